@@ -1,0 +1,237 @@
+// The matrices of a 130m-shaped Mamba: one decode step against a plain read of the same bytes, and
+// a prompt of 512 tokens. Results are checked before anything is timed.
+#include <benchmark/benchmark.h>
+
+#include <chrono>
+#include <cmath>
+#include <cstdint>
+#include <memory>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include <mamba/ops.hpp>
+
+namespace {
+
+using namespace mamba;
+
+struct Size {
+  std::int64_t out, in;
+};
+constexpr int layers = 24;
+constexpr Size layer_sizes[] = {{3072, 768}, {80, 1536}, {1536, 48}, {768, 1536}};
+constexpr Size head_size{50280, 768};
+
+Tensor random_tensor(const Shape& shape, DType dtype) {
+  static std::mt19937 engine(1);
+  Tensor tensor(shape, DType::f32);
+  std::uniform_real_distribution<float> uniform(-1, 1);
+  for (std::int64_t i = 0; i < shape.count(); ++i) tensor.data<float>()[i] = uniform(engine);
+  return dtype == DType::f32 ? std::move(tensor) : tensor.to(Device::cpu(), dtype);
+}
+
+struct Model {
+  std::vector<Tensor> weights;  // layer by layer, the head last
+  explicit Model(DType dtype) {
+    for (int i = 0; i < layers; ++i) {
+      for (const Size& size : layer_sizes)
+        weights.push_back(random_tensor({size.out, size.in}, dtype));
+    }
+    weights.push_back(random_tensor({head_size.out, head_size.in}, dtype));
+  }
+  double bytes() const {
+    double sum = 0;
+    for (const Tensor& weight : weights) sum += static_cast<double>(weight.bytes());
+    return sum;
+  }
+};
+
+const Model& model(DType dtype) {
+  static std::unique_ptr<Model> models[4];
+  auto& one = models[static_cast<std::size_t>(dtype)];
+  if (!one) one = std::make_unique<Model>(dtype);
+  return *one;
+}
+
+double seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// Adds up all 8-byte words of [first, last) of every weight: eight sums, so that the additions
+// never wait.
+std::uint64_t read_part(const Model& model, int part, int parts) {
+  std::uint64_t sums[32] = {};
+  for (const Tensor& weight : model.weights) {
+    const auto* words = static_cast<const std::uint64_t*>(weight.view().data());
+    const std::int64_t count = weight.bytes() / 8 / 32;
+    for (std::int64_t i = count * part / parts; i < count * (part + 1) / parts; ++i) {
+      for (int k = 0; k < 32; ++k) sums[k] += words[32 * i + k];
+    }
+  }
+  std::uint64_t sum = 0;
+  for (const std::uint64_t one : sums) sum += one;
+  return sum;
+}
+
+void plain_read(const Model& model, int threads) {
+  std::vector<std::thread> others;
+  for (int i = 1; i < threads; ++i) {
+    others.emplace_back(
+        [&model, i, threads] { benchmark::DoNotOptimize(read_part(model, i, threads)); });
+  }
+  benchmark::DoNotOptimize(read_part(model, 0, threads));
+  for (std::thread& other : others) other.join();
+}
+
+// All matrices once, for `rows` rows; the head for its last row alone, as a prompt needs it.
+struct Pass {
+  const Model& model;
+  Stream& stream;
+  Tensor x, y, logits;
+
+  Pass(const Model& m, Stream& s, std::int64_t rows, DType dtype)
+      : model(m),
+        stream(s),
+        x(random_tensor({rows, 1536}, dtype)),
+        y({rows, 3072}, dtype),
+        logits({1, head_size.out}, DType::f32) {}
+
+  void multiply(const Tensor& weight, ConstTensorView from, TensorView to) {
+    Matmul op;
+    op.x = from.columns(0, weight.dim(1));
+    op.weight = weight;
+    op.y = to.columns(0, weight.dim(0));
+    run(op, stream);
+  }
+  void run_all() {
+    for (std::size_t i = 0; i + 1 < model.weights.size(); ++i) multiply(model.weights[i], x, y);
+    multiply(model.weights.back(), x.view().rows(x.dim(0) - 1, 1), logits);
+  }
+  void run_one(std::size_t kind) {
+    for (std::size_t i = kind; i + 1 < model.weights.size(); i += 4)
+      multiply(model.weights[i], x, y);
+  }
+
+  // The last layer's matrix and the head, at a few places, in double.
+  bool correct() {
+    run_all();
+    const Tensor xs = x.to(Device::cpu(), DType::f32);
+    const Tensor ys = y.to(Device::cpu(), DType::f32);
+    const auto check = [&](const Tensor& weight, const Tensor& result, std::int64_t row,
+                           std::int64_t result_row, double unit) {
+      const Tensor w = weight.to(Device::cpu(), DType::f32);
+      for (std::int64_t o = 0; o < weight.dim(0); o += 61) {
+        double sum = 0, magnitude = 0;
+        for (std::int64_t i = 0; i < weight.dim(1); ++i) {
+          const double product = static_cast<double>(xs.data<float>()[row * 1536 + i]) *
+                                 static_cast<double>(w.data<float>()[o * weight.dim(1) + i]);
+          sum += product;
+          magnitude += std::abs(product);
+        }
+        const double got =
+            static_cast<double>(result.data<float>()[result_row * result.dim(1) + o]);
+        const double bound = static_cast<double>(weight.dim(1)) * 0x1p-24 * magnitude;
+        if (!(std::abs(got - sum) <= bound + unit * std::abs(sum))) return false;
+      }
+      return true;
+    };
+    const double unit = x.dtype() == DType::f32 ? 0x1p-23 : 0x1p-7;
+    const std::int64_t last = x.dim(0) - 1;
+    return check(model.weights[model.weights.size() - 2], ys, last, last, unit) &&
+           check(model.weights.back(), logits, last, 0, 0x1p-23);
+  }
+};
+
+void decode(benchmark::State& state, DType dtype) {
+  const auto threads = static_cast<int>(state.range(0));
+  Stream stream(Device::cpu(), threads);
+  Pass pass(model(dtype), stream, 1, dtype);
+  if (!pass.correct()) return state.SkipWithError("wrong result");
+  // The two are measured in turn: on a shared machine the bandwidth changes from second to second.
+  double read = 0, multiply = 0;
+  for (auto _ : state) {
+    const double start = seconds();
+    plain_read(pass.model, threads);
+    const double middle = seconds();
+    pass.run_all();
+    const double end = seconds();
+    read += middle - start;
+    multiply += end - middle;
+    state.SetIterationTime(end - middle);
+  }
+  const double bytes = pass.model.bytes() * static_cast<double>(state.iterations());
+  state.counters["GB/s"] = bytes / multiply * 1e-9;
+  state.counters["read_GB/s"] = bytes / read * 1e-9;
+  state.counters["of_read"] = read / multiply;
+}
+BENCHMARK_CAPTURE(decode, f32, DType::f32)
+    ->Arg(1)
+    ->Arg(2)
+    ->UseManualTime()
+    ->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(decode, bf16, DType::bf16)
+    ->Arg(1)
+    ->Arg(2)
+    ->UseManualTime()
+    ->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(decode, f16, DType::f16)
+    ->Arg(1)
+    ->Arg(2)
+    ->UseManualTime()
+    ->Unit(benchmark::kMillisecond);
+
+// 1 to 8 rows share one read of the weights.
+void decode_rows(benchmark::State& state, DType dtype) {
+  Stream stream(Device::cpu(), 2);
+  Pass pass(model(dtype), stream, state.range(0), dtype);
+  if (!pass.correct()) return state.SkipWithError("wrong result");
+  for (auto _ : state) pass.run_all();
+}
+BENCHMARK_CAPTURE(decode_rows, f32, DType::f32)
+    ->DenseRange(1, 9)
+    ->UseRealTime()
+    ->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(decode_rows, bf16, DType::bf16)
+    ->DenseRange(1, 9)
+    ->UseRealTime()
+    ->Unit(benchmark::kMillisecond);
+
+void prefill(benchmark::State& state, DType dtype) {
+  constexpr std::int64_t tokens = 512;
+  Stream stream(Device::cpu(), static_cast<int>(state.range(0)));
+  Pass pass(model(dtype), stream, tokens, dtype);
+  if (!pass.correct()) return state.SkipWithError("wrong result");
+  for (auto _ : state) pass.run_all();
+  state.counters["tok/s"] = benchmark::Counter(static_cast<double>(tokens * state.iterations()),
+                                               benchmark::Counter::kIsRate);
+}
+BENCHMARK_CAPTURE(prefill, f32, DType::f32)
+    ->Arg(1)
+    ->Arg(2)
+    ->UseRealTime()
+    ->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(prefill, bf16, DType::bf16)
+    ->Arg(1)
+    ->Arg(2)
+    ->UseRealTime()
+    ->Unit(benchmark::kMillisecond);
+
+// The four matrices of a layer apart (24 of each): 0 in_proj, 1 x_proj, 2 dt_proj, 3 out_proj.
+void prefill_one(benchmark::State& state) {
+  constexpr std::int64_t tokens = 512;
+  const auto kind = static_cast<std::size_t>(state.range(0));
+  Stream stream(Device::cpu(), static_cast<int>(state.range(1)));
+  Pass pass(model(DType::f32), stream, tokens, DType::f32);
+  for (auto _ : state) pass.run_one(kind);
+  const double flops = 2.0 * layers * tokens * static_cast<double>(layer_sizes[kind].out) *
+                       static_cast<double>(layer_sizes[kind].in);
+  state.counters["GFLOP/s"] = benchmark::Counter(
+      flops * 1e-9 * static_cast<double>(state.iterations()), benchmark::Counter::kIsRate);
+}
+BENCHMARK(prefill_one)
+    ->ArgsProduct({{0, 1, 2, 3}, {1, 2}})
+    ->UseRealTime()
+    ->Unit(benchmark::kMillisecond);
+
+}  // namespace

@@ -1,0 +1,267 @@
+// mamba-lm generate: reads a prompt, writes what follows, stops anywhere and goes on from there.
+#include <unistd.h>
+
+#include <algorithm>
+#include <charconv>
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <mamba/generator.hpp>
+
+#include "commands.hpp"
+#include "interrupt.hpp"
+#include "sampling_flags.hpp"
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using Ids = std::vector<std::int32_t>;
+
+struct GenerateFlags {
+  ModelFlags model;
+  SamplingFlags sampling;
+  std::optional<std::string> prompt_ids;
+  std::optional<std::string> prompt;
+  std::string form;  // "ids", "text"; empty: as the prompt was given
+  std::int64_t max_tokens = 128;
+  std::int64_t chunk = 512;
+  std::vector<std::string> stop;
+  bool ignore_eos = false;
+  std::string save_state;
+  std::string resume;
+};
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+// "1,2,3", or "1 2 3" as this program prints them.
+Ids parse_ids(const std::string& text) {
+  Ids ids;
+  const char* at = text.data();
+  const char* const end = at + text.size();
+  while (at != end) {
+    std::int32_t id = 0;
+    const auto [after, error] = std::from_chars(at, end, id);
+    const bool separated = after == end || *after == ',' || *after == ' ';
+    if (error != std::errc() || !separated) {
+      throw mamba::ArgumentError("generate", "--prompt-ids", "token ids separated by commas",
+                                 "\"" + std::string(at, std::find(at, end, ',')) + "\"");
+    }
+    ids.push_back(id);
+    at = after == end ? end : after + 1;
+  }
+  return ids;
+}
+
+// What turns text into ids for this model, if anything does.
+std::optional<mamba::Tokenizer> tokenizer_of(const mamba::LanguageModel& model) {
+  if (model.config().vocab_size == 256) return mamba::Tokenizer::bytes();
+  return std::nullopt;
+}
+
+void check_text_is_possible(const GenerateFlags& flags, const mamba::LanguageModel& model) {
+  if (tokenizer_of(model)) return;
+  const char* flag = flags.prompt           ? "--prompt"
+                     : !flags.stop.empty()  ? "--stop"
+                     : flags.form == "text" ? "--as text"
+                                            : nullptr;
+  if (flag == nullptr) return;
+  throw mamba::ArgumentError("generate", flag, "a model of bytes (vocabulary of 256)",
+                             "one of " + std::to_string(model.config().vocab_size) +
+                                 " tokens; text for it is not supported yet, give and take token "
+                                 "ids (--prompt-ids, --as ids)");
+}
+
+Ids prompt_of(const GenerateFlags& flags, const mamba::LanguageModel& model) {
+  if (flags.prompt) return tokenizer_of(model)->encode(*flags.prompt);
+  if (!flags.prompt_ids) return {};
+  const Ids ids = parse_ids(*flags.prompt_ids);
+  const std::int64_t vocab = model.config().vocab_size;
+  for (const std::int32_t id : ids) {  // all of them before the first piece is read
+    if (id >= 0 && id < vocab) continue;
+    throw mamba::ArgumentError("generate", "--prompt-ids", "0 to " + std::to_string(vocab - 1),
+                               std::to_string(id));
+  }
+  return ids;
+}
+
+// New tokens on standard output, each as soon as it is there.
+class Output {
+ public:
+  explicit Output(bool as_text) : as_text_(as_text) {}
+
+  // False if nobody can read them any more.
+  bool write(std::int32_t token) {
+    const std::string text = as_text_ ? mamba::Tokenizer::bytes().decode({token})
+                                      : (any_ ? " " : "") + std::to_string(token);
+    any_ = true;
+    return put(text);
+  }
+
+  void finish() {
+    if (any_ && !as_text_ && good_) put("\n");
+    if (good_) return;
+    throw mamba::Error("generate", "standard output", "that it can be written", "a failure");
+  }
+
+ private:
+  bool put(const std::string& text) {
+    good_ = std::fwrite(text.data(), 1, text.size(), stdout) == text.size() &&
+            std::fflush(stdout) == 0 && good_;
+    return good_;
+  }
+
+  bool as_text_;
+  bool any_ = false;
+  bool good_ = true;
+};
+
+// A line on a terminal that is rewritten while a long prompt is read. Nothing where nobody watches.
+class Progress {
+ public:
+  explicit Progress(std::size_t total) : total_(total), shown_(isatty(STDERR_FILENO) != 0) {}
+  ~Progress() {
+    if (any_) std::fputs("\r\033[K", stderr);
+  }
+  Progress(const Progress&) = delete;
+  Progress& operator=(const Progress&) = delete;
+
+  void show(std::size_t done) {
+    constexpr double interval = 0.1;  // more often is only work for the terminal
+    if (!shown_ || (any_ && seconds_since(last_) < interval)) return;
+    std::fprintf(stderr, "\rreading the prompt: %zu of %zu tokens, %.0f tok/s", done, total_,
+                 static_cast<double>(done) / seconds_since(start_));
+    any_ = true;
+    last_ = Clock::now();
+  }
+
+ private:
+  std::size_t total_;
+  bool shown_;
+  bool any_ = false;
+  Clock::time_point start_ = Clock::now();
+  Clock::time_point last_;
+};
+
+// Reads the prompt piece by piece; returns how many of its tokens were read before an interrupt.
+std::size_t read_prompt(mamba::Generator& generator, const Ids& prompt, std::int64_t chunk) {
+  Progress progress(prompt.size());
+  std::size_t done = 0;
+  while (done < prompt.size() && !interrupted()) {
+    const std::size_t count = std::min(static_cast<std::size_t>(chunk), prompt.size() - done);
+    const auto first = prompt.begin() + static_cast<std::ptrdiff_t>(done);
+    generator.read(Ids(first, first + static_cast<std::ptrdiff_t>(count)));
+    done += count;
+    if (done < prompt.size()) progress.show(done);
+  }
+  return done;
+}
+
+std::size_t write_tokens(mamba::Generator& generator, const GenerateFlags& flags, Output& output) {
+  const auto tokenizer = mamba::Tokenizer::bytes();
+  mamba::GenerateOptions options;
+  options.max_tokens = flags.max_tokens;
+  options.ignore_eos = flags.ignore_eos;
+  options.stop = flags.stop;
+  options.tokenizer = &tokenizer;
+  options.on_token = [&](std::int32_t token) { return output.write(token) && !interrupted(); };
+  return generator.generate(options).tokens.size();
+}
+
+mamba::Generator make_generator(const GenerateFlags& flags, const mamba::LanguageModel& model,
+                                mamba::Stream& stream) {
+  if (flags.resume.empty()) return mamba::Generator(model, flags.sampling.options(), stream);
+  mamba::Generator generator = mamba::Generator::restore(flags.resume, model, stream);
+  flags.sampling.check_agree(generator.options(), flags.resume);
+  return generator;
+}
+
+void report_speed(std::size_t read, double read_seconds, std::size_t written,
+                  double write_seconds) {
+  const auto speed = [](std::size_t tokens, double seconds) {
+    return tokens == 0 ? 0.0 : static_cast<double>(tokens) / std::max(seconds, 1e-9);
+  };
+  std::fprintf(stderr,
+               "mamba-lm: prompt %zu tokens, %.1f tok/s; generated %zu tokens, %.1f tok/s\n", read,
+               speed(read, read_seconds), written, speed(written, write_seconds));
+}
+
+void check_flags(const GenerateFlags& flags) {
+  check_at_least("generate", "-n", flags.max_tokens, 0);
+  check_at_least("generate", "--chunk", flags.chunk, 1);
+  const bool has_prompt =
+      (flags.prompt && !flags.prompt->empty()) || (flags.prompt_ids && !flags.prompt_ids->empty());
+  if (!has_prompt && flags.resume.empty()) {
+    throw mamba::ArgumentError("generate", "prompt", "--prompt-ids, --prompt or --resume",
+                               flags.prompt || flags.prompt_ids ? "an empty prompt" : "none");
+  }
+  if (!flags.save_state.empty()) check_can_write("generate", "--save-state", flags.save_state);
+}
+
+int generate(const GenerateFlags& flags) {
+  catch_interrupts();
+  check_flags(flags);
+  const mamba::LanguageModel model = flags.model.load("generate");
+  check_text_is_possible(flags, model);
+  const Ids prompt = prompt_of(flags, model);
+  mamba::Stream stream = flags.model.stream();
+  mamba::Generator generator = make_generator(flags, model, stream);
+
+  const auto start = Clock::now();
+  const std::size_t read = read_prompt(generator, prompt, flags.chunk);
+  const double read_seconds = seconds_since(start);
+
+  const auto written_from = Clock::now();
+  Output output(flags.form.empty() ? flags.prompt.has_value() : flags.form == "text");
+  const std::size_t written = interrupted() ? 0 : write_tokens(generator, flags, output);
+  const double write_seconds = seconds_since(written_from);
+
+  if (!flags.save_state.empty()) generator.save(flags.save_state);
+  output.finish();
+  report_speed(read, read_seconds, written, write_seconds);
+  if (read < prompt.size()) {
+    std::fprintf(stderr, "mamba-lm: stopped after %zu of %zu prompt tokens\n", read, prompt.size());
+  }
+  return interrupted() ? exit_interrupted : 0;
+}
+
+void add_prompt_flags(CLI::App& sub, GenerateFlags& flags) {
+  CLI::Option* ids = sub.add_option("--prompt-ids", flags.prompt_ids, "Token ids: 1,2,3");
+  sub.add_option("--prompt", flags.prompt,
+                 "Text; for now only for models of bytes (vocabulary of 256)")
+      ->excludes(ids);
+  sub.add_option("--as", flags.form,
+                 "Print the new tokens as ids or as text (default: as the prompt was given; ids "
+                 "without one)")
+      ->check(CLI::IsMember({"ids", "text"}));
+  sub.add_option("--chunk", flags.chunk, "Prompt tokens per call; memory grows with it")
+      ->capture_default_str();
+}
+
+}  // namespace
+
+void add_generate(CLI::App& app, Command& command) {
+  CLI::App* sub = app.add_subcommand(
+      "generate",
+      "What follows a prompt: new tokens on standard output, all else on standard error");
+  const auto flags = std::make_shared<GenerateFlags>();
+  flags->model.add_folder(*sub);
+  add_prompt_flags(*sub, *flags);
+  sub->add_option("-n", flags->max_tokens, "New tokens at most")->capture_default_str();
+  sub->add_option("--stop", flags->stop, "Stop after this text; may be given several times")
+      ->allow_extra_args(false);
+  sub->add_flag("--ignore-eos", flags->ignore_eos,
+                "Go on after the end-of-text token of config.json");
+  sub->add_option("--save-state", flags->save_state,
+                  "Write all that is needed to go on, also on Ctrl-C");
+  sub->add_option("--resume", flags->resume, "Go on from such a file; a prompt is read after it");
+  flags->sampling.add(*sub);
+  flags->model.add_placement(*sub);
+  sub->callback([flags, &command] { command = [flags] { return generate(*flags); }; });
+}

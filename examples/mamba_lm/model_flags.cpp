@@ -1,0 +1,56 @@
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <optional>
+
+#include <mamba/error.hpp>
+
+#include "commands.hpp"
+
+void ModelFlags::add_folder(CLI::App& app) {
+  app.add_option("MODEL", folder, "Folder with config.json and model.safetensors (or its shards)");
+}
+
+void ModelFlags::add_placement(CLI::App& app) {
+  app.add_option("--device", device, "cpu, cuda or cuda:N")->capture_default_str();
+  app.add_option("--dtype", dtype,
+                 "Matrices and activations: f32, bf16 or f16 (default: as in the file)")
+      ->check(CLI::IsMember({"f32", "bf16", "f16"}));
+  app.add_option("--threads", threads, "CPU threads (default: one per core)")
+      ->check(CLI::Range(1, 4096));
+}
+
+mamba::LanguageModel ModelFlags::load(const char* command) const {
+  // Optional to the parser so that the message is ours.
+  if (folder.empty()) {
+    throw mamba::ArgumentError(command, "MODEL", "a model folder", "none");
+  }
+  std::optional<mamba::DType> wanted;
+  if (!dtype.empty()) wanted = mamba::parse_storage_dtype(dtype);
+  return mamba::LanguageModel::load(folder, wanted, mamba::Device::parse(device));
+}
+
+mamba::Stream ModelFlags::stream() const {
+  return mamba::Stream(mamba::Device::parse(device), threads);
+}
+
+void check_at_least(const char* command, const char* flag, std::int64_t value, std::int64_t low) {
+  if (value >= low) return;
+  throw mamba::ArgumentError(command, flag, std::to_string(low) + " or more",
+                             std::to_string(value));
+}
+
+void check_can_write(const char* command, const char* flag, const std::string& path) {
+  namespace fs = std::filesystem;
+  const auto refuse = [&](const std::string& why) {
+    throw mamba::Error(command, flag, "a file that can be written", path + ": " + why);
+  };
+  if (fs::is_directory(path)) refuse("a folder");
+  const fs::path parent = fs::path(path).parent_path();
+  const std::string folder = parent.empty() ? "." : parent.string();
+  // Files are written under another name first and then renamed, so it is the folder that counts.
+  if (access(folder.c_str(), W_OK | X_OK) != 0) refuse(folder + ": " + std::strerror(errno));
+  if (!fs::is_directory(folder)) refuse(folder + " is not a folder");
+}

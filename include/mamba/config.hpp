@@ -1,0 +1,56 @@
+// The sizes and options of one Mamba layer and of a whole model.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace mamba {
+
+// One layer (Gu & Dao 2023; names as in mamba_ssm). Zero means "by the published rule".
+struct LayerConfig {
+  std::int64_t d_model = 0;  // must be given
+  std::int64_t d_state = 16;
+  std::int64_t d_conv = 4;
+  std::int64_t expand = 2;
+  std::int64_t d_inner = 0;    // 0: expand * d_model
+  std::int64_t dt_rank = 0;    // 0: ceil(d_model / 16)
+  bool use_bias = false;       // biases of in_proj and out_proj
+  bool use_conv_bias = true;
+  bool norm_dt_b_c = false;    // Falcon-Mamba: RMS norm without weight on dt, B and C
+  float norm_dt_b_c_epsilon = 1e-6f;
+  // For initialisation only: the range of softplus(dt_bias), and the scale of dt_proj.
+  float dt_min = 1e-3f;
+  float dt_max = 0.1f;
+  float dt_floor = 1e-4f;
+  float dt_scale = 1.0f;
+
+  // A copy with the zeros filled in. Impossible sizes are an ArgumentError naming the field.
+  LayerConfig resolved() const;
+};
+
+// A language model: embedding, n_layer residual layers, final norm, head.
+struct ModelConfig {
+  LayerConfig layer;
+  std::int64_t n_layer = 0;     // must be given
+  std::int64_t vocab_size = 0;  // must be given: the ids there are, and the columns of logits
+  std::int64_t vocab_rows = 0;  // rows of the embedding, padded; 0: vocab_size rounded up to 8
+  bool tie_embeddings = true;   // the head is the embedding
+  float norm_epsilon = 1e-5f;
+  std::vector<std::int32_t> eos_token_ids;  // ids that end a text; may be empty
+
+  // Everything the file said, as JSON text, so that saving keeps the keys we do not know.
+  std::string source_json;
+
+  ModelConfig resolved() const;
+};
+
+// config.json as published, with the keys of Hugging Face (model_type mamba and falcon_mamba) or of
+// mamba_ssm. `where` names the file in errors. A missing, mistyped, zero, negative or absurdly large
+// field is a FormatError naming it.
+ModelConfig parse_config(const std::string& json_text, const std::string& where);
+
+// config.json with the keys of Hugging Face. Unknown keys of `source_json` are kept.
+std::string to_json(const ModelConfig& config);
+
+}  // namespace mamba

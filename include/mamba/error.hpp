@@ -1,0 +1,37 @@
+// Every error this library reports, in one form: "where: name: expected ..., got ...".
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+namespace mamba {
+
+// `where` is the operation or function, `name` the tensor, field, file or argument that is wrong.
+// Thrown before any work is done: operands, states and files are as they were.
+class Error : public std::runtime_error {
+ public:
+  Error(const std::string& where, const std::string& name, const std::string& expected,
+        const std::string& got)
+      : std::runtime_error(where + ": " + name + ": expected " + expected + ", got " + got) {}
+};
+
+// The call cannot work: a shape, dtype, device or value does not fit.
+class ArgumentError : public Error {
+ public:
+  using Error::Error;
+};
+
+// CUDA failed, is not in this build, or has no such device.
+class DeviceError : public Error {
+ public:
+  using Error::Error;
+};
+
+// A file lies about itself or is not of the promised form. (A file the system will not open, read or
+// write is a plain Error.)
+class FormatError : public Error {
+ public:
+  using Error::Error;
+};
+
+}  // namespace mamba

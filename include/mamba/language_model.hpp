@@ -1,0 +1,125 @@
+// A Mamba language model: embedding, stack, head; read from and written to folders as published.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include <mamba/config.hpp>
+#include <mamba/stack.hpp>
+#include <mamba/state.hpp>
+#include <mamba/weights.hpp>
+
+namespace mamba {
+
+struct ModelOptions : SequenceOptions {
+  // Longer calls go through in pieces of about this many tokens (batch x time), so that memory does not
+  // grow with the prompt. A call with a row map goes through whole.
+  std::int64_t piece_tokens = 2048;
+};
+
+// Constant once made, like Layer.
+class LanguageModel {
+ public:
+  LanguageModel(const ModelConfig& config, ModelWeights weights);
+  // Fresh weights by the published recipe.
+  static LanguageModel random(const ModelConfig& config, std::uint64_t seed,
+                              DType dtype = DType::f32, Device device = Device::cpu());
+
+  // A folder with config.json and model.safetensors, or shards and model.safetensors.index.json, with the
+  // tensor names of Hugging Face or of mamba_ssm. `dtype` is of matrices and activations; absent, as in
+  // the file. What is missing, surplus or of a wrong shape is a FormatError naming it.
+  static LanguageModel load(const std::string& folder, std::optional<DType> dtype = std::nullopt,
+                            Device device = Device::cpu());
+  // config.json (with the keys that were read and not understood) and model.safetensors, names of Hugging
+  // Face, each tensor in the dtype it was read from.
+  void save(const std::string& folder) const;
+
+  const ModelConfig& config() const { return config_; }  // resolved
+  const Stack& stack() const { return stack_; }
+  const Tensor& embedding() const { return embedding_; }
+  const Tensor& head() const { return head_ ? head_ : embedding_; }
+  DType dtype() const { return embedding_.dtype(); }
+  Device device() const { return embedding_.device(); }
+  // f(published name, tensor) for every weight.
+  using WeightVisitor = std::function<void(const std::string&, const Tensor&)>;
+  void each_weight(const WeightVisitor& f) const;
+  std::int64_t parameters() const;
+
+  // Tells two models apart by configuration and weights: the same for every dtype and device one folder
+  // is loaded with, and kept by saving in the file's dtype. 32 hexadecimal digits.
+  std::string fingerprint() const;
+
+  StackState make_state(std::int64_t batch) const { return stack_.make_state(batch); }
+
+  // Reads ids [batch, time] i32, any time >= 0, continuing from `state`. What is computed follows from the
+  // shape of `logits` (f32, dense): [batch, time, vocab_size] all positions; [batch, vocab_size] the last
+  // one (time >= 1); absent none. On the CPU an id out of range is an ArgumentError before any work.
+  void forward(ConstTensorView ids, StackState& state, TensorView logits, Stream& stream,
+               const ModelOptions& options = {}) const;
+
+ private:
+  void check_call(const ConstTensorView& ids, const StackState& state, const TensorView& logits,
+                  const Stream& stream, const ModelOptions& options) const;
+  void forward_piece(ConstTensorView ids, StackState& state, TensorView logits, Stream& stream,
+                     const StackOptions& options) const;
+  void check_ids(const ConstTensorView& ids) const;
+
+  ModelConfig config_;
+  Stack stack_;
+  Tensor embedding_;  // [vocab_rows, d_model]
+  Tensor head_;       // the same; absent when tied
+  std::string loaded_fingerprint_;                 // empty unless loaded
+  std::map<std::string, std::string> file_dtypes_;  // tensor name -> dtype it was read from
+};
+
+inline void LanguageModel::forward(ConstTensorView ids, StackState& state, TensorView logits,
+                                   Stream& stream, const ModelOptions& options) const {
+  check_call(ids, state, logits, stream, options);
+  const std::int64_t batch = ids.dim(0);
+  const std::int64_t time = ids.dim(1);
+  const bool every_position = logits && logits.rank() == 3;
+  const std::int64_t piece =
+      options.rows.read ? time : options.piece_tokens / std::max<std::int64_t>(1, batch);
+  std::int64_t first = 0;
+  do {  // once even for time 0: a row map may move states
+    const std::int64_t count = std::min(std::max<std::int64_t>(1, piece), time - first);
+    StackOptions piece_options;
+    if (options.reset) piece_options.reset = options.reset.columns(first, count);
+    piece_options.rows = options.rows;
+    TensorView wanted;
+    if (every_position) {
+      wanted = logits.steps(first, count);
+    } else if (logits && first + count == time) {
+      wanted = logits.reshape({batch, 1, config_.vocab_size});
+    }
+    forward_piece(ids.columns(first, count), state, wanted, stream, piece_options);
+    first += count;
+  } while (first < time);
+}
+
+inline void LanguageModel::forward_piece(ConstTensorView ids, StackState& state, TensorView logits,
+                                         Stream& stream, const StackOptions& options) const {
+  Scratch scratch(stream);
+  Embedding embed;
+  embed.ids = ids;
+  embed.table = embedding_;
+  embed.y = scratch.take({ids.dim(0), ids.dim(1), config_.layer.d_model}, dtype());
+  run(embed, stream);
+
+  const TensorView hidden = scratch.take(embed.y.shape(), dtype());
+  stack_.forward(embed.y, state, hidden, stream, options);
+  if (!logits) return;
+
+  Matmul head;  // the last positions, as many as are wanted, over the real vocabulary
+  head.x = hidden.steps(hidden.dim(1) - logits.dim(1), logits.dim(1));
+  head.weight = this->head().view().rows(0, config_.vocab_size);
+  head.y = logits;
+  run(head, stream);
+}
+
+}  // namespace mamba

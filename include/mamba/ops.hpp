@@ -1,0 +1,154 @@
+// What can be computed: one struct of named operands per operation, its mathematics in the comment, and
+// one verb. run(op, stream) checks every operand, then computes on the stream's device.
+//
+// Set operands by name:
+//
+//   CausalConv conv;
+//   conv.x = xz.columns(0, d_inner);
+//   conv.weight = weights.conv_weight;
+//   conv.y = activated;
+//   run(conv, stream);
+//
+// T is the storage type (f32, bf16 or f16), one for all operands marked T; every sum and every state of
+// a recurrence is f32. An operand called optional may be left absent. Sizes may be zero. Outputs must
+// not overlap inputs except where it says so. A wrong operand is an ArgumentError before any work.
+#pragma once
+
+#include <cstdint>
+
+#include <mamba/stream.hpp>
+#include <mamba/tensor.hpp>
+
+namespace mamba {
+
+// y = x weight^T + bias
+struct Matmul {
+  ConstTensorView x;       // [..., in] T
+  ConstTensorView weight;  // [out, in] T
+  ConstTensorView bias;    // [out] T, optional
+  TensorView y;            // [..., out] T or f32
+};
+
+// Which rows of a larger state the batch rows of a call stand for. Batch row b continues from state row
+// read[b] and leaves its final state in row write[b]; read[b] < 0 starts from zero, write[b] < 0 drops
+// the final state, and both < 0 marks padding: its y is zeros. Absent, row b is state row b.
+// A state row written by one batch row may not be read or written by another of the same call.
+struct RowMap {
+  ConstTensorView read;   // [batch] i32, optional
+  ConstTensorView write;  // [batch] i32, optional; both or neither
+};
+
+// Depthwise causal convolution, its memory an explicit state (Gu & Dao 2023, section 3.4):
+//   y[b, t, c] = act(bias[c] + sum_k weight[c, k] x[b, t - (width - 1) + k, c])
+// where x before t = 0 is the initial state. act is SiLU, or the identity. Any width >= 1.
+// reset[b, t] != 0 makes everything before step t zero, for step t and all after it.
+struct CausalConv {
+  ConstTensorView x;              // [batch, time, channels] T
+  ConstTensorView weight;         // [channels, width] f32
+  ConstTensorView bias;           // [channels] f32, optional
+  ConstTensorView initial_state;  // [rows, channels, width - 1] T, oldest first; absent: zeros
+  TensorView final_state;         // the same; may be the same memory as initial_state; optional
+  RowMap rows;                    // absent: rows == batch
+  ConstTensorView reset;          // [batch, time] i32, optional
+  TensorView step_states;         // [batch, time, channels, width - 1] T: the state after each step; optional
+  TensorView y;                   // [batch, time, channels] T
+  bool silu = true;
+};
+
+// The selective scan (Gu & Dao 2023, algorithm 2), its memory an explicit state. Per batch row and
+// channel c, over states n:
+//   delta = softplus(dt[t, c] + dt_bias[c])            softplus(v) = v above 20, else log1p(exp(v))
+//   h[n]  = exp(delta A[c, n]) h[n] + delta B[t, n] x[t, c]            A = -exp(A_log)
+//   y     = (sum_n C[t, n] h[n] + D[c] x[t, c]) silu(z[t, c])
+// h starts as the initial state and ends as the final state. d_state is 1 to 256.
+// reset[b, t] != 0 sets h to zero (whatever it was) before step t.
+struct SelectiveScan {
+  ConstTensorView x;              // [batch, time, channels] T
+  ConstTensorView dt;             // [batch, time, channels] T
+  ConstTensorView A_log;          // [channels, d_state] f32
+  ConstTensorView B;              // [batch, time, d_state] T
+  ConstTensorView C;              // [batch, time, d_state] T
+  ConstTensorView D;              // [channels] f32, optional
+  ConstTensorView z;              // [batch, time, channels] T, optional
+  ConstTensorView dt_bias;        // [channels] f32, optional
+  ConstTensorView initial_state;  // [rows, channels, d_state] f32; absent: zeros
+  TensorView final_state;         // the same; may be the same memory as initial_state; optional
+  RowMap rows;                    // absent: rows == batch
+  ConstTensorView reset;          // [batch, time] i32, optional
+  TensorView step_states;         // [batch, time, channels, d_state] f32: h after each step; optional
+  TensorView y;                   // [batch, time, channels] T; may be the same memory as x, dt or z
+};
+
+// The residual stream and its norm in one pass (Zhang & Sennrich 2019, pre-norm form):
+//   sum = residual + x;  residual = sum;  y = sum rsqrt(mean(sum^2) + epsilon) weight
+// The mean is over the last dimension. An absent residual or x counts as zero, but not both.
+struct AddRmsNorm {
+  ConstTensorView x;       // [..., channels] T, optional
+  TensorView residual;     // [..., channels] f32, read and written; optional
+  ConstTensorView weight;  // [channels] f32, optional: ones
+  TensorView y;            // [..., channels] T; may be the same memory as x
+  float epsilon = 1e-5f;
+};
+
+// y[..., :] = table[ids[...], :]. An id outside the table is an ArgumentError on the CPU; on CUDA its row
+// becomes NaN and the stream's next synchronize() throws.
+struct Embedding {
+  ConstTensorView ids;    // [batch, time] i32
+  ConstTensorView table;  // [vocab, d_model] T
+  TensorView y;           // [batch, time, d_model] T or f32
+};
+
+// One token id per row of logits.
+//   1. Where seen != 0, a positive logit is divided by repetition_penalty, any other multiplied by it
+//      (Keskar et al. 2019; once per distinct token).
+//   2. temperature == 0: the largest logit, the lowest id among equals.
+//   3. Otherwise p = softmax(logits / temperature), over what top_k, then top_p, then min_p leave:
+//      top_k  the k largest (0: all);
+//      top_p  the fewest largest whose probabilities sum to at least top_p (1: all);
+//      min_p  those with at least min_p times the probability of the largest (0: all).
+//      Equals are ordered by id, lowest first. The token is drawn from p with one uniform number,
+//      Philox4x32-10 (Salmon et al. 2011) keyed by seed[b] at counter draws[b], which then grows by one.
+// The chosen id is marked in seen. A NaN logit counts as minus infinity; a row without a finite
+// maximum is an ArgumentError on the CPU and id -1 with the stream's flag set on CUDA.
+struct Sample {
+  ConstTensorView logits;  // [batch, vocab] f32
+  ConstTensorView seed;    // [batch, 2] i32: low and high half of a 64-bit seed; needed if temperature > 0
+  TensorView draws;        // [batch] i32, read and written; needed if temperature > 0
+  TensorView seen;         // [batch, vocab] i32, read and written; needed if repetition_penalty != 1
+  TensorView ids;          // [batch] i32
+  float temperature = 0;
+  std::int64_t top_k = 0;
+  float top_p = 1;
+  float min_p = 0;
+  float repetition_penalty = 1;
+};
+
+// to[to_rows[i]] = from[from_rows[i]], whole rows (everything below the first dimension); an absent list
+// counts i = 0, 1, 2, .... For i in 0 .. n - 1, n being the length of a list that is there, or else of
+// both tensors. `to_rows` may not name a row twice, and `from` and `to` must not overlap. On CUDA a
+// source row out of range gives NaN, a target row out of range is left out, and the stream's next
+// synchronize() throws.
+struct CopyRows {
+  ConstTensorView from;       // [rows, ...] any dtype, dense
+  ConstTensorView from_rows;  // [n] i32, optional
+  TensorView to;              // [rows, ...] of from's dtype, dense
+  ConstTensorView to_rows;    // [n] i32, optional
+};
+
+// view[b] = 0, whatever was there, for every row b with mask[b] != 0, or that a row map calls padding.
+struct ZeroRows {
+  ConstTensorView mask;  // [rows] i32; this or
+  RowMap padding;        // [rows]
+  TensorView view;       // [rows, ...] any dtype
+};
+
+void run(const Matmul& op, Stream& stream);
+void run(const CausalConv& op, Stream& stream);
+void run(const SelectiveScan& op, Stream& stream);
+void run(const AddRmsNorm& op, Stream& stream);
+void run(const Embedding& op, Stream& stream);
+void run(const Sample& op, Stream& stream);
+void run(const CopyRows& op, Stream& stream);
+void run(const ZeroRows& op, Stream& stream);
+
+}  // namespace mamba

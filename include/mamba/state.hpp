@@ -1,0 +1,109 @@
+// What a Mamba remembers, as a value: make it, pass it, copy it, branch it, batch it, move it.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include <mamba/config.hpp>
+#include <mamba/stream.hpp>
+#include <mamba/tensor.hpp>
+
+namespace mamba {
+
+// The memory of one layer for each batch row. Zero means nothing seen yet.
+//
+// Every verb checks before it touches anything and names what does not fit (ArgumentError). Each exists
+// with a Stream& last, ordered on it, and without: then it is done when the call returns. Row lists are
+// [n] i32; on the CPU a row out of range is an ArgumentError, on CUDA its target row becomes NaN (gather)
+// or is left alone (scatter) and the stream's next synchronize() throws.
+struct MambaState {
+  Tensor conv;  // [batch, d_inner, d_conv - 1], the model's dtype: the conv's last inputs, oldest first
+  Tensor ssm;   // [batch, d_inner, d_state] f32: h of the recurrence
+
+  MambaState() = default;
+  // Nothing seen yet. `config` may have zeros in it, as for Layer.
+  MambaState(const LayerConfig& config, std::int64_t batch, DType dtype,
+             Device device = Device::cpu());
+
+  std::int64_t batch() const { return ssm ? ssm.dim(0) : 0; }
+  std::int64_t bytes() const { return conv.bytes() + ssm.bytes(); }
+  Device device() const { return ssm.device(); }
+
+  // An independent snapshot.
+  MambaState clone() const;
+  MambaState clone(Stream& stream) const;
+  // Puts a snapshot back. Same shapes, dtypes and device; allocates nothing.
+  void copy_from(const MambaState& other);
+  void copy_from(const MambaState& other, Stream& stream);
+  // Forgets everything, or the rows b with mask[b] != 0 (mask [batch] i32). Whatever was there, NaN
+  // included, becomes zero.
+  void reset();
+  void reset(Stream& stream);
+  void reset(ConstTensorView mask);
+  void reset(ConstTensorView mask, Stream& stream);
+  // On another device; dtype converts conv only (ssm is always f32).
+  MambaState to(Device device, DType dtype) const;
+  MambaState to(Device device, DType dtype, Stream& stream) const;
+  // A new state whose row i is this state's row rows[i].
+  MambaState gather(ConstTensorView rows) const;
+  MambaState gather(ConstTensorView rows, Stream& stream) const;
+  // Row rows[i] of this state becomes row i of `source`; the others stay. A row named twice is an error.
+  void scatter(const MambaState& source, ConstTensorView rows);
+  void scatter(const MambaState& source, ConstTensorView rows, Stream& stream);
+  // Each row k times, one after the other: [a, b] becomes [a, a, b, b].
+  MambaState repeat(std::int64_t k) const;
+  MambaState repeat(std::int64_t k, Stream& stream) const;
+  // The rows of all parts, in order.
+  static MambaState concat(const std::vector<const MambaState*>& parts);
+  static MambaState concat(const std::vector<const MambaState*>& parts, Stream& stream);
+};
+
+// The memory of a whole stack, layer by layer, with the same verbs.
+struct StackState {
+  std::vector<MambaState> layers;
+
+  StackState() = default;
+  StackState(const LayerConfig& config, std::int64_t n_layer, std::int64_t batch, DType dtype,
+             Device device = Device::cpu());
+
+  std::int64_t batch() const { return layers.empty() ? 0 : layers.front().batch(); }
+  std::int64_t bytes() const;
+  Device device() const { return layers.empty() ? Device::cpu() : layers.front().device(); }
+
+  StackState clone() const;
+  StackState clone(Stream& stream) const;
+  void copy_from(const StackState& other);
+  void copy_from(const StackState& other, Stream& stream);
+  void reset();
+  void reset(Stream& stream);
+  void reset(ConstTensorView mask);
+  void reset(ConstTensorView mask, Stream& stream);
+  StackState to(Device device, DType dtype) const;
+  StackState to(Device device, DType dtype, Stream& stream) const;
+  StackState gather(ConstTensorView rows) const;
+  StackState gather(ConstTensorView rows, Stream& stream) const;
+  void scatter(const StackState& source, ConstTensorView rows);
+  void scatter(const StackState& source, ConstTensorView rows, Stream& stream);
+  StackState repeat(std::int64_t k) const;
+  StackState repeat(std::int64_t k, Stream& stream) const;
+  static StackState concat(const std::vector<const StackState*>& parts);
+  static StackState concat(const std::vector<const StackState*>& parts, Stream& stream);
+};
+
+// The state of one layer after every step of a forward call, for going back to any of them.
+struct StepStates {
+  Tensor conv;  // [batch, time, d_inner, d_conv - 1]
+  Tensor ssm;   // [batch, time, d_inner, d_state] f32
+
+  // Shapes it for a call of `batch` x `time` steps; keeps its memory if the shape is already right.
+  void prepare(const MambaState& like, std::int64_t batch, std::int64_t time);
+  // state = the state after step t of every row. 0 <= t < time.
+  void restore(std::int64_t t, MambaState& state, Stream& stream) const;
+};
+
+// Hugging Face and mamba_ssm keep the conv state one input wider, [batch, d_inner, d_conv], newest last;
+// its oldest column is never used again.
+Tensor to_wide_conv_state(const Tensor& conv);  // [.., d_conv - 1] -> [.., d_conv], oldest column 0
+Tensor from_wide_conv_state(const Tensor& wide);  // [.., d_conv] -> [.., d_conv - 1]
+
+}  // namespace mamba

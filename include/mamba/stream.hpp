@@ -1,0 +1,61 @@
+// The order in which work happens, and the memory it borrows meanwhile.
+#pragma once
+
+#include <memory>
+
+#include <mamba/device.hpp>
+#include <mamba/tensor.hpp>
+
+namespace mamba {
+
+// A sequence of operations on one device. On the CPU an operation is done when its call returns, using
+// up to `threads` threads; on CUDA it is queued on a CUDA stream. One stream is used by one host thread
+// at a time; different streams may run the same Layer at once.
+class Stream {
+ public:
+  // threads: of the CPU device; 0 takes one per core. Ignored on CUDA.
+  explicit Stream(Device device = Device::cpu(), int threads = 0);
+  // Work on the caller's cudaStream_t, which must outlive this object.
+  static Stream borrow(Device device, void* cuda_stream);
+  ~Stream();
+  Stream(Stream&&) noexcept;
+  Stream& operator=(Stream&&) noexcept;
+
+  Device device() const;
+  int threads() const;
+  void* cuda_stream() const;  // nullptr on the CPU
+
+  // Waits for all work queued so far. Throws once the error of an operation that found bad values in
+  // device memory (a token id or row out of range).
+  void synchronize();
+
+ private:
+  friend class Scratch;
+  friend struct StreamAccess;  // the kernels' side, src/detail/stream_access.hpp
+  struct Impl;
+  explicit Stream(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+// The calling thread's own stream of a device, made on first use and kept until the thread ends.
+Stream& default_stream(Device device = Device::cpu());
+
+// A bump arena on a stream: tensors that live until the scope ends. Memory is kept by the stream, at
+// addresses that stay the same for the same sequence of calls, so after the first call nothing is
+// allocated and a recorded CUDA graph stays valid. Scopes nest.
+class Scratch {
+ public:
+  explicit Scratch(Stream& stream);
+  ~Scratch();
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  TensorView take(const Shape& shape, DType dtype);  // uninitialised, 256-byte aligned
+
+ private:
+  Stream& stream_;
+  std::size_t block_;
+  std::size_t offset_;
+};
+
+}  // namespace mamba

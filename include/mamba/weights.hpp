@@ -1,0 +1,92 @@
+// The weights of one layer and of a whole model, each with one list of (name, tensor, shape, dtype) that
+// allocating, checking, loading, saving, counting and initialising walk.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include <mamba/config.hpp>
+#include <mamba/tensor.hpp>
+
+namespace mamba {
+
+// Matrices and projection biases have the model's dtype; what enters the recurrence is always f32.
+struct LayerWeights {
+  Tensor in_proj;        // [2 d_inner, d_model]: rows of x first, then of z
+  Tensor in_proj_bias;   // [2 d_inner], with use_bias
+  Tensor conv_weight;    // [d_inner, d_conv] f32
+  Tensor conv_bias;      // [d_inner] f32, with use_conv_bias
+  Tensor x_proj;         // [dt_rank + 2 d_state, d_inner]: rows of dt, B, C
+  Tensor dt_proj;        // [d_inner, dt_rank]
+  Tensor dt_bias;        // [d_inner] f32
+  Tensor A_log;          // [d_inner, d_state] f32
+  Tensor D;              // [d_inner] f32
+  Tensor out_proj;       // [d_model, d_inner]
+  Tensor out_proj_bias;  // [d_model], with use_bias
+
+  // f(name, tensor, shape, dtype) for every tensor that `config` (resolved) has, in a fixed order. `name`
+  // is the published one. Self is LayerWeights or const LayerWeights.
+  template <class Self, class F>
+  static void each(Self& weights, const LayerConfig& config, DType dtype, F&& f) {
+    const LayerConfig& c = config;
+    f("in_proj.weight", weights.in_proj, Shape{2 * c.d_inner, c.d_model}, dtype);
+    if (c.use_bias) f("in_proj.bias", weights.in_proj_bias, Shape{2 * c.d_inner}, dtype);
+    f("conv1d.weight", weights.conv_weight, Shape{c.d_inner, c.d_conv}, DType::f32);
+    if (c.use_conv_bias) f("conv1d.bias", weights.conv_bias, Shape{c.d_inner}, DType::f32);
+    f("x_proj.weight", weights.x_proj, Shape{c.dt_rank + 2 * c.d_state, c.d_inner}, dtype);
+    f("dt_proj.weight", weights.dt_proj, Shape{c.d_inner, c.dt_rank}, dtype);
+    f("dt_proj.bias", weights.dt_bias, Shape{c.d_inner}, DType::f32);
+    f("A_log", weights.A_log, Shape{c.d_inner, c.d_state}, DType::f32);
+    f("D", weights.D, Shape{c.d_inner}, DType::f32);
+    f("out_proj.weight", weights.out_proj, Shape{c.d_model, c.d_inner}, dtype);
+    if (c.use_bias) f("out_proj.bias", weights.out_proj_bias, Shape{c.d_model}, dtype);
+  }
+};
+
+// The residual layers, each with the norm before it, and the norm after the last.
+struct StackWeights {
+  std::vector<LayerWeights> layers;
+  std::vector<Tensor> norms;  // n_layer x [d_model] f32
+  Tensor norm_f;              // [d_model] f32
+
+  template <class Self, class F>
+  static void each(Self& weights, const ModelConfig& config, DType dtype, F&& f) {
+    const Shape norm_shape{config.layer.d_model};
+    for (std::size_t i = 0; i < weights.layers.size(); ++i) {
+      const std::string prefix = "backbone.layers." + std::to_string(i) + ".";
+      f(prefix + "norm.weight", weights.norms[i], norm_shape, DType::f32);
+      LayerWeights::each(weights.layers[i], config.layer, dtype,
+                         [&](const char* name, auto& tensor, const Shape& shape, DType type) {
+                           f(prefix + "mixer." + name, tensor, shape, type);
+                         });
+    }
+    f(std::string("backbone.norm_f.weight"), weights.norm_f, norm_shape, DType::f32);
+  }
+};
+
+struct ModelWeights {
+  Tensor embedding;  // [vocab_rows, d_model]
+  StackWeights stack;
+  Tensor head;  // [vocab_rows, d_model]; absent when tied: the embedding serves
+
+  template <class Self, class F>
+  static void each(Self& weights, const ModelConfig& config, DType dtype, F&& f) {
+    const Shape vocabulary{config.vocab_rows, config.layer.d_model};
+    f(std::string("backbone.embeddings.weight"), weights.embedding, vocabulary, dtype);
+    StackWeights::each(weights.stack, config, dtype, f);
+    if (!config.tie_embeddings) f(std::string("lm_head.weight"), weights.head, vocabulary, dtype);
+  }
+};
+
+// Fresh weights by the published recipe (mamba_ssm 2.3): every Linear U(+-1/sqrt(fan_in)), out_proj
+// further divided by sqrt(n_layer), biases zero; conv weight and bias U(+-1/sqrt(d_conv)); dt_proj
+// U(+-dt_scale/sqrt(dt_rank)) and its bias the inverse softplus of a dt log-uniform in [dt_min, dt_max];
+// A_log[d, n] = log(n + 1); D = 1; norms 1; embedding N(0, 0.02). Drawn from Philox keyed by `seed`:
+// the same on every machine. On the CPU.
+LayerWeights random_layer_weights(const LayerConfig& config, DType dtype, std::uint64_t seed,
+                                  std::int64_t n_layer = 1);
+ModelWeights random_model_weights(const ModelConfig& config, DType dtype, std::uint64_t seed);
+
+}  // namespace mamba

@@ -1,0 +1,110 @@
+#include <mamba/config.hpp>
+
+#include <fmt/format.h>
+
+#include <mamba/error.hpp>
+
+#include "host/json.hpp"
+
+namespace mamba {
+namespace {
+
+// The shortest decimal that reads back as this float: 1e-05 and not 9.999999747378752e-06.
+Json number(float value) { return Json::parse(fmt::format("{}", value)).get<double>(); }
+
+template <class Value>
+void set_if_missing(Json& json, const char* key, const Value& value) {
+  if (!json.contains(key)) json[key] = value;
+}
+
+Json source_of(const ModelConfig& config) {
+  if (config.source_json.empty()) return Json::object();
+  Json json;
+  try {
+    json = parse_json(config.source_json, "to_json");
+  } catch (const FormatError& error) {
+    throw ArgumentError("to_json", "source_json", "JSON of a config", error.what());
+  }
+  if (!json.is_object()) {
+    throw ArgumentError("to_json", "source_json", "an object", describe(json));
+  }
+  return json;
+}
+
+// A file of mamba_ssm becomes one of Hugging Face: what is said in other words goes, the rest
+// stays.
+void translate_mamba_ssm(Json& json) {
+  if (json.contains("ssm_cfg") && json["ssm_cfg"].contains("dt_init")) {
+    json["time_step_init_scheme"] = json["ssm_cfg"]["dt_init"];
+  }
+  for (const char* key : {"d_model", "n_layer", "ssm_cfg", "d_intermediate", "attn_layer_idx",
+                          "attn_cfg", "tie_embeddings"}) {
+    json.erase(key);
+  }
+}
+
+void write_layer(const LayerConfig& layer, Json& json) {
+  json["hidden_size"] = layer.d_model;
+  json["intermediate_size"] = layer.d_inner;
+  json["state_size"] = layer.d_state;
+  json["conv_kernel"] = layer.d_conv;
+  json["expand"] = layer.expand;
+  json["time_step_rank"] = layer.dt_rank;
+  json["time_step_min"] = number(layer.dt_min);
+  json["time_step_max"] = number(layer.dt_max);
+  json["time_step_floor"] = number(layer.dt_floor);
+  json["time_step_scale"] = number(layer.dt_scale);
+  json["use_bias"] = layer.use_bias;
+  json["use_conv_bias"] = layer.use_conv_bias;
+  if (layer.norm_dt_b_c) {
+    json["mixer_rms_eps"] = number(layer.norm_dt_b_c_epsilon);
+  } else {
+    json.erase("mixer_rms_eps");
+  }
+}
+
+// transformers sizes the embedding by vocab_size, so that must be its rows. How many of them are
+// real ids has no key there.
+void write_vocabulary(const ModelConfig& config, Json& json) {
+  json["vocab_size"] = config.vocab_rows;
+  if (config.vocab_size != config.vocab_rows) {
+    json["mamba_cpp"]["vocab_size"] = config.vocab_size;
+  } else {
+    json.erase("mamba_cpp");
+  }
+  const auto& ids = config.eos_token_ids;
+  // null is written out, because a missing key means 0 to transformers.
+  json["eos_token_id"] = ids.empty() ? Json() : ids.size() == 1 ? Json(ids[0]) : Json(ids);
+}
+
+}  // namespace
+
+std::string to_json(const ModelConfig& given) {
+  const ModelConfig config = given.resolved();
+  Json json = source_of(config);
+  const std::string type = config.layer.norm_dt_b_c ? "falcon_mamba" : "mamba";
+  if (!json.contains("model_type")) translate_mamba_ssm(json);
+  if (!json.contains("architectures") || json["model_type"] != type) {
+    const char* name = config.layer.norm_dt_b_c ? "FalconMambaForCausalLM" : "MambaForCausalLM";
+    json["architectures"] = Json::array({name});
+  }
+  json["model_type"] = type;
+  write_layer(config.layer, json);
+  json["num_hidden_layers"] = config.n_layer;
+  json["layer_norm_epsilon"] = number(config.norm_epsilon);
+  json["tie_word_embeddings"] = config.tie_embeddings;
+  write_vocabulary(config, json);
+  // Published files carry these older names beside the others.
+  if (json.contains("d_model")) json["d_model"] = config.layer.d_model;
+  if (json.contains("n_layer")) json["n_layer"] = config.n_layer;
+  set_if_missing(json, "hidden_act", "silu");
+  set_if_missing(json, "time_step_init_scheme", "random");
+  set_if_missing(json, "rms_norm", true);
+  set_if_missing(json, "residual_in_fp32", true);
+  set_if_missing(json, "rescale_prenorm_residual", false);
+  set_if_missing(json, "initializer_range", 0.1);
+  set_if_missing(json, "use_cache", true);
+  return json.dump(2) + "\n";
+}
+
+}  // namespace mamba

@@ -1,0 +1,151 @@
+// Generator::save and restore: a generation on disk, and on again.
+#include <mamba/generator.hpp>
+
+#include <fmt/format.h>
+
+#include <nlohmann/json.hpp>
+
+#include <mamba/check.hpp>
+#include <mamba/state_file.hpp>
+
+namespace mamba {
+
+namespace {
+
+constexpr const char* where = "Generator::restore";
+constexpr const char* note = "generator";
+constexpr const char* logits_name = "generator.logits";
+constexpr const char* seen_name = "generator.seen";
+constexpr const char* recent_name = "generator.recent";
+
+Tensor id_list(const std::vector<std::int32_t>& ids) {
+  return Tensor::from(ids, {static_cast<std::int64_t>(ids.size())});
+}
+
+std::string to_note(const SamplingOptions& options, std::int32_t draws) {
+  return nlohmann::json{{"temperature", options.temperature},
+                        {"top_k", options.top_k},
+                        {"top_p", options.top_p},
+                        {"min_p", options.min_p},
+                        {"repetition_penalty", options.repetition_penalty},
+                        {"seed", options.seed},
+                        {"draws", draws}}
+      .dump();
+}
+
+struct Sampling {
+  SamplingOptions options;
+  std::int32_t draws = 0;
+};
+
+Sampling from_note(const std::string& path, const std::string& text) {
+  Sampling sampling;
+  SamplingOptions& options = sampling.options;
+  try {
+    const auto json = nlohmann::json::parse(text);
+    json.at("temperature").get_to(options.temperature);
+    json.at("top_k").get_to(options.top_k);
+    json.at("top_p").get_to(options.top_p);
+    json.at("min_p").get_to(options.min_p);
+    json.at("repetition_penalty").get_to(options.repetition_penalty);
+    json.at("seed").get_to(options.seed);
+    json.at("draws").get_to(sampling.draws);
+    options.check();
+  } catch (const std::exception& error) {
+    throw FormatError(where, path, "sampling options as saved", error.what());
+  }
+  return sampling;
+}
+
+// The file is a generation of one sequence, by this model, loaded in the dtype it was saved from.
+void check_saved(const std::string& path, const SavedState& saved, const LanguageModel& model) {
+  const StateMetadata& metadata = saved.metadata;
+  const std::string fingerprint = model.fingerprint();
+  if (metadata.fingerprint != fingerprint) {
+    throw FormatError(where, path, "a state of this model (" + fingerprint + ")",
+                      metadata.fingerprint.empty()
+                          ? "a state of no stated model"
+                          : "one of another (" + metadata.fingerprint + ")");
+  }
+  if (metadata.notes.count(note) == 0 || metadata.tokens_seen.size() != 1) {
+    throw FormatError(where, path, "a saved generation of one sequence", "a bare state");
+  }
+  try {
+    model.stack().check_state(where, saved.state, 1);
+  } catch (const ArgumentError& error) {
+    throw FormatError(where, path,
+                      fmt::format("a state of this model in {}", name_of(model.dtype())),
+                      error.what());
+  }
+}
+
+const Tensor& extra(const std::string& path, const SavedState& saved, const char* name,
+                    DType dtype) {
+  const auto found = saved.extras.find(name);
+  if (found == saved.extras.end() || found->second.dtype() != dtype) {
+    throw FormatError(where, path, std::string("a saved generation with ") + name, "none");
+  }
+  return found->second;
+}
+
+std::vector<std::int32_t> ids(const std::string& path, const SavedState& saved, const char* name,
+                              std::int64_t vocab) {
+  const Tensor& list = extra(path, saved, name, DType::i32);
+  std::vector<std::int32_t> result;
+  for (std::int64_t i = 0; i < list.count(); ++i) {
+    result.push_back(list.data<std::int32_t>()[i]);
+    if (result.back() < 0 || result.back() >= vocab) {
+      throw FormatError(where, path, fmt::format("token ids 0 to {}", vocab - 1),
+                        fmt::format("{}", result.back()));
+    }
+  }
+  return result;
+}
+
+}  // namespace
+
+void Generator::save(const std::string& path) {
+  settle();
+  std::vector<std::int32_t> seen;
+  const auto* flags = seen_.data<std::int32_t>();
+  for (std::int32_t id = 0; id < model_->config().vocab_size; ++id) {
+    if (flags[id] != 0) seen.push_back(id);
+  }
+  const Tensor seen_list = id_list(seen);
+  const Tensor recent_list = id_list(recent_);
+  StateMetadata metadata;
+  metadata.fingerprint = model_->fingerprint();
+  metadata.tokens_seen = {tokens_seen_};
+  metadata.notes[note] = to_note(options_, *draws_.data<std::int32_t>());
+  mamba::save(path, state_, metadata,
+              {{logits_name, logits_}, {seen_name, seen_list}, {recent_name, recent_list}});
+}
+
+Generator Generator::restore(const std::string& path, const LanguageModel& model, Stream& stream) {
+  SavedState saved = load_state(path, model.device());
+  check_saved(path, saved, model);
+  const Sampling sampling = from_note(path, saved.metadata.notes.at(note));
+  const std::int64_t vocab = model.config().vocab_size;
+  const Tensor& logits = extra(path, saved, logits_name, DType::f32);
+  if (logits.shape() != Shape{1, vocab}) {
+    throw FormatError(where, path, fmt::format("{} [1, {}]", logits_name, vocab),
+                      logits.shape().to_string());
+  }
+
+  Generator generator(model, sampling.options, stream);
+  for (const std::int32_t id : ids(path, saved, seen_name, vocab)) {
+    generator.seen_.data<std::int32_t>()[id] = 1;
+  }
+  generator.recent_ = ids(path, saved, recent_name, vocab);
+  generator.logits_ = logits.to(model.device());
+  generator.state_ = std::move(saved.state);
+  generator.draws_ = Tensor::from<std::int32_t>({sampling.draws}, {1}).to(model.device());
+  generator.tokens_seen_ = saved.metadata.tokens_seen.front();
+  return generator;
+}
+
+Generator Generator::restore(const std::string& path, const LanguageModel& model) {
+  return restore(path, model, default_stream(model.device()));
+}
+
+}  // namespace mamba

@@ -1,0 +1,155 @@
+#include <mamba/language_model.hpp>
+
+#include <fmt/format.h>
+
+#include <utility>
+
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include "host/fingerprint.hpp"
+
+namespace mamba {
+
+LanguageModel::LanguageModel(const ModelConfig& config, ModelWeights weights)
+    : config_(config.resolved()),
+      stack_(config_, std::move(weights.stack)),
+      embedding_(std::move(weights.embedding)),
+      head_(std::move(weights.head)) {
+  const Shape vocabulary{config_.vocab_rows, config_.layer.d_model};
+  check::is("LanguageModel", "embeddings.weight", embedding_, vocabulary, stack_.dtype(),
+            stack_.device());
+  if (!config_.tie_embeddings) {
+    check::is("LanguageModel", "lm_head.weight", head_, vocabulary, dtype(), device());
+  } else if (head_) {
+    throw ArgumentError("LanguageModel", "lm_head.weight", "none (the config ties it)",
+                        head_.shape().to_string());
+  }
+}
+
+LanguageModel LanguageModel::random(const ModelConfig& config, std::uint64_t seed, DType dtype,
+                                    Device device) {
+  ModelWeights weights = random_model_weights(config, dtype, seed);
+  if (device.is_cuda()) {
+    ModelWeights::each(
+        weights, config.resolved(), dtype,
+        [&](const std::string&, Tensor& tensor, const Shape&, DType) { tensor = tensor.to(device); });
+  }
+  return LanguageModel(config, std::move(weights));
+}
+
+void LanguageModel::each_weight(const WeightVisitor& f) const {
+  f("backbone.embeddings.weight", embedding_);
+  for (std::size_t i = 0; i < stack_.size(); ++i) {
+    const std::string prefix = fmt::format("backbone.layers.{}.", i);
+    f(prefix + "norm.weight", stack_.norm(i));
+    const Layer& layer = stack_.layer(i);
+    LayerWeights::each(layer.weights(), layer.config(), layer.dtype(),
+                       [&](const char* name, const Tensor& tensor, const Shape&, DType) {
+                         f(prefix + "mixer." + name, tensor);
+                       });
+  }
+  f("backbone.norm_f.weight", stack_.norm(stack_.size()));
+  if (head_) f("lm_head.weight", head_);
+}
+
+std::int64_t LanguageModel::parameters() const {
+  std::int64_t sum = 0;
+  each_weight([&](const std::string&, const Tensor& tensor) { sum += tensor.count(); });
+  return sum;
+}
+
+std::string LanguageModel::fingerprint() const {
+  if (!loaded_fingerprint_.empty()) return loaded_fingerprint_;
+  Fingerprint fingerprint(config_);
+  each_weight([&](const std::string& name, const Tensor& tensor) {
+    const Tensor host = tensor.to(Device::cpu());
+    fingerprint.add(name, file_dtype_name(host.dtype()), host.view().data(), host.bytes());
+  });
+  return fingerprint.text();
+}
+
+void LanguageModel::check_call(const ConstTensorView& ids, const StackState& state,
+                               const TensorView& logits, const Stream& stream,
+                               const ModelOptions& options) const {
+  constexpr const char* where = "LanguageModel::forward";
+  check::rank(where, "ids", ids, 2);
+  check::is(where, "ids", ids, ids.shape(), DType::i32, device());
+  if (stream.device() != device()) {
+    throw ArgumentError(where, "stream", device().name(), stream.device().name());
+  }
+  const std::int64_t batch = ids.dim(0);
+  const std::int64_t time = ids.dim(1);
+  stack_.check_state(where, state, options.rows.read ? state.batch() : batch);
+  if (logits && logits.rank() == 2) {
+    check::is(where, "logits", logits, {batch, config_.vocab_size}, DType::f32, device());
+    check::range(where, "time (for the last logits)", time, 1, INT64_MAX);
+  } else if (logits) {
+    check::is(where, "logits", logits, {batch, time, config_.vocab_size}, DType::f32, device());
+  }
+  if (logits && !logits.is_dense()) {
+    throw ArgumentError(where, "logits", "a dense tensor", "a strided view");
+  }
+  if (options.reset) {
+    check::is(where, "reset", options.reset, {batch, time}, DType::i32, device());
+  }
+  check::range(where, "piece_tokens", options.piece_tokens, 1, INT64_MAX);
+  if (device().is_cpu()) check_ids(ids);
+}
+
+// All of them, before the first piece is read.
+void LanguageModel::check_ids(const ConstTensorView& ids) const {
+  for (std::int64_t b = 0; b < ids.dim(0); ++b) {
+    const std::int32_t* row = ids.data<std::int32_t>() + b * ids.row_pitch();
+    for (std::int64_t t = 0; t < ids.dim(1); ++t) {
+      check::range("LanguageModel::forward", "ids", row[t], 0, config_.vocab_size - 1);
+    }
+  }
+}
+
+// ---- fingerprint --------------------------------------------------------------------------------
+
+struct Fingerprint::Impl {
+  XXH3_state_t state;
+};
+
+Fingerprint::Fingerprint(const ModelConfig& c) : impl_(std::make_unique<Impl>()) {
+  XXH3_128bits_reset(&impl_->state);
+  const LayerConfig& l = c.layer;
+  text(fmt::format("{} {} {} {} {} {} {} {} {} {} {} {} {}", c.n_layer, c.vocab_size, c.vocab_rows,
+                   c.tie_embeddings, c.norm_epsilon, l.d_model, l.d_state, l.d_conv, l.d_inner,
+                   l.dt_rank, l.use_bias, l.use_conv_bias,
+                   l.norm_dt_b_c ? l.norm_dt_b_c_epsilon : -1.0f));
+}
+
+Fingerprint::~Fingerprint() = default;
+
+void Fingerprint::text(const std::string& value) {
+  XXH3_128bits_update(&impl_->state, value.c_str(), value.size() + 1);  // the 0 ends it
+}
+
+void Fingerprint::add(const std::string& name, const std::string& dtype, const void* data,
+                      std::int64_t bytes) {
+  text(name + " " + dtype);
+  if (bytes > 0) XXH3_128bits_update(&impl_->state, data, static_cast<std::size_t>(bytes));
+}
+
+std::string Fingerprint::text() const {
+  const XXH128_hash_t hash = XXH3_128bits_digest(&impl_->state);
+  return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
+}
+
+std::string file_dtype_name(DType dtype) {
+  switch (dtype) {
+    case DType::bf16:
+      return "BF16";
+    case DType::f16:
+      return "F16";
+    case DType::i32:
+      return "I32";
+    default:
+      return "F32";
+  }
+}
+
+}  // namespace mamba

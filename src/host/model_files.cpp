@@ -1,0 +1,207 @@
+// LanguageModel::load and save: folders as published.
+#include <fmt/format.h>
+
+#include <filesystem>
+#include <fstream>
+#include <list>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <sstream>
+
+#include <mamba/language_model.hpp>
+#include <mamba/safetensors.hpp>
+
+#include "host/fingerprint.hpp"
+
+namespace mamba {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+constexpr const char* where = "LanguageModel::load";
+
+std::string read_text(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::ostringstream text;
+  text << file.rdbuf();
+  if (!file) throw Error(where, path.string(), "a file that can be read", "none");
+  return text.str();
+}
+
+// The safetensors file or files of a folder, seen as one.
+class Checkpoint {
+ public:
+  explicit Checkpoint(const fs::path& folder) {
+    const fs::path single = folder / "model.safetensors";
+    const fs::path index = folder / "model.safetensors.index.json";
+    if (fs::exists(single)) {
+      add(single);
+    } else if (fs::exists(index)) {
+      add_shards(folder, index);
+    } else if (fs::exists(folder / "pytorch_model.bin") ||
+               fs::exists(folder / "pytorch_model.bin.index.json")) {
+      throw FormatError(where, folder.string(), "model.safetensors",
+                        "only pytorch_model.bin; scripts/bin_to_safetensors.py converts it");
+    } else {
+      throw FormatError(where, folder.string(), "model.safetensors or its index", "neither");
+    }
+  }
+
+  struct Found {
+    const SafetensorsFile* file = nullptr;
+    const SafetensorsEntry* entry = nullptr;
+    explicit operator bool() const { return entry != nullptr; }
+  };
+
+  // mamba_ssm calls the embedding differently.
+  Found find(const std::string& name) const {
+    const std::string second =
+        name == "backbone.embeddings.weight" ? "backbone.embedding.weight" : name;
+    for (const std::string& one : {name, second}) {
+      const auto found = tensors_.find(one);
+      if (found != tensors_.end()) return found->second;
+    }
+    return {};
+  }
+
+  Found get(const std::string& name) const {
+    const Found found = find(name);
+    if (!found) throw FormatError(where, files_.front().path(), name, "no tensor of that name");
+    return found;
+  }
+
+  // Every tensor must have been used: an ignored bias would give silently wrong logits.
+  void check_all_used(const std::set<const SafetensorsEntry*>& used) const {
+    for (const auto& [name, found] : tensors_) {
+      if (used.count(found.entry) == 0) {
+        throw FormatError(where, name, "only tensors that the config has", "a surplus one");
+      }
+    }
+  }
+
+ private:
+  void add(const fs::path& path) { index(*files_.emplace(files_.end(), path.string())); }
+
+  void index(const SafetensorsFile& file) {
+    for (const SafetensorsEntry& entry : file.entries()) {
+      if (!tensors_.emplace(entry.name, Found{&file, &entry}).second) {
+        throw FormatError(where, file.path(), "every tensor in one shard", entry.name + " twice");
+      }
+    }
+  }
+
+  void add_shards(const fs::path& folder, const fs::path& index) {
+    std::map<std::string, std::string> shard_of;
+    try {
+      const auto json = nlohmann::json::parse(read_text(index));
+      json.at("weight_map").get_to(shard_of);
+    } catch (const nlohmann::json::exception& error) {
+      throw FormatError(where, index.string(), "an index with a weight_map of names", error.what());
+    }
+    std::set<std::string> names;
+    for (const auto& [tensor, shard] : shard_of) {
+      if (fs::path(shard).filename() != fs::path(shard) || shard == "..") {
+        throw FormatError(where, index.string(), "shards in the same folder", shard);
+      }
+      names.insert(shard);
+    }
+    for (const std::string& name : names) add(folder / name);
+    for (const auto& [tensor, shard] : shard_of) {
+      const auto found = tensors_.find(tensor);
+      if (found == tensors_.end() ||
+          fs::path(found->second.file->path()).filename() != fs::path(shard)) {
+        throw FormatError(where, index.string(), fmt::format("{} in {}", tensor, shard),
+                          "no such tensor there");
+      }
+    }
+  }
+
+  std::list<SafetensorsFile> files_;  // entries are pointed to: they must not move
+  std::map<std::string, Found> tensors_;
+};
+
+// What a config may leave to the tensors: whether there are biases, and how the vocabulary is padded.
+void settle(ModelConfig& config, const Checkpoint& checkpoint) {
+  const auto json = nlohmann::json::parse(config.source_json);
+  const std::string mixer = "backbone.layers.0.mixer.";
+  if (!json.contains("use_bias") && !json.contains("ssm_cfg")) {
+    config.layer.use_bias = static_cast<bool>(checkpoint.find(mixer + "in_proj.bias"));
+  }
+  if (!json.contains("use_conv_bias") && !json.contains("ssm_cfg")) {
+    config.layer.use_conv_bias = static_cast<bool>(checkpoint.find(mixer + "conv1d.bias"));
+  }
+  const Checkpoint::Found embedding = checkpoint.get("backbone.embeddings.weight");
+  if (!embedding.entry->shape.empty()) {
+    config.vocab_rows = std::max(config.vocab_size, embedding.entry->shape.front());
+  }
+}
+
+DType stored_dtype(const Checkpoint& checkpoint) {
+  const auto found = checkpoint.get("backbone.layers.0.mixer.in_proj.weight");
+  const std::optional<DType> dtype = tensor_dtype(*found.entry);
+  return dtype && *dtype != DType::i32 ? *dtype : DType::f32;
+}
+
+}  // namespace
+
+LanguageModel LanguageModel::load(const std::string& folder, std::optional<DType> dtype,
+                                  Device device) {
+  const fs::path config_path = fs::path(folder) / "config.json";
+  if (!fs::is_directory(folder)) throw Error(where, folder, "a folder", "none");
+  if (!fs::exists(config_path)) throw FormatError(where, folder, "config.json", "none");
+  ModelConfig config = parse_config(read_text(config_path), config_path.string());
+  const Checkpoint checkpoint(folder);
+  settle(config, checkpoint);
+  config = config.resolved();
+  const DType type = dtype ? *dtype : stored_dtype(checkpoint);
+
+  ModelWeights weights;
+  weights.stack.layers.resize(static_cast<std::size_t>(config.n_layer));
+  weights.stack.norms.resize(static_cast<std::size_t>(config.n_layer));
+  std::set<const SafetensorsEntry*> used;
+  std::map<std::string, std::string> file_dtypes;
+  Fingerprint fingerprint(config);
+  ModelWeights::each(
+      weights, config, type,
+      [&](const std::string& name, Tensor& tensor, const Shape& shape, DType tensor_type) {
+        const auto [file, entry] = checkpoint.get(name);
+        tensor = file->read(*entry, shape, tensor_type);
+        if (tensor_dtype(*entry) == tensor_type) {
+          fingerprint.add(name, entry->dtype, tensor.view().data(), tensor.bytes());
+        } else {
+          const std::vector<unsigned char> bytes = file->bytes(*entry);
+          fingerprint.add(name, entry->dtype, bytes.data(), entry->bytes);
+        }
+        if (device.is_cuda()) tensor = tensor.to(device);
+        used.insert(entry);
+        file_dtypes[name] = entry->dtype;
+      });
+  if (config.tie_embeddings) used.insert(checkpoint.find("lm_head.weight").entry);  // a copy
+  checkpoint.check_all_used(used);
+
+  LanguageModel model(config, std::move(weights));
+  model.loaded_fingerprint_ = fingerprint.text();
+  model.file_dtypes_ = std::move(file_dtypes);
+  return model;
+}
+
+void LanguageModel::save(const std::string& folder) const {
+  std::error_code error;
+  fs::create_directories(folder, error);
+  if (error) throw Error("LanguageModel::save", folder, "a folder", error.message());
+  std::vector<SafetensorsItem> items;
+  each_weight([&](const std::string& name, const Tensor& tensor) {
+    SafetensorsItem item{name, tensor};
+    const auto dtype = file_dtypes_.find(name);
+    if (dtype != file_dtypes_.end()) item.dtype = dtype->second;
+    if (tensor.rank() == 2 && name.find("conv1d.weight") != std::string::npos) {
+      item.shape = {tensor.dim(0), 1, tensor.dim(1)};  // as published
+    }
+    items.push_back(std::move(item));
+  });
+  save_safetensors((fs::path(folder) / "model.safetensors").string(), items, {{"format", "pt"}});
+  save_text((fs::path(folder) / "config.json").string(), to_json(config_));
+}
+
+}  // namespace mamba

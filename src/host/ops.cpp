@@ -1,0 +1,265 @@
+// run(op, stream): every operand is checked here, once, for every device.
+#include <mamba/ops.hpp>
+
+#include <fmt/format.h>
+
+#include <cmath>
+
+#include <mamba/check.hpp>
+
+#include "detail/backend.hpp"
+
+namespace mamba {
+
+namespace {
+
+// The checks every operand of one operation shares: named, typed and on the stream's device.
+class Operands {
+ public:
+  Operands(const char* where, const Stream& stream) : where_(where), device_(stream.device()) {}
+
+  void is(const char* name, const ConstTensorView& view, const Shape& shape, DType dtype) const {
+    check::is(where_, name, view, shape, dtype, device_);
+  }
+  void optional(const char* name, const ConstTensorView& view, const Shape& shape,
+                DType dtype) const {
+    if (view) is(name, view, shape, dtype);
+  }
+  void is_storage(const char* name, const ConstTensorView& view, const Shape& shape) const {
+    check::storage(where_, name, view);
+    is(name, view, shape, view.dtype());
+  }
+  void rank(const char* name, const ConstTensorView& view, int rank) const {
+    check::rank(where_, name, view, rank);
+  }
+  [[noreturn]] void fail(const char* name, const std::string& expected,
+                         const std::string& got) const {
+    throw ArgumentError(where_, name, expected, got);
+  }
+  const char* where() const { return where_; }
+
+ private:
+  const char* where_;
+  Device device_;
+};
+
+Shape with_channels(const ConstTensorView& view, std::int64_t channels) {
+  return view.shape().with(view.rank() - 1, channels);
+}
+
+// A row map, and what it says about the number of rows of the state. On the CPU its values are checked
+// too: state rows in range, none written that another batch row reads or writes.
+void check_rows(const Operands& operands, const RowMap& rows, std::int64_t batch,
+                std::int64_t state_rows, bool has_state) {
+  if (!rows.read && !rows.write) {
+    if (has_state && state_rows != batch) {
+      operands.fail("initial_state", fmt::format("{} rows (one per batch row)", batch),
+                    fmt::format("{}", state_rows));
+    }
+    return;
+  }
+  operands.is("rows.read", rows.read, {batch}, DType::i32);
+  operands.is("rows.write", rows.write, {batch}, DType::i32);
+  if (!has_state) operands.fail("initial_state", "a state for the rows to be in", "none");
+  if (rows.read.device().is_cuda()) return;
+  const auto* read = rows.read.data<std::int32_t>();
+  const auto* write = rows.write.data<std::int32_t>();
+  for (std::int64_t b = 0; b < batch; ++b) {
+    for (const auto& [name, row] : {std::pair("rows.read", read[b]), {"rows.write", write[b]}}) {
+      if (row >= state_rows) {
+        operands.fail(name, fmt::format("rows below {}", state_rows), fmt::format("{}", row));
+      }
+    }
+    for (std::int64_t other = 0; other < batch && write[b] >= 0; ++other) {
+      if (other != b && (read[other] == write[b] || write[other] == write[b])) {
+        operands.fail("rows.write", "no row that another batch row reads or writes",
+                      fmt::format("row {} from batch row {}", write[b], b));
+      }
+    }
+  }
+}
+
+// initial_state, final_state, rows, reset and step_states, which both recurrences share.
+template <class Op>
+void check_recurrence(const Operands& operands, const Op& op, std::int64_t width, DType dtype) {
+  const std::int64_t batch = op.x.dim(0);
+  const std::int64_t time = op.x.dim(1);
+  const std::int64_t channels = op.x.dim(2);
+  const ConstTensorView& state = op.initial_state ? op.initial_state : op.final_state;
+  if (state) operands.rank(op.initial_state ? "initial_state" : "final_state", state, 3);
+  const std::int64_t state_rows = state ? state.dim(0) : batch;
+  const Shape state_shape{state_rows, channels, width};
+  operands.optional("initial_state", op.initial_state, state_shape, dtype);
+  operands.optional("final_state", op.final_state, state_shape, dtype);
+  for (const auto& [name, view] : {std::pair<const char*, const ConstTensorView&>(
+                                       "initial_state", op.initial_state),
+                                   {"final_state", op.final_state}}) {
+    if (view && !view.is_dense()) operands.fail(name, "a dense tensor", "a strided view");
+  }
+  check_rows(operands, op.rows, batch, state_rows, static_cast<bool>(state));
+  operands.optional("reset", op.reset, {batch, time}, DType::i32);
+  operands.optional("step_states", op.step_states, {batch, time, channels, width}, dtype);
+}
+
+}  // namespace
+
+void run(const Matmul& op, Stream& stream) {
+  const Operands operands("matmul", stream);
+  operands.rank("weight", op.weight, 2);
+  check::present("matmul", "x", op.x);
+  operands.is_storage("x", op.x, with_channels(op.x, op.weight.dim(1)));
+  operands.is("weight", op.weight, op.weight.shape(), op.x.dtype());
+  operands.optional("bias", op.bias, {op.weight.dim(0)}, op.x.dtype());
+  check::dtype("matmul", "y", op.y, {op.x.dtype(), DType::f32});
+  operands.is("y", op.y, with_channels(op.x, op.weight.dim(0)), op.y.dtype());
+  if (op.x.rank() > 3) operands.fail("x", "at most 3 dimensions", op.x.shape().to_string());
+  if (op.y.count() > 0) host::run(op, stream);
+}
+
+void run(const CausalConv& op, Stream& stream) {
+  const Operands operands("causal_conv", stream);
+  operands.rank("x", op.x, 3);
+  operands.is_storage("x", op.x, op.x.shape());
+  const std::int64_t channels = op.x.dim(2);
+  operands.rank("weight", op.weight, 2);
+  const std::int64_t width = op.weight.dim(1);
+  check::range("causal_conv", "width", width, 1, std::int64_t{1} << 20);
+  operands.is("weight", op.weight, {channels, width}, DType::f32);
+  operands.optional("bias", op.bias, {channels}, DType::f32);
+  operands.is("y", op.y, op.x.shape(), op.x.dtype());
+  check_recurrence(operands, op, width - 1, op.x.dtype());
+  host::run(op, stream);
+}
+
+void run(const SelectiveScan& op, Stream& stream) {
+  const Operands operands("selective_scan", stream);
+  operands.rank("x", op.x, 3);
+  operands.is_storage("x", op.x, op.x.shape());
+  const DType dtype = op.x.dtype();
+  const std::int64_t channels = op.x.dim(2);
+  operands.rank("A_log", op.A_log, 2);
+  const std::int64_t d_state = op.A_log.dim(1);
+  check::range("selective_scan", "d_state", d_state, 1, 256);
+  operands.is("A_log", op.A_log, {channels, d_state}, DType::f32);
+  operands.is("dt", op.dt, op.x.shape(), dtype);
+  operands.is("B", op.B, with_channels(op.x, d_state), dtype);
+  operands.is("C", op.C, with_channels(op.x, d_state), dtype);
+  operands.optional("D", op.D, {channels}, DType::f32);
+  operands.optional("z", op.z, op.x.shape(), dtype);
+  operands.optional("dt_bias", op.dt_bias, {channels}, DType::f32);
+  operands.is("y", op.y, op.x.shape(), dtype);
+  check_recurrence(operands, op, d_state, DType::f32);
+  host::run(op, stream);
+}
+
+void run(const AddRmsNorm& op, Stream& stream) {
+  const Operands operands("add_rms_norm", stream);
+  check::present("add_rms_norm", "y", op.y);
+  operands.is_storage("y", op.y, op.y.shape());
+  if (!op.x && !op.residual) operands.fail("x", "x, residual or both", "neither");
+  operands.optional("x", op.x, op.y.shape(), op.y.dtype());
+  operands.optional("residual", op.residual, op.y.shape(), DType::f32);
+  operands.optional("weight", op.weight, {op.y.shape().back()}, DType::f32);
+  if (!(op.epsilon >= 0) || !std::isfinite(op.epsilon)) {
+    operands.fail("epsilon", "a finite number of at least 0", fmt::format("{}", op.epsilon));
+  }
+  if (op.y.rank() > 3) operands.fail("y", "at most 3 dimensions", op.y.shape().to_string());
+  if (op.y.count() > 0) host::run(op, stream);
+}
+
+void run(const Embedding& op, Stream& stream) {
+  const Operands operands("embedding", stream);
+  operands.rank("ids", op.ids, 2);
+  operands.is("ids", op.ids, op.ids.shape(), DType::i32);
+  operands.rank("table", op.table, 2);
+  operands.is_storage("table", op.table, op.table.shape());
+  check::dtype("embedding", "y", op.y, {op.table.dtype(), DType::f32});
+  operands.is("y", op.y, {op.ids.dim(0), op.ids.dim(1), op.table.dim(1)}, op.y.dtype());
+  host::run(op, stream);
+}
+
+void run(const Sample& op, Stream& stream) {
+  const Operands operands("sample", stream);
+  operands.rank("logits", op.logits, 2);
+  const std::int64_t batch = op.logits.dim(0);
+  const std::int64_t vocab = op.logits.dim(1);
+  operands.is("logits", op.logits, op.logits.shape(), DType::f32);
+  check::range("sample", "vocab", vocab, 1, std::int64_t{1} << 30);
+  operands.is("ids", op.ids, {batch}, DType::i32);
+  const auto at_least = [&](const char* name, float value, float low, float high) {
+    if (!(value >= low && value <= high)) {
+      operands.fail(name, fmt::format("{} to {}", low, high), fmt::format("{}", value));
+    }
+  };
+  at_least("temperature", op.temperature, 0, 1e6f);
+  at_least("top_p", op.top_p, 0, 1);
+  at_least("min_p", op.min_p, 0, 1);
+  at_least("repetition_penalty", op.repetition_penalty, 1e-3f, 1e3f);
+  check::range("sample", "top_k", op.top_k, 0, std::int64_t{1} << 30);
+  if (op.temperature > 0) {
+    operands.is("seed", op.seed, {batch, 2}, DType::i32);
+    operands.is("draws", op.draws, {batch}, DType::i32);
+  }
+  if (op.repetition_penalty != 1 || op.seen) {
+    operands.is("seen", op.seen, {batch, vocab}, DType::i32);
+  }
+  host::run(op, stream);
+}
+
+namespace {
+
+// A list of distinct or repeatable row numbers below `rows`; its values are checked on the CPU only.
+void check_row_list(const Operands& operands, const char* name, const ConstTensorView& list,
+                    std::int64_t n, std::int64_t rows, bool distinct) {
+  operands.is(name, list, {n}, DType::i32);
+  if (list.device().is_cuda()) return;
+  const auto* row = list.data<std::int32_t>();
+  for (std::int64_t i = 0; i < n; ++i) {
+    if (row[i] < 0 || row[i] >= rows) {
+      operands.fail(name, fmt::format("rows 0 to {}", rows - 1), fmt::format("{}", row[i]));
+    }
+    for (std::int64_t j = 0; distinct && j < i; ++j) {
+      if (row[j] == row[i]) {
+        operands.fail(name, "every row at most once", fmt::format("{} twice", row[i]));
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void run(const CopyRows& op, Stream& stream) {
+  const Operands operands("copy_rows", stream);
+  check::present("copy_rows", "from", op.from);
+  operands.is("from", op.from, op.from.shape(), op.from.dtype());
+  check::present("copy_rows", "to", op.to);
+  const std::int64_t n = op.from_rows ? op.from_rows.dim(0)
+                         : op.to_rows ? op.to_rows.dim(0)
+                                      : op.from.dim(0);
+  operands.is("to", op.to, op.from.shape().with(0, op.to_rows ? op.to.dim(0) : n),
+              op.from.dtype());
+  if (!op.from.is_dense()) operands.fail("from", "a dense tensor", "a strided view");
+  if (!op.to.is_dense()) operands.fail("to", "a dense tensor", "a strided view");
+  if (op.from_rows) {
+    check_row_list(operands, "from_rows", op.from_rows, n, op.from.dim(0), false);
+  } else {
+    operands.is("from", op.from, op.from.shape().with(0, n), op.from.dtype());
+  }
+  if (op.to_rows) check_row_list(operands, "to_rows", op.to_rows, n, op.to.dim(0), true);
+  if (op.from.count() > 0 && op.to.count() > 0) host::run(op, stream);
+}
+
+void run(const ZeroRows& op, Stream& stream) {
+  const Operands operands("zero_rows", stream);
+  check::present("zero_rows", "view", op.view);
+  operands.is("view", op.view, op.view.shape(), op.view.dtype());
+  if (op.mask) {
+    operands.is("mask", op.mask, {op.view.dim(0)}, DType::i32);
+  } else {
+    operands.is("padding.read", op.padding.read, {op.view.dim(0)}, DType::i32);
+    operands.is("padding.write", op.padding.write, {op.view.dim(0)}, DType::i32);
+  }
+  if (op.view.count() > 0) host::run(op, stream);
+}
+
+}  // namespace mamba

@@ -1,0 +1,45 @@
+// A view of rank 1 to 3 as rows of channels. A slice of [batch, time, channels] has two pitches, so
+// its rows need not be one pitch apart; where they are, batch and time merge into one row
+// dimension.
+#pragma once
+
+#include <cstdint>
+
+#include <mamba/tensor.hpp>
+
+namespace mamba::host {
+
+struct ChannelRows {
+  std::int64_t batch = 1;  // runs of rows
+  std::int64_t time = 1;   // rows in a run
+  std::int64_t batch_pitch = 0;
+  std::int64_t time_pitch = 0;
+
+  explicit ChannelRows(const ConstTensorView& view) {
+    if (view.rank() == 2) {
+      time = view.dim(0);
+      time_pitch = view.row_pitch();
+    } else if (view.rank() == 3) {
+      batch = view.dim(0);
+      time = view.dim(1);
+      batch_pitch = view.row_pitch();
+      time_pitch = view.step_pitch();
+    }
+    if (batch == 1 || time == 1 || batch_pitch == time * time_pitch) {
+      if (time == 1) time_pitch = batch_pitch;
+      time *= batch;
+      batch = 1;
+    }
+  }
+
+  // Whether row r begins at r time_pitch.
+  bool evenly_pitched() const { return batch == 1; }
+
+  std::int64_t count() const { return batch * time; }
+  // Where row r begins, in elements.
+  std::int64_t offset(std::int64_t r) const {
+    return (r / time) * batch_pitch + (r % time) * time_pitch;
+  }
+};
+
+}  // namespace mamba::host

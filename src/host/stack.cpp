@@ -1,0 +1,85 @@
+#include <mamba/stack.hpp>
+
+#include <fmt/format.h>
+
+namespace mamba {
+
+void StackSteps::restore(std::int64_t t, StackState& state, Stream& stream) const {
+  if (state.layers.size() != layers.size()) {
+    throw ArgumentError("StackSteps::restore", "layers", fmt::format("{} layers", layers.size()),
+                        fmt::format("{}", state.layers.size()));
+  }
+  for (std::size_t i = 0; i < layers.size(); ++i) layers[i].restore(t, state.layers[i], stream);
+}
+
+Stack::Stack(const ModelConfig& config, StackWeights weights)
+    : d_model_(config.layer.d_model), epsilon_(config.norm_epsilon) {
+  check::present("Stack", "norm_f.weight", weights.norm_f);
+  const Device device = weights.norm_f.device();
+  const auto n_layer = static_cast<std::size_t>(config.n_layer);
+  if (weights.layers.size() != n_layer || weights.norms.size() != n_layer) {
+    throw ArgumentError("Stack", "weights", fmt::format("{} layers and as many norms", n_layer),
+                        fmt::format("{} and {}", weights.layers.size(), weights.norms.size()));
+  }
+  for (std::size_t i = 0; i < n_layer; ++i) {
+    check::is("Stack", "norm.weight", weights.norms[i], {d_model_}, DType::f32, device);
+    layers_.emplace_back(config.layer, std::move(weights.layers[i]));
+    if (layers_[i].dtype() != layers_[0].dtype() || layers_[i].device() != device) {
+      throw ArgumentError(
+          "Stack", fmt::format("layers.{}", i),
+          fmt::format("{} on {}", name_of(layers_[0].dtype()), device.name()),
+          fmt::format("{} on {}", name_of(layers_[i].dtype()), layers_[i].device().name()));
+    }
+  }
+  check::is("Stack", "norm_f.weight", weights.norm_f, {d_model_}, DType::f32, device);
+  norms_ = std::move(weights.norms);
+  norms_.push_back(std::move(weights.norm_f));
+}
+
+DType Stack::dtype() const { return layers_.empty() ? DType::f32 : layers_.front().dtype(); }
+
+StackState Stack::make_state(std::int64_t batch) const {
+  StackState state;
+  for (const Layer& layer : layers_) state.layers.push_back(layer.make_state(batch));
+  return state;
+}
+
+void Stack::check_call(const ConstTensorView& x, const StackState& state, const TensorView& y,
+                       const Stream& stream, const StackOptions& options) const {
+  constexpr const char* where = "Stack::forward";
+  check::rank(where, "x", x, 3);
+  check::is(where, "x", x, x.shape().with(2, d_model_), dtype(), device());
+  check::is(where, "y", y, x.shape(), dtype(), device());
+  if (stream.device() != device()) {
+    throw ArgumentError(where, "stream", device().name(), stream.device().name());
+  }
+  check_state(where, state, options.rows.read ? state.batch() : x.dim(0));
+  if (options.reset) {
+    check::is(where, "reset", options.reset, {x.dim(0), x.dim(1)}, DType::i32, device());
+  }
+}
+
+void Stack::check_state(const char* where, const StackState& state, std::int64_t rows) const {
+  if (state.layers.size() != size()) {
+    throw ArgumentError(where, "state", fmt::format("{} layers", size()),
+                        fmt::format("{}", state.layers.size()));
+  }
+  for (std::size_t i = 0; i < size(); ++i) layers_[i].check_state(where, state.layers[i], rows);
+}
+
+Tensor Stack::forward(ConstTensorView x, StackState& state) const {
+  check::present("Stack::forward", "x", x);
+  Tensor y(x.shape(), dtype(), device());
+  Stream& stream = default_stream(device());
+  forward(x, state, y, stream);
+  stream.synchronize();
+  return y;
+}
+
+Tensor Stack::forward(ConstTensorView x) const {
+  check::rank("Stack::forward", "x", x, 3);
+  StackState state = make_state(x.dim(0));
+  return forward(x, state);
+}
+
+}  // namespace mamba

@@ -1,0 +1,92 @@
+#include <mamba/stream.hpp>
+
+#include <algorithm>
+#include <deque>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace mamba {
+
+struct Stream::Impl {
+  Device device;
+  int threads = 1;
+  // The arena: blocks are kept, in order, until the stream ends. (block, offset) is the next free byte.
+  std::vector<Tensor> blocks;
+  std::size_t block = 0;
+  std::size_t offset = 0;
+};
+
+Stream::Stream(Device device, int threads) : impl_(std::make_unique<Impl>()) {
+  if (threads < 0) {
+    throw ArgumentError("Stream", "threads", "at least 0", std::to_string(threads));
+  }
+  if (device.is_cuda()) {
+    throw DeviceError("Stream", "device", "cpu (this build has no CUDA)", device.name());
+  }
+  impl_->device = device;
+  impl_->threads =
+      threads > 0 ? threads : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+}
+
+Stream::Stream(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Stream::~Stream() = default;
+Stream::Stream(Stream&&) noexcept = default;
+Stream& Stream::operator=(Stream&&) noexcept = default;
+
+Stream Stream::borrow(Device device, void*) {
+  if (device.is_cpu()) {
+    throw ArgumentError("Stream::borrow", "device", "a CUDA device", device.name());
+  }
+  return Stream(device);
+}
+
+Device Stream::device() const { return impl_->device; }
+int Stream::threads() const { return impl_->threads; }
+void* Stream::cuda_stream() const { return nullptr; }
+void Stream::synchronize() {}
+
+Stream& default_stream(Device device) {
+  thread_local std::deque<Stream> streams;  // a reference given out must stay good
+  for (Stream& stream : streams) {
+    if (stream.device() == device) return stream;
+  }
+  return streams.emplace_back(device);
+}
+
+// ---- scratch ----------------------------------------------------------------------------------
+
+Scratch::Scratch(Stream& stream)
+    : stream_(stream), block_(stream.impl_->block), offset_(stream.impl_->offset) {}
+
+Scratch::~Scratch() {
+  stream_.impl_->block = block_;
+  stream_.impl_->offset = offset_;
+}
+
+TensorView Scratch::take(const Shape& shape, DType dtype) {
+  constexpr std::size_t alignment = 256;
+  constexpr std::size_t smallest_block = std::size_t{1} << 20;
+  Stream::Impl& arena = *stream_.impl_;
+  const auto bytes = static_cast<std::size_t>(shape.count() * size_of(dtype));
+  const std::size_t needed = (bytes + alignment - 1) / alignment * alignment;
+  const auto size_at = [&](std::size_t i) {
+    return static_cast<std::size_t>(arena.blocks[i].bytes());
+  };
+  while (arena.block < arena.blocks.size() && size_at(arena.block) - arena.offset < needed) {
+    ++arena.block;
+    arena.offset = 0;
+  }
+  if (arena.block == arena.blocks.size()) {
+    const std::size_t last = arena.blocks.empty() ? 0 : size_at(arena.blocks.size() - 1);
+    const std::size_t size = std::max({needed, 2 * last, smallest_block});
+    arena.blocks.emplace_back(Shape{static_cast<std::int64_t>(size / 4)}, DType::f32,
+                              arena.device);
+  }
+  char* base = static_cast<char*>(arena.blocks[arena.block].view().data());
+  TensorView view(base + arena.offset, shape, dtype, arena.device);
+  arena.offset += needed;
+  return view;
+}
+
+}  // namespace mamba

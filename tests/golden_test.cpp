@@ -1,0 +1,183 @@
+// The published form against an independent float64 forward: tests/golden/README.md says how it was made.
+#include <mamba/generator.hpp>
+#include <mamba/language_model.hpp>
+#include <mamba/safetensors.hpp>
+
+#include <cstring>
+
+#include "testing.hpp"
+
+namespace mamba {
+namespace {
+
+using testing::devices;
+using testing::golden_folder;
+using testing::relative_error;
+using testing::values;
+
+const std::vector<std::string> names{"base",     "biased", "wide",  "falcon",
+                                     "original", "bytes",  "one",   "sharded_bf16"};
+
+class Golden {
+ public:
+  explicit Golden(const std::string& name)
+      : file_(golden_folder(name) + "/golden.safetensors"),
+        ids(file_.read(file_.entry("input_ids"))),
+        logits(doubles("logits")),
+        conv_states(doubles("conv_states")),
+        ssm_states(doubles("ssm_states")),
+        prompt(list("prompt_ids")),
+        greedy(list("greedy_ids")) {}
+
+ private:
+  std::vector<double> doubles(const char* name) const {
+    const std::vector<unsigned char> bytes = file_.bytes(file_.entry(name));
+    EXPECT_EQ(file_.entry(name).dtype, "F64");
+    std::vector<double> result(bytes.size() / sizeof(double));
+    if (!bytes.empty()) std::memcpy(result.data(), bytes.data(), bytes.size());
+    return result;
+  }
+  std::vector<std::int32_t> list(const char* name) const {
+    const Tensor tensor = file_.read(file_.entry(name));
+    return {tensor.data<std::int32_t>(), tensor.data<std::int32_t>() + tensor.count()};
+  }
+  SafetensorsFile file_;
+
+ public:
+  Tensor ids;                                // [2, 70]
+  std::vector<double> logits;                // [2, 70, vocab]
+  std::vector<double> conv_states;           // [layers, 2, d_inner, d_conv - 1]
+  std::vector<double> ssm_states;            // [layers, 2, d_inner, d_state]
+  std::vector<std::int32_t> prompt, greedy;  // 9 and 24 ids
+};
+
+std::vector<double> all_layers(const StackState& state, Tensor MambaState::*member) {
+  std::vector<double> joined;
+  for (const MambaState& layer : state.layers) {
+    const std::vector<double> one = values(layer.*member);
+    joined.insert(joined.end(), one.begin(), one.end());
+  }
+  return joined;
+}
+
+struct Result {
+  std::vector<double> logits, conv, ssm;
+};
+
+Result run_in_chunks(const LanguageModel& model, const Tensor& host_ids, std::int64_t chunk) {
+  const Tensor ids = host_ids.to(model.device());
+  const std::int64_t time = ids.dim(1);
+  StackState state = model.make_state(ids.dim(0));
+  Tensor logits({ids.dim(0), time, model.config().vocab_size}, DType::f32, model.device());
+  Stream& stream = default_stream(model.device());
+  for (std::int64_t first = 0; first < time; first += chunk) {
+    const std::int64_t count = std::min(chunk, time - first);
+    Tensor part({ids.dim(0), count, model.config().vocab_size}, DType::f32, model.device());
+    model.forward(ids.view().columns(first, count), state, part, stream);
+    copy(part, logits.view().steps(first, count), stream);
+    stream.synchronize();
+  }
+  return {values(logits), all_layers(state, &MambaState::conv), all_layers(state, &MambaState::ssm)};
+}
+
+class GoldenTest : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(GoldenTest, LogitsAndStatesWithin1e5OfFloat64InAnyChunks) {
+  const Golden golden(GetParam());
+  for (Device device : devices()) {
+    SCOPED_TRACE(device.name());
+    const LanguageModel model = LanguageModel::load(golden_folder(GetParam()), DType::f32, device);
+    const Result whole = run_in_chunks(model, golden.ids, 70);
+    for (std::int64_t chunk : {70, 1, 7, 64}) {
+      SCOPED_TRACE("chunk " + std::to_string(chunk));
+      const Result run = run_in_chunks(model, golden.ids, chunk);
+      EXPECT_LE(relative_error(run.logits, golden.logits), 1e-5);
+      EXPECT_LE(relative_error(run.conv, golden.conv_states), 1e-5);
+      EXPECT_LE(relative_error(run.ssm, golden.ssm_states), 1e-5);
+      EXPECT_LE(relative_error(run.logits, whole.logits), 5e-6);
+      EXPECT_LE(relative_error(run.conv, whole.conv), 5e-6);
+      EXPECT_LE(relative_error(run.ssm, whole.ssm), 5e-6);
+    }
+  }
+}
+
+TEST_P(GoldenTest, GreedyTextIsEqual) {
+  const Golden golden(GetParam());
+  for (Device device : devices()) {
+    const LanguageModel model = LanguageModel::load(golden_folder(GetParam()), DType::f32, device);
+    for (std::size_t cut : {std::size_t{0}, std::size_t{4}}) {  // the prompt whole, and in two pieces
+      Generator generator(model);
+      generator.read({golden.prompt.begin(), golden.prompt.begin() + static_cast<long>(cut)});
+      generator.read({golden.prompt.begin() + static_cast<long>(cut), golden.prompt.end()});
+      GenerateOptions options;
+      options.max_tokens = static_cast<std::int64_t>(golden.greedy.size());
+      options.ignore_eos = true;
+      EXPECT_EQ(generator.generate(options).tokens, golden.greedy) << device.name();
+    }
+  }
+}
+
+// With 16-bit storage the error is that of rounding weights and activations: a loose sanity bound (the
+// operations' own tests hold the sharp ones), from the amplification of relative weight errors that the
+// golden script measured, at most 9.
+TEST_P(GoldenTest, SixteenBitStorageStaysNearFloat64) {
+  const Golden golden(GetParam());
+  for (Device device : devices()) {
+    for (DType dtype : {DType::bf16, DType::f16}) {
+      const LanguageModel model = LanguageModel::load(golden_folder(GetParam()), dtype, device);
+      const Result run = run_in_chunks(model, golden.ids, 70);
+      EXPECT_LE(relative_error(run.logits, golden.logits), 9 * testing::roundoff(dtype))
+          << device.name() << " " << name_of(dtype);
+    }
+  }
+}
+
+TEST_P(GoldenTest, SavedTensorsAreBitIdentical) {
+  const testing::TemporaryFolder folder;
+  const LanguageModel model = LanguageModel::load(golden_folder(GetParam()));
+  model.save(folder.file("copy"));
+  const LanguageModel copy = LanguageModel::load(folder.file("copy"));
+  EXPECT_EQ(copy.fingerprint(), model.fingerprint());
+  EXPECT_EQ(copy.dtype(), model.dtype());
+  const SafetensorsFile saved(folder.file("copy/model.safetensors"));
+  std::size_t compared = 0;
+  for (const auto& part : std::filesystem::directory_iterator(golden_folder(GetParam()))) {
+    if (part.path().extension() != ".safetensors" || part.path().stem() == "golden") continue;
+    const SafetensorsFile original(part.path().string());
+    for (const SafetensorsEntry& entry : original.entries()) {
+      if (entry.name == "lm_head.weight" && model.config().tie_embeddings) continue;  // a copy
+      const std::string name = entry.name == "backbone.embedding.weight"
+                                   ? std::string("backbone.embeddings.weight")
+                                   : entry.name;
+      const SafetensorsEntry& again = saved.entry(name);
+      EXPECT_EQ(again.dtype, entry.dtype) << name;
+      EXPECT_EQ(again.shape, entry.shape) << name;
+      EXPECT_EQ(saved.bytes(again), original.bytes(entry)) << name;
+      ++compared;
+    }
+  }
+  EXPECT_EQ(compared, saved.entries().size());
+}
+
+INSTANTIATE_TEST_SUITE_P(Checkpoints, GoldenTest, ::testing::ValuesIn(names),
+                         [](const auto& test) { return test.param; });
+
+TEST(Published130m, GreedyTextAndLogits) {
+  const char* folder = std::getenv("MAMBA_130M");
+  if (folder == nullptr) GTEST_SKIP() << "set MAMBA_130M to a folder with mamba-130m-hf";
+  const std::vector<double> published{
+      -55.6909, -69.7903, -49.8981, -51.7581, -57.6544, -57.9368, -56.9591, -57.9033,
+      -54.6787, -55.9261, -55.3011, -58.0765, -60.5642, -47.0176, -52.0344, -49.7836,
+      -55.9463, -57.8957, -56.7627, -57.1080, -57.3434, -58.3015, -57.7875, -58.7760,
+      -59.6037, -59.0665, -58.7087, -52.9293, -53.4654, -57.3466, -56.9294, -55.7314,
+      -53.3141, -55.8171, -56.9879, -56.9121, -56.2139, -54.7198, -56.4134, -57.4825};
+  const LanguageModel model = LanguageModel::load(folder, DType::f32);
+  const Tensor ids = Tensor::from<std::int32_t>({8262, 849, 403, 368, 2509, 32}, {1, 6});
+  const Result run = run_in_chunks(model, ids, 6);  // "Hey how are you doing?"
+  for (std::size_t i = 0; i < published.size(); ++i) {
+    EXPECT_NEAR(run.logits[i], published[i], 1e-3) << i;
+  }
+}
+
+}  // namespace
+}  // namespace mamba

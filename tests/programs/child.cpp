@@ -1,0 +1,117 @@
+#include "child.hpp"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <spawn.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <stdexcept>
+
+extern char** environ;
+
+namespace {
+
+struct Ends {
+  int ours;
+  int childs;
+};
+
+Ends make_pipe() {
+  int ends[2];
+  if (pipe2(ends, O_CLOEXEC) != 0) throw std::runtime_error("pipe2 failed");
+  fcntl(ends[1], F_SETPIPE_SZ, 4096);
+  return {ends[0], ends[1]};
+}
+
+Ends make_terminal() {
+  const int ours = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
+  if (ours < 0 || grantpt(ours) != 0 || unlockpt(ours) != 0) {
+    throw std::runtime_error("no pseudo-terminal");
+  }
+  const int childs = open(ptsname(ours), O_RDWR | O_NOCTTY | O_CLOEXEC);
+  if (childs < 0) throw std::runtime_error("no pseudo-terminal");
+  return {ours, childs};
+}
+
+}  // namespace
+
+Child::Child(const std::vector<std::string>& arguments, bool terminal) {
+  const Ends out = make_pipe();
+  const Ends err = terminal ? make_terminal() : make_pipe();
+  out_ = out.ours;
+  err_ = err.ours;
+
+  posix_spawn_file_actions_t actions;
+  posix_spawn_file_actions_init(&actions);
+  posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
+  posix_spawn_file_actions_adddup2(&actions, out.childs, STDOUT_FILENO);
+  posix_spawn_file_actions_adddup2(&actions, err.childs, STDERR_FILENO);
+  std::vector<char*> argv = {const_cast<char*>(MAMBA_LM)};
+  for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
+  argv.push_back(nullptr);
+  const int error = posix_spawn(&pid_, MAMBA_LM, &actions, nullptr, argv.data(), environ);
+  posix_spawn_file_actions_destroy(&actions);
+  close(out.childs);
+  close(err.childs);
+  if (error != 0) throw std::runtime_error("cannot run " MAMBA_LM);
+}
+
+Child::~Child() {
+  if (pid_ > 0) {  // a test gave up
+    kill(pid_, SIGKILL);
+    waitpid(pid_, nullptr, 0);
+  }
+  if (out_ >= 0) close(out_);
+  if (err_ >= 0) close(err_);
+}
+
+void Child::read_from(int& fd, std::string& to) {
+  char buffer[4096];
+  const ssize_t count = read(fd, buffer, sizeof buffer);
+  if (count > 0) {
+    to.append(buffer, static_cast<std::size_t>(count));
+  } else {  // the end; a terminal whose other side is closed says so with an error
+    close(fd);
+    fd = -1;
+  }
+}
+
+bool Child::read_some() {
+  if (out_ < 0 && err_ < 0) return false;
+  constexpr int limit_ms = 120'000;
+  pollfd fds[] = {{out_, POLLIN, 0}, {err_, POLLIN, 0}};  // poll skips negative ones
+  if (poll(fds, 2, limit_ms) <= 0) throw std::runtime_error("the program neither writes nor ends");
+  if (fds[0].revents != 0) read_from(out_, result_.out);
+  if (fds[1].revents != 0) read_from(err_, result_.err);
+  return true;
+}
+
+void Child::wait_for_output(std::size_t bytes) {
+  while (result_.out.size() < bytes && read_some()) {
+  }
+}
+
+void Child::wait_for_error(const std::string& text) {
+  while (result_.err.find(text) == std::string::npos && read_some()) {
+  }
+}
+
+void Child::close_output() {
+  close(out_);
+  out_ = -1;
+}
+
+void Child::signal(int number) { kill(pid_, number); }
+
+Finished Child::finish() {
+  while (read_some()) {
+  }
+  int status = 0;
+  waitpid(pid_, &status, 0);
+  pid_ = -1;
+  result_.code = WIFSIGNALED(status) ? -WTERMSIG(status) : WEXITSTATUS(status);
+  return result_;
+}

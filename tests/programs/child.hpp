@@ -1,0 +1,41 @@
+// A program as its user sees it: arguments in; standard output, standard error and an exit code out.
+#pragma once
+
+#include <sys/types.h>
+
+#include <string>
+#include <vector>
+
+struct Finished {
+  int code = 0;  // as a shell sees it, but minus the signal if one killed it
+  std::string out;
+  std::string err;
+};
+
+class Child {
+ public:
+  // terminal: standard error is one. The pipe of standard output is small, so that a program that writes
+  // without end waits for us soon.
+  explicit Child(const std::vector<std::string>& arguments, bool terminal = false);
+  ~Child();
+  Child(const Child&) = delete;
+  Child& operator=(const Child&) = delete;
+
+  // Until the program has written so much there (or has ended).
+  void wait_for_output(std::size_t bytes);
+  void wait_for_error(const std::string& text);
+  void close_output();  // nobody reads it any more
+  void signal(int number);
+  Finished finish();
+
+ private:
+  bool read_some();  // false when both ends are closed
+  void read_from(int& fd, std::string& to);
+
+  pid_t pid_ = -1;
+  int out_ = -1;
+  int err_ = -1;
+  Finished result_;
+};
+
+inline Finished run(const std::vector<std::string>& arguments) { return Child(arguments).finish(); }
