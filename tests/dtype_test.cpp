@@ -2,6 +2,8 @@
 
 #include <mamba/dtype.hpp>
 
+#include "host/ops/storage.hpp"
+#include "targets.hpp"
 #include "testing.hpp"
 
 namespace mamba {
@@ -123,6 +125,52 @@ TEST(Bf16, ANaNStaysANaN) {
     EXPECT_TRUE(std::isnan(static_cast<float>(f16(float_of(bits)))));
     EXPECT_EQ(f16(float_of(bits)).bits >> 15, bits >> 31);
   }
+}
+
+// The vector conversions of the host kernels, on every instruction set, are those of dtype.hpp to
+// the bit, at any length (the last part of a run goes another way).
+template <class T>
+void vectors_convert_as_scalars_do() {
+  std::vector<T> stored(0x10000);
+  std::vector<float> floats;
+  for (std::uint32_t bits = 0; bits < 0x10000; ++bits) stored[bits] = pattern<T>(bits);
+  testing::Random random(3);
+  for (std::uint32_t bits = 0; bits < 0x10000; ++bits) {
+    const auto value = static_cast<float>(stored[bits]);
+    floats.push_back(value);
+    floats.push_back((value + static_cast<float>(stored[(bits + 1) & 0xffff])) / 2);  // half-way
+    floats.push_back(float_of(static_cast<std::uint32_t>(random.integer(0, 0xffffffff))));
+  }
+  for (const std::size_t length :
+       {std::size_t{1}, std::size_t{7}, std::size_t{31}, stored.size()}) {
+    std::vector<float> wide(length + 1, 42.0f);
+    host::widen(stored.data(), dtype_of<T>(), wide.data(), static_cast<std::int64_t>(length));
+    for (std::size_t i = 0; i < length; ++i) {
+      const auto expected = static_cast<float>(stored[i]);
+      if (std::isnan(expected)) {
+        ASSERT_TRUE(std::isnan(wide[i])) << i;
+      } else {
+        ASSERT_EQ(std::memcmp(&wide[i], &expected, sizeof(float)), 0) << i;
+      }
+    }
+    ASSERT_EQ(wide[length], 42.0f);
+  }
+  for (const std::size_t length :
+       {std::size_t{1}, std::size_t{7}, std::size_t{31}, floats.size()}) {
+    std::vector<T> narrow(length + 1, T(42.0f));
+    host::narrow(floats.data(), nullptr, DType::f32, narrow.data(), dtype_of<T>(),
+                 static_cast<std::int64_t>(length));
+    for (std::size_t i = 0; i < length; ++i)
+      ASSERT_EQ(narrow[i].bits, T(floats[i]).bits) << floats[i];
+    ASSERT_EQ(narrow[length].bits, T(42.0f).bits);
+  }
+}
+
+TEST(Storage, VectorsConvertAsScalarsDo) {
+  testing::for_each_target([](const char*) {
+    vectors_convert_as_scalars_do<bf16>();
+    vectors_convert_as_scalars_do<f16>();
+  });
 }
 
 TEST(DType, SizesAndNames) {

@@ -3,8 +3,11 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+
+#include <charconv>
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <string>
 
 #include <mamba/language_model.hpp>
@@ -32,7 +35,19 @@ struct ModelFlags {
   mamba::Stream stream() const;
 };
 
-void check_at_least(const char* command, const char* flag, std::int64_t value, std::int64_t low);
+// A whole number from `low` to the largest T. CLI11 itself lets them wrap round, saturate and be
+// octal.
+template <class T>
+CLI::Validator whole_number(T low) {
+  const auto check = [low](const std::string& text) {
+    T value = 0;
+    std::from_chars(text.data(), text.data() + text.size(), value);
+    if (std::to_string(value) == text && value >= low) return std::string();
+    return "expected a whole number from " + std::to_string(low) + " to " +
+           std::to_string(std::numeric_limits<T>::max()) + ", got " + text;
+  };
+  return CLI::Validator(check, "", "");
+}
 
 // Throws unless a file can be made at `path`: known before hours of work, not after them.
 void check_can_write(const char* command, const char* flag, const std::string& path);

@@ -193,8 +193,6 @@ void report_speed(std::size_t read, double read_seconds, std::size_t written,
 }
 
 void check_flags(const GenerateFlags& flags) {
-  check_at_least("generate", "-n", flags.max_tokens, 0);
-  check_at_least("generate", "--chunk", flags.chunk, 1);
   const bool has_prompt =
       (flags.prompt && !flags.prompt->empty()) || (flags.prompt_ids && !flags.prompt_ids->empty());
   if (!has_prompt && flags.resume.empty()) {
@@ -241,6 +239,7 @@ void add_prompt_flags(CLI::App& sub, GenerateFlags& flags) {
                  "without one)")
       ->check(CLI::IsMember({"ids", "text"}));
   sub.add_option("--chunk", flags.chunk, "Prompt tokens per call; memory grows with it")
+      ->check(whole_number<std::int64_t>(1))
       ->capture_default_str();
 }
 
@@ -253,7 +252,9 @@ void add_generate(CLI::App& app, Command& command) {
   const auto flags = std::make_shared<GenerateFlags>();
   flags->model.add_folder(*sub);
   add_prompt_flags(*sub, *flags);
-  sub->add_option("-n", flags->max_tokens, "New tokens at most")->capture_default_str();
+  sub->add_option("-n", flags->max_tokens, "New tokens at most")
+      ->check(whole_number<std::int64_t>(0))
+      ->capture_default_str();
   sub->add_option("--stop", flags->stop, "Stop after this text; may be given several times")
       ->allow_extra_args(false);
   sub->add_flag("--ignore-eos", flags->ignore_eos,

@@ -51,7 +51,6 @@ Tensor stacked(const mamba::StackState& state, Tensor MambaState::*part, Stream&
 }
 
 int logits(const LogitsFlags& flags) {
-  if (flags.chunk) check_at_least("logits", "--chunk", *flags.chunk, 1);
   check_can_write("logits", "--out", flags.out);
   const Tensor host_ids = read_ids(flags.tokens);
   const mamba::LanguageModel model = flags.model.load("logits");
@@ -97,7 +96,8 @@ void add_logits(CLI::App& app, Command& command) {
          "Safetensors file to write: logits [batch, time, vocab], conv_states [layers, batch, "
          "d_inner, d_conv-1], ssm_states [layers, batch, d_inner, d_state], all F32")
       ->required();
-  sub->add_option("--chunk", flags->chunk, "Tokens of each sequence per call (default: all)");
+  sub->add_option("--chunk", flags->chunk, "Tokens of each sequence per call (default: all)")
+      ->check(whole_number<std::int64_t>(1));
   flags->model.add_placement(*sub);
   sub->callback([flags, &command] { command = [flags] { return logits(*flags); }; });
 }

@@ -19,7 +19,7 @@ void ModelFlags::add_placement(CLI::App& app) {
                  "Matrices and activations: f32, bf16 or f16 (default: as in the file)")
       ->check(CLI::IsMember({"f32", "bf16", "f16"}));
   app.add_option("--threads", threads, "CPU threads (default: one per core)")
-      ->check(CLI::Range(1, 4096));
+      ->check(whole_number<int>(1));
 }
 
 mamba::LanguageModel ModelFlags::load(const char* command) const {
@@ -34,12 +34,6 @@ mamba::LanguageModel ModelFlags::load(const char* command) const {
 
 mamba::Stream ModelFlags::stream() const {
   return mamba::Stream(mamba::Device::parse(device), threads);
-}
-
-void check_at_least(const char* command, const char* flag, std::int64_t value, std::int64_t low) {
-  if (value >= low) return;
-  throw mamba::ArgumentError(command, flag, std::to_string(low) + " or more",
-                             std::to_string(value));
 }
 
 void check_can_write(const char* command, const char* flag, const std::string& path) {

@@ -4,6 +4,8 @@
 
 #include <mamba/error.hpp>
 
+#include "commands.hpp"
+
 namespace {
 
 template <class T>
@@ -35,9 +37,8 @@ void SamplingFlags::add(CLI::App& app) {
       app.add_option("--repetition-penalty", given_.repetition_penalty,
                      "Divides the score of tokens that occurred, in prompt or output; 1: none");
   seed_ = app.add_option("--seed", given_.seed, "The same seed, the same text (default: 0)");
-  seed_->check([](const std::string& text) {  // which would wrap round
-    return text[0] == '-' ? "expected 0 or more, got " + text : std::string();
-  });
+  top_k_->check(whole_number<std::int64_t>(0));
+  seed_->check(whole_number<std::uint64_t>(0));
   for (CLI::Option* option : {temperature_, top_k_, top_p_, min_p_, repetition_penalty_, seed_}) {
     option->group(group);
   }

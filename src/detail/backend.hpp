@@ -1,9 +1,12 @@
-// The two implementations behind run(op, stream), called once the operands are known to be good.
+// What stands behind Tensor, Stream and run(op, stream) on each device. Operands have been checked.
 #pragma once
+
+#include <cstdint>
 
 #include <mamba/ops.hpp>
 
 namespace mamba::host {
+
 void run(const Matmul& op, Stream& stream);
 void run(const CausalConv& op, Stream& stream);
 void run(const SelectiveScan& op, Stream& stream);
@@ -12,4 +15,33 @@ void run(const Embedding& op, Stream& stream);
 void run(const Sample& op, Stream& stream);
 void run(const CopyRows& op, Stream& stream);
 void run(const ZeroRows& op, Stream& stream);
+
 }  // namespace mamba::host
+
+// In src/kernels; in a build without CUDA src/host/no_cuda.cpp, where everything but device_count() is a
+// DeviceError.
+namespace mamba::cuda {
+
+int device_count();
+void* allocate(Device device, std::int64_t bytes);
+void release(Device device, void* memory) noexcept;
+void* allocate_pinned(std::int64_t bytes);
+void release_pinned(void* memory) noexcept;
+
+void* make_stream(Device device);
+void destroy_stream(Device device, void* cuda_stream) noexcept;
+void synchronize(Device device, void* cuda_stream);
+
+void copy(const ConstTensorView& from, const TensorView& to, Stream& stream);
+void zero(const TensorView& view, Stream& stream);
+
+void run(const Matmul& op, Stream& stream);
+void run(const CausalConv& op, Stream& stream);
+void run(const SelectiveScan& op, Stream& stream);
+void run(const AddRmsNorm& op, Stream& stream);
+void run(const Embedding& op, Stream& stream);
+void run(const Sample& op, Stream& stream);
+void run(const CopyRows& op, Stream& stream);
+void run(const ZeroRows& op, Stream& stream);
+
+}  // namespace mamba::cuda

@@ -4,6 +4,8 @@
 
 #include <mamba/error.hpp>
 
+#include "detail/backend.hpp"
+
 namespace mamba {
 
 Device Device::parse(std::string_view text) {
@@ -20,6 +22,6 @@ Device Device::parse(std::string_view text) {
                       "\"" + std::string(text) + "\"");
 }
 
-int cuda_device_count() { return 0; }
+int cuda_device_count() { return cuda::device_count(); }
 
 }  // namespace mamba

@@ -15,12 +15,12 @@ constexpr int deepest = 64;
 // Follows the parser and refuses what it would let pass: it keeps the last of two equal keys.
 class Watcher {
  public:
-  explicit Watcher(const std::string& where) : where_(where) {}
+  Watcher(const std::string& where, const std::string& name) : where_(where), name_(name) {}
 
   bool operator()(int depth, Json::parse_event_t event, const Json& parsed) {
     using Event = Json::parse_event_t;
     if (depth > deepest) {
-      throw FormatError(where_, "JSON", fmt::format("at most {} levels", deepest), "more");
+      throw FormatError(where_, name_, fmt::format("at most {} levels", deepest), "more");
     }
     if (event == Event::object_start) keys_.emplace_back();
     if (event == Event::object_end) keys_.pop_back();
@@ -35,26 +35,27 @@ class Watcher {
 
  private:
   const std::string& where_;
+  const std::string& name_;
   std::vector<std::set<std::string>> keys_;  // of the objects that are open
 };
 
 }  // namespace
 
-Json parse_json(std::string_view text, const std::string& where) {
+Json parse_json(std::string_view text, const std::string& where, const std::string& name) {
   // The parser takes a NUL for the end and would not look at what follows.
   if (const auto nul = text.find('\0'); nul != std::string_view::npos) {
-    throw FormatError(where, "JSON", "text", fmt::format("a NUL at byte {}", nul));
+    throw FormatError(where, name, "text", fmt::format("a NUL at byte {}", nul));
   }
   try {
-    Watcher watcher(where);
+    Watcher watcher(where, name);
     return Json::parse(text.begin(), text.end(),
                        [&](int depth, Json::parse_event_t event, Json& parsed) {
                          return watcher(depth, event, parsed);
                        });
   } catch (const Json::parse_error& error) {
-    throw FormatError(where, "JSON", "valid JSON", fmt::format("an error at byte {}", error.byte));
+    throw FormatError(where, name, "valid JSON", fmt::format("an error at byte {}", error.byte));
   } catch (const Json::out_of_range&) {
-    throw FormatError(where, "JSON", "numbers that fit a double", "a larger one");
+    throw FormatError(where, name, "numbers that fit a double", "a larger one");
   }
 }
 

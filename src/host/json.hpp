@@ -10,8 +10,9 @@ namespace mamba {
 using Json = nlohmann::ordered_json;  // keys keep the order of the file
 
 // All of `text` as one JSON value. Malformed text, a key that is there twice, and nesting so deep
-// that walking it could overflow the stack are FormatErrors; `where` names the file.
-Json parse_json(std::string_view text, const std::string& where);
+// that walking it could overflow the stack are FormatErrors; `where` names the file, `name` the
+// text in it.
+Json parse_json(std::string_view text, const std::string& where, const std::string& name = "JSON");
 
 // What an error message says came: "3", "\"text\"", "true", "an array", cut short if long.
 std::string describe(const Json& value);

@@ -43,6 +43,15 @@ class Operands {
   Device device_;
 };
 
+template <class Op>
+void dispatch(const Op& op, Stream& stream) {
+  if (stream.device().is_cuda()) {
+    cuda::run(op, stream);
+  } else {
+    host::run(op, stream);
+  }
+}
+
 Shape with_channels(const ConstTensorView& view, std::int64_t channels) {
   return view.shape().with(view.rank() - 1, channels);
 }
@@ -113,7 +122,7 @@ void run(const Matmul& op, Stream& stream) {
   check::dtype("matmul", "y", op.y, {op.x.dtype(), DType::f32});
   operands.is("y", op.y, with_channels(op.x, op.weight.dim(0)), op.y.dtype());
   if (op.x.rank() > 3) operands.fail("x", "at most 3 dimensions", op.x.shape().to_string());
-  if (op.y.count() > 0) host::run(op, stream);
+  if (op.y.count() > 0) dispatch(op, stream);
 }
 
 void run(const CausalConv& op, Stream& stream) {
@@ -128,7 +137,7 @@ void run(const CausalConv& op, Stream& stream) {
   operands.optional("bias", op.bias, {channels}, DType::f32);
   operands.is("y", op.y, op.x.shape(), op.x.dtype());
   check_recurrence(operands, op, width - 1, op.x.dtype());
-  host::run(op, stream);
+  dispatch(op, stream);
 }
 
 void run(const SelectiveScan& op, Stream& stream) {
@@ -149,7 +158,7 @@ void run(const SelectiveScan& op, Stream& stream) {
   operands.optional("dt_bias", op.dt_bias, {channels}, DType::f32);
   operands.is("y", op.y, op.x.shape(), dtype);
   check_recurrence(operands, op, d_state, DType::f32);
-  host::run(op, stream);
+  dispatch(op, stream);
 }
 
 void run(const AddRmsNorm& op, Stream& stream) {
@@ -164,7 +173,7 @@ void run(const AddRmsNorm& op, Stream& stream) {
     operands.fail("epsilon", "a finite number of at least 0", fmt::format("{}", op.epsilon));
   }
   if (op.y.rank() > 3) operands.fail("y", "at most 3 dimensions", op.y.shape().to_string());
-  if (op.y.count() > 0) host::run(op, stream);
+  if (op.y.count() > 0) dispatch(op, stream);
 }
 
 void run(const Embedding& op, Stream& stream) {
@@ -175,7 +184,7 @@ void run(const Embedding& op, Stream& stream) {
   operands.is_storage("table", op.table, op.table.shape());
   check::dtype("embedding", "y", op.y, {op.table.dtype(), DType::f32});
   operands.is("y", op.y, {op.ids.dim(0), op.ids.dim(1), op.table.dim(1)}, op.y.dtype());
-  host::run(op, stream);
+  dispatch(op, stream);
 }
 
 void run(const Sample& op, Stream& stream) {
@@ -203,7 +212,7 @@ void run(const Sample& op, Stream& stream) {
   if (op.repetition_penalty != 1 || op.seen) {
     operands.is("seen", op.seen, {batch, vocab}, DType::i32);
   }
-  host::run(op, stream);
+  dispatch(op, stream);
 }
 
 namespace {
@@ -246,7 +255,7 @@ void run(const CopyRows& op, Stream& stream) {
     operands.is("from", op.from, op.from.shape().with(0, n), op.from.dtype());
   }
   if (op.to_rows) check_row_list(operands, "to_rows", op.to_rows, n, op.to.dim(0), true);
-  if (op.from.count() > 0 && op.to.count() > 0) host::run(op, stream);
+  if (op.from.count() > 0 && op.to.count() > 0) dispatch(op, stream);
 }
 
 void run(const ZeroRows& op, Stream& stream) {
@@ -259,7 +268,7 @@ void run(const ZeroRows& op, Stream& stream) {
     operands.is("padding.read", op.padding.read, {op.view.dim(0)}, DType::i32);
     operands.is("padding.write", op.padding.write, {op.view.dim(0)}, DType::i32);
   }
-  if (op.view.count() > 0) host::run(op, stream);
+  if (op.view.count() > 0) dispatch(op, stream);
 }
 
 }  // namespace mamba

@@ -168,7 +168,7 @@ class StateFile {
   }
 
   void check_tokens_seen(const std::string& seen) {
-    const Json list = parse_json(seen, file_.path() + ": tokens_seen");
+    const Json list = parse_json(seen, file_.path(), "tokens_seen");
     if (!list.is_array()) refuse("tokens_seen", "a list", describe(list));
     for (const Json& value : list) {
       if (!is_count(value)) refuse("tokens_seen", "whole numbers", describe(value));

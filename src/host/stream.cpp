@@ -6,25 +6,37 @@
 #include <thread>
 #include <vector>
 
+#include "detail/backend.hpp"
+
 namespace mamba {
 
 struct Stream::Impl {
   Device device;
   int threads = 1;
+  void* cuda_stream = nullptr;
+  bool owned = false;  // the CUDA stream is destroyed with this
   // The arena: blocks are kept, in order, until the stream ends. (block, offset) is the next free byte.
   std::vector<Tensor> blocks;
   std::size_t block = 0;
   std::size_t offset = 0;
+
+  Impl() = default;
+  Impl(const Impl&) = delete;
+  Impl& operator=(const Impl&) = delete;
+  ~Impl() {
+    if (owned) cuda::destroy_stream(device, cuda_stream);
+  }
 };
 
 Stream::Stream(Device device, int threads) : impl_(std::make_unique<Impl>()) {
   if (threads < 0) {
     throw ArgumentError("Stream", "threads", "at least 0", std::to_string(threads));
   }
-  if (device.is_cuda()) {
-    throw DeviceError("Stream", "device", "cpu (this build has no CUDA)", device.name());
-  }
   impl_->device = device;
+  if (device.is_cuda()) {
+    impl_->cuda_stream = cuda::make_stream(device);
+    impl_->owned = true;
+  }
   impl_->threads =
       threads > 0 ? threads : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
 }
@@ -34,17 +46,23 @@ Stream::~Stream() = default;
 Stream::Stream(Stream&&) noexcept = default;
 Stream& Stream::operator=(Stream&&) noexcept = default;
 
-Stream Stream::borrow(Device device, void*) {
+Stream Stream::borrow(Device device, void* cuda_stream) {
   if (device.is_cpu()) {
     throw ArgumentError("Stream::borrow", "device", "a CUDA device", device.name());
   }
-  return Stream(device);
+  auto impl = std::make_unique<Impl>();
+  impl->device = device;
+  impl->cuda_stream = cuda_stream;
+  return Stream(std::move(impl));
 }
 
 Device Stream::device() const { return impl_->device; }
 int Stream::threads() const { return impl_->threads; }
-void* Stream::cuda_stream() const { return nullptr; }
-void Stream::synchronize() {}
+void* Stream::cuda_stream() const { return impl_->cuda_stream; }
+
+void Stream::synchronize() {
+  if (impl_->device.is_cuda()) cuda::synchronize(impl_->device, impl_->cuda_stream);
+}
 
 Stream& default_stream(Device device) {
   thread_local std::deque<Stream> streams;  // a reference given out must stay good

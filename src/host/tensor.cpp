@@ -13,6 +13,7 @@
 #include <mamba/check.hpp>
 #include <mamba/stream.hpp>
 
+#include "detail/backend.hpp"
 #include "detail/visit.hpp"
 
 namespace mamba {
@@ -143,8 +144,11 @@ std::int64_t checked_bytes(const Shape& shape, DType dtype) {
   return zero ? 0 : bytes;
 }
 
-[[noreturn]] void no_cuda(const char* where) {
-  throw DeviceError(where, "device", "cpu (this build has no CUDA)", "cuda");
+void* allocate_host(std::int64_t bytes) {
+  const auto size = static_cast<std::size_t>(bytes);
+  void* memory = ::operator new(size, alignment_for(bytes));
+  if (bytes >= 2 * huge_page) madvise(memory, size, MADV_HUGEPAGE);  // a hint: failing is harmless
+  return memory;
 }
 
 }  // namespace
@@ -152,16 +156,19 @@ std::int64_t checked_bytes(const Shape& shape, DType dtype) {
 Tensor::Tensor(const Shape& shape, DType dtype, Device device)
     : shape_(shape), dtype_(dtype), device_(device) {
   const std::int64_t bytes = checked_bytes(shape, dtype);
-  if (device.is_cuda()) no_cuda("Tensor");
   if (bytes == 0) return;
-  const auto size = static_cast<std::size_t>(bytes);
-  void* memory = ::operator new(size, alignment_for(bytes));
-  if (bytes >= 2 * huge_page) madvise(memory, size, MADV_HUGEPAGE);  // a hint: failing is harmless
+  void* memory = device.is_cuda() ? cuda::allocate(device, bytes) : allocate_host(bytes);
   memory_ = std::unique_ptr<void, Free>(memory, Free{device, false, bytes});
 }
 
 void Tensor::Free::operator()(void* memory) const noexcept {
-  ::operator delete(memory, alignment_for(bytes));
+  if (device.is_cuda()) {
+    cuda::release(device, memory);
+  } else if (pinned) {
+    cuda::release_pinned(memory);
+  } else {
+    ::operator delete(memory, alignment_for(bytes));
+  }
 }
 
 Tensor Tensor::zeros(const Shape& shape, DType dtype, Device device) {
@@ -172,7 +179,15 @@ Tensor Tensor::zeros(const Shape& shape, DType dtype, Device device) {
   return tensor;
 }
 
-Tensor Tensor::pinned(const Shape&, DType) { no_cuda("Tensor::pinned"); }
+Tensor Tensor::pinned(const Shape& shape, DType dtype) {
+  Tensor tensor;
+  const std::int64_t bytes = checked_bytes(shape, dtype);
+  tensor.memory_ = std::unique_ptr<void, Free>(cuda::allocate_pinned(bytes),
+                                               Free{Device::cpu(), true, bytes});
+  tensor.shape_ = shape;
+  tensor.dtype_ = dtype;
+  return tensor;
+}
 
 Tensor Tensor::from_host(const void* values, std::int64_t count, DType dtype, const Shape& shape) {
   Tensor tensor(shape, dtype);
@@ -232,8 +247,16 @@ void copy(ConstTensorView from, TensorView to, Stream& stream) {
   if (from.dtype() == DType::i32 || to.dtype() == DType::i32) {
     check::dtype("copy", "to", to, from.dtype());
   }
-  check::device("copy", "from", from, stream.device());
-  check::device("copy", "to", to, stream.device());
+  if (from.device().is_cuda() || to.device().is_cuda()) {
+    const bool on_stream =
+        from.device() == stream.device() || to.device() == stream.device();
+    if (stream.device().is_cpu() || !on_stream) {
+      throw ArgumentError("copy", "stream", "a stream of the CUDA device involved",
+                          stream.device().name());
+    }
+    if (from.count() > 0) cuda::copy(from, to, stream);
+    return;
+  }
   if (from.dtype() == to.dtype()) {
     const auto width = static_cast<std::size_t>(size_of(to.dtype()));
     each_run(from, to, [&](std::int64_t i, std::int64_t j, std::int64_t length) {
@@ -260,6 +283,10 @@ void copy(ConstTensorView from, TensorView to, Stream& stream) {
 
 void zero(TensorView view, Stream& stream) {
   check::device("zero", "view", view, stream.device());
+  if (view.device().is_cuda()) {
+    if (view.count() > 0) cuda::zero(view, stream);
+    return;
+  }
   const auto width = static_cast<std::size_t>(size_of(view.dtype()));
   each_run(view, view, [&](std::int64_t i, std::int64_t, std::int64_t length) {
     std::memset(static_cast<char*>(view.data()) + static_cast<std::size_t>(i) * width, 0,

@@ -1,0 +1,36 @@
+// The CUDA side of a build without CUDA: there are no devices, and asking for one is an error.
+#include "detail/backend.hpp"
+
+namespace mamba::cuda {
+
+namespace {
+
+[[noreturn]] void refuse(const char* where) {
+  throw DeviceError(where, "device", "cpu (this build has no CUDA)", "cuda");
+}
+
+}  // namespace
+
+int device_count() { return 0; }
+void* allocate(Device, std::int64_t) { refuse("Tensor"); }
+void release(Device, void*) noexcept {}
+void* allocate_pinned(std::int64_t) { refuse("Tensor::pinned"); }
+void release_pinned(void*) noexcept {}
+
+void* make_stream(Device) { refuse("Stream"); }
+void destroy_stream(Device, void*) noexcept {}
+void synchronize(Device, void*) { refuse("Stream::synchronize"); }
+
+void copy(const ConstTensorView&, const TensorView&, Stream&) { refuse("copy"); }
+void zero(const TensorView&, Stream&) { refuse("zero"); }
+
+void run(const Matmul&, Stream&) { refuse("matmul"); }
+void run(const CausalConv&, Stream&) { refuse("causal_conv"); }
+void run(const SelectiveScan&, Stream&) { refuse("selective_scan"); }
+void run(const AddRmsNorm&, Stream&) { refuse("add_rms_norm"); }
+void run(const Embedding&, Stream&) { refuse("embedding"); }
+void run(const Sample&, Stream&) { refuse("sample"); }
+void run(const CopyRows&, Stream&) { refuse("copy_rows"); }
+void run(const ZeroRows&, Stream&) { refuse("zero_rows"); }
+
+}  // namespace mamba::cuda

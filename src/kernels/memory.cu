@@ -1,0 +1,234 @@
+// Devices, memory, streams, and copies between any two devices, pitches and floating-point dtypes.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <algorithm>
+
+#include "detail/visit.hpp"
+#include "kernels/cuda.cuh"
+
+namespace mamba::cuda {
+
+int device_count() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) {  // no driver: none, and no error left behind
+    cudaGetLastError();
+    return 0;
+  }
+  return count;
+}
+
+namespace {
+
+void check_present(const char* where, Device device) {
+  const int count = device_count();
+  if (device.index() >= count) {
+    throw DeviceError(where, "device", "one of " + std::to_string(count) + " CUDA devices",
+                      device.name());
+  }
+}
+
+}  // namespace
+
+void* allocate(Device device, std::int64_t bytes) {
+  check_present("Tensor", device);
+  const OnDevice current(device, "Tensor");
+  void* memory = nullptr;
+  if (cudaMalloc(&memory, static_cast<std::size_t>(bytes)) != cudaSuccess) {
+    cudaGetLastError();
+    std::size_t free = 0;
+    std::size_t total = 0;
+    cudaMemGetInfo(&free, &total);
+    throw DeviceError("Tensor", "memory",
+                      std::to_string(bytes) + " bytes free on " + device.name(),
+                      std::to_string(free));
+  }
+  return memory;
+}
+
+void release(Device device, void* memory) noexcept {
+  int before = 0;
+  cudaGetDevice(&before);
+  cudaSetDevice(device.index());
+  cudaFree(memory);
+  cudaSetDevice(before);
+}
+
+void* allocate_pinned(std::int64_t bytes) {
+  if (device_count() == 0) {
+    throw DeviceError("Tensor::pinned", "device", "a CUDA device", "none");
+  }
+  void* memory = nullptr;
+  if (bytes > 0) {
+    check(cudaMallocHost(&memory, static_cast<std::size_t>(bytes)), "Tensor::pinned");
+  }
+  return memory;
+}
+
+void release_pinned(void* memory) noexcept { cudaFreeHost(memory); }
+
+void* make_stream(Device device) {
+  check_present("Stream", device);
+  const OnDevice current(device, "Stream");
+  cudaStream_t stream = nullptr;
+  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "Stream");
+  return stream;
+}
+
+void destroy_stream(Device device, void* cuda_stream) noexcept {
+  int before = 0;
+  cudaGetDevice(&before);
+  cudaSetDevice(device.index());
+  cudaStreamDestroy(static_cast<cudaStream_t>(cuda_stream));
+  cudaSetDevice(before);
+}
+
+void synchronize(Device device, void* cuda_stream) {
+  const OnDevice current(device, "Stream::synchronize");
+  check(cudaStreamSynchronize(static_cast<cudaStream_t>(cuda_stream)), "Stream::synchronize");
+}
+
+// ---- copies ---------------------------------------------------------------------------------------
+
+namespace {
+
+// A view as [outer, middle, inner] with pitches in elements; inner is contiguous. `dense`: as one run.
+struct Layout {
+  std::int64_t outer = 1, middle = 1, inner = 1;
+  std::int64_t outer_pitch = 0, middle_pitch = 0;
+
+  Layout(const ConstTensorView& view, bool dense) {
+    if (dense) {
+      inner = view.count();
+      return;
+    }
+    outer = view.dim(0);
+    outer_pitch = view.row_pitch();
+    if (view.rank() <= 2) {
+      inner = view.rank() == 2 ? view.dim(1) : 1;
+      return;
+    }
+    middle = view.dim(1);
+    middle_pitch = view.step_pitch();
+    inner = view.count() / (outer * middle);
+  }
+};
+
+template <class T>
+__device__ float to_float(T value);
+template <>
+__device__ float to_float(float value) { return value; }
+template <>
+__device__ float to_float(bf16 value) { return __uint_as_float(std::uint32_t{value.bits} << 16); }
+template <>
+__device__ float to_float(f16 value) { return __half2float(__ushort_as_half(value.bits)); }
+
+__device__ void store(float* to, float value) { *to = value; }
+__device__ void store(bf16* to, float value) {
+  to->bits = __bfloat16_as_ushort(__float2bfloat16_rn(value));
+}
+__device__ void store(f16* to, float value) { to->bits = __half_as_ushort(__float2half_rn(value)); }
+
+template <class From, class To>
+__global__ void convert_kernel(const From* from, Layout source, To* to, Layout target,
+                               std::int64_t count) {
+  const std::int64_t stride = std::int64_t{blockDim.x} * gridDim.x;
+  for (std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count;
+       i += stride) {
+    const std::int64_t k = i % source.inner;
+    const std::int64_t row = i / source.inner;
+    const std::int64_t j = row % source.middle;
+    const std::int64_t o = row / source.middle;
+    store(to + o * target.outer_pitch + j * target.middle_pitch + k,
+          to_float(from[o * source.outer_pitch + j * source.middle_pitch + k]));
+  }
+}
+
+void convert(const ConstTensorView& from, const Layout& source, const TensorView& to,
+             const Layout& target, cudaStream_t stream) {
+  constexpr int threads = 256;
+  const std::int64_t count = from.count();
+  const auto blocks =
+      static_cast<unsigned>(std::min<std::int64_t>((count + threads - 1) / threads, 4096));
+  detail::visit(from.dtype(), [&](auto from_type) {
+    detail::visit(to.dtype(), [&](auto to_type) {
+      using From = typename decltype(from_type)::type;
+      using To = typename decltype(to_type)::type;
+      convert_kernel<<<blocks, threads, 0, stream>>>(
+          static_cast<const From*>(from.data()), source, static_cast<To*>(to.data()), target,
+          count);
+    });
+  });
+  check(cudaGetLastError(), "copy");
+}
+
+void copy_same_dtype(const ConstTensorView& from, const Layout& source, const TensorView& to,
+                     const Layout& target, cudaStream_t stream) {
+  const auto width = static_cast<std::size_t>(size_of(from.dtype()));
+  const auto bytes = [&](std::int64_t elements) { return static_cast<std::size_t>(elements) * width; };
+  const auto* s = static_cast<const char*>(from.data());
+  auto* t = static_cast<char*>(to.data());
+  const bool rows_only = source.middle == 1;
+  const std::int64_t planes = rows_only ? 1 : source.outer;
+  const std::int64_t rows = rows_only ? source.outer : source.middle;
+  for (std::int64_t o = 0; o < planes; ++o) {
+    const std::size_t s_pitch = bytes(rows_only ? source.outer_pitch : source.middle_pitch);
+    const std::size_t t_pitch = bytes(rows_only ? target.outer_pitch : target.middle_pitch);
+    const char* s_plane = s + bytes(o * source.outer_pitch);
+    char* t_plane = t + bytes(o * target.outer_pitch);
+    if (rows == 1) {
+      check(cudaMemcpyAsync(t_plane, s_plane, bytes(source.inner), cudaMemcpyDefault, stream),
+            "copy");
+    } else {
+      check(cudaMemcpy2DAsync(t_plane, t_pitch, s_plane, s_pitch, bytes(source.inner),
+                              static_cast<std::size_t>(rows), cudaMemcpyDefault, stream),
+            "copy");
+    }
+  }
+}
+
+}  // namespace
+
+void copy(const ConstTensorView& from, const TensorView& to, Stream& stream) {
+  const OnDevice current(stream.device(), "copy");
+  if (from.dtype() != to.dtype() && from.device() != to.device()) {
+    // Converted on the stream's side, where a kernel can.
+    Scratch scratch(stream);
+    const bool arrives = to.device() == stream.device();
+    const TensorView staged = scratch.take(from.shape(), arrives ? from.dtype() : to.dtype());
+    cuda::copy(from, staged, stream);
+    cuda::copy(staged, to, stream);
+    return;
+  }
+  const bool dense = from.is_dense() && to.is_dense();
+  const Layout source(from, dense);
+  const Layout target(to, dense);
+  if (from.dtype() == to.dtype()) {
+    copy_same_dtype(from, source, to, target, handle(stream));
+  } else {
+    convert(from, source, to, target, handle(stream));
+  }
+}
+
+void zero(const TensorView& view, Stream& stream) {
+  const OnDevice current(stream.device(), "zero");
+  const Layout layout(view, view.is_dense());
+  const auto width = static_cast<std::size_t>(size_of(view.dtype()));
+  const std::int64_t planes = layout.middle == 1 ? 1 : layout.outer;
+  const std::int64_t rows = layout.middle == 1 ? layout.outer : layout.middle;
+  const std::int64_t pitch = layout.middle == 1 ? layout.outer_pitch : layout.middle_pitch;
+  for (std::int64_t o = 0; o < planes; ++o) {
+    char* plane =
+        static_cast<char*>(view.data()) + static_cast<std::size_t>(o * layout.outer_pitch) * width;
+    const std::size_t bytes = static_cast<std::size_t>(layout.inner) * width;
+    if (rows == 1) {
+      check(cudaMemsetAsync(plane, 0, bytes, handle(stream)), "zero");
+    } else {
+      check(cudaMemset2DAsync(plane, static_cast<std::size_t>(pitch) * width, 0, bytes,
+                              static_cast<std::size_t>(rows), handle(stream)),
+            "zero");
+    }
+  }
+}
+
+}  // namespace mamba::cuda
