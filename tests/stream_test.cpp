@@ -1,32 +1,9 @@
-#include <atomic>
-#include <cstdlib>
-#include <new>
 #include <thread>
 
 #include <mamba/ops.hpp>
 
+#include "allocations.hpp"
 #include "testing.hpp"
-
-// Every allocation of this program is counted, so that a test can say that there was none.
-namespace {
-std::atomic<long> allocations{0};
-
-void* allocate(std::size_t size, std::size_t alignment) {
-  ++allocations;
-  void* memory = std::aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment);
-  if (memory == nullptr) throw std::bad_alloc();
-  return memory;
-}
-}  // namespace
-
-void* operator new(std::size_t size) { return allocate(size, alignof(std::max_align_t)); }
-void* operator new(std::size_t size, std::align_val_t alignment) {
-  return allocate(size, static_cast<std::size_t>(alignment));
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
 
 namespace mamba {
 namespace {
@@ -104,7 +81,7 @@ TEST(Scratch, TheSameCallsGiveTheSameAddressesAndAllocateNothing) {
     for (int round = 0; round < 3; ++round) {
       std::vector<const void*> addresses;
       addresses.reserve(8);
-      const long before = allocations;
+      const long before = testing::allocations();
       {
         Scratch scratch(stream);
         for (const std::int64_t size : {10, 400000, 1, 2000000}) {
@@ -117,7 +94,7 @@ TEST(Scratch, TheSameCallsGiveTheSameAddressesAndAllocateNothing) {
         first = addresses;
       } else {
         EXPECT_EQ(addresses, first);
-        EXPECT_EQ(allocations, before);
+        EXPECT_EQ(testing::allocations(), before);
       }
     }
   }
@@ -158,13 +135,13 @@ TEST(Scratch, OperationsAllocateOnlyOnce) {
       zero(y, stream);
       long before = 0;
       for (int round = 0; round < 3; ++round) {
-        if (round == 1) before = allocations;
+        if (round == 1) before = testing::allocations();
         run(embedding, stream);
         run(matmul, stream);
         run(norm, stream);
         run(sample, stream);
       }
-      EXPECT_EQ(allocations, before) << name_of(dtype) << ", rows " << rows;
+      EXPECT_EQ(testing::allocations(), before) << name_of(dtype) << ", rows " << rows;
     }
   }
 }

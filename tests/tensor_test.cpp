@@ -302,7 +302,7 @@ TEST(Tensor, AMissingDeviceIsNamed) {
   if (cuda_device_count() > 0) GTEST_SKIP() << "has CUDA";
   EXPECT_THROW(Tensor({1}, DType::f32, Device::cuda()), DeviceError);
   EXPECT_THROW(Tensor::pinned({1}, DType::f32), DeviceError);
-  expect_error<DeviceError>("Tensor: device: expected cpu (this build has no CUDA), got cuda",
+  expect_error<DeviceError>("Tensor: device: expected cpu (this build has no CUDA), got cuda:0",
                             [] { Tensor({1}, DType::f32, Device::cuda()); });
 }
 

@@ -104,8 +104,11 @@ class Output {
     return put(text);
   }
 
-  void finish() {
-    if (any_ && !as_text_ && good_) put("\n");
+  void end_line() {
+    if (any_ && !as_text_) put("\n");
+  }
+
+  void check() const {
     if (good_) return;
     throw mamba::Error("generate", "standard output", "that it can be written", "a failure");
   }
@@ -220,8 +223,9 @@ int generate(const GenerateFlags& flags) {
   const std::size_t written = interrupted() ? 0 : write_tokens(generator, flags, output);
   const double write_seconds = seconds_since(written_from);
 
+  output.end_line();
   if (!flags.save_state.empty()) generator.save(flags.save_state);
-  output.finish();
+  output.check();  // after the state is safe
   report_speed(read, read_seconds, written, write_seconds);
   if (read < prompt.size()) {
     std::fprintf(stderr, "mamba-lm: stopped after %zu of %zu prompt tokens\n", read, prompt.size());

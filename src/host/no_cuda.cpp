@@ -5,21 +5,21 @@ namespace mamba::cuda {
 
 namespace {
 
-[[noreturn]] void refuse(const char* where) {
-  throw DeviceError(where, "device", "cpu (this build has no CUDA)", "cuda");
+[[noreturn]] void refuse(const char* where, Device device = Device::cuda()) {
+  throw DeviceError(where, "device", "cpu (this build has no CUDA)", device.name());
 }
 
 }  // namespace
 
 int device_count() { return 0; }
-void* allocate(Device, std::int64_t) { refuse("Tensor"); }
+void* allocate(Device device, std::int64_t) { refuse("Tensor", device); }
 void release(Device, void*) noexcept {}
 void* allocate_pinned(std::int64_t) { refuse("Tensor::pinned"); }
 void release_pinned(void*) noexcept {}
 
-void* make_stream(Device) { refuse("Stream"); }
+void* make_stream(Device device) { refuse("Stream", device); }
 void destroy_stream(Device, void*) noexcept {}
-void synchronize(Device, void*) { refuse("Stream::synchronize"); }
+void synchronize(Device device, void*) { refuse("Stream::synchronize", device); }
 
 void copy(const ConstTensorView&, const TensorView&, Stream&) { refuse("copy"); }
 void zero(const TensorView&, Stream&) { refuse("zero"); }

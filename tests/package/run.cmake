@@ -15,7 +15,7 @@ else()
   set(how -DMAMBA_SOURCE_DIR=${SOURCE} -DMAMBA_CUDA=OFF)
 endif()
 must(${CMAKE_COMMAND} -S ${SOURCE}/tests/package -B ${SCRATCH}/build -G Ninja
-     -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_COMPILER=${CXX} "-DCMAKE_CXX_FLAGS=${FLAGS}" ${how})
+     -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_COMPILER=${CXX} "-DCMAKE_CXX_FLAGS=${FLAGS}" ${how})
 must(${CMAKE_COMMAND} --build ${SCRATCH}/build)
 must(${SCRATCH}/build/consumer ${SCRATCH}/state.safetensors)
 if(EXISTS ${SCRATCH}/installed/bin/mamba-lm)

@@ -1,4 +1,5 @@
-// A program as its user sees it: arguments in; standard output, standard error and an exit code out.
+// A program as its user sees it: arguments in; standard output, standard error and an exit code
+// out.
 #pragma once
 
 #include <sys/types.h>
@@ -14,8 +15,8 @@ struct Finished {
 
 class Child {
  public:
-  // terminal: standard error is one. The pipe of standard output is small, so that a program that writes
-  // without end waits for us soon.
+  // terminal: standard error is one. The pipe of standard output is small, so that a program that
+  // writes without end waits for us soon.
   explicit Child(const std::vector<std::string>& arguments, bool terminal = false);
   ~Child();
   Child(const Child&) = delete;

@@ -1,0 +1,585 @@
+// mamba-lm as its user sees it: what it prints, where, and how it ends.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <sstream>
+
+#include <mamba/safetensors.hpp>
+#include <mamba/state_file.hpp>
+#include <mamba/version.hpp>
+
+#include "child.hpp"
+
+namespace {
+
+namespace fs = std::filesystem;
+using ::testing::HasSubstr;
+using Arguments = std::vector<std::string>;
+using Ids = std::vector<std::int32_t>;
+
+// Compared in f32; one of the files is bf16.
+constexpr const char* models[] = {"base",         "biased",   "wide",  "falcon",
+                                  "sharded_bf16", "original", "bytes", "one"};
+
+std::string golden(const std::string& name) { return std::string(GOLDEN_FOLDER) + "/" + name; }
+
+std::string golden_values(const std::string& name) { return golden(name) + "/golden.safetensors"; }
+
+Ids golden_ids(const std::string& name, const char* which) {
+  const mamba::SafetensorsFile file(golden_values(name));
+  const mamba::Tensor ids = file.read(file.entry(which));
+  return Ids(ids.data<std::int32_t>(), ids.data<std::int32_t>() + ids.count());
+}
+
+std::string joined(const Ids& ids, const char* separator) {
+  std::string text;
+  for (const std::int32_t id : ids) {
+    if (!text.empty()) text += separator;
+    text += std::to_string(id);
+  }
+  return text;
+}
+
+std::string printed(const Ids& ids) { return joined(ids, " ") + "\n"; }
+
+Ids parsed(const std::string& text) {
+  std::istringstream words(text);
+  return Ids(std::istream_iterator<std::int32_t>(words), {});
+}
+
+std::string prompt_of(const std::string& name) {
+  return joined(golden_ids(name, "prompt_ids"), ",");
+}
+
+// Small models are fastest on one thread.
+Arguments generate(const std::string& folder, const Arguments& more) {
+  Arguments all = {"generate", folder, "--threads", "1"};
+  all.insert(all.end(), more.begin(), more.end());
+  return all;
+}
+
+Arguments operator+(Arguments a, const Arguments& b) {
+  a.insert(a.end(), b.begin(), b.end());
+  return a;
+}
+
+void expect_error(const Finished& finished, const std::string& text) {
+  EXPECT_EQ(finished.code, 1);
+  EXPECT_EQ(finished.out, "");
+  EXPECT_THAT(finished.err, HasSubstr(text));
+  EXPECT_EQ(finished.err.rfind("mamba-lm: ", 0), 0u) << finished.err;
+  EXPECT_EQ(finished.err.find('\n'), finished.err.size() - 1) << finished.err;
+}
+
+void expect_success(const Finished& finished, const std::string& out) {
+  EXPECT_EQ(finished.code, 0) << finished.err;
+  EXPECT_EQ(finished.out, out);
+}
+
+// A folder of its own for every test.
+class MambaLm : public ::testing::Test {
+ protected:
+  void SetUp() override { fs::create_directories(folder_); }
+  void TearDown() override { fs::remove_all(folder_); }
+
+  std::string path(const std::string& name) const { return (folder_ / name).string(); }
+
+  // A golden model that may be spoilt.
+  std::string copy_of(const std::string& name) const {
+    const fs::path copy = folder_ / name;
+    fs::copy(golden(name), copy, fs::copy_options::recursive);
+    return copy.string();
+  }
+
+  std::string saved_state(const std::string& model, const Arguments& more = {}) const {
+    const Arguments arguments = {"--prompt-ids", prompt_of(model), "-n", "7",
+                                 "--save-state", path("state")};
+    const Finished finished = run(generate(golden(model), arguments + more));
+    EXPECT_EQ(finished.code, 0) << finished.err;
+    return path("state");
+  }
+
+ private:
+  fs::path folder_ =
+      fs::temp_directory_path() / ("mamba_lm_test_" + std::to_string(getpid()) + "_" +
+                                   ::testing::UnitTest::GetInstance()->current_test_info()->name());
+};
+
+void replace_in_file(const std::string& path, const std::string& from, const std::string& to) {
+  std::ostringstream text;
+  text << std::ifstream(path).rdbuf();
+  std::string changed = text.str();
+  const std::size_t at = changed.find(from);
+  ASSERT_NE(at, std::string::npos);
+  std::ofstream(path) << changed.replace(at, from.size(), to);
+}
+
+// ---- generate -----------------------------------------------------------------------------------
+
+TEST_F(MambaLm, greedy_ids_are_the_golden_ones) {
+  for (const char* model : models) {
+    SCOPED_TRACE(model);
+    const Ids expected = golden_ids(model, "greedy_ids");
+    const Arguments arguments = {
+        "--prompt-ids", prompt_of(model), "-n", std::to_string(expected.size()), "--dtype", "f32"};
+    const Finished finished = run(generate(golden(model), arguments));
+    expect_success(finished, printed(expected));
+    EXPECT_THAT(finished.err, HasSubstr("tok/s"));
+  }
+}
+
+TEST_F(MambaLm, pieces_of_a_prompt_and_threads_do_not_change_the_text) {
+  const std::string expected = printed(golden_ids("base", "greedy_ids"));
+  for (const Arguments& how : {Arguments{"--chunk", "1"}, {"--chunk", "4"}, {"--threads", "2"}}) {
+    const Arguments all = {"generate",        golden("base"), "--prompt-ids",
+                           prompt_of("base"), "-n",           "24"};
+    expect_success(run(all + how), expected);
+  }
+}
+
+TEST_F(MambaLm, text_in_gives_text_out) {
+  const Ids ids = golden_ids("bytes", "greedy_ids");
+  const std::string text(ids.begin(), ids.end());
+  expect_success(run(generate(golden("bytes"), {"--prompt", "The state", "-n", "24"})), text);
+  expect_success(
+      run(generate(golden("bytes"), {"--prompt", "The state", "-n", "24", "--as", "ids"})),
+      printed(ids));
+  expect_success(run(generate(golden("bytes"),
+                              {"--prompt-ids", prompt_of("bytes"), "-n", "24", "--as", "text"})),
+                 text);
+}
+
+TEST_F(MambaLm, a_stop_text_ends_the_output) {
+  const Ids ids = golden_ids("bytes", "greedy_ids");
+  const std::string text(ids.begin(), ids.end());
+  const Arguments arguments = {"--prompt", "The state", "-n",    "24",
+                               "--stop",   "not there", "--stop"};
+  const std::string stop = text.substr(9, 3);
+  expect_success(run(generate(golden("bytes"), arguments + Arguments{stop})), text.substr(0, 12));
+}
+
+TEST_F(MambaLm, end_of_text_is_printed_and_ends_the_output_unless_ignored) {
+  const Ids ids = golden_ids("base", "greedy_ids");
+  const std::string model = copy_of("base");
+  replace_in_file(model + "/config.json", "\"eos_token_id\": 0",
+                  "\"eos_token_id\": " + std::to_string(ids[3]));
+  const Arguments arguments = {"--prompt-ids", prompt_of("base"), "-n", "24"};
+  expect_success(run(generate(model, arguments)), printed(Ids(ids.begin(), ids.begin() + 4)));
+  expect_success(run(generate(model, arguments + Arguments{"--ignore-eos"})), printed(ids));
+}
+
+TEST_F(MambaLm, without_new_tokens_nothing_is_printed) {
+  expect_success(run(generate(golden("base"), {"--prompt-ids", prompt_of("base"), "-n", "0",
+                                               "--save-state", path("state")})),
+                 "");
+  expect_success(run(generate(golden("base"), {"--resume", path("state"), "-n", "24"})),
+                 printed(golden_ids("base", "greedy_ids")));
+}
+
+TEST_F(MambaLm, a_sampling_option_makes_it_sample) {
+  const std::string greedy = printed(golden_ids("base", "greedy_ids"));
+  const auto sampled = [&](const Arguments& options) {
+    const Arguments arguments = {"--prompt-ids", prompt_of("base"), "-n", "24", "--ignore-eos"};
+    const Finished finished = run(generate(golden("base"), arguments + options));
+    EXPECT_EQ(finished.code, 0) << finished.err;
+    return finished.out;
+  };
+  EXPECT_NE(sampled({"--seed", "1"}), greedy);
+  EXPECT_EQ(sampled({"--seed", "1"}), sampled({"--seed", "1", "--temperature", "1"}));
+  EXPECT_NE(sampled({"--seed", "1"}), sampled({"--seed", "2"}));
+  EXPECT_EQ(sampled({"--top-k", "1"}), greedy);
+  EXPECT_EQ(sampled({"--temperature", "0"}), greedy);
+}
+
+// ---- stop and resume ----------------------------------------------------------------------------
+
+TEST_F(MambaLm, stopped_and_resumed_is_as_never_stopped) {
+  const Arguments ways[] = {
+      {},
+      {"--seed", "5"},
+      {"--temperature", "0.8", "--top-k", "20", "--top-p", "0.95", "--seed", "11"},
+      {"--temperature", "1.3", "--min-p", "0.02", "--repetition-penalty", "1.2", "--seed", "3"},
+      {"--temperature", "0", "--repetition-penalty", "1.5"},
+      {"--dtype", "bf16", "--seed", "5"},
+  };
+  for (const char* model : {"base", "falcon", "one"}) {
+    for (const Arguments& way : ways) {
+      SCOPED_TRACE(std::string(model) + " " + ::testing::PrintToString(way));
+      const Arguments prompt = {"--prompt-ids", prompt_of(model), "--ignore-eos"};
+      const Finished whole = run(generate(golden(model), prompt + way + Arguments{"-n", "40"}));
+      ASSERT_EQ(whole.code, 0) << whole.err;
+
+      const Finished first = run(generate(
+          golden(model), prompt + way + Arguments{"-n", "7", "--save-state", path("state")}));
+      // The flags again, as somebody would who repeats the command; they agree with the file.
+      const Finished second = run(generate(
+          golden(model), way + Arguments{"--resume", path("state"), "-n", "33", "--ignore-eos"}));
+      EXPECT_EQ(second.code, 0) << second.err;
+      EXPECT_EQ(parsed(first.out).size(), 7u);
+      EXPECT_EQ(printed(parsed(first.out + second.out)), whole.out);
+    }
+  }
+}
+
+TEST_F(MambaLm, the_file_alone_says_how_to_sample) {
+  const std::string state = saved_state("base", {"--temperature", "0.8", "--seed", "11"});
+  const Finished silent = run(generate(golden("base"), {"--resume", state, "-n", "20"}));
+  const Finished spoken = run(generate(
+      golden("base"), {"--resume", state, "-n", "20", "--temperature", "0.8", "--seed", "11"}));
+  expect_success(silent, spoken.out);
+}
+
+TEST_F(MambaLm, a_flag_that_contradicts_the_file_is_refused_with_both_values) {
+  const std::string state =
+      saved_state("base", {"--temperature", "0.8", "--top-k", "20", "--seed", "11"});
+  const auto resumed = [&](const Arguments& flags) {
+    return run(generate(golden("base"), Arguments{"--resume", state, "-n", "5"} + flags));
+  };
+  expect_error(resumed({"--temperature", "0.7"}),
+               "--temperature: expected 0.8 as saved in " + state + ", got 0.7");
+  expect_error(resumed({"--top-k", "21"}), "--top-k: expected 20");
+  expect_error(resumed({"--top-p", "0.5"}), "--top-p: expected 1 as saved");
+  expect_error(resumed({"--min-p", "0.5"}), "--min-p: expected 0 as saved");
+  expect_error(resumed({"--repetition-penalty", "1.5"}),
+               "--repetition-penalty: expected 1 as saved");
+  expect_error(resumed({"--seed", "12"}), "--seed: expected 11");
+  expect_success(resumed({"--top-k", "20", "--top-p", "1"}), resumed({}).out);
+}
+
+TEST_F(MambaLm, a_prompt_may_follow_a_restored_state) {
+  const Ids prompt = golden_ids("base", "prompt_ids");
+  const Ids head(prompt.begin(), prompt.begin() + 4);
+  const Ids tail(prompt.begin() + 4, prompt.end());
+  run(generate(golden("base"),
+               {"--prompt-ids", joined(head, ","), "-n", "0", "--save-state", path("state")}));
+  expect_success(run(generate(golden("base"), {"--resume", path("state"), "--prompt-ids",
+                                               joined(tail, ","), "-n", "24"})),
+                 printed(golden_ids("base", "greedy_ids")));
+}
+
+TEST_F(MambaLm, a_state_may_be_saved_over_the_one_it_came_from) {
+  const std::string state = saved_state("base");
+  Ids ids = golden_ids("base", "greedy_ids");
+  for (int first = 7; first < 22; first += 5) {
+    expect_success(
+        run(generate(golden("base"), {"--resume", state, "--save-state", state, "-n", "5"})),
+        printed(Ids(ids.begin() + first, ids.begin() + first + 5)));
+  }
+}
+
+// ---- interrupts ---------------------------------------------------------------------------------
+
+class MambaLmSignals : public MambaLm, public ::testing::WithParamInterface<int> {};
+
+TEST_P(MambaLmSignals, while_generating_stop_after_a_token_with_the_state_saved) {
+  const Arguments how = {"--seed", "4", "--ignore-eos"};
+  const Arguments prompt = {"--prompt-ids", prompt_of("base")};
+  Child child(generate(golden("base"),
+                       prompt + how + Arguments{"-n", "100000000", "--save-state", path("state")}));
+  child.wait_for_output(200);
+  child.signal(GetParam());
+  const Finished first = child.finish();
+  EXPECT_EQ(first.code, 130) << first.err;
+  ASSERT_FALSE(first.out.empty());
+  EXPECT_EQ(first.out.back(), '\n');
+  const std::size_t count = parsed(first.out).size();
+
+  const Finished second =
+      run(generate(golden("base"), how + Arguments{"--resume", path("state"), "-n", "20"}));
+  EXPECT_EQ(second.code, 0) << second.err;
+  const Finished whole =
+      run(generate(golden("base"), prompt + how + Arguments{"-n", std::to_string(count + 20)}));
+  EXPECT_EQ(printed(parsed(first.out + second.out)), whole.out);
+}
+
+TEST_P(MambaLmSignals, while_reading_the_prompt_stop_after_a_piece_with_the_state_saved) {
+  Ids prompt(20000);
+  for (std::size_t i = 0; i < prompt.size(); ++i) prompt[i] = static_cast<std::int32_t>(i * 7 % 96);
+  const Arguments by_token = {"--chunk", "1", "-n", "20"};
+  Child child(generate(golden("base"), Arguments{"--prompt-ids", joined(prompt, ","),
+                                                 "--save-state", path("state")} +
+                                           by_token),
+              /*terminal=*/true);
+  child.wait_for_error("reading the prompt");
+  child.signal(GetParam());
+  const Finished first = child.finish();
+  EXPECT_EQ(first.code, 130) << first.err;
+  EXPECT_EQ(first.out, "");
+
+  const std::int64_t seen = mamba::load_state(path("state")).metadata.tokens_seen.at(0);
+  ASSERT_GT(seen, 0);
+  ASSERT_LT(seen, static_cast<std::int64_t>(prompt.size()));
+  EXPECT_THAT(first.err,
+              HasSubstr("stopped after " + std::to_string(seen) + " of 20000 prompt tokens"));
+  const Ids rest(prompt.begin() + seen, prompt.end());
+  const Finished second = run(
+      generate(golden("base"),
+               Arguments{"--resume", path("state"), "--prompt-ids", joined(rest, ",")} + by_token));
+  const Finished whole =
+      run(generate(golden("base"), Arguments{"--prompt-ids", joined(prompt, ",")} + by_token));
+  expect_success(second, whole.out);
+}
+
+INSTANTIATE_TEST_SUITE_P(Signals, MambaLmSignals, ::testing::Values(SIGINT, SIGTERM),
+                         [](const auto& signal) {
+                           return signal.param == SIGINT ? "int" : "term";
+                         });
+
+TEST_F(MambaLm, output_that_nobody_reads_is_an_error_after_the_state_is_saved) {
+  Child child(generate(golden("base"), {"--prompt-ids", "1,2,3", "-n", "100000000", "--ignore-eos",
+                                        "--save-state", path("state")}));
+  child.wait_for_output(100);
+  child.close_output();
+  const Finished finished = child.finish();
+  EXPECT_EQ(finished.code, 1);
+  EXPECT_THAT(finished.err, HasSubstr("standard output"));
+  EXPECT_GT(mamba::load_state(path("state")).metadata.tokens_seen.at(0), 3);
+}
+
+TEST_F(MambaLm, progress_is_shown_on_a_terminal_only) {
+  const Arguments arguments = {"--prompt-ids", prompt_of("base"), "--chunk", "2", "-n", "1"};
+  Child terminal(generate(golden("base"), arguments), /*terminal=*/true);
+  const Finished seen = terminal.finish();
+  EXPECT_THAT(seen.err, HasSubstr("reading the prompt: 2 of 9 tokens"));
+  const Finished logged = run(generate(golden("base"), arguments));
+  EXPECT_THAT(logged.err, ::testing::Not(HasSubstr("reading the prompt")));
+  EXPECT_EQ(seen.out, logged.out);
+}
+
+// ---- logits -------------------------------------------------------------------------------------
+
+std::vector<double> golden_doubles(const std::string& model, const char* name) {
+  const mamba::SafetensorsFile file(golden_values(model));
+  const std::vector<unsigned char> bytes = file.bytes(file.entry(name));
+  std::vector<double> values(bytes.size() / sizeof(double));
+  if (!bytes.empty()) std::memcpy(values.data(), bytes.data(), bytes.size());
+  return values;
+}
+
+std::vector<double> written_floats(const std::string& path, const char* name) {
+  const mamba::SafetensorsFile file(path);
+  EXPECT_EQ(file.entry(name).dtype, "F32");
+  const mamba::Tensor tensor = file.read(file.entry(name));
+  return std::vector<double>(tensor.data<float>(), tensor.data<float>() + tensor.count());
+}
+
+// The norm of the difference over the norm of what was expected.
+double relative(const std::vector<double>& got, const std::vector<double>& expected) {
+  EXPECT_EQ(got.size(), expected.size());
+  double difference = 0;
+  double norm = 0;
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    difference += (got[i] - expected[i]) * (got[i] - expected[i]);
+    norm += expected[i] * expected[i];
+  }
+  return expected.empty() ? 0 : std::sqrt(difference / norm);
+}
+
+TEST_F(MambaLm, logits_and_states_are_within_1e5_of_float64_whole_and_in_chunks) {
+  for (const char* model : models) {
+    const Arguments all = {"logits", golden(model), "--tokens", golden_values(model),
+                           "--out",  path("out"),   "--dtype",  "f32"};
+    std::vector<double> whole;
+    for (const char* chunk : {"", "1", "7", "64", "1000"}) {
+      SCOPED_TRACE(std::string(model) + " --chunk " + chunk);
+      const Finished finished = run(*chunk == 0 ? all : all + Arguments{"--chunk", chunk});
+      expect_success(finished, "");
+      for (const char* name : {"logits", "conv_states", "ssm_states"}) {
+        EXPECT_LT(relative(written_floats(path("out"), name), golden_doubles(model, name)), 1e-5)
+            << name;
+      }
+      const std::vector<double> logits = written_floats(path("out"), "logits");
+      if (whole.empty()) whole = logits;
+      EXPECT_LT(relative(logits, whole), 5e-6);
+    }
+  }
+}
+
+TEST_F(MambaLm, logits_have_the_shapes_promised_and_ids_may_be_i32) {
+  const mamba::Tensor ids = mamba::Tensor::from<std::int32_t>({1, 2, 3, 4, 5, 6}, {2, 3});
+  mamba::save_safetensors(path("ids"), {{"input_ids", ids}});
+  expect_success(run({"logits", golden("wide"), "--tokens", path("ids"), "--out", path("out")}),
+                 "");
+  const mamba::SafetensorsFile file(path("out"));
+  EXPECT_EQ(file.entry("logits").shape_text(), "[2, 3, 50]");
+  EXPECT_EQ(file.entry("conv_states").shape_text(), "[2, 2, 60, 2]");
+  EXPECT_EQ(file.entry("ssm_states").shape_text(), "[2, 2, 60, 100]");
+}
+
+TEST_F(MambaLm, logits_are_f32_whatever_the_dtype) {
+  for (const char* dtype : {"bf16", "f16"}) {
+    const Finished finished = run({"logits", golden("base"), "--tokens", golden_values("base"),
+                                   "--out", path("out"), "--dtype", dtype});
+    expect_success(finished, "");
+    const double error =
+        relative(written_floats(path("out"), "logits"), golden_doubles("base", "logits"));
+    EXPECT_LT(error, 0.1) << dtype;
+    EXPECT_GT(error, 1e-5) << dtype;  // it really ran in it
+    written_floats(path("out"), "conv_states");
+  }
+}
+
+// ---- info ---------------------------------------------------------------------------------------
+
+std::string value_of(const std::string& out, const std::string& name) {
+  std::istringstream lines(out);
+  for (std::string line; std::getline(lines, line);) {
+    if (line.rfind(name + " ", 0) == 0) return line.substr(line.find_last_of(' ') + 1);
+  }
+  return "(no line " + name + ")";
+}
+
+TEST_F(MambaLm, info_tells_the_sizes) {
+  const Finished finished = run({"info", golden("base")});
+  ASSERT_EQ(finished.code, 0) << finished.err;
+  EXPECT_EQ(finished.err, "");
+  const std::vector<std::pair<const char*, const char*>> expected = {{"d_model", "32"},
+                                                                     {"n_layer", "3"},
+                                                                     {"d_inner", "64"},
+                                                                     {"d_state", "16"},
+                                                                     {"d_conv", "4"},
+                                                                     {"dt_rank", "2"},
+                                                                     {"vocab", "96"},
+                                                                     {"parameters", "32960"},
+                                                                     {"dtype", "f32"},
+                                                                     {"bytes of weights", "131840"},
+                                                                     {"bytes of state", "14592"}};
+  for (const auto& [name, value] : expected) EXPECT_EQ(value_of(finished.out, name), value) << name;
+  EXPECT_EQ(value_of(finished.out, "fingerprint").size(), 32u);
+  EXPECT_THAT(finished.out, ::testing::Not(HasSubstr("NaN")));
+}
+
+TEST_F(MambaLm, info_tells_the_dtype_of_the_file) {
+  const Finished finished = run({"info", golden("sharded_bf16")});
+  EXPECT_EQ(value_of(finished.out, "dtype"), "bf16");
+  EXPECT_EQ(value_of(finished.out, "parameters"), "32960");
+  EXPECT_EQ(value_of(finished.out, "bytes of weights"), "75008");  // matrices bf16, the rest f32
+  EXPECT_EQ(value_of(finished.out, "bytes of state"), "13440");
+}
+
+TEST_F(MambaLm, info_names_tensors_with_nan_or_infinity) {
+  const std::string model = copy_of("base");
+  const std::string file = model + "/model.safetensors";
+  const auto spoil = [&](const char* name, float value) {
+    const std::int64_t offset = mamba::SafetensorsFile(file).entry(name).offset;
+    std::fstream bytes(file, std::ios::in | std::ios::out | std::ios::binary);
+    bytes.seekp(offset);
+    bytes.write(reinterpret_cast<const char*>(&value), sizeof value);
+  };
+  spoil("backbone.layers.1.mixer.D", NAN);
+  spoil("backbone.layers.2.mixer.in_proj.weight", -INFINITY);
+  const Finished finished = run({"info", model});
+  EXPECT_EQ(finished.code, 0) << finished.err;
+  EXPECT_THAT(finished.out, HasSubstr("backbone.layers.1.mixer.D (1 of 64 values)\n"));
+  EXPECT_THAT(finished.out,
+              HasSubstr("backbone.layers.2.mixer.in_proj.weight (1 of 4096 values)\n"));
+  EXPECT_THAT(finished.out, ::testing::Not(HasSubstr("layers.0")));
+}
+
+// ---- errors -------------------------------------------------------------------------------------
+
+TEST_F(MambaLm, version_and_help_go_to_standard_output) {
+  expect_success(run({"--version"}), std::string("mamba-lm ") + mamba::version + "\n");
+  for (const Arguments& help :
+       {Arguments{"--help"}, {"generate", "--help"}, {"logits", "--help"}}) {
+    const Finished finished = run(help);
+    EXPECT_EQ(finished.code, 0);
+    EXPECT_THAT(finished.out, HasSubstr("Usage"));
+  }
+}
+
+TEST_F(MambaLm, a_wrong_command_line_is_one_line_and_exit_code_1) {
+  const std::string base = golden("base");
+  const Arguments generating = {"generate", base, "--prompt-ids", "1,2"};
+  expect_error(run({}), "subcommand");
+  expect_error(run({"translate"}), "subcommand");
+  expect_error(run({"info"}), "MODEL");
+  expect_error(run({"generate", "--prompt-ids", "1"}), "a model folder");
+  expect_error(run({"generate", base}), "--prompt-ids");
+  expect_error(run({"generate", base, "--prompt-ids", ""}), "empty prompt");
+  expect_error(run({"generate", base, "--prompt-ids", "1,two"}), "\"two\"");
+  expect_error(run({"generate", base, "--prompt-ids", "99999999999"}), "--prompt-ids");
+  expect_error(run({"logits", base}), "--tokens");
+  expect_error(run(generating + Arguments{"--bogus"}), "--bogus");
+  expect_error(run(generating + Arguments{"--prompt", "b"}), "--prompt");
+  expect_error(run(generating + Arguments{"--dtype", "f64"}), "f64");
+  expect_error(run(generating + Arguments{"--device", "gpu"}), "gpu");
+  expect_error(run(generating + Arguments{"--as", "json"}), "json");
+  for (const char* number : {"x", "-3", "1.5", "010", "99999999999999999999"}) {
+    expect_error(run(generating + Arguments{"-n", number}), "-n: expected a whole number");
+    expect_error(run(generating + Arguments{"--seed", number}), "--seed: expected a whole number");
+  }
+  expect_error(run(generating + Arguments{"--chunk", "0"}), "--chunk");
+  expect_error(run(generating + Arguments{"--threads", "0"}), "--threads");
+  expect_error(run(generating + Arguments{"--temperature", "warm"}), "--temperature");
+  expect_error(run(generating + Arguments{"--temperature", "nan"}), "temperature");
+  expect_error(run(generating + Arguments{"--top-p", "3"}), "top_p");
+  expect_error(run(generating + Arguments{"--temperature", "0", "--top-k", "5"}), "top_k");
+}
+
+TEST_F(MambaLm, text_for_a_model_without_a_tokenizer_is_refused_plainly) {
+  const std::string base = golden("base");
+  expect_error(run({"generate", base, "--prompt", "hello"}), "--prompt-ids");
+  expect_error(run({"generate", base, "--prompt-ids", "1", "--as", "text"}), "--as");
+  expect_error(run({"generate", base, "--prompt-ids", "1", "--stop", "."}), "--stop");
+}
+
+TEST_F(MambaLm, ids_out_of_range_are_refused) {
+  expect_error(run(generate(golden("base"), {"--prompt-ids", "1,96"})), "expected 0 to 95, got 96");
+  expect_error(run(generate(golden("base"), {"--prompt-ids", "-1"})), "expected 0 to 95, got -1");
+  const mamba::Tensor ids = mamba::Tensor::from<std::int32_t>({1, 96}, {1, 2});
+  mamba::save_safetensors(path("ids"), {{"input_ids", ids}});
+  expect_error(run({"logits", golden("base"), "--tokens", path("ids"), "--out", path("out")}),
+               "96");
+  EXPECT_FALSE(fs::exists(path("out")));
+}
+
+TEST_F(MambaLm, bad_files_are_refused) {
+  expect_error(run({"info", path("nothing")}), path("nothing"));
+  expect_error(run({"info", path("")}), "model.safetensors");
+  const mamba::Tensor floats = mamba::Tensor::from<float>({1, 2}, {1, 2});
+  const mamba::Tensor flat = mamba::Tensor::from<std::int32_t>({1, 2}, {2});
+  const auto logits = [&](const std::vector<mamba::SafetensorsItem>& items) {
+    mamba::save_safetensors(path("ids"), items);
+    return run({"logits", golden("base"), "--tokens", path("ids"), "--out", path("out")});
+  };
+  expect_error(logits({{"input_ids", floats}}), "F32");
+  expect_error(logits({{"input_ids", flat}}), "[batch, time]");
+  expect_error(logits({{"ids", flat}}), "input_ids");
+  expect_error(run({"logits", golden("base"), "--tokens", path("no"), "--out", path("out")}),
+               path("no"));
+}
+
+TEST_F(MambaLm, a_place_that_cannot_be_written_is_refused_before_any_work) {
+  for (const std::string& place : {path("no/state"), path("")}) {
+    // The model is not there either: it was not looked for yet.
+    expect_error(run({"generate", path("nothing"), "--prompt-ids", "1", "--save-state", place}),
+                 "--save-state");
+    expect_error(run({"logits", path("nothing"), "--tokens", path("nothing"), "--out", place}),
+                 "--out");
+  }
+}
+
+TEST_F(MambaLm, a_state_that_is_cut_or_of_another_model_is_refused) {
+  const std::string state = saved_state("base");
+  expect_error(run(generate(golden("sharded_bf16"), {"--resume", state, "--dtype", "f32"})),
+               "model");
+  expect_error(run(generate(golden("wide"), {"--resume", state})), "model");
+  expect_error(run(generate(golden("base"), {"--resume", state, "--dtype", "bf16"})), "bf16");
+  expect_error(run(generate(golden("base"), {"--resume", golden("base") + "/model.safetensors"})),
+               "state");
+  const auto size = fs::file_size(state);
+  for (const std::uintmax_t kept : {size - 1, size / 2, std::uintmax_t{100}, std::uintmax_t{0}}) {
+    fs::resize_file(state, kept);
+    expect_error(run(generate(golden("base"), {"--resume", state})), state);
+  }
+}
+
+}  // namespace

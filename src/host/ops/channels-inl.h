@@ -34,8 +34,9 @@ HWY_INLINE void store_channels(F32Vec v, T* to, std::int64_t left) {
 }
 
 // to[column][row] = from[row][column], pitches in elements.
-inline void transpose(const float* from, std::int64_t from_pitch, float* to, std::int64_t to_pitch,
-                      std::int64_t rows, std::int64_t columns) {
+template <class T>
+void transpose(const T* from, std::int64_t from_pitch, T* to, std::int64_t to_pitch,
+               std::int64_t rows, std::int64_t columns) {
   for (std::int64_t i = 0; i < rows; ++i) {
     for (std::int64_t j = 0; j < columns; ++j) to[j * to_pitch + i] = from[i * from_pitch + j];
   }

@@ -1,50 +1,61 @@
 // What the two recurrences (causal_conv.cpp, selective_scan.cpp) share: how [batch, time, channels]
 // is cut into items and the items over threads, which state rows a batch row stands for, and where
-// sequences begin. No item reads what another writes, and none depends on how many there are: that
-// is why neither the number of threads nor the company in the batch can change a bit.
+// sequences begin. Items share no sum: that is why neither the number of threads nor the company in
+// the batch can change a bit.
 #pragma once
 
 #include <omp.h>
 
 #include <algorithm>
 #include <cstdint>
-#include <type_traits>
 
 #include <mamba/ops.hpp>
 
 namespace mamba::host {
 
-// Channels of one item. Two AVX-512 vectors: whole cache lines also in 16-bit storage, and what a
-// tile needs stays in the first-level cache.
-constexpr std::int64_t block_channels = 64;
-// Steps whose intermediate results an item holds at a time.
-constexpr std::int64_t tile_steps = 16;
+// Panels of channels are multiples of this, but for the last one: two AVX-512 vectors, and a whole
+// cache line also in 16-bit storage.
+constexpr std::int64_t panel_unit = 32;
 
-// Items are ordered by block, then by batch row, so that what depends on the channels alone (the
-// transposed weights) is made once for a run of items.
+constexpr std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+// An item is one batch row of one panel of channels, walked in time. Panels are as wide as their
+// buffers allow, because memory is fast along rows only. Items are ordered by panel, then by batch
+// row, so that what depends on the channels alone (transposed weights) is made once for a run of
+// items.
 struct Items {
-  std::int64_t batch;
-  std::int64_t channels;
+  std::int64_t batch = 0;
+  std::int64_t channels = 0;
+  std::int64_t panel_channels = panel_unit;
 
-  std::int64_t count() const { return batch * ((channels + block_channels - 1) / block_channels); }
+  std::int64_t count() const {
+    return batch * (round_up(channels, panel_channels) / panel_channels);
+  }
   std::int64_t row(std::int64_t item) const { return item % batch; }
-  std::int64_t block(std::int64_t item) const { return item / batch; }
-  std::int64_t first_channel(std::int64_t block) const { return block * block_channels; }
-  std::int64_t channels_of(std::int64_t block) const {
-    return std::min(block_channels, channels - first_channel(block));
+  std::int64_t channel(std::int64_t item) const { return item / batch * panel_channels; }
+  std::int64_t channels_of(std::int64_t item) const {
+    return std::min(panel_channels, channels - channel(item));
   }
 };
 
 // As many threads as have `smallest` units of work each. Waking a thread costs several
 // microseconds, so a single step of a small layer stays on the caller's.
-inline int useful_threads(const Stream& stream, const Items& items, std::int64_t work,
-                          std::int64_t smallest) {
-  const std::int64_t most = std::min<std::int64_t>(stream.threads(), items.count());
-  return static_cast<int>(
-      std::clamp<std::int64_t>(work / smallest, 1, std::max<std::int64_t>(1, most)));
+inline int useful_threads(const Stream& stream, std::int64_t work, std::int64_t smallest) {
+  return static_cast<int>(std::clamp<std::int64_t>(work / smallest, 1, stream.threads()));
 }
 
-// f(first item, one past the last, the thread's slice of `memory`) on each thread.
+// Panels of at most `largest` channels; for several threads narrow enough that each has four items,
+// so that they end together.
+inline Items cut(std::int64_t batch, std::int64_t channels, std::int64_t largest, int threads) {
+  const std::int64_t wanted = threads > 1 ? round_up(4 * threads, batch) / batch : 1;
+  const std::int64_t even = round_up(round_up(channels, wanted) / wanted, panel_unit);
+  const std::int64_t most = std::max(largest / panel_unit, std::int64_t{1}) * panel_unit;
+  return {batch, channels, std::min(even, most)};
+}
+
+// f(first item, one past the last, the thread's row of `memory`) on each thread.
 template <class F>
 void each_thread(int threads, std::int64_t items, const TensorView& memory, const F& f) {
   float* base = memory.data<float>();
@@ -58,7 +69,7 @@ void each_thread(int threads, std::int64_t items, const TensorView& memory, cons
   }
 }
 
-// One operand's channels of an item, over time.
+// One operand's part in an item: its channels, over time.
 template <class T>
 struct Track {
   T* first = nullptr;  // absent: nullptr
@@ -66,13 +77,6 @@ struct Track {
 
   explicit operator bool() const { return first != nullptr; }
   T* at(std::int64_t t) const { return first + t * pitch; }
-  // Rows of a wide tensor lie in different pages, where the hardware does not prefetch.
-  void prefetch(std::int64_t t) const {
-    constexpr std::int64_t line = 64 / static_cast<std::int64_t>(sizeof(T));
-    for (std::int64_t i = 0; i < block_channels; i += line) {
-      __builtin_prefetch(at(t) + i, std::is_const_v<T> ? 0 : 1);
-    }
-  }
 };
 
 // `width` elements per channel: 1 in [batch, time, channels].
