@@ -145,7 +145,7 @@ TEST(CausalConv, MatchesReferenceForEveryWidthChannelCountAndTime) {
         }
       }
       c.width = 4;
-      for (std::int64_t channels : {1, 3, 16, 31, 32, 33, 40, 64, 100}) {
+      for (std::int64_t channels : {1, 3, 16, 31, 32, 33, 40, 64, 100, 512, 515, 1030}) {
         c.channels = channels;
         expect_matches_reference(c, device);
       }

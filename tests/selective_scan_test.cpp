@@ -147,12 +147,14 @@ TEST(SelectiveScan, MatchesReferenceForEveryStateSizeAndChannelCount) {
         c.d_state = d_state;
         expect_matches_reference(c, device);
       }
+      c.channels = 135;  // more than fit a panel at this d_state
+      expect_matches_reference(c, device);
       c.d_state = 16;
-      for (std::int64_t channels : {1, 3, 16, 31, 32, 33, 40, 64, 100}) {
+      for (std::int64_t channels : {1, 3, 15, 16, 31, 32, 33, 40, 100, 127, 128, 129, 300}) {
         c.channels = channels;
         expect_matches_reference(c, device);
       }
-      for (std::int64_t time : {1, 2, 31, 32, 33, 64, 65, 200}) {
+      for (std::int64_t time : {1, 2, 7, 8, 9, 16, 33, 64, 200}) {
         c.channels = 5;
         c.time = time;
         expect_matches_reference(c, device);
@@ -310,7 +312,7 @@ TEST(SelectiveScan, CutAnywhereGivesTheSameBits) {
       Stream& stream = default_stream(device);
       const ScanOutputs whole = run_scan(inputs, stream);
       const std::vector<std::vector<std::int64_t>> all_cuts = {
-          {0}, {1}, {3}, {4}, {31}, {32}, {33}, {70}, {5, 5, 6, 38, 69}, {1, 2, 3, 4, 5, 6, 7}};
+          {0}, {1}, {3}, {4}, {7}, {8}, {9}, {70}, {5, 5, 6, 38, 69}, {1, 2, 3, 4, 5, 6, 7}};
       for (const auto& cuts : all_cuts) {
         expect_same(run_in_pieces(inputs, cuts, stream), whole,
                     "cut at " + std::to_string(cuts[0]));

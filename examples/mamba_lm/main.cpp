@@ -37,7 +37,10 @@ int run(int argc, char** argv) {
     if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
     return report(std::string(error.what()) + " (mamba-lm --help tells more)");
   }
-  return command();
+  const int code = command();
+  // Output to a full disk is no success.
+  if (std::fflush(stdout) != 0) return report("standard output cannot be written");
+  return code;
 }
 
 }  // namespace

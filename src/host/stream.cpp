@@ -4,9 +4,11 @@
 #include <deque>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "detail/backend.hpp"
+#include "detail/stream_access.hpp"
 
 namespace mamba {
 
@@ -14,7 +16,9 @@ struct Stream::Impl {
   Device device;
   int threads = 1;
   void* cuda_stream = nullptr;
-  bool owned = false;  // the CUDA stream is destroyed with this
+  bool owned = false;    // the CUDA stream is destroyed with this
+  int* flags = nullptr;  // on CUDA: [bad_value_kinds], see BadValue
+  std::shared_ptr<void> matmul;
   // The arena: blocks are kept, in order, until the stream ends. (block, offset) is the next free byte.
   std::vector<Tensor> blocks;
   std::size_t block = 0;
@@ -24,8 +28,16 @@ struct Stream::Impl {
   Impl(const Impl&) = delete;
   Impl& operator=(const Impl&) = delete;
   ~Impl() {
+    matmul.reset();
+    if (flags != nullptr) cuda::release_pinned(flags);
     if (owned) cuda::destroy_stream(device, cuda_stream);
   }
+
+  void make_flags() {
+    flags = static_cast<int*>(cuda::allocate_pinned(bad_value_kinds * sizeof(int)));
+    std::fill_n(flags, bad_value_kinds, 0);
+  }
+  void throw_bad_values();
 };
 
 Stream::Stream(Device device, int threads) : impl_(std::make_unique<Impl>()) {
@@ -36,6 +48,7 @@ Stream::Stream(Device device, int threads) : impl_(std::make_unique<Impl>()) {
   if (device.is_cuda()) {
     impl_->cuda_stream = cuda::make_stream(device);
     impl_->owned = true;
+    impl_->make_flags();
   }
   impl_->threads =
       threads > 0 ? threads : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
@@ -53,6 +66,7 @@ Stream Stream::borrow(Device device, void* cuda_stream) {
   auto impl = std::make_unique<Impl>();
   impl->device = device;
   impl->cuda_stream = cuda_stream;
+  impl->make_flags();
   return Stream(std::move(impl));
 }
 
@@ -61,8 +75,35 @@ int Stream::threads() const { return impl_->threads; }
 void* Stream::cuda_stream() const { return impl_->cuda_stream; }
 
 void Stream::synchronize() {
-  if (impl_->device.is_cuda()) cuda::synchronize(impl_->device, impl_->cuda_stream);
+  if (impl_->device.is_cpu()) return;
+  cuda::synchronize(impl_->device, impl_->cuda_stream);
+  impl_->throw_bad_values();
 }
+
+void Stream::Impl::throw_bad_values() {
+  const auto found = [&](BadValue kind) {
+    return std::exchange(flags[static_cast<int>(kind)], 0) != 0;
+  };
+  if (found(BadValue::token_id)) {
+    throw ArgumentError("embedding", "ids", "ids of the table", "one outside of it");
+  }
+  if (found(BadValue::state_row)) {
+    throw ArgumentError("rows", "read or write", "rows of the state", "one outside of it");
+  }
+  if (found(BadValue::copied_row)) {
+    throw ArgumentError("copy_rows", "rows", "rows of the tensor", "one outside of it");
+  }
+  if (found(BadValue::logits)) {
+    throw ArgumentError("sample", "logits", "a finite largest value in each row", "none");
+  }
+}
+
+int* StreamAccess::flag(Stream& stream, BadValue kind) {
+  int* flags = stream.impl_->flags;
+  return flags == nullptr ? nullptr : flags + static_cast<int>(kind);
+}
+
+std::shared_ptr<void>& StreamAccess::matmul(Stream& stream) { return stream.impl_->matmul; }
 
 Stream& default_stream(Device device) {
   thread_local std::deque<Stream> streams;  // a reference given out must stay good

@@ -15,12 +15,9 @@ class Draws {
 
   double uniform(std::int64_t i) const {
     const auto index = static_cast<std::uint64_t>(i);
-    const detail::PhiloxWords words = detail::philox(
+    return detail::uniform(detail::philox(
         seed_, {static_cast<std::uint32_t>(index), static_cast<std::uint32_t>(index >> 32),
-                static_cast<std::uint32_t>(tensor_), static_cast<std::uint32_t>(tensor_ >> 32)});
-    // 53 bits, so that a logarithm of it is as fine as a double.
-    const std::uint64_t bits = (static_cast<std::uint64_t>(words[0]) << 32 | words[1]) >> 11;
-    return static_cast<double>(bits) * 0x1p-53;
+                static_cast<std::uint32_t>(tensor_), static_cast<std::uint32_t>(tensor_ >> 32)}));
   }
   double between(std::int64_t i, double low, double high) const {
     return low + (high - low) * uniform(i);

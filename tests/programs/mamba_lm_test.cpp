@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -343,6 +344,11 @@ TEST_F(MambaLm, output_that_nobody_reads_is_an_error_after_the_state_is_saved) {
   EXPECT_GT(mamba::load_state(path("state")).metadata.tokens_seen.at(0), 3);
 }
 
+TEST_F(MambaLm, a_full_disk_under_standard_output_is_an_error) {
+  EXPECT_NE(std::system((MAMBA_LM " info " + golden("base") + " > /dev/full 2> /dev/null").c_str()),
+            0);
+}
+
 TEST_F(MambaLm, progress_is_shown_on_a_terminal_only) {
   const Arguments arguments = {"--prompt-ids", prompt_of("base"), "--chunk", "2", "-n", "1"};
   Child terminal(generate(golden("base"), arguments), /*terminal=*/true);
@@ -543,7 +549,7 @@ TEST_F(MambaLm, ids_out_of_range_are_refused) {
 
 TEST_F(MambaLm, bad_files_are_refused) {
   expect_error(run({"info", path("nothing")}), path("nothing"));
-  expect_error(run({"info", path("")}), "model.safetensors");
+  expect_error(run({"info", path("")}), "config.json");
   const mamba::Tensor floats = mamba::Tensor::from<float>({1, 2}, {1, 2});
   const mamba::Tensor flat = mamba::Tensor::from<std::int32_t>({1, 2}, {2});
   const auto logits = [&](const std::vector<mamba::SafetensorsItem>& items) {

@@ -1,0 +1,137 @@
+#!/usr/bin/env python3
+"""Plants one bug at a time in a copy of the tree and shows that a test catches it.
+
+Usage: scripts/break_it.py [NAME ...]   (all bugs without a name; about a quarter of an hour on two cores)
+Exit status 0 if every planted bug turned a test red.
+"""
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+COPY = ROOT / "build/broken"
+
+# name: (file, what stands there, what is planted, the tests that must see it)
+BREAKS = {
+    "scan forgets faster": (
+        "src/host/ops/selective_scan.cpp", "h = hn::MulAdd(decay, h,",
+        "h = hn::MulAdd(hn::Mul(decay, hn::Set(d, 0.9999f)), h,", "SelectiveScan*"),
+    "scan ignores resets": (
+        "src/host/ops/selective_scan.cpp", "if (resets.at(t)) clear_state();", "", "SelectiveScan*"),
+    "scan writes the row it read": (
+        "src/host/ops/selective_scan.cpp", "float* final_state = op_.final_state.data<float>() + rows_.write(b_)",
+        "float* final_state = op_.final_state.data<float>() + rows_.read(b_)", "SelectiveScan*:LayerTest*"),
+    "scan has no log1p": (
+        "src/host/ops/vector_math-inl.h", "hn::Set(d, -0x1.ffffd2p-2f)", "hn::Set(d, -0x1.fff0p-2f)",
+        "SelectiveScan*:VectorMath*"),
+    "conv looks one step across a reset": (
+        "src/host/ops/causal_conv.cpp", "if (t < start_) return zeros_;", "if (t < start_ - 1) return zeros_;",
+        "CausalConv*"),
+    "conv state newest first": (
+        "src/host/ops/causal_conv.cpp", "to[c * past_ + k] = x[c];", "to[c * past_ + past_ - 1 - k] = x[c];",
+        "CausalConv*"),
+    "product without its bias": (
+        "src/host/ops/matmul.cpp", "op.bias ? at(op.bias, first) : nullptr", "nullptr", "Matmul*"),
+    "product drops the last inputs": (
+        "src/host/ops/gemv.cpp", "if (i + lanes <= gemv.in) {\n    add(even", "if (false) {\n    add(even", "Matmul*"),
+    "norm without epsilon": (
+        "src/host/ops/add_rms_norm.cpp", "mean + op.epsilon", "mean", "AddRmsNorm*"),
+    "embedding lets the first id too many in": (
+        "src/host/ops/embedding.cpp", "id >= vocab", "id > vocab", "Embedding*"),
+    "penalty the wrong way round": (
+        "src/host/ops/sample.cpp", "hn::IfThenElse(hn::Gt(v, hn::Zero(d)),", "hn::IfThenElse(hn::Lt(v, hn::Zero(d)),",
+        "Sample*"),
+    "top_p keeps one more": (
+        "src/host/ops/sample.cpp", "if (above >= target) return false;", "if (above > target) return false;", "Sample*"),
+    "reset of a mask leaves the conv state": (
+        "src/host/state.cpp", "for (Tensor* tensor : {&conv, &ssm}) {", "for (Tensor* tensor : {&ssm}) {", "StateTest*"),
+    "scatter takes its rows for the source's": (
+        "src/host/state.cpp", "op.to_rows = rows;", "op.from_rows = rows;", "StateTest*"),
+    "a stack's layers differ after a refused copy": (
+        "src/host/state.cpp", "    check_same(\"StackState::copy_from\", other.layers[i], layers[i]);\n", "", "StateTest*"),
+    "save leaves out the pending token": (
+        "src/host/generator_file.cpp", "void Generator::save(const std::string& path) {\n  settle();",
+        "void Generator::save(const std::string& path) {", "Generator*"),
+    "a state of another model is taken": (
+        "src/host/generator_file.cpp", "metadata.fingerprint != fingerprint", "metadata.fingerprint.empty()",
+        "Generator*"),
+    "a surplus tensor is ignored": (
+        "src/host/model_files.cpp", "checkpoint.check_all_used(used);", "", "BadFolder*"),
+    "random weights are not divided by the depth": (
+        "src/host/weights.cpp", "fan_in(c.d_inner) * fan_in(n_layer)", "fan_in(c.d_inner)", "LayerInit*"),
+    "a step state is one step late": (
+        "src/host/state.cpp", "all.view().steps(t, 1)", "all.view().steps(t > 0 ? t - 1 : t, 1)", "LayerTest*"),
+    "pieces of a prompt share the first piece's resets": (
+        "include/mamba/language_model.hpp", "options.reset.columns(first, count)", "options.reset.columns(0, count)",
+        "LanguageModel*"),
+    "the residual is added once": (
+        "include/mamba/stack.hpp", "norm.x = branch;", "", "*Golden*"),
+    "B and C change places": (
+        "include/mamba/layer.hpp", "scan.B = B;\n  scan.C = C;", "scan.B = C;\n  scan.C = B;", "LayerTest*:*Golden*"),
+}
+
+
+def run(*command):
+    return subprocess.run(command, cwd=COPY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def must(*command):
+    result = run(*command)
+    if result.returncode != 0:
+        sys.exit(f"failed: {' '.join(command)}\n{result.stdout[-4000:]}")
+
+
+def prepare():
+    COPY.mkdir(parents=True, exist_ok=True)
+    files = subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).split()
+    for name in files:
+        source, target = ROOT / name, COPY / name
+        if not source.exists():
+            continue
+        if not target.exists() or target.read_bytes() != source.read_bytes():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target)
+    must("cmake", "-S", ".", "-B", "out", "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_CXX_FLAGS=-O1",
+         "-DMAMBA_CUDA=OFF", "-DMAMBA_BENCH=OFF", "-DMAMBA_EXAMPLES=OFF")
+    must("cmake", "--build", "out", "--target", "mamba_tests")
+
+
+def caught(file, old, new, tests):
+    """The first test that turned red, or None."""
+    path = COPY / file
+    good = path.read_text()
+    if good.count(old) != 1:
+        sys.exit(f"{file}: what is to be broken stands there {good.count(old)} times: {old}")
+    try:
+        path.write_text(good.replace(old, new))
+        must("cmake", "--build", "out", "--target", "mamba_tests")
+        result = run("out/tests/mamba_tests", f"--gtest_filter={tests}", "--gtest_brief=1")
+        red = re.search(r"\[  FAILED  \] (\S+)", result.stdout)
+        if result.returncode == 0:
+            return None
+        return red[1].rstrip(",") if red else f"exit status {result.returncode}"
+    finally:
+        path.write_text(good)
+
+
+def main():
+    names = sys.argv[1:] or list(BREAKS)
+    prepare()
+    tests = ":".join(sorted({BREAKS[name][3] for name in names}))
+    must("out/tests/mamba_tests", f"--gtest_filter={tests}", "--gtest_brief=1")  # all green to begin with
+    missed = 0
+    for i, name in enumerate(names, 1):
+        start = time.time()
+        red = caught(*BREAKS[name])
+        missed += red is None
+        print(f"[{i}/{len(names)}] {name}: {'caught by ' + red if red else 'NOT CAUGHT'}"
+              f" ({time.time() - start:.0f} s)", flush=True)
+    print(f"{len(names) - missed} of {len(names)} planted bugs caught")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,22 @@
+// The kernels' side of a Stream.
+#pragma once
+
+#include <memory>
+
+#include <mamba/stream.hpp>
+
+namespace mamba {
+
+// What a kernel can find wrong with values that only the device has seen. It sets the flag, keeps within
+// bounds, and the stream's next synchronize() throws.
+enum class BadValue { token_id, state_row, copied_row, logits };
+constexpr int bad_value_kinds = 4;
+
+struct StreamAccess {
+  // On CUDA: an int that kernels may set to 1, in memory that the host sees; nullptr on the CPU.
+  static int* flag(Stream& stream, BadValue kind);
+  // A place for the matrix product's handle and plans, kept as long as the stream.
+  static std::shared_ptr<void>& matmul(Stream& stream);
+};
+
+}  // namespace mamba

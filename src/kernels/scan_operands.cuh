@@ -1,0 +1,94 @@
+// A SelectiveScan as kernels see it: raw pointers and pitches, passed by value.
+#pragma once
+
+#include <cstdint>
+
+#include <mamba/ops.hpp>
+
+namespace mamba::cuda {
+
+// [batch, time, ...] with contiguous last dimensions; pitches in elements.
+struct ScanTrack {
+  const void* data = nullptr;
+  std::int64_t row_pitch = 0, step_pitch = 0;
+
+  ScanTrack() = default;
+  explicit ScanTrack(const ConstTensorView& view) {
+    if (!view) return;
+    data = view.data();
+    row_pitch = view.row_pitch();
+    step_pitch = view.step_pitch();
+  }
+  template <class T>
+  __device__ const T* at(std::int64_t b, std::int64_t t) const {
+    return static_cast<const T*>(data) + b * row_pitch + t * step_pitch;
+  }
+  template <class T>
+  __device__ T* out(std::int64_t b, std::int64_t t) const {
+    return const_cast<T*>(at<T>(b, t));
+  }
+};
+
+// Where a batch row's state comes from and goes to; -1: zeros, and nowhere.
+struct ScanRows {
+  std::int64_t read, write;
+  bool padding;  // y is zeros
+  bool bad;      // a row outside the state: y is NaN, nothing is written
+  __device__ bool is_absent() const { return padding || bad; }
+};
+
+struct ScanOperands {
+  std::int64_t batch, time;
+  int channels, d_state;
+  ScanTrack x, dt, B, C, z, y, step_states;  // z and step_states may be absent
+  const float* A_log;
+  std::int64_t A_log_pitch;
+  const float* D;        // these and below may be absent
+  const float* dt_bias;
+  const std::int32_t* reset;
+  std::int64_t reset_pitch;
+  const float* initial;
+  float* final_state;
+  const std::int32_t *read, *write;
+  std::int64_t state_rows;
+  int* flag;  // the stream's error flag, set when a row is outside the state
+
+  explicit ScanOperands(const SelectiveScan& op)
+      : batch(op.x.dim(0)),
+        time(op.x.dim(1)),
+        channels(static_cast<int>(op.x.dim(2))),
+        d_state(static_cast<int>(op.A_log.dim(1))),
+        x(op.x),
+        dt(op.dt),
+        B(op.B),
+        C(op.C),
+        z(op.z),
+        y(op.y),
+        step_states(op.step_states),
+        A_log(op.A_log.data<float>()),
+        A_log_pitch(op.A_log.row_pitch()),
+        D(op.D ? op.D.data<float>() : nullptr),
+        dt_bias(op.dt_bias ? op.dt_bias.data<float>() : nullptr),
+        reset(op.reset ? op.reset.data<std::int32_t>() : nullptr),
+        reset_pitch(op.reset ? op.reset.row_pitch() : 0),
+        initial(op.initial_state ? op.initial_state.data<float>() : nullptr),
+        final_state(op.final_state ? op.final_state.data<float>() : nullptr),
+        read(op.rows.read ? op.rows.read.data<std::int32_t>() : nullptr),
+        write(op.rows.write ? op.rows.write.data<std::int32_t>() : nullptr),
+        state_rows(op.initial_state ? op.initial_state.dim(0)
+                   : op.final_state ? op.final_state.dim(0)
+                                    : batch),
+        flag(nullptr) {}
+
+  __device__ ScanRows rows(std::int64_t b) const {
+    if (read == nullptr) return {b, b, false, false};
+    const std::int64_t from = read[b], to = write[b];
+    return {from, to, from < 0 && to < 0, from >= state_rows || to >= state_rows};
+  }
+  // Where the state of channel c of state row `row` begins.
+  __device__ std::int64_t state(std::int64_t row, std::int64_t c) const {
+    return (row * channels + c) * d_state;
+  }
+};
+
+}  // namespace mamba::cuda

@@ -1,0 +1,35 @@
+// Which kernel runs a SelectiveScan on CUDA, for its dispatch and for tests. Plain C++.
+#pragma once
+
+#include <cstdint>
+
+#include <mamba/ops.hpp>
+
+namespace mamba::cuda {
+
+// step        time 1, straight from and to the state
+// sequential  one block walks all of time for some channels; d_state is cut over lanes
+// chunked     time is cut too: the state at the end of each chunk first, then all chunks at once
+//
+// Each can do every case but step, which needs time 1. step and sequential give the same bits however
+// time is cut and whoever else is in the batch; chunked rounds differently.
+enum class ScanPlan { step, sequential, chunked };
+
+// The plan run() takes. `sm_count`: multiprocessors of the device.
+ScanPlan plan(const SelectiveScan& op, int sm_count);
+
+// run() with another plan. A plan that cannot do the operation is an ArgumentError.
+void run_scan(const SelectiveScan& op, Stream& stream, ScanPlan plan);
+
+// How the kernel that walks time is cut. Any d_state 1 to 256 works with any geometry in which
+// channels * (lanes of a channel) fits a block.
+struct ScanGeometry {
+  int states = 4;         // of a channel held by one thread: 2, 4 or 8
+  int channels = 32;      // of one block
+  int helpers = 0;        // warps beside the recurrence that load, prepare and finish; 0: everyone does
+  std::int64_t chunk = 0; // steps of a chunk, for ScanPlan::chunked
+};
+ScanGeometry geometry(const SelectiveScan& op, ScanPlan plan, int sm_count);
+void run_scan(const SelectiveScan& op, Stream& stream, ScanPlan plan, const ScanGeometry& geometry);
+
+}  // namespace mamba::cuda
