@@ -7,6 +7,7 @@
 #include <mamba/dtype.hpp>
 #include <mamba/error.hpp>
 #include <mamba/generator.hpp>
+#include <mamba/graph.hpp>
 #include <mamba/language_model.hpp>
 #include <mamba/layer.hpp>
 #include <mamba/ops.hpp>

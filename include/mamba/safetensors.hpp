@@ -68,7 +68,10 @@ struct SafetensorsItem {
 };
 
 // Writes to a temporary file in the same folder, flushes it to the disk and renames it to `path`: after
-// a crash or a full disk the old file or the new one is there, whole. Throws Error if the system refuses.
+// a crash or a full disk the old file or the new one is there, whole. Throws Error if the system refuses;
+// what cannot be saved (a name given twice, a dtype that does not convert) is an ArgumentError. Data is in
+// the order of `items`, or wider elements first where alignment needs it; the same items give the same
+// bytes. A symbolic link at `path` is replaced and not followed.
 void save_safetensors(const std::string& path, const std::vector<SafetensorsItem>& items,
                       const std::map<std::string, std::string>& metadata = {});
 

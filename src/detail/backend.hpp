@@ -32,6 +32,12 @@ void* make_stream(Device device);
 void destroy_stream(Device device, void* cuda_stream) noexcept;
 void synchronize(Device device, void* cuda_stream);
 
+void begin_recording(Stream& stream);
+void abandon_recording(Stream& stream) noexcept;
+void* end_recording(Stream& stream);
+void release_recording(Device device, void* graph) noexcept;
+void replay(void* graph, Stream& stream);
+
 void copy(const ConstTensorView& from, const TensorView& to, Stream& stream);
 void zero(const TensorView& view, Stream& stream);
 

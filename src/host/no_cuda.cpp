@@ -21,6 +21,12 @@ void* make_stream(Device device) { refuse("Stream", device); }
 void destroy_stream(Device, void*) noexcept {}
 void synchronize(Device device, void*) { refuse("Stream::synchronize", device); }
 
+void begin_recording(Stream&) { refuse("Graph::record"); }
+void abandon_recording(Stream&) noexcept {}
+void* end_recording(Stream&) { refuse("Graph::record"); }
+void release_recording(Device, void*) noexcept {}
+void replay(void*, Stream&) { refuse("Graph::replay"); }
+
 void copy(const ConstTensorView&, const TensorView&, Stream&) { refuse("copy"); }
 void zero(const TensorView&, Stream&) { refuse("zero"); }
 

@@ -5,6 +5,8 @@
 
 #include <mamba/ops.hpp>
 
+#include "detail/stream_access.hpp"
+
 namespace mamba::cuda {
 
 // [batch, time, ...] with contiguous last dimensions; pitches in elements.
@@ -53,7 +55,7 @@ struct ScanOperands {
   std::int64_t state_rows;
   int* flag;  // the stream's error flag, set when a row is outside the state
 
-  explicit ScanOperands(const SelectiveScan& op)
+  ScanOperands(const SelectiveScan& op, Stream& stream)
       : batch(op.x.dim(0)),
         time(op.x.dim(1)),
         channels(static_cast<int>(op.x.dim(2))),
@@ -78,7 +80,7 @@ struct ScanOperands {
         state_rows(op.initial_state ? op.initial_state.dim(0)
                    : op.final_state ? op.final_state.dim(0)
                                     : batch),
-        flag(nullptr) {}
+        flag(StreamAccess::flag(stream, BadValue::state_row)) {}
 
   __device__ ScanRows rows(std::int64_t b) const {
     if (read == nullptr) return {b, b, false, false};

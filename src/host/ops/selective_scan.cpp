@@ -114,7 +114,7 @@ class Scan {
   void pad() {
     for (std::int64_t t = 0; t < time_; ++t) {
       std::memset(y_out_.at(t), 0, static_cast<std::size_t>(channels_) * sizeof(T));
-      if (states_out_) std::fill_n(states_out_.at(t), channels_, 0.0f);
+      if (states_out_) std::fill_n(states_out_.at(t), channels_ * d_state_, 0.0f);
     }
   }
 

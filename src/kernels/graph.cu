@@ -1,0 +1,43 @@
+// Recording a stream's work in a CUDA graph, and queueing it again.
+#include "kernels/cuda.cuh"
+
+namespace mamba::cuda {
+
+void begin_recording(Stream& stream) {
+  const OnDevice current(stream.device(), "Graph::record");
+  // Thread-local: another thread may allocate or copy meanwhile without spoiling the recording.
+  check(cudaStreamBeginCapture(handle(stream), cudaStreamCaptureModeThreadLocal), "Graph::record");
+}
+
+void abandon_recording(Stream& stream) noexcept {
+  cudaGraph_t graph = nullptr;
+  cudaStreamEndCapture(handle(stream), &graph);
+  if (graph != nullptr) cudaGraphDestroy(graph);
+  cudaGetLastError();
+}
+
+void* end_recording(Stream& stream) {
+  const OnDevice current(stream.device(), "Graph::record");
+  cudaGraph_t graph = nullptr;
+  check(cudaStreamEndCapture(handle(stream), &graph), "Graph::record");
+  cudaGraphExec_t executable = nullptr;
+  const cudaError_t status = cudaGraphInstantiate(&executable, graph, 0);
+  cudaGraphDestroy(graph);
+  check(status, "Graph::record");
+  return executable;
+}
+
+void release_recording(Device device, void* graph) noexcept {
+  int before = 0;
+  cudaGetDevice(&before);
+  cudaSetDevice(device.index());
+  cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph));
+  cudaSetDevice(before);
+}
+
+void replay(void* graph, Stream& stream) {
+  const OnDevice current(stream.device(), "Graph::replay");
+  check(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph), handle(stream)), "Graph::replay");
+}
+
+}  // namespace mamba::cuda
