@@ -1,4 +1,5 @@
-// A model of 130m shape, end to end: what decoding reaches of the memory's speed, and how fast prompts go.
+// A model of 130m shape, end to end: what decoding reaches of the memory's speed, and how fast
+// prompts go.
 #include <benchmark/benchmark.h>
 
 #include <mamba/language_model.hpp>
@@ -49,7 +50,8 @@ double read_seconds(std::int64_t bytes, int threads) {
 
 Tensor some_ids(std::int64_t time) {
   std::vector<std::int32_t> ids;
-  for (std::int64_t i = 0; i < time; ++i) ids.push_back(static_cast<std::int32_t>(i * 7919 % 50280));
+  for (std::int64_t i = 0; i < time; ++i)
+    ids.push_back(static_cast<std::int32_t>(i * 7919 % 50280));
   return Tensor::from(ids, {1, time});
 }
 
@@ -74,7 +76,8 @@ void decode(benchmark::State& bench, DType dtype) {
     bench.SetIterationTime(seconds);
   }
   bench.counters["of_read_speed"] = read / forward;
-  bench.counters["GB/s"] = static_cast<double>(bytes) * static_cast<double>(bench.iterations()) / forward / 1e9;
+  bench.counters["GB/s"] =
+      static_cast<double>(bytes) * static_cast<double>(bench.iterations()) / forward / 1e9;
 }
 
 // A prompt of 512 tokens, the logits of its last position.
@@ -89,8 +92,8 @@ void prefill(benchmark::State& bench, DType dtype) {
     state.reset(stream);
     model.forward(ids, state, logits, stream);
   }
-  bench.counters["tok/s"] =
-      benchmark::Counter(512.0 * static_cast<double>(bench.iterations()), benchmark::Counter::kIsRate);
+  bench.counters["tok/s"] = benchmark::Counter(512.0 * static_cast<double>(bench.iterations()),
+                                               benchmark::Counter::kIsRate);
 }
 
 // What keeping the state in hand costs: a snapshot after every chunk of 512 tokens.
@@ -113,10 +116,29 @@ void layer_time_0(benchmark::State& bench) {
   for (auto _ : bench) layer.forward(x, state, y, stream);
 }
 
-BENCHMARK_CAPTURE(decode, f32, DType::f32)->Arg(1)->Arg(2)->UseManualTime()->Unit(benchmark::kMillisecond)->MinTime(3);
-BENCHMARK_CAPTURE(decode, bf16, DType::bf16)->Arg(1)->Arg(2)->UseManualTime()->Unit(benchmark::kMillisecond)->MinTime(3);
-BENCHMARK_CAPTURE(prefill, f32, DType::f32)->Arg(1)->Arg(2)->UseRealTime()->Unit(benchmark::kMillisecond)->MinTime(3);
-BENCHMARK_CAPTURE(prefill, bf16, DType::bf16)->Arg(2)->UseRealTime()->Unit(benchmark::kMillisecond)->MinTime(3);
+BENCHMARK_CAPTURE(decode, f32, DType::f32)
+    ->Arg(1)
+    ->Arg(2)
+    ->UseManualTime()
+    ->Unit(benchmark::kMillisecond)
+    ->MinTime(3);
+BENCHMARK_CAPTURE(decode, bf16, DType::bf16)
+    ->Arg(1)
+    ->Arg(2)
+    ->UseManualTime()
+    ->Unit(benchmark::kMillisecond)
+    ->MinTime(3);
+BENCHMARK_CAPTURE(prefill, f32, DType::f32)
+    ->Arg(1)
+    ->Arg(2)
+    ->UseRealTime()
+    ->Unit(benchmark::kMillisecond)
+    ->MinTime(3);
+BENCHMARK_CAPTURE(prefill, bf16, DType::bf16)
+    ->Arg(2)
+    ->UseRealTime()
+    ->Unit(benchmark::kMillisecond)
+    ->MinTime(3);
 BENCHMARK(clone_after_chunk)->Unit(benchmark::kMicrosecond);
 BENCHMARK(layer_time_0);
 

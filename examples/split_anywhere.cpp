@@ -10,7 +10,6 @@
 using mamba::ConstTensorView;
 using mamba::MambaState;
 using mamba::Tensor;
-
 constexpr int time_steps = 100;
 constexpr int d_model = 48;
 

@@ -110,12 +110,9 @@ TEST(Matmul, MatchesTheReferenceInEveryShape) {
 
 TEST(Matmul, EveryPlanOnStridedOperands) {
   for (const DType dtype : testing::storage_dtypes()) {
-    for (const auto& [in, out] : {std::pair<std::int64_t, std::int64_t>{1, 1},
-                                  {3, 17},
-                                  {48, 80},
-                                  {127, 15},
-                                  {80, 700},
-                                  {1536, 16}}) {
+    for (const Shape& size : {Shape{1, 1}, {3, 17}, {48, 80}, {127, 15}, {80, 700}, {1536, 16}}) {
+      const std::int64_t in = size[0];
+      const std::int64_t out = size[1];
       for (const bool with_bias : {false, true}) {
         const Case c(33, in, out, dtype, with_bias);
         each_backend([&](Device device) {

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -595,11 +595,13 @@ TEST(SelectiveScan, NaNStaysInItsChannelAndRow) {
     for (int which = 0; which < 4; ++which) {
       ScanInputs host(c);
       const std::int64_t channel = 3;
-      constexpr float nan = std::numeric_limits<float>::quiet_NaN();
+      const std::uint32_t ones = 0xffffffffu;  // a NaN whose every bit is set: none may be lost
+      float nan;
+      std::memcpy(&nan, &ones, sizeof(nan));
       const std::int64_t t = which < 2 ? 2 : 0;  // from where on
       if (which == 0) host.xz.data<float>()[2 * host.xz.dim(2) + 1 + channel] = nan;
       if (which == 1) host.dbc.data<float>()[2 * host.dbc.dim(2) + channel] = nan;
-      if (which == 2) host.A_log.data<float>()[channel * c.d_state + 5] = -nan;
+      if (which == 2) host.A_log.data<float>()[channel * c.d_state + 5] = nan;
       if (which == 3) host.initial.data<float>()[channel * c.d_state + 5] = nan;
       const ScanOutputs got = run_scan(host.to(device), default_stream(device));
       const std::vector<double> y = values(got.y);

@@ -90,30 +90,34 @@ __device__ __forceinline__ Four tree_sum(const float* parts, int pitch) {
     return tree_sum<Count / 2>(parts, pitch) + tree_sum<Count / 2>(parts + Count / 2 * pitch, pitch);
   }
 }
+// A binary counter of sums of 4, 8, 16 and 32 parts: the i-th four joins those it completes.
+template <int Level>
+__device__ __forceinline__ void carry(Four (&waiting)[4], int i, Four& sum) {
+  if ((i >> Level & 1) == 0) {
+    waiting[Level] = sum;
+  } else {
+    sum = waiting[Level] + sum;
+    if constexpr (Level < 3) carry<Level + 1>(waiting, i, sum);
+  }
+}
+// `Few`: at most four.
+template <bool Few>
 __device__ __forceinline__ Four tree_sum(const float* parts, int pitch, int count) {
   if (count == 1) return tree_sum<1>(parts, pitch);
   if (count == 2) return tree_sum<2>(parts, pitch);
-  if (count == 4) return tree_sum<4>(parts, pitch);
-  // Eights, combined as a binary counter carries.
-  Four done[3], sum = tree_sum<8>(parts, pitch);
-  for (int i = 1; i < count / 8; ++i) {
-    if (i & 1) {
-      done[0] = sum;
-      sum = done[0] + tree_sum<8>(parts + 8 * i * pitch, pitch);
-      if (i & 2) {
-        sum = done[1] + sum;
-        if (i & 4) sum = done[2] + sum; else done[2] = sum;
-      } else {
-        done[1] = sum;
-      }
-    } else {
-      sum = tree_sum<8>(parts + 8 * i * pitch, pitch);
+  Four sum = tree_sum<4>(parts, pitch);
+  if constexpr (!Few) {
+    Four waiting[4] = {sum};
+#pragma unroll 1
+    for (int i = 1; i < count / 4; ++i) {
+      sum = tree_sum<4>(parts + 4 * i * pitch, pitch);
+      carry<0>(waiting, i, sum);
     }
   }
   return sum;
 }
 
-template <class T, int Steps>
+template <class T, int Steps, bool FewLanes>
 struct ScanBlock {
   static constexpr int pitch = Steps + 4;
   static constexpr int quads = Steps / 4;
@@ -185,6 +189,7 @@ struct ScanBlock {
     const auto* from = reinterpret_cast<const char*>(track.at<T>(b, t0) + element);
     const std::int64_t step_bytes = track.step_pitch * static_cast<std::int64_t>(sizeof(T));
     const int steps = static_cast<int>(min(last - t0, std::int64_t{Steps}));
+#pragma unroll 1
     while (row < Steps) {
       const int byte = column * granule;
       const int valid = row < steps ? max(0, min(granule, valid_bytes - byte)) : 0;
@@ -229,6 +234,7 @@ struct ScanBlock {
     const T* dt = reinterpret_cast<const T*>(raw(stage, 1)) + my_channel;
     float* to_delta = delta(buffer) + my_channel * pitch;
     float* to_delta_x = delta_x(buffer) + my_channel * pitch;
+#pragma unroll 1
     for (int q = my_quad; q < quads; q += next_quad) {
       Four d, u;
 #pragma unroll
@@ -252,6 +258,7 @@ struct ScanBlock {
   __device__ void prepare_BC(int stage, int buffer) const {
     const int row = cut.row_bytes_BC / static_cast<int>(sizeof(T));
     const int states = cut.padded_states;
+#pragma unroll 1
     for (int i = helper; i < 2 * quads * states; i += cut.helpers) {
       const int n = i & (states - 1);
       const int q = i / states % quads;
@@ -275,8 +282,9 @@ struct ScanBlock {
     const T* z = reinterpret_cast<const T*>(raw(stage, 2)) + my_channel;
     const float* from = parts(buffer) + my_channel * cut.y_pitch;
     T* y = op.y.out<T>(b, t0) + channel + my_channel;
+#pragma unroll 1
     for (int q = my_quad; q < quads; q += next_quad) {
-      const Four sum = tree_sum(from + 4 * q, pitch, cut.lanes);
+      const Four sum = tree_sum<FewLanes>(from + 4 * q, pitch, cut.lanes);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int t = 4 * q + i;

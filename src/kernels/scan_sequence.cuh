@@ -7,17 +7,17 @@
 namespace mamba::cuda {
 
 // One thread's states of one channel, and their walk through a tile.
-template <class T, int States, int Steps>
+template <class Block, int States, int Steps>
 struct ScanStates {
-  static constexpr int pitch = ScanBlock<T, Steps>::pitch;
+  static constexpr int pitch = Block::pitch;
 
-  const ScanBlock<T, Steps>& block;
+  const Block& block;
   int channel, lane;  // within the block, within the channel
   bool works;
   float A[States], h[States];
   float delta_sum = 0;  // over the chunk, for summaries; < 0 once there was a reset
 
-  __device__ explicit ScanStates(const ScanBlock<T, Steps>& b) : block(b) {
+  __device__ explicit ScanStates(const Block& b) : block(b) {
     const int thread = static_cast<int>(threadIdx.x);
     channel = thread / block.cut.lanes;
     lane = thread & (block.cut.lanes - 1);
@@ -97,7 +97,7 @@ struct ScanStates {
       out = block.op.step_states.template out<float>(block.b, t0) +
             (block.channel + channel) * std::int64_t{block.op.d_state} + state(0);
     }
-#pragma unroll(Careful ? 1 : 2)
+#pragma unroll(Careful || States > 4 ? 1 : 2)
     for (int t = 0; t < Steps; t += 4) {
       const Four d = load_four(delta + t), u = load_four(delta_x + t);
       const int steps = static_cast<int>(min(block.last - t0 - t, std::int64_t{4}));
@@ -172,8 +172,8 @@ struct ScanStates {
 
 // Everyone does everything, in phases: recur | finish and prepare the next | recur ... Little shared
 // memory, so that several blocks share an SM and fill each other's gaps.
-template <bool Summary, class T, int Steps, class States>
-__device__ __forceinline__ void walk_in_phases(const ScanBlock<T, Steps>& block, States& states) {
+template <bool Summary, class Block, class States>
+__device__ __forceinline__ void walk_in_phases(const Block& block, States& states) {
   const bool helps = block.helper < block.cut.helpers;
   const int tiles = block.tiles();
   if (helps && tiles > 0) block.fill(0, 0);
@@ -200,56 +200,73 @@ __device__ __forceinline__ void walk_in_phases(const ScanBlock<T, Steps>& block,
 // a tile. For few channels, where phases of one block would leave the SM idle.
 constexpr int pipeline_stages = 6;
 
-template <class T, int Steps, class States>
-__device__ __forceinline__ void walk_in_pipeline(const ScanBlock<T, Steps>& block, States& states) {
+// The same barrier wherever its callers are in the code.
+__device__ __forceinline__ void block_barrier() {
+  asm volatile("bar.sync 1, %0;" ::"r"(blockDim.x) : "memory");
+}
+
+template <class Block>
+__device__ __forceinline__ void help_in_pipeline(const Block& block) {
   constexpr int stages = pipeline_stages;
   const int tiles = block.tiles();
-  const bool helps = block.helper >= 0;
-  if (helps) {
-    for (int tile = 0; tile < stages - 2; ++tile) {
-      if (tile < tiles) block.fill(tile, tile);
-      copies_commit();
-    }
-    copies_wait<stages - 4>();
+  for (int tile = 0; tile < stages - 2; ++tile) {
+    if (tile < tiles) block.fill(tile, tile);
+    copies_commit();
   }
-  __syncthreads();
-  if (helps && tiles > 0) block.prepare(0, 0, 0);
-  __syncthreads();
+  copies_wait<stages - 4>();
+  block_barrier();
+  if (tiles > 0) block.prepare(0, 0, 0);
+  block_barrier();
   int stage = 0;  // of tile i
+  const auto ring = [&](int ahead) {
+    const int s = stage + ahead;
+    return s < 0 ? s + stages : s >= stages ? s - stages : s;
+  };
   for (int tile = 0; tile <= tiles; ++tile) {
-    const auto ring = [&](int ahead) {
-      const int s = stage + ahead;
-      return s < 0 ? s + stages : s >= stages ? s - stages : s;
-    };
-    if (!helps) {
-      if (tile < tiles) states.template walk<false>(tile, tile & 1);
-    } else {
-      if (tile + stages - 2 < tiles) block.fill(tile + stages - 2, ring(stages - 2));
-      copies_commit();
-      if (tile > 0) block.finish(tile - 1, ring(-1), (tile - 1) & 1);
-      if (tile + 1 < tiles) block.prepare(tile + 1, ring(1), (tile + 1) & 1);
-      copies_wait<stages - 4>();
-    }
-    __syncthreads();
+    if (tile + stages - 2 < tiles) block.fill(tile + stages - 2, ring(stages - 2));
+    copies_commit();
+    if (tile > 0) block.finish(tile - 1, ring(-1), (tile - 1) & 1);
+    if (tile + 1 < tiles) block.prepare(tile + 1, ring(1), (tile + 1) & 1);
+    copies_wait<stages - 4>();
+    block_barrier();
     stage = ring(1);
   }
 }
 
+template <class Block, class States>
+__device__ __forceinline__ void recur_in_pipeline(const Block& block, States& states) {
+  const int tiles = block.tiles();
+  block_barrier();
+  block_barrier();
+  for (int tile = 0; tile <= tiles; ++tile) {
+    if (tile < tiles) states.template walk<false>(tile, tile & 1);
+    block_barrier();
+  }
+}
+
+// Tiles of 16 steps are for channels of at most `few_lanes` lanes.
+constexpr int few_lanes = 4;
+
 template <class T, int States, int Steps, bool Pipeline, bool Summary>
-__global__ void __launch_bounds__(Pipeline ? 768 : 320, Pipeline ? 1 : 2)
+__global__ void __launch_bounds__(Pipeline ? 768 : 256)
     scan_kernel(const __grid_constant__ ScanOperands op, const __grid_constant__ ScanCut cut) {
   extern __shared__ __align__(16) char scan_memory[];
-  const ScanBlock<T, Steps> block(op, cut, scan_memory);
+  using Block = ScanBlock<T, Steps, Steps == 16>;
+  const Block block(op, cut, scan_memory);
   const ScanRows rows = op.rows(block.b);
   if (rows.is_absent()) {
     if (!Summary) block.finish_absent(rows.padding && !rows.bad);
     if (rows.bad && op.flag != nullptr && threadIdx.x == 0) *op.flag = 1;
     return;
   }
-  ScanStates<T, States, Steps> states(block);
+  if (Pipeline && block.helper >= 0) {
+    help_in_pipeline(block);
+    return;
+  }
+  ScanStates<Block, States, Steps> states(block);
   states.begin(rows, Summary);
   if constexpr (Pipeline) {
-    walk_in_pipeline(block, states);
+    recur_in_pipeline(block, states);
   } else {
     walk_in_phases<Summary>(block, states);
   }

@@ -81,9 +81,12 @@ void Child::read_from(int& fd, std::string& to) {
 
 bool Child::read_some() {
   if (out_ < 0 && err_ < 0) return false;
-  constexpr int limit_ms = 120'000;
+  const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(
+      deadline_ - std::chrono::steady_clock::now());
   pollfd fds[] = {{out_, POLLIN, 0}, {err_, POLLIN, 0}};  // poll skips negative ones
-  if (poll(fds, 2, limit_ms) <= 0) throw std::runtime_error("the program neither writes nor ends");
+  if (left.count() <= 0 || poll(fds, 2, static_cast<int>(left.count())) <= 0) {
+    throw std::runtime_error("the program does not end");
+  }
   if (fds[0].revents != 0) read_from(out_, result_.out);
   if (fds[1].revents != 0) read_from(err_, result_.err);
   return true;

@@ -4,6 +4,7 @@
 
 #include <sys/types.h>
 
+#include <chrono>
 #include <string>
 #include <vector>
 
@@ -33,6 +34,9 @@ class Child {
   bool read_some();  // false when both ends are closed
   void read_from(int& fd, std::string& to);
 
+  // A program that goes on for ever must fail its test and not stop all tests.
+  std::chrono::steady_clock::time_point deadline_ =
+      std::chrono::steady_clock::now() + std::chrono::minutes(2);
   pid_t pid_ = -1;
   int out_ = -1;
   int err_ = -1;

@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -108,9 +109,13 @@ class MambaLm : public ::testing::Test {
   }
 
  private:
-  fs::path folder_ =
-      fs::temp_directory_path() / ("mamba_lm_test_" + std::to_string(getpid()) + "_" +
-                                   ::testing::UnitTest::GetInstance()->current_test_info()->name());
+  static fs::path unique_folder() {
+    std::string name = ::testing::UnitTest::GetInstance()->current_test_info()->name();
+    std::replace(name.begin(), name.end(), '/', '_');  // of parametrised tests
+    return fs::temp_directory_path() / ("mamba_lm_test_" + std::to_string(getpid()) + "_" + name);
+  }
+
+  fs::path folder_ = unique_folder();
 };
 
 void replace_in_file(const std::string& path, const std::string& from, const std::string& to) {

@@ -106,8 +106,8 @@ HWY_EXPORT(add_rms_norm);
 
 void run(const AddRmsNorm& op, Stream& stream) {
   const std::int64_t rows = ChannelRows(op.y).count();
-  // Waking a thread takes about 2 us, in which one thread alone normalises some 16 K values.
-  constexpr std::int64_t grain = std::int64_t{1} << 14;
+  // Waking a thread takes about 2 us; this many values take one thread 12 us (0.19 ns each).
+  constexpr std::int64_t grain = std::int64_t{1} << 16;
   const auto threads = static_cast<int>(std::clamp<std::int64_t>(
       op.y.count() / grain, 1, std::min<std::int64_t>(rows, stream.threads())));
 #pragma omp parallel for num_threads(threads) schedule(static, 1)

@@ -1,6 +1,4 @@
-// Launches of the kernel that walks time, for the plans that use it.
-#pragma once
-
+// Launches of the kernel that walks time.
 #include <algorithm>
 
 #include "detail/visit.hpp"
@@ -10,8 +8,7 @@
 
 namespace mamba::cuda {
 
-constexpr int phase_steps = 16;
-constexpr int pipeline_steps = 32;
+namespace {
 
 constexpr std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
@@ -19,7 +16,7 @@ constexpr std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
 
 // Bytes of the widest copies for which every row of these views is aligned, when blocks begin at
 // multiples of `block` elements.
-inline int copy_granule_of(std::initializer_list<const ConstTensorView*> views, std::int64_t block) {
+int copy_granule_of(std::initializer_list<const ConstTensorView*> views, std::int64_t block) {
   const std::int64_t size = size_of((*views.begin())->dtype());
   for (const int bytes : {16, 8, 4}) {
     const bool fits = std::all_of(views.begin(), views.end(), [&](const ConstTensorView* view) {
@@ -31,7 +28,7 @@ inline int copy_granule_of(std::initializer_list<const ConstTensorView*> views, 
   return static_cast<int>(size);
 }
 
-inline int lanes_of(std::int64_t d_state, int states) {
+int lanes_of(std::int64_t d_state, int states) {
   int lanes = 1;
   while (lanes * states < d_state) lanes *= 2;
   return lanes;
@@ -43,7 +40,8 @@ struct ScanLaunch {
   int shared = 0;
 
   // `steps` of a tile; `pipeline`: two buffers for everything, and some warps beside the others.
-  ScanLaunch(const SelectiveScan& op, const ScanGeometry& geometry, int steps, bool pipeline) {
+  ScanLaunch(const SelectiveScan& op, const ScanGeometry& geometry, const ScanChunks& chunks,
+             int steps, bool pipeline, bool summary) {
     const auto size = static_cast<int>(size_of(op.x.dtype()));
     const std::int64_t channels = op.x.dim(2);
     const int pitch = steps + 4;
@@ -68,9 +66,13 @@ struct ScanLaunch {
     cut.prepared = (pipeline ? pipeline_stages : 2) * cut.stage;
     cut.prepared_bytes = 4 * (2 * cut.channels + 2 * cut.padded_states) * pitch + 16;
     cut.parts = cut.prepared + buffers * cut.prepared_bytes;
-    cut.parts_bytes = 4 * cut.channels * cut.y_pitch;
+    cut.parts_bytes = summary ? 0 : 4 * cut.channels * cut.y_pitch;
     shared = cut.parts + buffers * cut.parts_bytes;
-    cut.chunk = std::max<std::int64_t>(op.x.dim(1), 1);
+    cut.chunk = chunks.length;
+    cut.chunks = chunks.count;
+    cut.launched_chunks = static_cast<int>(summary ? chunks.count - 1 : chunks.count);
+    cut.entries = chunks.entries;
+    cut.sums = chunks.sums;
   }
 };
 
@@ -84,6 +86,41 @@ void launch_scan(Kernel kernel, const ScanLaunch& launch, const SelectiveScan& o
   kernel<<<static_cast<unsigned>(blocks), launch.threads, launch.shared, handle(stream)>>>(
       ScanOperands(op, stream), launch.cut);
   check(cudaGetLastError(), "selective_scan");
+}
+
+// Which of the kernels: what a thread holds and the steps of a tile.
+template <class T, int States, int Steps, bool Pipeline, bool Summary>
+void walk(const SelectiveScan& op, Stream& stream, const ScanGeometry& geometry,
+          const ScanChunks& chunks) {
+  const ScanLaunch launch(op, geometry, chunks, Steps, Pipeline, Summary);
+  launch_scan(scan_kernel<T, States, Steps, Pipeline, Summary>, launch, op, stream);
+}
+
+template <class T>
+void walk(const SelectiveScan& op, Stream& stream, const ScanGeometry& geometry,
+          const ScanChunks& chunks, bool summary) {
+  const bool many_lanes = lanes_of(op.A_log.dim(1), geometry.states) > few_lanes;
+  if (summary) {
+    many_lanes ? walk<T, 4, 8, false, true>(op, stream, geometry, chunks)
+               : walk<T, 4, 16, false, true>(op, stream, geometry, chunks);
+  } else if (geometry.helpers > 0) {
+    geometry.states == 2 ? walk<T, 2, 32, true, false>(op, stream, geometry, chunks)
+                         : walk<T, 4, 32, true, false>(op, stream, geometry, chunks);
+  } else if (many_lanes) {
+    walk<T, 4, 8, false, false>(op, stream, geometry, chunks);
+  } else {
+    geometry.states == 8 ? walk<T, 8, 16, false, false>(op, stream, geometry, chunks)
+                         : walk<T, 4, 16, false, false>(op, stream, geometry, chunks);
+  }
+}
+
+}  // namespace
+
+void scan_walk(const SelectiveScan& op, Stream& stream, const ScanGeometry& geometry,
+               const ScanChunks& chunks, bool summary) {
+  detail::visit(op.x.dtype(), [&](auto type) {
+    walk<typename decltype(type)::type>(op, stream, geometry, chunks, summary);
+  });
 }
 
 }  // namespace mamba::cuda

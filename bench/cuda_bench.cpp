@@ -1,0 +1,240 @@
+// The CUDA kernels at the sizes of bench/README.md: each call on operands that are not in the
+// cache, many calls in one graph, the median over replays. Results are checked by the tests, on the
+// same kernels.
+#include <benchmark/benchmark.h>
+
+#include <mamba/graph.hpp>
+#include <mamba/layer.hpp>
+#include <mamba/ops.hpp>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <random>
+#include <vector>
+
+namespace {
+
+using namespace mamba;
+
+const Device gpu = Device::cuda(0);
+constexpr std::int64_t cache_bytes = std::int64_t{60} << 20;  // L2 of an H200
+
+// Floors: see bench/README.md.
+constexpr double special_functions_per_second = 4.17e12;
+constexpr double bytes_per_second = 4.28e12;
+constexpr double bf16_flop_per_second = 790e12;
+
+Tensor random_tensor(const Shape& shape, DType dtype, float low, float high) {
+  // A block of random numbers repeated: made quickly, and no kernel looks further than it.
+  static std::mt19937 engine(1);
+  std::uniform_real_distribution<float> uniform(low, high);
+  std::vector<float> block(65521);
+  for (float& value : block) value = uniform(engine);
+  Tensor host(shape, DType::f32);
+  float* data = host.data<float>();
+  for (std::int64_t i = 0; i < shape.count(); i += static_cast<std::int64_t>(block.size())) {
+    std::copy_n(block.data(),
+                std::min<std::int64_t>(static_cast<std::int64_t>(block.size()), shape.count() - i),
+                data + i);
+  }
+  return host.to(Device::cpu(), dtype).to(gpu);
+}
+
+using Call = std::function<void(Stream&)>;
+
+// Seconds per call: `calls` one after the other in a graph, replayed; the median replay.
+double seconds_per_call(const std::vector<Call>& calls) {
+  Stream stream(gpu);
+  for (const Call& call : calls) call(stream);
+  stream.synchronize();
+  const auto nodes = std::max<std::size_t>(calls.size(), 16);
+  const Graph graph = Graph::record(stream, [&](Stream& recorded) {
+    for (std::size_t i = 0; i < nodes; ++i) calls[i % calls.size()](recorded);
+  });
+  std::vector<double> times;
+  for (int replay = 0; replay < 12; ++replay) {
+    stream.synchronize();
+    const auto start = std::chrono::steady_clock::now();
+    graph.replay(stream);
+    stream.synchronize();
+    const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+    times.push_back(elapsed.count() / static_cast<double>(nodes));
+  }
+  std::sort(times.begin() + 2, times.end());  // the first two warm up
+  return times[2 + (times.size() - 2) / 2];
+}
+
+// As many independent copies of a call's operands as overflow the cache, at least two.
+std::size_t copies_of(std::int64_t bytes) {
+  return static_cast<std::size_t>(
+      std::clamp<std::int64_t>(2 * cache_bytes / std::max<std::int64_t>(bytes, 1) + 1, 2, 64));
+}
+
+void report(benchmark::State& bench, double seconds, double floor) {
+  for (auto _ : bench) bench.SetIterationTime(seconds);
+  bench.counters["us"] = seconds * 1e6;
+  bench.counters["floor_us"] = floor * 1e6;
+  bench.counters["of_floor"] = seconds / floor;
+}
+
+struct ScanOperands {
+  Tensor x, z, dt, bc, A_log, D, dt_bias, state, y;
+};
+
+std::shared_ptr<ScanOperands> scan_operands(std::int64_t batch, std::int64_t channels,
+                                            std::int64_t time, std::int64_t d_state, DType dtype) {
+  auto o = std::make_shared<ScanOperands>();
+  o->x = random_tensor({batch, time, channels}, dtype, -1, 1);
+  o->z = random_tensor({batch, time, channels}, dtype, -2, 2);
+  o->dt = random_tensor({batch, time, channels}, dtype, -1, 1);
+  o->bc = random_tensor({batch, time, 2 * d_state}, dtype, -1, 1);
+  o->A_log = random_tensor({channels, d_state}, DType::f32, 0, 2.7f);
+  o->D = random_tensor({channels}, DType::f32, 0, 1);
+  o->dt_bias = random_tensor({channels}, DType::f32, -6, -2);
+  o->state = random_tensor({batch, channels, d_state}, DType::f32, -1, 1);
+  o->y = Tensor({batch, time, channels}, dtype, gpu);
+  return o;
+}
+
+Call scan_call(const std::shared_ptr<ScanOperands>& o) {
+  return [o](Stream& stream) {
+    const std::int64_t d_state = o->A_log.dim(1);
+    SelectiveScan scan;
+    scan.x = o->x;
+    scan.z = o->z;
+    scan.dt = o->dt;
+    scan.A_log = o->A_log;
+    scan.B = o->bc.view().columns(0, d_state);
+    scan.C = o->bc.view().columns(d_state, d_state);
+    scan.D = o->D;
+    scan.dt_bias = o->dt_bias;
+    scan.initial_state = scan.final_state = o->state;
+    scan.y = o->y;
+    run(scan, stream);
+  };
+}
+
+// {batch, channels, time, d_state}
+void scan(benchmark::State& bench, DType dtype) {
+  const std::int64_t batch = bench.range(0), channels = bench.range(1), time = bench.range(2);
+  const std::int64_t d_state = bench.range(3);
+  const std::int64_t elements = batch * channels * time;
+  const std::int64_t bytes = 4 * elements * size_of(dtype) +
+                             2 * batch * time * d_state * size_of(dtype) +
+                             2 * batch * channels * d_state * 4;
+  std::vector<Call> calls;
+  for (std::size_t i = 0; i < copies_of(bytes); ++i) {
+    calls.push_back(scan_call(scan_operands(batch, channels, time, d_state, dtype)));
+  }
+  const double arithmetic =
+      static_cast<double>(elements * (d_state + 4)) / special_functions_per_second;
+  const double memory = static_cast<double>(bytes) / bytes_per_second;
+  report(bench, seconds_per_call(calls), std::max(arithmetic, memory));
+}
+
+void conv(benchmark::State& bench) {
+  const std::int64_t batch = bench.range(0), channels = bench.range(1), time = bench.range(2);
+  const std::int64_t bytes = 2 * batch * channels * time * 2;
+  std::vector<Call> calls;
+  for (std::size_t i = 0; i < copies_of(bytes); ++i) {
+    const auto xz =
+        std::make_shared<Tensor>(random_tensor({batch, time, 2 * channels}, DType::bf16, -1, 1));
+    const auto y = std::make_shared<Tensor>(Shape{batch, time, channels}, DType::bf16, gpu);
+    const auto state =
+        std::make_shared<Tensor>(Tensor::zeros({batch, channels, 3}, DType::bf16, gpu));
+    const auto weight = std::make_shared<Tensor>(random_tensor({channels, 4}, DType::f32, -1, 1));
+    const auto bias = std::make_shared<Tensor>(random_tensor({channels}, DType::f32, -1, 1));
+    calls.push_back([=](Stream& stream) {
+      CausalConv op;
+      op.x = xz->view().columns(0, channels);
+      op.weight = *weight;
+      op.bias = *bias;
+      op.initial_state = op.final_state = *state;
+      op.y = *y;
+      run(op, stream);
+    });
+  }
+  report(bench, seconds_per_call(calls), static_cast<double>(bytes) / bytes_per_second);
+}
+
+double layer_floor(const LayerConfig& c, std::int64_t batch, std::int64_t time, bool matrices) {
+  const auto tokens = static_cast<double>(batch * time);
+  const auto inner = static_cast<double>(c.d_inner);
+  const auto model = static_cast<double>(c.d_model);
+  const auto low = static_cast<double>(c.dt_rank + 2 * c.d_state);
+  const double flop =
+      2 * tokens * (3 * model * inner + low * inner + static_cast<double>(c.dt_rank) * inner);
+  const double scan =
+      tokens * inner * static_cast<double>(c.d_state + 4) / special_functions_per_second;
+  const double conv = tokens * inner * 4 / bytes_per_second;
+  return (matrices ? flop / bf16_flop_per_second : 0) + scan + conv;
+}
+
+// {batch, d_model, time}
+void layer(benchmark::State& bench) {
+  LayerConfig config;
+  config.d_model = bench.range(1);
+  const std::int64_t batch = bench.range(0), time = bench.range(2);
+  const Layer one = Layer::random(config, 1, DType::bf16, gpu);
+  std::vector<Call> calls;
+  for (std::size_t i = 0; i < 2; ++i) {
+    const auto x =
+        std::make_shared<Tensor>(random_tensor({batch, time, config.d_model}, DType::bf16, -1, 1));
+    const auto y = std::make_shared<Tensor>(x->shape(), DType::bf16, gpu);
+    const auto state = std::make_shared<MambaState>(one.make_state(batch));
+    calls.push_back([&one, x, y, state](Stream& stream) { one.forward(*x, *state, *y, stream); });
+  }
+  report(bench, seconds_per_call(calls), layer_floor(one.config(), batch, time, true));
+}
+
+void name_scan(benchmark::internal::Benchmark* b) {
+  b->ArgNames({"batch", "d_inner", "time", "d_state"})->UseManualTime()->Iterations(1);
+}
+
+void growth(benchmark::internal::Benchmark* b) {
+  name_scan(b);
+  for (std::int64_t batch : {1, 2, 4, 8, 16, 32, 64, 128, 256}) b->Args({batch, 1536, 1024, 16});
+  for (std::int64_t time = 1; time <= 65536; time *= 4) b->Args({1, 1536, time, 16});
+  for (std::int64_t d_state : {4, 8, 16, 32, 64, 128, 256}) b->Args({1, 1536, 1024, d_state});
+}
+
+int registered = [] {
+  if (cuda_device_count() == 0) return 0;
+  auto* bf16_scans = benchmark::RegisterBenchmark("cuda_scan_bf16", scan, DType::bf16);
+  name_scan(bf16_scans);
+  for (const auto& [b, d, l] : {std::array<std::int64_t, 3>{8, 5120, 2048},
+                                {8, 1536, 2048},
+                                {1, 5120, 2048},
+                                {1, 1536, 2048},
+                                {1, 1536, 16384},
+                                {2, 1536, 65536},
+                                {64, 128, 20000},
+                                {256, 5120, 1},
+                                {8, 1536, 1}}) {
+    bf16_scans->Args({b, d, l, 16});
+  }
+  name_scan(
+      benchmark::RegisterBenchmark("cuda_scan_f32", scan, DType::f32)->Args({8, 5120, 2048, 16}));
+  benchmark::RegisterBenchmark("cuda_conv_bf16", conv)
+      ->ArgNames({"batch", "d_inner", "time"})
+      ->Args({8, 5120, 2048})
+      ->Args({8, 1536, 1})
+      ->UseManualTime()
+      ->Iterations(1);
+  benchmark::RegisterBenchmark("cuda_layer_bf16", layer)
+      ->ArgNames({"batch", "d_model", "time"})
+      ->Args({8, 2560, 2048})
+      ->Args({8, 768, 2048})
+      ->Args({1, 768, 2048})
+      ->Args({64, 768, 1})
+      ->Args({1, 768, 1})
+      ->UseManualTime()
+      ->Iterations(1);
+  growth(benchmark::RegisterBenchmark("cuda_scan_growth", scan, DType::bf16));
+  return 1;
+}();
+
+}  // namespace

@@ -1,0 +1,149 @@
+// CausalConv: operands to pointers, and which kernel runs.
+#include <algorithm>
+
+#include "detail/stream_access.hpp"
+#include "detail/visit.hpp"
+#include "kernels/causal_conv_any.cuh"
+#include "kernels/causal_conv_tile.cuh"
+#include "kernels/cuda.cuh"
+#include "kernels/rows.cuh"
+
+namespace mamba::cuda {
+
+namespace conv {
+
+namespace {
+
+template <class T>
+Operands<T> operands(const CausalConv& op, Stream& stream) {
+  Operands<T> o{};
+  o.x = op.x.data<T>();
+  o.x_row = op.x.row_pitch();
+  o.x_step = op.x.step_pitch();
+  o.weight = op.weight.data<float>();
+  o.weight_row = op.weight.row_pitch();
+  o.bias = op.bias ? op.bias.data<float>() : nullptr;
+  o.initial = op.initial_state ? op.initial_state.data<T>() : nullptr;
+  o.final_state = op.final_state ? op.final_state.data<T>() : nullptr;
+  o.read = op.rows.read ? op.rows.read.data<std::int32_t>() : nullptr;
+  o.write = op.rows.write ? op.rows.write.data<std::int32_t>() : nullptr;
+  o.state_rows = op.initial_state ? op.initial_state.dim(0)
+                 : op.final_state ? op.final_state.dim(0)
+                                  : op.x.dim(0);
+  o.reset = op.reset ? op.reset.data<std::int32_t>() : nullptr;
+  o.reset_row = op.reset ? op.reset.row_pitch() : 0;
+  o.states = op.step_states ? op.step_states.data<T>() : nullptr;
+  o.states_row = op.step_states ? op.step_states.row_pitch() : 0;
+  o.states_step = op.step_states ? op.step_states.step_pitch() : 0;
+  o.y = op.y.data<T>();
+  o.y_row = op.y.row_pitch();
+  o.y_step = op.y.step_pitch();
+  o.batch = op.x.dim(0);
+  o.time = op.x.dim(1);
+  o.channels = op.x.dim(2);
+  o.past = static_cast<int>(op.weight.dim(1)) - 1;
+  o.silu = op.silu;
+  o.wide_weights = is_aligned(o.weight, o.weight_row * 4, 16);
+  o.bad_row = StreamAccess::flag(stream, BadValue::state_row);
+  return o;
+}
+
+// Whether everything that is read or written by steps may be in vectors of V elements.
+template <class T>
+bool takes_vectors(const Operands<T>& o, int V) {
+  constexpr auto size = static_cast<std::int64_t>(sizeof(T));
+  const auto aligned = [&](const void* base, std::int64_t row, std::int64_t step) {
+    return is_aligned(base, row * size, V * size) && is_aligned(base, step * size, V * size);
+  };
+  return o.channels % V == 0 && aligned(o.x, o.x_row, o.x_step) &&
+         aligned(o.y, o.y_row, o.y_step) && aligned(o.states, o.states_row, o.states_step) &&
+         aligned(o.initial, 0, 0) && aligned(o.final_state, 0, 0);
+}
+
+// Steps per tile: as many as leave the chip full, since each tile reads kPast inputs again.
+std::int64_t tile_steps(std::int64_t threads_per_tile, std::int64_t time) {
+  constexpr std::int64_t longest = 64;
+  constexpr std::int64_t shortest = 8;
+  constexpr std::int64_t enough_threads = 64 * 1024;
+  std::int64_t tile = longest;
+  while (tile > shortest && threads_per_tile * divide_up(time, tile) < enough_threads) tile /= 2;
+  return tile;
+}
+
+// Calls launch(grid) for as many batch rows at a time as 2^30 threads can take.
+template <class T, class F>
+void for_grids(const Operands<T>& o, int V, std::int64_t tile, const F& launch) {
+  Grid grid;
+  grid.groups = static_cast<unsigned>(o.channels / V);
+  grid.tiles = static_cast<unsigned>(std::max<std::int64_t>(divide_up(o.time, tile), 1));
+  grid.tile = tile;
+  const std::int64_t per_row = std::int64_t{grid.groups} * grid.tiles;
+  const std::int64_t most = std::max<std::int64_t>((std::int64_t{1} << 30) / per_row, 1);
+  for (grid.first_row = 0; grid.first_row < o.batch; grid.first_row += most) {
+    const std::int64_t threads = std::min(most, o.batch - grid.first_row) * per_row;
+    grid.threads = static_cast<unsigned>(threads);
+    launch(grid, static_cast<unsigned>(divide_up(threads, block_threads)));
+  }
+}
+
+template <int kWidth, int V, class T>
+void run_tiles(const Operands<T>& o, cudaStream_t stream) {
+  if (o.time == 1) {
+    return for_grids(o, V, 1, [&](const Grid& grid, unsigned blocks) {
+      conv_step_kernel<kWidth, V><<<blocks, block_threads, 0, stream>>>(o, grid);
+    });
+  }
+  const std::int64_t tile = tile_steps(o.batch * (o.channels / V), o.time);
+  for_grids(o, V, tile, [&](const Grid& grid, unsigned blocks) {
+    if (o.reset != nullptr || o.states != nullptr) {
+      conv_tile_kernel<kWidth, V, true><<<blocks, block_threads, 0, stream>>>(o, grid);
+    } else {
+      conv_tile_kernel<kWidth, V, false><<<blocks, block_threads, 0, stream>>>(o, grid);
+    }
+  });
+}
+
+template <int kWidth, class T>
+void run_width(const Operands<T>& o, cudaStream_t stream) {
+  constexpr int V = 16 / static_cast<int>(sizeof(T));
+  takes_vectors(o, V) ? run_tiles<kWidth, V>(o, stream) : run_tiles<kWidth, 1>(o, stream);
+}
+
+template <class T>
+void run_any(const Operands<T>& o, cudaStream_t stream) {
+  const auto blocks = [](std::int64_t items) {
+    return static_cast<unsigned>(std::min<std::int64_t>(divide_up(items, any_threads), 1 << 16));
+  };
+  if (o.time > 0) {
+    const unsigned outputs = blocks(o.batch * o.time * o.channels);
+    conv_any_kernel<<<outputs, any_threads, 0, stream>>>(o);
+  }
+  if (o.final_state != nullptr && o.past > 0) {
+    conv_final_kernel<<<blocks(o.batch * o.channels), any_threads, 0, stream>>>(o);
+  }
+}
+
+}  // namespace
+
+}  // namespace conv
+
+void run(const CausalConv& op, Stream& stream) {
+  if (op.x.dim(0) == 0 || op.x.dim(2) == 0) return;
+  const OnDevice current(stream.device(), "causal_conv");
+  detail::visit(op.x.dtype(), [&](auto type) {
+    const auto operands = conv::operands<typename decltype(type)::type>(op, stream);
+    switch (operands.past) {
+      case 1:
+        return conv::run_width<2>(operands, handle(stream));
+      case 2:
+        return conv::run_width<3>(operands, handle(stream));
+      case 3:
+        return conv::run_width<4>(operands, handle(stream));
+      default:
+        return conv::run_any(operands, handle(stream));
+    }
+  });
+  check(cudaGetLastError(), "causal_conv");
+}
+
+}  // namespace mamba::cuda

@@ -1,0 +1,25 @@
+// How a Matmul is computed on CUDA.
+#pragma once
+
+#include <mamba/ops.hpp>
+
+namespace mamba::cuda {
+
+enum class MatmulPlan {
+  gemv,    // few rows: our own kernel, each weight read once for all of them
+  blaslt,  // cuBLASLt
+  tiled,   // our own plain kernel, for what cuBLASLt does not take
+};
+
+// From the shape, the dtypes and the alignment of the operands alone.
+MatmulPlan plan(const Matmul& op);
+// Whether a plan can do it at all. cuBLASLt may still find no algorithm for unusual pitches; the
+// tiled kernel then takes its place, in every call alike.
+bool can_run(const Matmul& op, MatmulPlan plan);
+void run(const Matmul& op, Stream& stream, MatmulPlan plan);
+
+// The most rows that the GEMV takes: 16 when it can use the tensor cores, else 8.
+std::int64_t gemv_max_rows(const Matmul& op);
+void gemv(const Matmul& op, Stream& stream);
+
+}  // namespace mamba::cuda

@@ -1,0 +1,161 @@
+// Picking tokens: one block per row, and as on the CPU nothing is sorted. top_k and top_p are each
+// a cut among the logits, found digit by digit of their bits; the draw looks for the id at which
+// the running sum passes a random part of the whole, through ever smaller parts of the row.
+#include <cfloat>
+
+#include "detail/stream_access.hpp"
+#include "kernels/cuda.cuh"
+#include "kernels/sample_row.cuh"
+#include "kernels/vec.cuh"
+
+namespace mamba::cuda {
+
+namespace {
+
+using sampling::all_lanes;
+using sampling::Cut;
+using sampling::Row;
+using sampling::Shared;
+
+struct Options {
+  const float* logits;  // [batch, vocab]
+  std::int64_t logits_pitch;
+  const std::int32_t* seed;  // [batch, 2]
+  std::int64_t seed_pitch;
+  std::int32_t* draws;  // [batch]
+  std::int32_t* seen;   // [batch, vocab]; may be nullptr
+  std::int64_t seen_pitch;
+  std::int32_t* ids;  // [batch]
+  int vocab;
+  bool vectors;
+  float temperature, top_p, min_p, penalty;
+  std::int64_t top_k;
+  float unit;  // the fixed-point mass of probability weight 1
+  int* bad_logits;
+};
+
+// Words 0 and 1 of Philox4x32-10 keyed by row b's seed, with counter (draws, 0, 0, 0), as a number
+// in [0, 1): what detail/philox.hpp computes, whose std::array has no device functions.
+__device__ double uniform(const Options& op, std::int64_t b) {
+  auto key0 = static_cast<std::uint32_t>(op.seed[b * op.seed_pitch]);
+  auto key1 = static_cast<std::uint32_t>(op.seed[b * op.seed_pitch + 1]);
+  std::uint32_t c0 = static_cast<std::uint32_t>(op.draws[b]), c1 = 0, c2 = 0, c3 = 0;
+#pragma unroll 1
+  for (int round = 0; round < 10; ++round) {
+    const std::uint32_t a_low = 0xD2511F53u * c0, a_high = __umulhi(0xD2511F53u, c0);
+    const std::uint32_t b_low = 0xCD9E8D57u * c2, b_high = __umulhi(0xCD9E8D57u, c2);
+    c0 = b_high ^ c1 ^ key0;
+    c1 = b_low;
+    c2 = a_high ^ c3 ^ key1;
+    c3 = a_low;
+    key0 += 0x9E3779B9u;
+    key1 += 0xBB67AE85u;
+  }
+  const std::uint64_t bits = std::uint64_t{c0} << 32 | c1;
+  return static_cast<double>(bits >> 11) * 0x1p-53;
+}
+
+// exp((logit - largest) / temperature) in fixed point; weights below `least` count nothing.
+struct Weight {
+  float largest, temperature, unit, least;
+  __device__ __forceinline__ std::uint64_t operator()(int, float logit) const {
+    const float weight = expf((logit - largest) / temperature);
+    return weight >= least ? __float2ull_rn(weight * unit) : 0;
+  }
+};
+
+__device__ int draw(Shared& shared, const Row& row, const Options& op, float largest) {
+  Cut cut;
+  if (op.top_k > 0 && op.top_k < row.count) {
+    const auto one = [](int, float) { return std::uint64_t{1}; };
+    cut = sampling::find_cut(shared, row, one, cut, static_cast<std::uint64_t>(op.top_k));
+  }
+  Weight weight{largest, op.temperature, op.unit, 0};
+  const auto kept = [&](int i, float v) {
+    return cut.keeps(sampling::ordered(v), i) ? weight(i, v) : 0;
+  };
+  if (op.top_p < 1) {
+    const std::uint64_t all = sampling::total(shared, row, kept);
+    const double wanted = ceil(static_cast<double>(op.top_p) * static_cast<double>(all));
+    const auto target = max(std::uint64_t{1}, static_cast<std::uint64_t>(wanted));
+    cut = sampling::find_cut(shared, row, weight, cut, min(target, all));
+  }
+  weight.least = op.min_p;  // the largest has weight 1
+  return sampling::find_id(shared, row, kept, [&](std::uint64_t all) {
+    const auto target =
+        static_cast<std::uint64_t>(uniform(op, blockIdx.x) * static_cast<double>(all));
+    return min(target, all - 1);
+  });
+}
+
+__global__ void __launch_bounds__(sampling::block_threads) sample_kernel(const Options op) {
+  __shared__ Shared shared;
+  const std::int64_t b = blockIdx.x;
+  std::int32_t* seen = op.seen == nullptr ? nullptr : op.seen + b * op.seen_pitch;
+  const Row row{op.logits + b * op.logits_pitch, op.penalty != 1 ? seen : nullptr, op.penalty,
+                op.vocab, op.vectors};
+  const std::uint64_t found = sampling::find_largest(shared, row);
+  const float largest = sampling::from_ordered(static_cast<std::uint32_t>(found >> 32));
+  if (!(fabsf(largest) <= FLT_MAX)) {
+    if (threadIdx.x == 0) {
+      op.ids[b] = -1;
+      *op.bad_logits = 1;
+    }
+    return;
+  }
+  int id = static_cast<int>(~static_cast<std::uint32_t>(found));
+  if (op.temperature > 0) {
+    id = draw(shared, row, op, largest);
+    __syncthreads();  // everyone has read its draw
+    if (threadIdx.x == 0) {
+      op.draws[b] = static_cast<std::int32_t>(static_cast<std::uint32_t>(op.draws[b]) + 1);
+    }
+  }
+  if (threadIdx.x == 0) {
+    op.ids[b] = id;
+    if (seen != nullptr) seen[id] = 1;
+  }
+}
+
+// A power of two whose product with the number of candidates is below 2^63.
+float unit_mass(std::int64_t candidates) {
+  int bits = 62;
+  while (bits > 0 && candidates >> (63 - bits) != 0) --bits;
+  return static_cast<float>(std::uint64_t{1} << bits);
+}
+
+}  // namespace
+
+void run(const Sample& op, Stream& stream) {
+  const std::int64_t batch = op.logits.dim(0);
+  if (batch == 0) return;
+  const OnDevice current(stream.device(), "sample");
+  Options options{};
+  options.logits = op.logits.data<float>();
+  options.logits_pitch = op.logits.row_pitch();
+  if (op.temperature > 0) {
+    options.seed = op.seed.data<std::int32_t>();
+    options.seed_pitch = op.seed.row_pitch();
+    options.draws = op.draws.data<std::int32_t>();
+  }
+  if (op.seen) {
+    options.seen = op.seen.data<std::int32_t>();
+    options.seen_pitch = op.seen.row_pitch();
+  }
+  options.ids = op.ids.data<std::int32_t>();
+  options.vocab = static_cast<int>(op.logits.dim(1));
+  options.vectors = is_aligned(options.logits, options.logits_pitch * 4, 16) &&
+                    is_aligned(options.seen, options.seen_pitch * 4, 16);
+  options.temperature = op.temperature;
+  options.top_p = op.top_p;
+  options.min_p = op.min_p;
+  options.penalty = op.repetition_penalty;
+  options.top_k = op.top_k;
+  options.unit = unit_mass(options.vocab);
+  options.bad_logits = StreamAccess::flag(stream, BadValue::logits);
+  sample_kernel<<<static_cast<unsigned>(batch), sampling::block_threads, 0, handle(stream)>>>(
+      options);
+  check(cudaGetLastError(), "sample");
+}
+
+}  // namespace mamba::cuda

@@ -1,0 +1,66 @@
+// The selective scan on CUDA: which plan, cut how.
+#include <algorithm>
+
+#include "kernels/cuda.cuh"
+#include "kernels/scan_launch.hpp"
+
+namespace mamba::cuda {
+
+ScanPlan plan(const SelectiveScan& op, int sm_count) {
+  if (op.x.dim(1) == 1) return ScanPlan::step;
+  const std::int64_t work = op.x.dim(0) * op.x.dim(2) * op.A_log.dim(1);
+  // Below a warp or so for each quarter of an SM, at four states a thread.
+  const bool small = work < std::int64_t{64} * sm_count;
+  return small && op.x.dim(1) >= 512 ? ScanPlan::chunked : ScanPlan::sequential;
+}
+
+ScanGeometry geometry(const SelectiveScan& op, ScanPlan plan, int sm_count) {
+  ScanGeometry g;
+  const std::int64_t d_state = op.A_log.dim(1);
+  const std::int64_t lanes = (d_state + 3) / 4;
+  g.channels = static_cast<int>(std::max<std::int64_t>(128 / lanes, 2));
+  g.states = 4;
+  if (plan == ScanPlan::chunked) g.chunk = std::max<std::int64_t>(op.x.dim(1) / 16, 64);
+  (void)sm_count;
+  return g;
+}
+
+void run_scan(const SelectiveScan& op, Stream& stream, ScanPlan plan, const ScanGeometry& geometry) {
+  if (plan == ScanPlan::step && op.x.dim(1) != 1) {
+    throw ArgumentError("selective_scan", "plan", "time 1 for one step",
+                        std::to_string(op.x.dim(1)));
+  }
+  if (op.x.dim(0) == 0 || op.x.dim(2) == 0) return;
+  const OnDevice current(stream.device(), "selective_scan");
+  switch (plan) {
+    case ScanPlan::step:
+      return scan_step(op, stream);
+    case ScanPlan::sequential:
+      return scan_walk(op, stream, geometry, {std::max<std::int64_t>(op.x.dim(1), 1)}, false);
+    case ScanPlan::chunked:
+      return scan_chunked(op, stream, geometry);
+  }
+}
+
+namespace {
+
+int sm_count(Device device) {
+  int count = 0;
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device.index()),
+        "selective_scan");
+  return count;
+}
+
+}  // namespace
+
+void run_scan(const SelectiveScan& op, Stream& stream, ScanPlan plan) {
+  run_scan(op, stream, plan, geometry(op, plan, sm_count(stream.device())));
+}
+
+void run(const SelectiveScan& op, Stream& stream) {
+  const int count = sm_count(stream.device());
+  const ScanPlan chosen = plan(op, count);
+  run_scan(op, stream, chosen, geometry(op, chosen, count));
+}
+
+}  // namespace mamba::cuda
