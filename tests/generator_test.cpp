@@ -207,8 +207,9 @@ TEST_F(GeneratorTest, RefusesWhatCannotWork) {
   Generator generator(model);
   expect_error<ArgumentError>("Generator::next: prompt: expected at least one token, got none",
                               [&] { generator.next(); });
-  expect_error<ArgumentError>("Generator::read: ids: expected 0 to 255, got 256",
-                              [&] { generator.read({1, 256}); });
+  expect_error<ArgumentError>("Generator::read: ids: expected 0 to 255, got 256", [&] {
+    generator.read({1, 256});
+  });
   EXPECT_EQ(generator.tokens_seen(), 0);
   generator.read({1});
   GenerateOptions options;
@@ -228,7 +229,8 @@ TEST_F(GeneratorTest, RefusesWhatCannotWork) {
       [&] { Generator(model, bad); });
 }
 
-// ---- state files of a generation --------------------------------------------------------------------
+// ---- state files of a generation
+// --------------------------------------------------------------------
 
 class GeneratorFile : public ::testing::Test {
  protected:
@@ -264,7 +266,8 @@ TEST_F(GeneratorFile, CutShortAnywhereIsRefused) {
   const std::string whole((std::istreambuf_iterator<char>(file)), {});
   ASSERT_GT(whole.size(), 1000u);
   for (std::size_t size = 0; size < whole.size(); size += 97) {
-    std::ofstream(path(), std::ios::binary | std::ios::trunc).write(whole.data(), static_cast<long>(size));
+    std::ofstream(path(), std::ios::binary | std::ios::trunc)
+        .write(whole.data(), static_cast<long>(size));
     EXPECT_THROW(Generator::restore(path(), model_), FormatError) << size;
   }
 }

@@ -1,4 +1,5 @@
-// The published form against an independent float64 forward: tests/golden/README.md says how it was made.
+// The published form against an independent float64 forward: tests/golden/README.md says how it was
+// made.
 #include <mamba/generator.hpp>
 #include <mamba/language_model.hpp>
 #include <mamba/safetensors.hpp>
@@ -15,8 +16,8 @@ using testing::golden_folder;
 using testing::relative_error;
 using testing::values;
 
-const std::vector<std::string> names{"base",     "biased", "wide",  "falcon",
-                                     "original", "bytes",  "one",   "sharded_bf16"};
+const std::vector<std::string> names{"base",     "biased", "wide", "falcon",
+                                     "original", "bytes",  "one",  "sharded_bf16"};
 
 class Golden {
  public:
@@ -77,7 +78,8 @@ Result run_in_chunks(const LanguageModel& model, const Tensor& host_ids, std::in
     copy(part, logits.view().steps(first, count), stream);
     stream.synchronize();
   }
-  return {values(logits), all_layers(state, &MambaState::conv), all_layers(state, &MambaState::ssm)};
+  return {values(logits), all_layers(state, &MambaState::conv),
+          all_layers(state, &MambaState::ssm)};
 }
 
 class GoldenTest : public ::testing::TestWithParam<std::string> {};
@@ -105,7 +107,8 @@ TEST_P(GoldenTest, GreedyTextIsEqual) {
   const Golden golden(GetParam());
   for (Device device : devices()) {
     const LanguageModel model = LanguageModel::load(golden_folder(GetParam()), DType::f32, device);
-    for (std::size_t cut : {std::size_t{0}, std::size_t{4}}) {  // the prompt whole, and in two pieces
+    for (std::size_t cut :
+         {std::size_t{0}, std::size_t{4}}) {  // the prompt whole, and in two pieces
       Generator generator(model);
       generator.read({golden.prompt.begin(), golden.prompt.begin() + static_cast<long>(cut)});
       generator.read({golden.prompt.begin() + static_cast<long>(cut), golden.prompt.end()});
@@ -117,9 +120,9 @@ TEST_P(GoldenTest, GreedyTextIsEqual) {
   }
 }
 
-// With 16-bit storage the error is that of rounding weights and activations: a loose sanity bound (the
-// operations' own tests hold the sharp ones), from the amplification of relative weight errors that the
-// golden script measured, at most 9.
+// With 16-bit storage the error is that of rounding weights and activations: a loose sanity bound
+// (the operations' own tests hold the sharp ones), from the amplification of relative weight errors
+// that the golden script measured, at most 9.
 TEST_P(GoldenTest, SixteenBitStorageStaysNearFloat64) {
   const Golden golden(GetParam());
   for (Device device : devices()) {

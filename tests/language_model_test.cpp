@@ -57,7 +57,8 @@ TEST(LanguageModel, PiecesOfAnySizeGiveTheSameLogitsAndStates) {
       StackState state = model.make_state(2);
       EXPECT_LE(relative_error(values(run(piece, state)), values(whole)), 5e-6) << piece;
       for (std::size_t i = 0; i < 2; ++i) {
-        EXPECT_LE(relative_error(values(state.layers[i].ssm), values(whole_state.layers[i].ssm)), 5e-6);
+        EXPECT_LE(relative_error(values(state.layers[i].ssm), values(whole_state.layers[i].ssm)),
+                  5e-6);
       }
     }
   }
@@ -79,8 +80,9 @@ TEST(LanguageModel, ComputesTheLogitsAskedForAndNoOthers) {
     StackState state_none = model.make_state(3);
     model.forward(ids, state_none, {}, stream, options);
     stream.synchronize();
-    EXPECT_LE(relative_error(values(last.view().reshape({3, 1, 37})), values(all.view().steps(8, 1))),
-              5e-6);
+    EXPECT_LE(
+        relative_error(values(last.view().reshape({3, 1, 37})), values(all.view().steps(8, 1))),
+        5e-6);
     last.expect_untouched("last logits");
     for (std::size_t i = 0; i < 2; ++i) {
       EXPECT_EQ(bits(state.layers[i].ssm), bits(state_last.layers[i].ssm));
@@ -175,7 +177,8 @@ TEST(LanguageModel, KeepsConfigKeysItDoesNotKnow) {
   EXPECT_EQ(again["layer_norm_epsilon"], json["layer_norm_epsilon"]);
 }
 
-// ---- folders that lie -----------------------------------------------------------------------------
+// ---- folders that lie
+// -----------------------------------------------------------------------------
 
 class BadFolder : public ::testing::Test {
  protected:

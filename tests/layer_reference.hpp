@@ -1,6 +1,7 @@
-// A Mamba layer in double precision, one plain loop per stage, sharing nothing with the library but the
-// weights. With `round_to` every stage's output is rounded to that storage type, as the library must: the
-// distance between the two runs is what storage alone costs, and the yardstick for the library's error.
+// A Mamba layer in double precision, one plain loop per stage, sharing nothing with the library but
+// the weights. With `round_to` every stage's output is rounded to that storage type, as the library
+// must: the distance between the two runs is what storage alone costs, and the yardstick for the
+// library's error.
 #pragma once
 
 #include <cmath>
@@ -97,7 +98,8 @@ class LayerReference {
   }
 
   // One step of batch row b; its rows of result.conv and result.ssm move on.
-  std::vector<double> step(const std::vector<double>& x, std::int64_t b, LayerResult& result) const {
+  std::vector<double> step(const std::vector<double>& x, std::int64_t b,
+                           LayerResult& result) const {
     const std::int64_t inner = c_.d_inner;
     const std::int64_t memory = c_.d_conv - 1;
     const std::vector<double> xz = linear(x, in_proj_, in_bias_, 2 * inner);

@@ -1,4 +1,5 @@
-// A layer with its state in the caller's hands: whole or in pieces, batched or alone, reset or fresh.
+// A layer with its state in the caller's hands: whole or in pieces, batched or alone, reset or
+// fresh.
 #include <mamba/layer.hpp>
 
 #include <thread>
@@ -49,11 +50,9 @@ std::vector<Variant> variants() {
   return list;
 }
 
-// How far two ways of cutting or batching one computation may lie apart: a few roundings of the storage
-// type, since a Matmul row may round differently with another number of rows.
-double cut_bound(DType dtype) {
-  return dtype == DType::f32 ? 5e-6 : 8 * testing::roundoff(dtype);
-}
+// How far two ways of cutting or batching one computation may lie apart: a few roundings of the
+// storage type, since a Matmul row may round differently with another number of rows.
+double cut_bound(DType dtype) { return dtype == DType::f32 ? 5e-6 : 8 * testing::roundoff(dtype); }
 
 // Weights on which every operand matters: biases that are not zero, D that is not one.
 LayerWeights lively_weights(const LayerConfig& config, DType dtype, std::uint64_t seed) {
@@ -70,10 +69,9 @@ LayerWeights lively_weights(const LayerConfig& config, DType dtype, std::uint64_
 
 Layer lively_layer(const LayerConfig& config, DType dtype, Device device, std::uint64_t seed) {
   LayerWeights weights = lively_weights(config, dtype, seed);
-  LayerWeights::each(weights, config.resolved(), dtype,
-                     [&](const std::string&, Tensor& tensor, const Shape&, DType) {
-                       tensor = tensor.to(device);
-                     });
+  LayerWeights::each(
+      weights, config.resolved(), dtype,
+      [&](const std::string&, Tensor& tensor, const Shape&, DType) { tensor = tensor.to(device); });
   return Layer(config, std::move(weights));
 }
 
@@ -141,10 +139,17 @@ TEST_F(LayerTest, SplitAnywhere) {
     MambaState whole = layer.make_state(2);
     const Tensor y = layer.forward(x, whole);
     const std::int64_t d_conv = layer.config().d_conv;
-    const std::vector<std::vector<std::int64_t>> cuts{
-        {0, 23},   {1, 22},           {d_conv - 1, 24 - d_conv}, {d_conv, 23 - d_conv},
-        {22, 1},   {7, 7, 7, 2},      {8, 8, 7},                 {16, 7},
-        {1, 1, 1, 1, 1, 1, 1, 16},    {0, 11, 0, 0, 12, 0},      std::vector<std::int64_t>(23, 1)};
+    const std::vector<std::vector<std::int64_t>> cuts{{0, 23},
+                                                      {1, 22},
+                                                      {d_conv - 1, 24 - d_conv},
+                                                      {d_conv, 23 - d_conv},
+                                                      {22, 1},
+                                                      {7, 7, 7, 2},
+                                                      {8, 8, 7},
+                                                      {16, 7},
+                                                      {1, 1, 1, 1, 1, 1, 1, 16},
+                                                      {0, 11, 0, 0, 12, 0},
+                                                      std::vector<std::int64_t>(23, 1)};
     for (const auto& cut : cuts) {
       MambaState state = layer.make_state(2);
       const Tensor pieces = in_pieces(layer, x, state, cut);
@@ -215,8 +220,8 @@ TEST_F(LayerTest, RowMapsReadAndWriteTheRowsTheyName) {
     slots.conv = random.normal_tensor(slots.conv.shape(), layer.dtype()).to(layer.device());
     const MambaState before = slots.clone();
     const Tensor x = input(random, layer, 4, time);
-    // Row 0 goes on in place, row 1 branches from slot 2 into slot 0, row 2 is padding, row 3 starts fresh
-    // and is dropped.
+    // Row 0 goes on in place, row 1 branches from slot 2 into slot 0, row 2 is padding, row 3
+    // starts fresh and is dropped.
     const Tensor read = Tensor::from<std::int32_t>({4, 2, -1, -1}, {4}).to(layer.device());
     const Tensor write = Tensor::from<std::int32_t>({4, 0, -1, -1}, {4}).to(layer.device());
     ForwardOptions options;
@@ -234,12 +239,15 @@ TEST_F(LayerTest, RowMapsReadAndWriteTheRowsTheyName) {
     stream.synchronize();
     const double bound = cut_bound(layer.dtype());
     EXPECT_LT(relative_error(values(y.view().rows(0, 2)), values(y_alone)), bound);
-    EXPECT_LT(relative_error(values(slots.ssm.view().rows(4, 1)), values(alone.ssm.view().rows(0, 1))),
-              bound);
-    EXPECT_LT(relative_error(values(slots.ssm.view().rows(0, 1)), values(alone.ssm.view().rows(1, 1))),
-              bound);
+    EXPECT_LT(
+        relative_error(values(slots.ssm.view().rows(4, 1)), values(alone.ssm.view().rows(0, 1))),
+        bound);
+    EXPECT_LT(
+        relative_error(values(slots.ssm.view().rows(0, 1)), values(alone.ssm.view().rows(1, 1))),
+        bound);
     for (std::int64_t untouched : {1, 2, 3}) {
-      EXPECT_EQ(bits(slots.ssm.view().rows(untouched, 1)), bits(before.ssm.view().rows(untouched, 1)));
+      EXPECT_EQ(bits(slots.ssm.view().rows(untouched, 1)),
+                bits(before.ssm.view().rows(untouched, 1)));
       EXPECT_EQ(bits(slots.conv.view().rows(untouched, 1)),
                 bits(before.conv.view().rows(untouched, 1)));
     }

@@ -5,8 +5,10 @@
 // two roundings.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #include <mamba/ops.hpp>
@@ -48,7 +50,7 @@ struct SequenceResult {
   std::vector<Bounded> step_states;  // [batch, time, channels, ...]
 };
 
-// One step of one channel of the scan; h has d_state elements.
+// The scan's operands in double, and one step of one channel; h has d_state elements.
 struct ScanReference {
   explicit ScanReference(const SelectiveScan& op)
       : time(static_cast<std::size_t>(op.x.dim(1))),

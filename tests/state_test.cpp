@@ -100,9 +100,8 @@ TEST_F(StateTest, CopyFromRefusesWrongShapesNamingBoth) {
   MambaState state = random_state(Device::cpu(), DType::f32, 2, 1);
   const MambaState before = state.clone();
   const MambaState wrong = random_state(Device::cpu(), DType::f32, 3, 1);
-  expect_error<ArgumentError>(
-      "MambaState::copy_from: conv: expected [2, 12, 3], got [3, 12, 3]",
-      [&] { state.copy_from(wrong); });
+  expect_error<ArgumentError>("MambaState::copy_from: conv: expected [2, 12, 3], got [3, 12, 3]",
+                              [&] { state.copy_from(wrong); });
   const MambaState wrong_dtype = random_state(Device::cpu(), DType::bf16, 2, 1);
   expect_error<ArgumentError>("MambaState::copy_from: conv: expected f32, got bf16",
                               [&] { state.copy_from(wrong_dtype); });
@@ -127,8 +126,9 @@ TEST_F(StateTest, ResetOfAMaskTouchesOnlyItsRowsAndOverwritesNaN) {
     expect_row(state, 2, before, 2, "row 2 stays");
   });
   MambaState state = random_state(Device::cpu(), DType::f32, 3, 1);
-  expect_error<ArgumentError>("MambaState::reset: mask: expected [3], got [2]",
-                              [&] { state.reset(int_list({1, 1}, Device::cpu())); });
+  expect_error<ArgumentError>("MambaState::reset: mask: expected [3], got [2]", [&] {
+    state.reset(int_list({1, 1}, Device::cpu()));
+  });
 }
 
 TEST_F(StateTest, GatherTakesRowsInAnyOrderAndOften) {
@@ -143,8 +143,9 @@ TEST_F(StateTest, GatherTakesRowsInAnyOrderAndOften) {
     EXPECT_EQ(state.gather(int_list({}, device)).batch(), 0);
   });
   const MambaState state = random_state(Device::cpu(), DType::f32, 4, 1);
-  expect_error<ArgumentError>("copy_rows: from_rows: expected rows 0 to 3, got 4",
-                              [&] { state.gather(int_list({0, 4}, Device::cpu())); });
+  expect_error<ArgumentError>("copy_rows: from_rows: expected rows 0 to 3, got 4", [&] {
+    state.gather(int_list({0, 4}, Device::cpu()));
+  });
   expect_error<ArgumentError>("copy_rows: from_rows: expected rows 0 to 3, got -1",
                               [&] { state.gather(int_list({-1}, Device::cpu())); });
 }
@@ -164,9 +165,12 @@ TEST_F(StateTest, ScatterPutsRowsAndLeavesTheOthers) {
   const MambaState before = state.clone();
   const MambaState source = random_state(Device::cpu(), DType::f32, 2, 2);
   expect_error<ArgumentError>("copy_rows: to_rows: expected every row at most once, got 3 twice",
-                              [&] { state.scatter(source, int_list({3, 3}, Device::cpu())); });
-  expect_error<ArgumentError>("copy_rows: to_rows: expected rows 0 to 3, got 4",
-                              [&] { state.scatter(source, int_list({0, 4}, Device::cpu())); });
+                              [&] {
+                                state.scatter(source, int_list({3, 3}, Device::cpu()));
+                              });
+  expect_error<ArgumentError>("copy_rows: to_rows: expected rows 0 to 3, got 4", [&] {
+    state.scatter(source, int_list({0, 4}, Device::cpu()));
+  });
   expect_error<ArgumentError>("MambaState::scatter: rows: expected [2], got [1]",
                               [&] { state.scatter(source, int_list({0}, Device::cpu())); });
   expect_same(state, before, "a refused scatter changes nothing");
@@ -195,8 +199,9 @@ TEST_F(StateTest, ConcatJoinsAndRefusesOtherShapes) {
   });
   const MambaState a = random_state(Device::cpu(), DType::f32, 2, 1);
   const MambaState b = random_state(Device::cpu(), DType::bf16, 2, 1);
-  expect_error<ArgumentError>("MambaState::concat: conv: expected f32, got bf16",
-                              [&] { MambaState::concat({&a, &b}); });
+  expect_error<ArgumentError>("MambaState::concat: conv: expected f32, got bf16", [&] {
+    MambaState::concat({&a, &b});
+  });
   expect_error<ArgumentError>("MambaState::concat: parts: expected at least one state, got none",
                               [&] { MambaState::concat({}); });
 }
@@ -263,7 +268,8 @@ TEST_F(StateTest, StackVerbsReachEveryLayerOrNone) {
   expect_row(stack.layers[2], 0, before.layers[2], 1, "scatter");
   EXPECT_EQ(stack.bytes(), 3 * before.layers[0].bytes());
   stack.reset();
-  EXPECT_EQ(bits(stack.layers[2].ssm), bits(StackState(small_config(), 3, 2, DType::f32).layers[2].ssm));
+  EXPECT_EQ(bits(stack.layers[2].ssm),
+            bits(StackState(small_config(), 3, 2, DType::f32).layers[2].ssm));
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// What every test uses: the devices present, random operands, guarded outputs, and comparison with a
-// reference that carries its own error bound.
+// What every test uses: the devices present, random operands, guarded outputs, and comparison with
+// a reference that carries its own error bound.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -110,14 +110,15 @@ struct Bounded {
   double bound = 0;
 };
 
-// Every element within its bound, and finite where the reference is. `result` may have any dtype: the
-// rounding of its storage is added to the bound here.
+// Every element within its bound, and finite where the reference is. `result` may have any dtype:
+// the rounding of its storage is added to the bound here.
 inline void expect_within(ConstTensorView result, const std::vector<Bounded>& expected,
                           const std::string& what) {
   const std::vector<double> got = values(result);
   ASSERT_EQ(got.size(), expected.size()) << what;
   const double unit = roundoff(result.dtype());
-  const double smallest = result.dtype() == DType::f16 ? 0x1p-25 : 0x1p-127;  // half a subnormal step
+  const double smallest =
+      result.dtype() == DType::f16 ? 0x1p-25 : 0x1p-127;  // half a subnormal step
   for (std::size_t i = 0; i < got.size(); ++i) {
     const double storage = unit * (std::abs(expected[i].value) + expected[i].bound) + smallest;
     ASSERT_LE(std::abs(got[i] - expected[i].value), expected[i].bound + storage)
@@ -126,8 +127,9 @@ inline void expect_within(ConstTensorView result, const std::vector<Bounded>& ex
   }
 }
 
-// An output surrounded by a pattern: pitches larger than the shape needs, and bands before and after.
-// Elements start as NaN (a quiet pattern that no operation writes), so that an unwritten output is seen.
+// An output surrounded by a pattern: pitches larger than the shape needs, and bands before and
+// after. Elements start as NaN (a quiet pattern that no operation writes), so that an unwritten
+// output is seen.
 class Guarded {
  public:
   // `pad` columns lie between the rows of the last dimension (shapes of rank <= 3); 0 is dense.
@@ -170,13 +172,14 @@ inline void Guarded::expect_untouched(const std::string& what) const {
   const std::vector<unsigned char> after = bits(memory_);
   for (std::size_t i = 0; i < after.size(); ++i) {
     if (!inside_[i]) {
-      ASSERT_EQ(after[i], before_[i]) << what << ": byte " << i << " outside the output was written";
+      ASSERT_EQ(after[i], before_[i])
+          << what << ": byte " << i << " outside the output was written";
     }
   }
 }
 
-// The folder of a golden checkpoint. MAMBA_GOLDEN_DIR in the environment stands in for the path of the
-// build, for a test program that was carried to another machine.
+// The folder of a golden checkpoint. MAMBA_GOLDEN_DIR in the environment stands in for the path of
+// the build, for a test program that was carried to another machine.
 inline std::string golden_folder(const std::string& name) {
   const char* moved = std::getenv("MAMBA_GOLDEN_DIR");
   return std::string(moved != nullptr ? moved : MAMBA_GOLDEN_DIR) + "/" + name;

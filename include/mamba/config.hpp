@@ -9,15 +9,15 @@ namespace mamba {
 
 // One layer (Gu & Dao 2023; names as in mamba_ssm). Zero means "by the published rule".
 struct LayerConfig {
-  std::int64_t d_model = 0;  // must be given
+  std::int64_t d_model = 0;   // must be given
   std::int64_t d_state = 16;  // 1 to 256
   std::int64_t d_conv = 4;
   std::int64_t expand = 2;
-  std::int64_t d_inner = 0;    // 0: expand * d_model
-  std::int64_t dt_rank = 0;    // 0: ceil(d_model / 16)
-  bool use_bias = false;       // biases of in_proj and out_proj
+  std::int64_t d_inner = 0;  // 0: expand * d_model
+  std::int64_t dt_rank = 0;  // 0: ceil(d_model / 16)
+  bool use_bias = false;     // biases of in_proj and out_proj
   bool use_conv_bias = true;
-  bool norm_dt_b_c = false;    // Falcon-Mamba: RMS norm without weight on dt, B and C
+  bool norm_dt_b_c = false;  // Falcon-Mamba: RMS norm without weight on dt, B and C
   float norm_dt_b_c_epsilon = 1e-6f;
   // For initialisation only: the range of softplus(dt_bias), and the scale of dt_proj.
   float dt_min = 1e-3f;
@@ -46,8 +46,8 @@ struct ModelConfig {
 };
 
 // config.json as published, with the keys of Hugging Face (model_type mamba and falcon_mamba) or of
-// mamba_ssm. `where` names the file in errors. A mistyped, zero, negative or absurdly large field, or a
-// missing one that has no published default, is a FormatError naming it.
+// mamba_ssm. `where` names the file in errors. A mistyped, zero, negative or absurdly large field,
+// or a missing one that has no published default, is a FormatError naming it.
 ModelConfig parse_config(const std::string& json_text, const std::string& where);
 
 // config.json with the keys of Hugging Face. Unknown keys of `source_json` are kept.

@@ -92,8 +92,8 @@ struct f16 {
     if (rest < 0x400u) {  // zero or subnormal: an integer count of 2^-24
       value = static_cast<float>(rest) * 0x1p-24f;
     } else {
-      const std::uint32_t u = rest >= 0x7c00u ? 0x7f800000u | (rest & 0x3ffu) << 13
-                                              : (rest << 13) + 0x38000000u;
+      const std::uint32_t u =
+          rest >= 0x7c00u ? 0x7f800000u | (rest & 0x3ffu) << 13 : (rest << 13) + 0x38000000u;
       std::memcpy(&value, &u, 4);
     }
     std::uint32_t u;

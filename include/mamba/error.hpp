@@ -27,8 +27,8 @@ class DeviceError : public Error {
   using Error::Error;
 };
 
-// A file lies about itself or is not of the promised form. (A file the system will not open, read or
-// write is a plain Error.)
+// A file lies about itself or is not of the promised form. (A file the system will not open, read
+// or write is a plain Error.)
 class FormatError : public Error {
  public:
   using Error::Error;

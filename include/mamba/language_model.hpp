@@ -17,8 +17,8 @@
 namespace mamba {
 
 struct ModelOptions : SequenceOptions {
-  // Longer calls go through in pieces of about this many tokens (batch x time), so that memory does not
-  // grow with the prompt. A call with a row map goes through whole.
+  // Longer calls go through in pieces of about this many tokens (batch x time), so that memory does
+  // not grow with the prompt. A call with a row map goes through whole.
   std::int64_t piece_tokens = 2048;
 };
 
@@ -30,13 +30,14 @@ class LanguageModel {
   static LanguageModel random(const ModelConfig& config, std::uint64_t seed,
                               DType dtype = DType::f32, Device device = Device::cpu());
 
-  // A folder with config.json and model.safetensors, or shards and model.safetensors.index.json, with the
-  // tensor names of Hugging Face or of mamba_ssm. `dtype` is of matrices and activations; absent, as in
-  // the file. What is missing, surplus or of a wrong shape is a FormatError naming it.
+  // A folder with config.json and model.safetensors, or shards and model.safetensors.index.json,
+  // with the tensor names of Hugging Face or of mamba_ssm. `dtype` is of matrices and activations;
+  // absent, as in the file. What is missing, surplus or of a wrong shape is a FormatError naming
+  // it.
   static LanguageModel load(const std::string& folder, std::optional<DType> dtype = std::nullopt,
                             Device device = Device::cpu());
-  // config.json (with the keys that were read and not understood) and model.safetensors, names of Hugging
-  // Face, each tensor in the dtype it was read from.
+  // config.json (with the keys that were read and not understood) and model.safetensors, names of
+  // Hugging Face, each tensor in the dtype it was read from.
   void save(const std::string& folder) const;
 
   const ModelConfig& config() const { return config_; }  // resolved
@@ -50,15 +51,16 @@ class LanguageModel {
   void each_weight(const WeightVisitor& f) const;
   std::int64_t parameters() const;
 
-  // Tells two models apart by configuration and weights: the same for every dtype and device one folder
-  // is loaded with, and kept by saving in the file's dtype. 32 hexadecimal digits.
+  // Tells two models apart by configuration and weights: the same for every dtype and device one
+  // folder is loaded with, and kept by saving in the file's dtype. 32 hexadecimal digits.
   std::string fingerprint() const;
 
   StackState make_state(std::int64_t batch) const { return stack_.make_state(batch); }
 
-  // Reads ids [batch, time] i32, any time >= 0, continuing from `state`. What is computed follows from the
-  // shape of `logits` (f32, dense): [batch, time, vocab_size] all positions; [batch, vocab_size] the last
-  // one (time >= 1); absent none. On the CPU an id out of range is an ArgumentError before any work.
+  // Reads ids [batch, time] i32, any time >= 0, continuing from `state`. What is computed follows
+  // from the shape of `logits` (f32, dense): [batch, time, vocab_size] all positions; [batch,
+  // vocab_size] the last one (time >= 1); absent none. On the CPU an id out of range is an
+  // ArgumentError before any work.
   void forward(ConstTensorView ids, StackState& state, TensorView logits, Stream& stream,
                const ModelOptions& options = {}) const;
 
@@ -71,9 +73,9 @@ class LanguageModel {
 
   ModelConfig config_;
   Stack stack_;
-  Tensor embedding_;  // [vocab_rows, d_model]
-  Tensor head_;       // the same; absent when tied
-  std::string loaded_fingerprint_;                 // empty unless loaded
+  Tensor embedding_;                                // [vocab_rows, d_model]
+  Tensor head_;                                     // the same; absent when tied
+  std::string loaded_fingerprint_;                  // empty unless loaded
   std::map<std::string, std::string> file_dtypes_;  // tensor name -> dtype it was read from
 };
 

@@ -22,9 +22,9 @@ struct ForwardOptions : SequenceOptions {
   StepStates* steps = nullptr;  // receives the state after every step
 };
 
-// Constant once made: what changes is in the caller's hands. Any number of threads may call forward at
-// once, each with its own stream and state. Shapes, dtypes and devices are checked before any work; after
-// an ArgumentError state and outputs are as they were.
+// Constant once made: what changes is in the caller's hands. Any number of threads may call forward
+// at once, each with its own stream and state. Shapes, dtypes and devices are checked before any
+// work; after an ArgumentError state and outputs are as they were.
 class Layer {
  public:
   // Takes the weights, whose shapes, dtypes (matrices: all of in_proj's) and device are checked.
@@ -43,13 +43,14 @@ class Layer {
     return MambaState(config_, batch, dtype(), device());
   }
 
-  // Continues from `state` for the steps of x and leaves in it what was remembered. Any time >= 0: a whole
-  // sequence, a piece of one, a single step. x [batch, time, d_model] -> y the same, both of dtype().
-  // Allocates nothing after its first call of a size, waits for nothing.
+  // Continues from `state` for the steps of x and leaves in it what was remembered. Any time >= 0:
+  // a whole sequence, a piece of one, a single step. x [batch, time, d_model] -> y the same, both
+  // of dtype(). Allocates nothing after its first call of a size, waits for nothing.
   void forward(ConstTensorView x, MambaState& state, TensorView y, Stream& stream,
                const ForwardOptions& options = {}) const;
 
-  // The same into a new tensor, on the default stream, done when it returns. Without a state: from zero.
+  // The same into a new tensor, on the default stream, done when it returns. Without a state: from
+  // zero.
   Tensor forward(ConstTensorView x, MambaState& state) const;
   Tensor forward(ConstTensorView x) const;
 

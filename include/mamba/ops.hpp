@@ -1,5 +1,5 @@
-// What can be computed: one struct of named operands per operation, its mathematics in the comment, and
-// one verb. run(op, stream) checks every operand, then computes on the stream's device.
+// What can be computed: one struct of named operands per operation, its mathematics in the comment,
+// and one verb. run(op, stream) checks every operand, then computes on the stream's device.
 //
 // Set operands by name:
 //
@@ -9,9 +9,10 @@
 //   conv.y = activated;
 //   run(conv, stream);
 //
-// T is the storage type (f32, bf16 or f16), one for all operands marked T; every sum and every state of
-// a recurrence is f32. An operand called optional may be left absent. Sizes may be zero. Outputs must
-// not overlap inputs except where it says so. A wrong operand is an ArgumentError before any work.
+// T is the storage type (f32, bf16 or f16), one for all operands marked T; every sum and every
+// state of a recurrence is f32. An operand called optional may be left absent. Sizes may be zero.
+// Outputs must not overlap inputs except where it says so. A wrong operand is an ArgumentError
+// before any work.
 #pragma once
 
 #include <cstdint>
@@ -29,10 +30,10 @@ struct Matmul {
   TensorView y;            // [..., out] T or f32
 };
 
-// Which rows of a larger state the batch rows of a call stand for. Batch row b continues from state row
-// read[b] and leaves its final state in row write[b]; read[b] < 0 starts from zero, write[b] < 0 drops
-// the final state, and both < 0 marks padding: its y is zeros. Absent, row b is state row b.
-// A state row written by one batch row may not be read or written by another of the same call.
+// Which rows of a larger state the batch rows of a call stand for. Batch row b continues from state
+// row read[b] and leaves its final state in row write[b]; read[b] < 0 starts from zero, write[b] <
+// 0 drops the final state, and both < 0 marks padding: its y is zeros. Absent, row b is state row
+// b. A state row written by one batch row may not be read or written by another of the same call.
 struct RowMap {
   ConstTensorView read;   // [batch] i32, optional
   ConstTensorView write;  // [batch] i32, optional; both or neither
@@ -50,8 +51,9 @@ struct CausalConv {
   TensorView final_state;         // the same; may be the same memory as initial_state; optional
   RowMap rows;                    // absent: rows == batch
   ConstTensorView reset;          // [batch, time] i32, optional
-  TensorView step_states;         // [batch, time, channels, width - 1] T: the state after each step; optional
-  TensorView y;                   // [batch, time, channels] T
+  TensorView
+      step_states;  // [batch, time, channels, width - 1] T: the state after each step; optional
+  TensorView y;     // [batch, time, channels] T
   bool silu = true;
 };
 
@@ -75,8 +77,8 @@ struct SelectiveScan {
   TensorView final_state;         // the same; may be the same memory as initial_state; optional
   RowMap rows;                    // absent: rows == batch
   ConstTensorView reset;          // [batch, time] i32, optional
-  TensorView step_states;         // [batch, time, channels, d_state] f32: h after each step; optional
-  TensorView y;                   // [batch, time, channels] T; may be the same memory as x, dt or z
+  TensorView step_states;  // [batch, time, channels, d_state] f32: h after each step; optional
+  TensorView y;            // [batch, time, channels] T; may be the same memory as x, dt or z
 };
 
 // The residual stream and its norm in one pass (Zhang & Sennrich 2019, pre-norm form):
@@ -90,8 +92,8 @@ struct AddRmsNorm {
   float epsilon = 1e-5f;
 };
 
-// y[..., :] = table[ids[...], :]. An id outside the table is an ArgumentError on the CPU; on CUDA its row
-// becomes NaN and the stream's next synchronize() throws.
+// y[..., :] = table[ids[...], :]. An id outside the table is an ArgumentError on the CPU; on CUDA
+// its row becomes NaN and the stream's next synchronize() throws.
 struct Embedding {
   ConstTensorView ids;    // [batch, time] i32
   ConstTensorView table;  // [vocab, d_model] T
@@ -99,7 +101,8 @@ struct Embedding {
 };
 
 // One token id per row of logits.
-//   1. Where seen != 0, a positive logit is divided by repetition_penalty, any other multiplied by it
+//   1. Where seen != 0, a positive logit is divided by repetition_penalty, any other multiplied by
+//   it
 //      (Keskar et al. 2019; once per distinct token).
 //   2. temperature == 0: the largest logit, the lowest id among equals.
 //   3. Otherwise p = softmax(logits / temperature), over what top_k, then top_p, then min_p leave:
@@ -107,15 +110,17 @@ struct Embedding {
 //      top_p  the fewest largest whose probabilities sum to at least top_p (1: all);
 //      min_p  those with at least min_p times the probability of the largest (0: all).
 //      Equals are ordered by id, lowest first. The token is drawn from p with one uniform number,
-//      Philox4x32-10 (Salmon et al. 2011) keyed by seed[b] at counter draws[b], which then grows by one.
+//      Philox4x32-10 (Salmon et al. 2011) keyed by seed[b] at counter draws[b], which then grows by
+//      one.
 // The chosen id is marked in seen. A NaN logit counts as minus infinity; a row without a finite
 // maximum is an ArgumentError on the CPU and id -1 with the stream's flag set on CUDA.
 struct Sample {
   ConstTensorView logits;  // [batch, vocab] f32
-  ConstTensorView seed;    // [batch, 2] i32: low and high half of a 64-bit seed; needed if temperature > 0
-  TensorView draws;        // [batch] i32, read and written; needed if temperature > 0
-  TensorView seen;         // [batch, vocab] i32, read and written; needed if repetition_penalty != 1
-  TensorView ids;          // [batch] i32
+  ConstTensorView
+      seed;  // [batch, 2] i32: low and high half of a 64-bit seed; needed if temperature > 0
+  TensorView draws;  // [batch] i32, read and written; needed if temperature > 0
+  TensorView seen;   // [batch, vocab] i32, read and written; needed if repetition_penalty != 1
+  TensorView ids;    // [batch] i32
   float temperature = 0;
   std::int64_t top_k = 0;
   float top_p = 1;
@@ -123,11 +128,11 @@ struct Sample {
   float repetition_penalty = 1;
 };
 
-// to[to_rows[i]] = from[from_rows[i]], whole rows (everything below the first dimension); an absent list
-// counts i = 0, 1, 2, .... For i in 0 .. n - 1, n being the length of a list that is there, or else of
-// both tensors. `to_rows` may not name a row twice, and `from` and `to` must not overlap. On CUDA a
-// source row out of range gives NaN, a target row out of range is left out, and the stream's next
-// synchronize() throws.
+// to[to_rows[i]] = from[from_rows[i]], whole rows (everything below the first dimension); an absent
+// list counts i = 0, 1, 2, .... For i in 0 .. n - 1, n being the length of a list that is there, or
+// else of both tensors. `to_rows` may not name a row twice, and `from` and `to` must not overlap.
+// On CUDA a source row out of range gives NaN, a target row out of range is left out, and the
+// stream's next synchronize() throws.
 struct CopyRows {
   ConstTensorView from;       // [rows, ...] any dtype, dense
   ConstTensorView from_rows;  // [n] i32, optional
@@ -135,7 +140,8 @@ struct CopyRows {
   ConstTensorView to_rows;    // [n] i32, optional
 };
 
-// view[b] = 0, whatever was there, for every row b with mask[b] != 0, or that a row map calls padding.
+// view[b] = 0, whatever was there, for every row b with mask[b] != 0, or that a row map calls
+// padding.
 struct ZeroRows {
   ConstTensorView mask;  // [rows] i32; this or
   RowMap padding;        // [rows]

@@ -36,8 +36,8 @@ class Stack {
 
   StackState make_state(std::int64_t batch) const;
 
-  // x [batch, time, d_model] -> y the same, both of dtype(). `state` continues, as for Layer::forward, and
-  // as there nothing is touched after an ArgumentError.
+  // x [batch, time, d_model] -> y the same, both of dtype(). `state` continues, as for
+  // Layer::forward, and as there nothing is touched after an ArgumentError.
   void forward(ConstTensorView x, StackState& state, TensorView y, Stream& stream,
                const StackOptions& options = {}) const;
   Tensor forward(ConstTensorView x, StackState& state) const;

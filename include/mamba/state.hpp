@@ -12,12 +12,13 @@ namespace mamba {
 
 // The memory of one layer for each batch row. Zero means nothing seen yet.
 //
-// Every verb checks before it touches anything and names what does not fit (ArgumentError). Each exists
-// with a Stream& last, ordered on it, and without: then it is done when the call returns. Row lists are
-// [n] i32; on the CPU a row out of range is an ArgumentError, on CUDA its target row becomes NaN (gather)
-// or is left alone (scatter) and the stream's next synchronize() throws.
+// Every verb checks before it touches anything and names what does not fit (ArgumentError). Each
+// exists with a Stream& last, ordered on it, and without: then it is done when the call returns.
+// Row lists are [n] i32; on the CPU a row out of range is an ArgumentError, on CUDA its target row
+// becomes NaN (gather) or is left alone (scatter) and the stream's next synchronize() throws.
 struct MambaState {
-  Tensor conv;  // [batch, d_inner, d_conv - 1], the model's dtype: the conv's last inputs, oldest first
+  Tensor conv;  // [batch, d_inner, d_conv - 1], the model's dtype: the conv's last inputs, oldest
+                // first
   Tensor ssm;   // [batch, d_inner, d_state] f32: h of the recurrence
 
   MambaState() = default;
@@ -47,7 +48,8 @@ struct MambaState {
   // A new state whose row i is this state's row rows[i].
   MambaState gather(ConstTensorView rows) const;
   MambaState gather(ConstTensorView rows, Stream& stream) const;
-  // Row rows[i] of this state becomes row i of `source`; the others stay. A row named twice is an error.
+  // Row rows[i] of this state becomes row i of `source`; the others stay. A row named twice is an
+  // error.
   void scatter(const MambaState& source, ConstTensorView rows);
   void scatter(const MambaState& source, ConstTensorView rows, Stream& stream);
   // Each row k times, one after the other: [a, b] becomes [a, a, b, b].
@@ -101,8 +103,8 @@ struct StepStates {
   void restore(std::int64_t t, MambaState& state, Stream& stream) const;
 };
 
-// Hugging Face and mamba_ssm keep the conv state one input wider, [batch, d_inner, d_conv], newest last;
-// its oldest column is never used again.
+// Hugging Face and mamba_ssm keep the conv state one input wider, [batch, d_inner, d_conv], newest
+// last; its oldest column is never used again.
 Tensor to_wide_conv_state(const Tensor& conv);  // [.., d_conv - 1] -> [.., d_conv], oldest column 0
 Tensor from_wide_conv_state(const Tensor& wide);  // [.., d_conv] -> [.., d_conv - 1]
 

@@ -1,10 +1,11 @@
 // States on disk: a safetensors file of a stated format and version, with a model's fingerprint if
 // wanted.
 //
-// Tensors "layers.N.conv" [rows, d_inner, d_conv - 1] and "layers.N.ssm" [rows, d_inner, d_state], and
-// whatever was saved beside them under its own names. Metadata: "format" = "mamba.cpp state", "version",
-// "layers", "rows", and if given "fingerprint", "tokens_seen" (a JSON list) and the caller's notes as
-// "note.KEY". Other metadata, or other names that start with "layers.", make it a file of another version.
+// Tensors "layers.N.conv" [rows, d_inner, d_conv - 1] and "layers.N.ssm" [rows, d_inner, d_state],
+// and whatever was saved beside them under its own names. Metadata: "format" = "mamba.cpp state",
+// "version", "layers", "rows", and if given "fingerprint", "tokens_seen" (a JSON list) and the
+// caller's notes as "note.KEY". Other metadata, or other names that start with "layers.", make it a
+// file of another version.
 #pragma once
 
 #include <cstdint>
@@ -37,8 +38,8 @@ void save(const std::string& path, const MambaState& state, const StateMetadata&
 void save(const std::string& path, const StackState& state, const StateMetadata& metadata = {},
           const StateExtras& extras = {});
 
-// Everything is checked before anything is used; a file that is not a state, of another version, cut
-// short or inconsistent is a FormatError naming it.
+// Everything is checked before anything is used; a file that is not a state, of another version,
+// cut short or inconsistent is a FormatError naming it.
 SavedState load_state(const std::string& path, Device device = Device::cpu());
 
 }  // namespace mamba

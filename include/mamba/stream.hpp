@@ -8,9 +8,9 @@
 
 namespace mamba {
 
-// A sequence of operations on one device. On the CPU an operation is done when its call returns, using
-// up to `threads` threads; on CUDA it is queued on a CUDA stream. One stream is used by one host thread
-// at a time; different streams may run the same Layer at once.
+// A sequence of operations on one device. On the CPU an operation is done when its call returns,
+// using up to `threads` threads; on CUDA it is queued on a CUDA stream. One stream is used by one
+// host thread at a time; different streams may run the same Layer at once.
 class Stream {
  public:
   // threads: of the CPU device; 0 takes one per core. Ignored on CUDA.
@@ -25,8 +25,8 @@ class Stream {
   int threads() const;
   void* cuda_stream() const;  // nullptr on the CPU
 
-  // Waits for all work queued so far. Throws once the error of an operation that found bad values in
-  // device memory (a token id or row out of range).
+  // Waits for all work queued so far. Throws once the error of an operation that found bad values
+  // in device memory (a token id or row out of range).
   void synchronize();
 
  private:
@@ -40,9 +40,9 @@ class Stream {
 // The calling thread's own stream of a device, made on first use and kept until the thread ends.
 Stream& default_stream(Device device = Device::cpu());
 
-// A bump arena on a stream: tensors that live until the scope ends. Memory is kept by the stream, at
-// addresses that stay the same for the same sequence of calls, so after the first call nothing is
-// allocated and a recorded CUDA graph stays valid. Scopes nest.
+// A bump arena on a stream: tensors that live until the scope ends. Memory is kept by the stream,
+// at addresses that stay the same for the same sequence of calls, so after the first call nothing
+// is allocated and a recorded CUDA graph stays valid. Scopes nest.
 class Scratch {
  public:
   explicit Scratch(Stream& stream);

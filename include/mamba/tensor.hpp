@@ -1,8 +1,8 @@
 // Owners and views of memory. A Tensor owns and moves; a view points and copies; nothing hides.
 //
-// Layout everywhere: channels last and contiguous, [batch, time, channel]. A view has two pitches, from
-// batch row to batch row and from step to step, so that a slice of a projection is a view and not a
-// copy.
+// Layout everywhere: channels last and contiguous, [batch, time, channel]. A view has two pitches,
+// from batch row to batch row and from step to step, so that a slice of a projection is a view and
+// not a copy.
 #pragma once
 
 #include <array>
@@ -32,7 +32,7 @@ class Shape {
   int rank() const { return rank_; }
   std::int64_t operator[](int i) const { return sizes_[static_cast<std::size_t>(i)]; }
   std::int64_t back() const { return (*this)[rank_ - 1]; }
-  std::int64_t count() const;  // number of elements; 1 for rank 0
+  std::int64_t count() const;                  // number of elements; 1 for rank 0
   Shape with(int i, std::int64_t size) const;  // a copy in which size i is another
   std::string to_string() const;               // "[2, 5, 16]"
 
@@ -46,8 +46,8 @@ class Shape {
   int rank_ = 0;
 };
 
-// A read-only view. Default-constructed it is absent (rank 0), which is how an optional operand is left
-// out; a view of zero elements is present.
+// A read-only view. Default-constructed it is absent (rank 0), which is how an optional operand is
+// left out; a view of zero elements is present.
 class ConstTensorView {
  public:
   ConstTensorView() = default;
@@ -63,8 +63,8 @@ class ConstTensorView {
   DType dtype() const { return dtype_; }
   Device device() const { return device_; }
 
-  // Elements from index i to i + 1 of the first dimension, and of the second. Rank 1: 1 and 1; in rank 2
-  // the second is 1. Dimensions after the second are dense.
+  // Elements from index i to i + 1 of the first dimension, and of the second. Rank 1: 1 and 1; in
+  // rank 2 the second is 1. Dimensions after the second are dense.
   std::int64_t row_pitch() const { return row_pitch_; }
   std::int64_t step_pitch() const { return step_pitch_; }
   bool is_dense() const;
@@ -77,10 +77,11 @@ class ConstTensorView {
   }
 
   // Slices share memory with this view. Out of range is an ArgumentError.
-  ConstTensorView rows(std::int64_t first, std::int64_t count) const;     // of the first dimension
-  ConstTensorView steps(std::int64_t first, std::int64_t count) const;    // of the second, rank >= 3
+  ConstTensorView rows(std::int64_t first, std::int64_t count) const;   // of the first dimension
+  ConstTensorView steps(std::int64_t first, std::int64_t count) const;  // of the second, rank >= 3
   ConstTensorView columns(std::int64_t first, std::int64_t count) const;  // of the last, rank <= 3
-  ConstTensorView reshape(const Shape& shape) const;  // dense views only; the same number of elements
+  ConstTensorView reshape(
+      const Shape& shape) const;  // dense views only; the same number of elements
 
  protected:
   void check_dtype(DType dtype) const;
@@ -134,8 +135,8 @@ class Tensor {
   // memory is std::bad_alloc on the host and a DeviceError naming the bytes on CUDA.
   Tensor(const Shape& shape, DType dtype, Device device = Device::cpu());
   static Tensor zeros(const Shape& shape, DType dtype, Device device = Device::cpu());
-  // Host memory that the GPU copies to and from asynchronously. Its device is the CPU. DeviceError in a
-  // build without CUDA.
+  // Host memory that the GPU copies to and from asynchronously. Its device is the CPU. DeviceError
+  // in a build without CUDA.
   static Tensor pinned(const Shape& shape, DType dtype);
   // On the CPU, a copy of `values`, whose count must be shape.count().
   template <class T>
@@ -166,9 +167,9 @@ class Tensor {
     return view().data<T>();
   }
 
-  // A deep copy, as it is or on another device or in another floating-point dtype. With a stream the
-  // copy is ordered on it (it must be a stream of the CUDA device involved, if there is one); without,
-  // it is done when the call returns. clone() of an absent tensor is absent.
+  // A deep copy, as it is or on another device or in another floating-point dtype. With a stream
+  // the copy is ordered on it (it must be a stream of the CUDA device involved, if there is one);
+  // without, it is done when the call returns. clone() of an absent tensor is absent.
   Tensor clone() const;
   Tensor clone(Stream& stream) const;
   Tensor to(Device device) const;

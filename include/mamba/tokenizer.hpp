@@ -14,8 +14,8 @@ class Tokenizer {
   static Tokenizer bytes() { return Tokenizer(); }
 
   std::vector<std::int32_t> encode(std::string_view text) const;
-  // The bytes of the ids; an id that is no byte is an ArgumentError. A character of several bytes is whole
-  // only when all of its ids are there.
+  // The bytes of the ids; an id that is no byte is an ArgumentError. A character of several bytes
+  // is whole only when all of its ids are there.
   std::string decode(const std::vector<std::int32_t>& ids) const;
 
  private:

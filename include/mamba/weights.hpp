@@ -1,5 +1,5 @@
-// The weights of one layer and of a whole model, each with one list of (name, tensor, shape, dtype) that
-// allocating, checking, loading, saving, counting and initialising walk.
+// The weights of one layer and of a whole model, each with one list of (name, tensor, shape, dtype)
+// that allocating, checking, loading, saving, counting and initialising walk.
 #pragma once
 
 #include <cstdint>
@@ -26,8 +26,8 @@ struct LayerWeights {
   Tensor out_proj;       // [d_model, d_inner]
   Tensor out_proj_bias;  // [d_model], with use_bias
 
-  // f(name, tensor, shape, dtype) for every tensor that `config` (resolved) has, in a fixed order. `name`
-  // is the published one. Self is LayerWeights or const LayerWeights.
+  // f(name, tensor, shape, dtype) for every tensor that `config` (resolved) has, in a fixed order.
+  // `name` is the published one. Self is LayerWeights or const LayerWeights.
   template <class Self, class F>
   static void each(Self& weights, const LayerConfig& config, DType dtype, F&& f) {
     const LayerConfig& c = config;
@@ -82,9 +82,9 @@ struct ModelWeights {
 
 // Fresh weights by the published recipe (mamba_ssm 2.3): every Linear U(+-1/sqrt(fan_in)), out_proj
 // further divided by sqrt(n_layer), biases zero; conv weight and bias U(+-1/sqrt(d_conv)); dt_proj
-// U(+-dt_scale/sqrt(dt_rank)) and its bias the inverse softplus of a dt log-uniform in [dt_min, dt_max];
-// A_log[d, n] = log(n + 1); D = 1; norms 1; embedding N(0, 0.02). Drawn from Philox keyed by `seed`:
-// the same on every machine. On the CPU.
+// U(+-dt_scale/sqrt(dt_rank)) and its bias the inverse softplus of a dt log-uniform in [dt_min,
+// dt_max]; A_log[d, n] = log(n + 1); D = 1; norms 1; embedding N(0, 0.02). Drawn from Philox keyed
+// by `seed`: the same on every machine. On the CPU.
 LayerWeights random_layer_weights(const LayerConfig& config, DType dtype, std::uint64_t seed,
                                   std::int64_t n_layer = 1);
 ModelWeights random_model_weights(const ModelConfig& config, DType dtype, std::uint64_t seed);

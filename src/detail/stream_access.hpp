@@ -7,8 +7,8 @@
 
 namespace mamba {
 
-// What a kernel can find wrong with values that only the device has seen. It sets the flag, keeps within
-// bounds, and the stream's next synchronize() throws.
+// What a kernel can find wrong with values that only the device has seen. It sets the flag, keeps
+// within bounds, and the stream's next synchronize() throws.
 enum class BadValue { token_id, state_row, copied_row, logits };
 constexpr int bad_value_kinds = 4;
 

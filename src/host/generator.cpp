@@ -30,9 +30,10 @@ namespace {
 
 // As Sample reads it: low half, high half.
 Tensor seed_tensor(std::uint64_t seed) {
-  return Tensor::from<std::int32_t>({static_cast<std::int32_t>(static_cast<std::uint32_t>(seed)),
-                                     static_cast<std::int32_t>(static_cast<std::uint32_t>(seed >> 32))},
-                                    {1, 2});
+  return Tensor::from<std::int32_t>(
+      {static_cast<std::int32_t>(static_cast<std::uint32_t>(seed)),
+       static_cast<std::int32_t>(static_cast<std::uint32_t>(seed >> 32))},
+      {1, 2});
 }
 
 }  // namespace
@@ -59,20 +60,34 @@ void Generator::read(const std::vector<std::int32_t>& ids) {
   }
   if (ids.empty()) return;
   settle();
-  feed(ids.data(), static_cast<std::int64_t>(ids.size()));
+  const auto count = static_cast<std::int64_t>(ids.size());
+  const Tensor host = Tensor::from(ids, {1, count});
+  feed(host.to(model_->device(), DType::i32, *stream_));
+  mark_seen(ids);
 }
 
-void Generator::feed(const std::int32_t* ids, std::int64_t count) {
-  const ConstTensorView view(ids, {1, count}, DType::i32);
-  model_->forward(view, state_, logits_, *stream_);
-  auto* seen = seen_.data<std::int32_t>();
-  for (std::int64_t i = 0; i < count; ++i) seen[ids[i]] = 1;
-  tokens_seen_ += count;
+void Generator::feed(ConstTensorView ids) {
+  model_->forward(ids, state_, logits_, *stream_);
+  stream_->synchronize();
+  tokens_seen_ += ids.dim(1);
+}
+
+// What Sample chooses it marks itself; a prompt is marked here, on the host.
+void Generator::mark_seen(const std::vector<std::int32_t>& ids) {
+  Tensor copied;
+  if (seen_.device().is_cuda()) {
+    copied = seen_.to(Device::cpu(), DType::i32, *stream_);
+    stream_->synchronize();
+  }
+  Tensor& flags = copied ? copied : seen_;
+  for (const std::int32_t id : ids) flags.data<std::int32_t>()[id] = 1;
+  if (copied) copy(copied, seen_, *stream_);
+  stream_->synchronize();
 }
 
 void Generator::settle() {
   if (!pending_) return;
-  feed(&recent_.back(), 1);
+  feed(token_.view().reshape({1, 1}));
   pending_ = false;
 }
 
@@ -93,9 +108,10 @@ std::int32_t Generator::next() {
   sample.min_p = options_.min_p;
   sample.repetition_penalty = options_.repetition_penalty;
   run(sample, *stream_);
+  const Tensor token = token_.to(Device::cpu(), DType::i32, *stream_);
   stream_->synchronize();
   if (recent_.size() == longest_stop) recent_.erase(recent_.begin());
-  recent_.push_back(*token_.data<std::int32_t>());
+  recent_.push_back(*token.data<std::int32_t>());
   pending_ = true;
   return recent_.back();
 }

@@ -107,7 +107,8 @@ std::vector<std::int32_t> ids(const std::string& path, const SavedState& saved, 
 void Generator::save(const std::string& path) {
   settle();
   std::vector<std::int32_t> seen;
-  const auto* flags = seen_.data<std::int32_t>();
+  const Tensor host_seen = seen_.to(Device::cpu());
+  const auto* flags = host_seen.data<std::int32_t>();
   for (std::int32_t id = 0; id < model_->config().vocab_size; ++id) {
     if (flags[id] != 0) seen.push_back(id);
   }
@@ -116,7 +117,7 @@ void Generator::save(const std::string& path) {
   StateMetadata metadata;
   metadata.fingerprint = model_->fingerprint();
   metadata.tokens_seen = {tokens_seen_};
-  metadata.notes[note] = to_note(options_, *draws_.data<std::int32_t>());
+  metadata.notes[note] = to_note(options_, *draws_.to(Device::cpu()).data<std::int32_t>());
   mamba::save(path, state_, metadata,
               {{logits_name, logits_}, {seen_name, seen_list}, {recent_name, recent_list}});
 }
@@ -133,9 +134,7 @@ Generator Generator::restore(const std::string& path, const LanguageModel& model
   }
 
   Generator generator(model, sampling.options, stream);
-  for (const std::int32_t id : ids(path, saved, seen_name, vocab)) {
-    generator.seen_.data<std::int32_t>()[id] = 1;
-  }
+  generator.mark_seen(ids(path, saved, seen_name, vocab));
   generator.recent_ = ids(path, saved, recent_name, vocab);
   generator.logits_ = logits.to(model.device());
   generator.state_ = std::move(saved.state);

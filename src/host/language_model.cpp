@@ -31,9 +31,10 @@ LanguageModel LanguageModel::random(const ModelConfig& config, std::uint64_t see
                                     Device device) {
   ModelWeights weights = random_model_weights(config, dtype, seed);
   if (device.is_cuda()) {
-    ModelWeights::each(
-        weights, config.resolved(), dtype,
-        [&](const std::string&, Tensor& tensor, const Shape&, DType) { tensor = tensor.to(device); });
+    ModelWeights::each(weights, config.resolved(), dtype,
+                       [&](const std::string&, Tensor& tensor, const Shape&, DType) {
+                         tensor = tensor.to(device);
+                       });
   }
   return LanguageModel(config, std::move(weights));
 }

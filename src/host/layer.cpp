@@ -28,10 +28,9 @@ Layer::Layer(const LayerConfig& config, LayerWeights weights)
 Layer Layer::random(const LayerConfig& config, std::uint64_t seed, DType dtype, Device device) {
   LayerWeights weights = random_layer_weights(config, dtype, seed);
   if (device.is_cuda()) {
-    LayerWeights::each(weights, config.resolved(), dtype,
-                       [&](const char*, Tensor& tensor, const Shape&, DType) {
-                         tensor = tensor.to(device);
-                       });
+    LayerWeights::each(
+        weights, config.resolved(), dtype,
+        [&](const char*, Tensor& tensor, const Shape&, DType) { tensor = tensor.to(device); });
   }
   return Layer(config, std::move(weights));
 }

@@ -121,7 +121,8 @@ class Checkpoint {
   std::map<std::string, Found> tensors_;
 };
 
-// What a config may leave to the tensors: whether there are biases, and how the vocabulary is padded.
+// What a config may leave to the tensors: whether there are biases, and how the vocabulary is
+// padded.
 void settle(ModelConfig& config, const Checkpoint& checkpoint) {
   const auto json = nlohmann::json::parse(config.source_json);
   const std::string mixer = "backbone.layers.0.mixer.";

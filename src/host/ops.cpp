@@ -56,8 +56,8 @@ Shape with_channels(const ConstTensorView& view, std::int64_t channels) {
   return view.shape().with(view.rank() - 1, channels);
 }
 
-// A row map, and what it says about the number of rows of the state. On the CPU its values are checked
-// too: state rows in range, none written that another batch row reads or writes.
+// A row map, and what it says about the number of rows of the state. On the CPU its values are
+// checked too: state rows in range, none written that another batch row reads or writes.
 void check_rows(const Operands& operands, const RowMap& rows, std::int64_t batch,
                 std::int64_t state_rows, bool has_state) {
   if (!rows.read && !rows.write) {
@@ -100,9 +100,9 @@ void check_recurrence(const Operands& operands, const Op& op, std::int64_t width
   const Shape state_shape{state_rows, channels, width};
   operands.optional("initial_state", op.initial_state, state_shape, dtype);
   operands.optional("final_state", op.final_state, state_shape, dtype);
-  for (const auto& [name, view] : {std::pair<const char*, const ConstTensorView&>(
-                                       "initial_state", op.initial_state),
-                                   {"final_state", op.final_state}}) {
+  for (const auto& [name, view] :
+       {std::pair<const char*, const ConstTensorView&>("initial_state", op.initial_state),
+        {"final_state", op.final_state}}) {
     if (view && !view.is_dense()) operands.fail(name, "a dense tensor", "a strided view");
   }
   check_rows(operands, op.rows, batch, state_rows, static_cast<bool>(state));
@@ -217,7 +217,8 @@ void run(const Sample& op, Stream& stream) {
 
 namespace {
 
-// A list of distinct or repeatable row numbers below `rows`; its values are checked on the CPU only.
+// A list of distinct or repeatable row numbers below `rows`; its values are checked on the CPU
+// only.
 void check_row_list(const Operands& operands, const char* name, const ConstTensorView& list,
                     std::int64_t n, std::int64_t rows, bool distinct) {
   operands.is(name, list, {n}, DType::i32);
@@ -245,8 +246,7 @@ void run(const CopyRows& op, Stream& stream) {
   const std::int64_t n = op.from_rows ? op.from_rows.dim(0)
                          : op.to_rows ? op.to_rows.dim(0)
                                       : op.from.dim(0);
-  operands.is("to", op.to, op.from.shape().with(0, op.to_rows ? op.to.dim(0) : n),
-              op.from.dtype());
+  operands.is("to", op.to, op.from.shape().with(0, op.to_rows ? op.to.dim(0) : n), op.from.dtype());
   if (!op.from.is_dense()) operands.fail("from", "a dense tensor", "a strided view");
   if (!op.to.is_dense()) operands.fail("to", "a dense tensor", "a strided view");
   if (op.from_rows) {

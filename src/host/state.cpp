@@ -317,7 +317,8 @@ StackState StackState::concat(const std::vector<const StackState*>& parts) {
   return finished(device, [&](Stream& stream) { return concat(parts, stream); });
 }
 
-// ---- going back, and the wide layout ---------------------------------------------------------------
+// ---- going back, and the wide layout
+// ---------------------------------------------------------------
 
 void StepStates::prepare(const MambaState& like, std::int64_t batch, std::int64_t time) {
   const auto shape = [&](Tensor& tensor, const Tensor& one) {
@@ -336,9 +337,7 @@ void StepStates::prepare(const MambaState& like, std::int64_t batch, std::int64_
 void StepStates::restore(std::int64_t t, MambaState& state, Stream& stream) const {
   check::rank("StepStates::restore", "ssm", ssm, 4);
   check::range("StepStates::restore", "t", t, 0, ssm.dim(1) - 1);
-  const auto step = [&](const Tensor& all) {
-    return all.view().steps(t, 1);
-  };
+  const auto step = [&](const Tensor& all) { return all.view().steps(t, 1); };
   const auto as_step = [](Tensor& tensor) {
     return tensor.view().reshape({tensor.dim(0), 1, tensor.dim(1), tensor.dim(2)});
   };

@@ -19,7 +19,8 @@ struct Stream::Impl {
   bool owned = false;    // the CUDA stream is destroyed with this
   int* flags = nullptr;  // on CUDA: [bad_value_kinds], see BadValue
   std::shared_ptr<void> matmul;
-  // The arena: blocks are kept, in order, until the stream ends. (block, offset) is the next free byte.
+  // The arena: blocks are kept, in order, until the stream ends. (block, offset) is the next free
+  // byte.
   std::vector<Tensor> blocks;
   std::size_t block = 0;
   std::size_t offset = 0;
@@ -139,8 +140,7 @@ TensorView Scratch::take(const Shape& shape, DType dtype) {
   if (arena.block == arena.blocks.size()) {
     const std::size_t last = arena.blocks.empty() ? 0 : size_at(arena.blocks.size() - 1);
     const std::size_t size = std::max({needed, 2 * last, smallest_block});
-    arena.blocks.emplace_back(Shape{static_cast<std::int64_t>(size / 4)}, DType::f32,
-                              arena.device);
+    arena.blocks.emplace_back(Shape{static_cast<std::int64_t>(size / 4)}, DType::f32, arena.device);
   }
   char* base = static_cast<char*>(arena.blocks[arena.block].view().data());
   TensorView view(base + arena.offset, shape, dtype, arena.device);

@@ -70,9 +70,9 @@ void check_slice(const char* where, const ConstTensorView& view, int dimension, 
                  std::int64_t count) {
   const std::int64_t size = dimension < view.rank() ? view.dim(dimension) : 0;
   if (dimension >= view.rank() || first < 0 || count < 0 || count > size || first > size - count) {
-    throw ArgumentError(where, "range", fmt::format("within [0, {})", size),
-                        fmt::format("[{}, {} + {}) of {}", first, first, count,
-                                    view.shape().to_string()));
+    throw ArgumentError(
+        where, "range", fmt::format("within [0, {})", size),
+        fmt::format("[{}, {} + {}) of {}", first, first, count, view.shape().to_string()));
   }
 }
 
@@ -182,8 +182,8 @@ Tensor Tensor::zeros(const Shape& shape, DType dtype, Device device) {
 Tensor Tensor::pinned(const Shape& shape, DType dtype) {
   Tensor tensor;
   const std::int64_t bytes = checked_bytes(shape, dtype);
-  tensor.memory_ = std::unique_ptr<void, Free>(cuda::allocate_pinned(bytes),
-                                               Free{Device::cpu(), true, bytes});
+  tensor.memory_ =
+      std::unique_ptr<void, Free>(cuda::allocate_pinned(bytes), Free{Device::cpu(), true, bytes});
   tensor.shape_ = shape;
   tensor.dtype_ = dtype;
   return tensor;
@@ -195,7 +195,8 @@ Tensor Tensor::from_host(const void* values, std::int64_t count, DType dtype, co
     throw ArgumentError("Tensor::from", "values", fmt::format("{} values", shape.count()),
                         fmt::format("{}", count));
   }
-  if (count > 0) std::memcpy(tensor.memory_.get(), values, static_cast<std::size_t>(tensor.bytes()));
+  if (count > 0)
+    std::memcpy(tensor.memory_.get(), values, static_cast<std::size_t>(tensor.bytes()));
   return tensor;
 }
 
@@ -221,7 +222,8 @@ Tensor Tensor::to(Device device, DType dtype, Stream& stream) const {
 
 namespace {
 
-// Calls f(offset of the run in a, offset in b, length) for every run that is contiguous in both views.
+// Calls f(offset of the run in a, offset in b, length) for every run that is contiguous in both
+// views.
 template <class F>
 void each_run(const ConstTensorView& a, const ConstTensorView& b, F&& f) {
   if (a.count() == 0) return;
@@ -248,8 +250,7 @@ void copy(ConstTensorView from, TensorView to, Stream& stream) {
     check::dtype("copy", "to", to, from.dtype());
   }
   if (from.device().is_cuda() || to.device().is_cuda()) {
-    const bool on_stream =
-        from.device() == stream.device() || to.device() == stream.device();
+    const bool on_stream = from.device() == stream.device() || to.device() == stream.device();
     if (stream.device().is_cpu() || !on_stream) {
       throw ArgumentError("copy", "stream", "a stream of the CUDA device involved",
                           stream.device().name());

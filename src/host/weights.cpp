@@ -67,15 +67,14 @@ LayerWeights layer_weights(const LayerConfig& c, DType dtype, std::uint64_t seed
   w.conv_weight = symmetric({c.d_inner, c.d_conv}, DType::f32, fan_in(c.d_conv), draws(1));
   if (c.use_conv_bias) w.conv_bias = symmetric({c.d_inner}, DType::f32, fan_in(c.d_conv), draws(2));
   w.x_proj = symmetric({c.dt_rank + 2 * c.d_state, c.d_inner}, dtype, fan_in(c.d_inner), draws(3));
-  w.dt_proj =
-      symmetric({c.d_inner, c.dt_rank}, dtype, c.dt_scale * fan_in(c.dt_rank), draws(4));
+  w.dt_proj = symmetric({c.d_inner, c.dt_rank}, dtype, c.dt_scale * fan_in(c.dt_rank), draws(4));
   w.dt_bias = dt_bias(c, draws(5));
   w.A_log = filled({c.d_inner, c.d_state}, DType::f32, [&](std::int64_t i) {
     return std::log(static_cast<double>(i % c.d_state + 1));
   });
   w.D = constant({c.d_inner}, DType::f32, 1);
-  w.out_proj = symmetric({c.d_model, c.d_inner}, dtype, fan_in(c.d_inner) * fan_in(n_layer),
-                         draws(6));
+  w.out_proj =
+      symmetric({c.d_model, c.d_inner}, dtype, fan_in(c.d_inner) * fan_in(n_layer), draws(6));
   if (c.use_bias) {
     w.in_proj_bias = constant({2 * c.d_inner}, dtype, 0);
     w.out_proj_bias = constant({c.d_model}, dtype, 0);
@@ -97,8 +96,7 @@ ModelWeights random_model_weights(const ModelConfig& config, DType dtype, std::u
   const auto after_layers = static_cast<std::uint64_t>(c.n_layer) * 16;
   ModelWeights w;
   const Draws normal(seed, after_layers);
-  w.embedding =
-      filled(vocabulary, dtype, [&](std::int64_t i) { return 0.02 * normal.normal(i); });
+  w.embedding = filled(vocabulary, dtype, [&](std::int64_t i) { return 0.02 * normal.normal(i); });
   for (std::int64_t i = 0; i < c.n_layer; ++i) {
     w.stack.layers.push_back(
         layer_weights(c.layer, dtype, seed, static_cast<std::uint64_t>(i), c.n_layer));

@@ -64,6 +64,72 @@ __device__ __forceinline__ float silu(float x) {
   return x * fast_reciprocal(1 + fast_exp2(-log2_e * x));
 }
 
+// V neighbouring elements as they lie in memory: 2, 4, 8 or 16 bytes that move at once. Whole
+// words, and not an array of V elements, because the compiler keeps each of those in a register of
+// its own.
+template <class T, int V>
+struct Packed {
+  static constexpr int bytes = static_cast<int>(sizeof(T)) * V;
+  using Words = std::conditional_t<
+      bytes == 16, uint4,
+      std::conditional_t<bytes == 8, uint2,
+                         std::conditional_t<bytes == 4, std::uint32_t, std::uint16_t>>>;
+  Words words;
+
+  static __device__ __forceinline__ Packed load(const T* from) {
+    return {*reinterpret_cast<const Words*>(from)};
+  }
+  __device__ __forceinline__ void store(T* to) const { *reinterpret_cast<Words*>(to) = words; }
+
+  __device__ __forceinline__ void unpack(float (&to)[V]) const {
+    if constexpr (sizeof(T) == 2 && V > 1) {
+      std::uint32_t pairs[V / 2];
+      memcpy(pairs, &words, bytes);
+#pragma unroll
+      for (int i = 0; i < V / 2; ++i) {
+        if constexpr (std::is_same_v<T, bf16>) {
+          to[2 * i] = __uint_as_float(pairs[i] << 16);
+          to[2 * i + 1] = __uint_as_float(pairs[i] & 0xffff0000u);
+        } else {
+          __half2 pair;
+          memcpy(&pair, &pairs[i], 4);
+          to[2 * i] = __low2float(pair);
+          to[2 * i + 1] = __high2float(pair);
+        }
+      }
+    } else {
+      T elements[V];
+      memcpy(elements, &words, bytes);
+#pragma unroll
+      for (int i = 0; i < V; ++i) to[i] = to_float(elements[i]);
+    }
+  }
+
+  static __device__ __forceinline__ Packed pack(const float (&from)[V]) {
+    Packed result;
+    if constexpr (sizeof(T) == 2 && V > 1) {
+      std::uint32_t pairs[V / 2];
+#pragma unroll
+      for (int i = 0; i < V / 2; ++i) {
+        if constexpr (std::is_same_v<T, bf16>) {
+          const __nv_bfloat162 pair = __floats2bfloat162_rn(from[2 * i], from[2 * i + 1]);
+          memcpy(&pairs[i], &pair, 4);
+        } else {
+          const __half2 pair = __floats2half2_rn(from[2 * i], from[2 * i + 1]);
+          memcpy(&pairs[i], &pair, 4);
+        }
+      }
+      memcpy(&result.words, pairs, bytes);
+    } else {
+      T elements[V];
+#pragma unroll
+      for (int i = 0; i < V; ++i) elements[i] = from_float<T>(from[i]);
+      memcpy(&result.words, elements, bytes);
+    }
+    return result;
+  }
+};
+
 // The weights of V channels, in registers.
 template <int kWidth, int V>
 struct Filter {
@@ -91,48 +157,56 @@ struct Filter {
     for (int c = 0; c < V; ++c) bias[c] = op.bias != nullptr ? op.bias[channel + c] : 0;
   }
 
-  // The output of the step whose input is taps[kWidth - 1].
+  // The output of the step whose input is `x`, which then takes the place of the oldest. `past` is
+  // a ring whose oldest inputs are past[oldest]: with `oldest` a constant of an unrolled loop
+  // nothing ever moves between registers.
   template <class T>
-  __device__ __forceinline__ Vec<T, V> convolve(const Vec<T, V>* taps, bool with_silu) const {
-    Vec<T, V> result;
+  __device__ __forceinline__ Packed<T, V> step(float (&past)[kWidth - 1][V], const float (&x)[V],
+                                               int oldest, bool with_silu) const {
+    float y[V];
 #pragma unroll
     for (int c = 0; c < V; ++c) {
-      float y = bias[c];
+      y[c] = bias[c];
 #pragma unroll
-      for (int k = 0; k < kWidth; ++k) y = fmaf(weight[k][c], to_float(taps[k].at[c]), y);
-      result.at[c] = from_float<T>(with_silu ? silu(y) : y);
+      for (int k = 0; k < kWidth - 1; ++k) {
+        y[c] = fmaf(weight[k][c], past[(oldest + k) % (kWidth - 1)][c], y[c]);
+      }
+      y[c] = fmaf(weight[kWidth - 1][c], x[c], y[c]);
+      past[oldest % (kWidth - 1)][c] = x[c];
+      if (with_silu) y[c] = silu(y[c]);
     }
-    return result;
+    return Packed<T, V>::pack(y);
   }
 };
 
-template <int V, class T>
-__device__ __forceinline__ Vec<T, V> splat(float value) {
-  Vec<T, V> result;
-#pragma unroll
-  for (int c = 0; c < V; ++c) result.at[c] = from_float<T>(value);
-  return result;
-}
-
-// A state is [channel][past] in memory and taps[past][channel] in registers: V channels are kPast
-// whole vectors.
+// A state is [channel][past] in memory and a ring [past][channel] in registers: V channels are
+// kPast whole vectors. Storage to float and back is exact.
 template <int kPast, int V, class T>
-__device__ __forceinline__ void load_state(const T* from, Vec<T, V>* taps) {
+__device__ __forceinline__ void load_state(const T* from, float (&past)[kPast][V]) {
 #pragma unroll
   for (int j = 0; j < kPast; ++j) {
-    const Vec<T, V> part = load_vec<V>(from + j * V);
+    float part[V];
+    Packed<T, V>::load(from + j * V).unpack(part);
 #pragma unroll
-    for (int i = 0; i < V; ++i) taps[(j * V + i) % kPast].at[(j * V + i) / kPast] = part.at[i];
+    for (int i = 0; i < V; ++i) past[(j * V + i) % kPast][(j * V + i) / kPast] = part[i];
   }
 }
 template <int kPast, int V, class T>
-__device__ __forceinline__ void store_state(const Vec<T, V>* taps, T* to) {
+__device__ __forceinline__ void store_state(const float (&past)[kPast][V], int oldest, T* to) {
 #pragma unroll
   for (int j = 0; j < kPast; ++j) {
-    Vec<T, V> part;
+    float part[V];
 #pragma unroll
-    for (int i = 0; i < V; ++i) part.at[i] = taps[(j * V + i) % kPast].at[(j * V + i) / kPast];
-    store_vec(to + j * V, part);
+    for (int i = 0; i < V; ++i) part[i] = past[(oldest + j * V + i) % kPast][(j * V + i) / kPast];
+    Packed<T, V>::pack(part).store(to + j * V);
+  }
+}
+template <int kPast, int V>
+__device__ __forceinline__ void clear(float (&past)[kPast][V], int count = kPast) {
+#pragma unroll
+  for (int k = 0; k < kPast; ++k) {
+#pragma unroll
+    for (int c = 0; c < V; ++c) past[k][c] = k < count ? 0 : past[k][c];
   }
 }
 

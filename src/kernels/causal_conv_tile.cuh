@@ -19,119 +19,197 @@ struct Grid {
   std::int64_t first_row = 0;
 };
 
-// One thread's part of the work: V channels of one batch row.
+// Inputs on their way from memory, kDepth steps ahead of the step at work: the loads of a thread
+// then do not wait for its arithmetic. 16-byte inputs go around the registers into shared memory,
+// each thread to slots of its own, so that no barrier is needed; others wait in registers.
+template <int kDepth, bool kStaged, int V, class T>
+struct Ahead {
+  static constexpr bool staged = kStaged && Packed<T, V>::bytes == 16;
+  Packed<T, V> slots[staged ? 1 : kDepth];
+  unsigned shared;  // address of slot 0 of this thread
+
+  __device__ __forceinline__ Ahead() {
+    if constexpr (staged) {
+      __shared__ uint4 memory[kDepth * block_threads];
+      shared = static_cast<unsigned>(__cvta_generic_to_shared(memory + threadIdx.x));
+    }
+  }
+  // Slot i will have the inputs at `from`. Called once per step, wanted or not.
+  __device__ __forceinline__ void request(int i, const T* from, bool wanted) {
+    if constexpr (staged) {
+      if (wanted) {
+        asm volatile(
+            "cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared + i * block_threads * 16),
+            "l"(from)
+            : "memory");
+      }
+      asm volatile("cp.async.commit_group;" ::: "memory");
+    } else {
+      if (wanted) slots[i] = Packed<T, V>::load(from);
+    }
+  }
+  // What slot i was requested to have, kDepth requests ago.
+  __device__ __forceinline__ Packed<T, V> take(int i) {
+    if constexpr (staged) {
+      asm volatile("cp.async.wait_group %0;" ::"n"(kDepth - 1) : "memory");
+      Packed<T, V> result;
+      asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(result.words.x), "=r"(result.words.y), "=r"(result.words.z),
+                     "=r"(result.words.w)
+                   : "r"(shared + i * block_threads * 16)
+                   : "memory");
+      return result;
+    } else {
+      return slots[i];
+    }
+  }
+};
+
+// One thread's part of the work: V channels of one batch row, from some step on.
 template <int kWidth, int V, bool kExtras, class T>
 struct Track {
   static constexpr int kPast = kWidth - 1;
   const Operands<T>& op;
-  std::int64_t channel;
-  const T* x;
-  T* y;
+  const T* x;  // of the first step
+  T* y;        // of the step to come, as are `states`
   const std::int32_t* reset = nullptr;
   T* states = nullptr;
   Filter<kWidth, V> filter;
+  float past[kPast][V];  // the inputs before the step to come
 
-  __device__ __forceinline__ Track(const Operands<T>& operands, std::int64_t b, std::int64_t c)
-      : op(operands), channel(c), x(op.x + b * op.x_row + c), y(op.y + b * op.y_row + c) {
+  __device__ __forceinline__ Track(const Operands<T>& operands, std::int64_t b, std::int64_t c,
+                                   std::int64_t t)
+      : op(operands),
+        x(op.x + b * op.x_row + t * op.x_step + c),
+        y(op.y + b * op.y_row + t * op.y_step + c) {
     if constexpr (kExtras) {
-      if (op.reset != nullptr) reset = op.reset + b * op.reset_row;
-      if (op.states != nullptr) states = op.states + b * op.states_row + c * kPast;
+      if (op.reset != nullptr) reset = op.reset + b * op.reset_row + t;
+      if (op.states != nullptr) {
+        states = op.states + b * op.states_row + t * op.states_step + c * kPast;
+      }
     }
   }
 
-  __device__ __forceinline__ bool resets_at(std::int64_t t) const {
-    return kExtras && reset != nullptr && reset[t] != 0;
+  // Whether a sequence begins `steps` after this track's first step.
+  __device__ __forceinline__ bool resets_at(std::int64_t steps) const {
+    return kExtras && reset != nullptr && reset[steps] != 0;
   }
 
-  // taps[0 .. kPast) = the inputs before step t >= kPast, zeros where a reset lies between.
-  __device__ __forceinline__ void load_past(std::int64_t t, Vec<T, V>* taps) const {
-#pragma unroll
-    for (int k = 0; k < kPast; ++k) taps[k] = load_vec<V>(x + (t - kPast + k) * op.x_step);
+  // The kPast inputs before the step `steps` after this track's first, zeros where a reset lies
+  // between.
+  __device__ __forceinline__ void load_past(std::int64_t steps, float (&to)[kPast][V]) const {
 #pragma unroll
     for (int k = 0; k < kPast; ++k) {
-      if (resets_at(t - kPast + k)) clear(taps, k);
+      Packed<T, V>::load(x + (steps + k - kPast) * op.x_step).unpack(to[k]);
     }
-  }
-  static __device__ __forceinline__ void clear(Vec<T, V>* taps, int count) {
-    for (int k = 0; k < count; ++k) taps[k] = splat<V, T>(0);
+#pragma unroll
+    for (int k = 0; k < kPast; ++k) {
+      if (resets_at(steps + k - kPast)) clear(to, k);
+    }
   }
 
-  // kSteps steps from t on. taps[0 .. kPast) are the inputs before them, and before the next.
-  template <int kSteps>
-  __device__ __forceinline__ void advance(std::int64_t t, Vec<T, V> (&past)[kPast]) const {
-    Vec<T, V> taps[kPast + kSteps];
+  __device__ __forceinline__ void load_initial(const StateRow& row, std::int64_t channel) {
+    if (op.initial != nullptr && row.read >= 0) {
+      load_state(op.initial + (row.read * op.channels + channel) * kPast, past);
+    } else {
+      clear(past);
+    }
+  }
+
+  // The state after all steps, written before the first one is computed, so that nothing it needs
+  // is kept in registers meanwhile; `past` is the initial state, which may be in the same memory.
+  __device__ __forceinline__ void store_final(const StateRow& row, std::int64_t channel) const {
+    float last[kPast][V];
+    if (op.time >= kPast) {
+      load_past(op.time, last);
+    } else {
 #pragma unroll
-    for (int k = 0; k < kPast; ++k) taps[k] = past[k];
+      for (int k = 0; k < kPast; ++k) {
 #pragma unroll
-    for (int i = 0; i < kSteps; ++i) taps[kPast + i] = load_vec<V>(x + (t + i) * op.x_step);
-#pragma unroll
-    for (int i = 0; i < kSteps; ++i) {
-      if (resets_at(t + i)) {
-#pragma unroll
-        for (int k = 0; k < kPast; ++k) taps[i + k] = splat<V, T>(0);
+        for (int c = 0; c < V; ++c) last[k][c] = past[k][c];
       }
-      store_vec(y + (t + i) * op.y_step, filter.convolve(taps + i, op.silu));
-      if constexpr (kExtras) {
-        if (states != nullptr) {
-          store_state<kPast, V>(taps + i + 1, states + (t + i) * op.states_step);
+      for (int t = 0; t < static_cast<int>(op.time); ++t) {
+        if (resets_at(t)) clear(last);
+#pragma unroll
+        for (int k = 0; k + 1 < kPast; ++k) {
+#pragma unroll
+          for (int c = 0; c < V; ++c) last[k][c] = last[k + 1][c];
         }
+        Packed<T, V>::load(x + t * op.x_step).unpack(last[kPast - 1]);
       }
     }
-#pragma unroll
-    for (int k = 0; k < kPast; ++k) past[k] = taps[kSteps + k];
+    store_state(last, 0, op.final_state + (row.write * op.channels + channel) * kPast);
+  }
+
+  // Step t after the first; past[oldest] holds the oldest inputs.
+  __device__ __forceinline__ void step(int t, int oldest, const Packed<T, V>& packed) {
+    float input[V];
+    packed.unpack(input);
+    if (resets_at(t)) clear(past);
+    filter.template step<T>(past, input, oldest, op.silu).store(y);
+    y += op.y_step;
+    if constexpr (kExtras) {
+      if (states != nullptr) {
+        store_state(past, oldest + 1, states);
+        states += op.states_step;
+      }
+    }
   }
 
   // A padding row, or one whose state row does not exist.
-  __device__ void fill(std::int64_t first, std::int64_t last, float value) const {
-    for (std::int64_t t = first; t < last; ++t) {
-      store_vec(y + t * op.y_step, splat<V, T>(value));
+  __device__ void fill(int steps, float value) {
+    float values[V];
+#pragma unroll
+    for (int c = 0; c < V; ++c) values[c] = value;
+    const auto packed = Packed<T, V>::pack(values);
+    for (int i = 0; i < steps; ++i) {
+      packed.store(y + i * op.y_step);
       if constexpr (kExtras) {
         if (states == nullptr) continue;
-        for (int k = 0; k < kPast; ++k) {
-          store_vec(states + t * op.states_step + k * V, splat<V, T>(value));
-        }
+        for (int k = 0; k < kPast; ++k) packed.store(states + i * op.states_step + k * V);
       }
     }
   }
 };
 
-// The thread that reads the initial state also writes the final one, last: they may be the same
-// memory, and no other thread touches them.
-template <int kWidth, int V, bool kExtras, class T>
-__global__ void __launch_bounds__(block_threads)
+// The thread that reads the initial state also writes the final one: they may be the same memory,
+// and no other thread touches them.
+template <int kWidth, int V, bool kExtras, int kDepth, bool kStaged, int kBlocks, class T>
+__global__ void __launch_bounds__(block_threads, kBlocks)
     conv_tile_kernel(const Operands<T> op, const Grid grid) {
-  constexpr int kPast = kWidth - 1;
-  constexpr int kSteps = 4;  // loaded together
+  static_assert(kDepth % (kWidth - 1) == 0, "the ring of past inputs is back where it began");
   const unsigned thread = blockIdx.x * block_threads + threadIdx.x;
   if (thread >= grid.threads) return;
   const unsigned row_and_tile = thread / grid.groups;
   const std::int64_t channel = std::int64_t{thread % grid.groups} * V;
   const std::int64_t b = grid.first_row + row_and_tile / grid.tiles;
-  std::int64_t t = row_and_tile % grid.tiles * grid.tile;
-  const std::int64_t last = min(t + grid.tile, op.time);
-  const bool first_tile = t == 0;
-  Track<kWidth, V, kExtras, T> track(op, b, channel);
+  const std::int64_t t = row_and_tile % grid.tiles * grid.tile;
+  const auto steps = static_cast<int>(min(grid.tile, op.time - t));
+  Track<kWidth, V, kExtras, T> track(op, b, channel, t);
   const StateRow row(op, b);
-  if (row.bad) return track.fill(t, last, nanf(""));
-  if (row.is_padding()) return track.fill(t, last, 0);
+  if (row.bad) return track.fill(steps, nanf(""));
+  if (row.is_padding()) return track.fill(steps, 0);
 
-  Vec<T, V> past[kPast];
-  if (!first_tile) {
-    track.load_past(t, past);
-  } else if (op.initial != nullptr && row.read >= 0) {
-    load_state<kPast, V>(op.initial + (row.read * op.channels + channel) * kPast, past);
-  } else {
+  const T* x = track.x;
+  Ahead<kDepth, kStaged, V, T> ahead;
 #pragma unroll
-    for (int k = 0; k < kPast; ++k) past[k] = splat<V, T>(0);
+  for (int i = 0; i < kDepth; ++i, x += op.x_step) ahead.request(i, x, i < steps);
+  if (t > 0) {
+    track.load_past(0, track.past);
+  } else {
+    track.load_initial(row, channel);
+    if (op.final_state != nullptr && row.write >= 0) track.store_final(row, channel);
   }
   track.filter.load(op, channel);
 #pragma unroll 1
-  for (; t + kSteps <= last; t += kSteps) track.template advance<kSteps>(t, past);
-#pragma unroll 1
-  for (; t < last; ++t) track.template advance<1>(t, past);
-  if (!first_tile || op.final_state == nullptr || row.write < 0) return;
-  if (grid.tiles > 1) track.load_past(op.time, past);
-  store_state<kPast, V>(past, op.final_state + (row.write * op.channels + channel) * kPast);
+  for (int s = 0; s < steps; s += kDepth) {
+#pragma unroll
+    for (int i = 0; i < kDepth; ++i, x += op.x_step) {
+      if (s + i >= steps) break;
+      track.step(s + i, i, ahead.take(i));
+      ahead.request(i, x, s + i + kDepth < steps);
+    }
+  }
 }
 
 // time == 1. Every load is on its way before the first is waited for.
@@ -143,24 +221,17 @@ __global__ void __launch_bounds__(block_threads)
   if (thread >= grid.threads) return;
   const std::int64_t channel = std::int64_t{thread % grid.groups} * V;
   const std::int64_t b = grid.first_row + thread / grid.groups;
-  const Track<kWidth, V, true, T> track(op, b, channel);
+  Track<kWidth, V, true, T> track(op, b, channel, 0);
   const StateRow row(op, b);
-  if (row.bad) return track.fill(0, 1, nanf(""));
-  if (row.is_padding()) return track.fill(0, 1, 0);
+  if (row.bad) return track.fill(1, nanf(""));
+  if (row.is_padding()) return track.fill(1, 0);
 
-  Vec<T, V> taps[kWidth];
-#pragma unroll
-  for (int k = 0; k < kPast; ++k) taps[k] = splat<V, T>(0);
-  if (op.initial != nullptr && row.read >= 0 && !track.resets_at(0)) {
-    load_state<kPast, V>(op.initial + (row.read * op.channels + channel) * kPast, taps);
-  }
-  taps[kPast] = load_vec<V>(track.x);
-  Filter<kWidth, V> filter;
-  filter.load(op, channel);
-  store_vec(track.y, filter.convolve(taps, op.silu));
-  if (track.states != nullptr) store_state<kPast, V>(taps + 1, track.states);
+  const auto input = Packed<T, V>::load(track.x);
+  track.filter.load(op, channel);
+  track.load_initial(row, channel);
+  track.step(0, 0, input);
   if (op.final_state == nullptr || row.write < 0) return;
-  store_state<kPast, V>(taps + 1, op.final_state + (row.write * op.channels + channel) * kPast);
+  store_state(track.past, 1, op.final_state + (row.write * op.channels + channel) * kPast);
 }
 
 }  // namespace mamba::cuda::conv

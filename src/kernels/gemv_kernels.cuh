@@ -4,6 +4,8 @@
 // too.
 #pragma once
 
+#include <cstring>
+
 #include "kernels/matmul_operands.cuh"
 
 namespace mamba::cuda {
@@ -25,7 +27,8 @@ struct GemvWarp {
   }
 };
 
-// sums: [tiles][splits][Rows][Columns]. All threads call it, after all have written their sums.
+// y from what the warps have. sums: [tiles][splits][Rows][Columns]. All threads call it, after all
+// have written their sums.
 template <int Rows, int Columns, class T>
 __device__ void add_splits(const MatmulOperands<T>& op, const GemvWarp& me, const float* sums) {
   __syncthreads();
@@ -42,8 +45,8 @@ __device__ void add_splits(const MatmulOperands<T>& op, const GemvWarp& me, cons
   }
 }
 
-// 16 bytes of weights, which nobody reads again: they need no place in L1.
-__device__ __forceinline__ uint4 load_once(const void* from) {
+// Weights, which nobody reads again: they need no place in L1.
+__device__ __forceinline__ uint4 load_words(const void* from) {
   uint4 value;
   asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
       : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
@@ -51,115 +54,55 @@ __device__ __forceinline__ uint4 load_once(const void* from) {
   return value;
 }
 
-// d[16 x 8] += a[16 x 16] b[16 x 8] on the tensor cores: bf16 or f16 products, f32 sums.
-template <class T>
-__device__ __forceinline__ void mma(float (&d)[4], std::uint32_t a0, std::uint32_t a1,
-                                    std::uint32_t a2, std::uint32_t a3, std::uint32_t b0,
-                                    std::uint32_t b1) {
-  if constexpr (std::is_same_v<T, bf16>) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
-        "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+template <int N, class T>
+__device__ __forceinline__ Vec<T, N> load_once(const T* from) {
+  if constexpr (sizeof(T) * N < 16) {
+    return load_vec<N>(from);
   } else {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, "
-        "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+    const uint4 words = load_words(from);
+    Vec<T, N> value;
+    memcpy(&value, &words, sizeof(value));
+    return value;
   }
 }
 
-// 16-bit operands, 16-byte aligned: 8 weight rows a tile, up to 8 * Halves rows of x.
-//
-// The tensor cores are used for what they save around the sums: no weight is converted, and no lane
-// adds up with its neighbours. In a fragment, lane 4 g + q holds row g (of x and of the weights) at
-// some elements k of q's choice; a sum does not mind which, as long as both factors choose alike.
-// So each lane takes 8 elements in a row, 16 bytes, of 32 that the four lanes of a row read
-// together: its first four are one product of depth 16, its last four another.
-template <class T, int Halves, int Unroll>
-__global__ void gemv_mma_kernel(MatmulOperands<T> op, int splits) {
-  constexpr int step = 32;
-  constexpr int columns = 8;
-  extern __shared__ float sums[];
-  const GemvWarp me(splits);
-  const int group = me.lane / 4;
-  const int quarter = me.lane % 4;
-  // Beyond the last row of x or of the weights: the last one again, and its result is dropped.
-  const std::int64_t column = min(me.first_column(columns) + group, op.out - 1);
-  const T* weight = op.weight + column * op.weight_pitch;
-  const T* x[Halves];
-#pragma unroll
-  for (int h = 0; h < Halves; ++h)
-    x[h] = op.x + op.x_row(min(std::int64_t{h} * 8 + group, op.rows - 1));
+// ---- a few rows on the FMA units ----------------------------------------------------------------
 
-  float sum[4][4] = {};  // four chains of dependent products, so that their latencies overlap
-  const int in = static_cast<int>(op.in);
-  const int stride = splits * step;
-  for (int k = me.split * step + quarter * 8; k < in + quarter * 8; k += Unroll * stride) {
-    uint4 w[Unroll];
-    uint4 v[Unroll][Halves];
-#pragma unroll
-    for (int u = 0; u < Unroll; ++u) {
-      const int at = k + u * stride;
-      const bool inside = at < in;
-      w[u] = inside ? load_once(weight + at) : uint4{};
-#pragma unroll
-      for (int h = 0; h < Halves; ++h) {
-        v[u][h] = inside ? *reinterpret_cast<const uint4*>(x[h] + at) : uint4{};
-      }
-    }
-#pragma unroll
-    for (int u = 0; u < Unroll; ++u) {
-      const uint4 low = v[u][0];
-      const uint4 high = Halves == 2 ? v[u][Halves - 1] : uint4{};
-      mma<T>(sum[u % 2 * 2], low.x, high.x, low.y, high.y, w[u].x, w[u].y);
-      mma<T>(sum[u % 2 * 2 + 1], low.z, high.z, low.w, high.w, w[u].z, w[u].w);
-    }
-  }
-
-  float* mine = sums + me.warp * (8 * Halves * columns) + me.lane * 2;
-#pragma unroll
-  for (int h = 0; h < Halves; ++h) {
-    float2 pair;  // row g + 8 h, columns 2 q and 2 q + 1
-    pair.x = (sum[0][2 * h] + sum[1][2 * h]) + (sum[2][2 * h] + sum[3][2 * h]);
-    pair.y = (sum[0][2 * h + 1] + sum[1][2 * h + 1]) + (sum[2][2 * h + 1] + sum[3][2 * h + 1]);
-    *reinterpret_cast<float2*>(mine + h * 8 * columns) = pair;
-  }
-  add_splits<8 * Halves, columns>(op, me, sums);
-}
-
-constexpr int gemv_fma_columns = 4;
-
-// Any operands: N elements an access, 4 weight rows a tile (so that a row of x, from L1, is read
-// once for four), up to Rows rows of x. f32 comes here because the tensor cores would round it to
-// tf32.
-template <class T, int N, int Rows>
+// Any operands: N elements an access, Columns weight rows a tile, up to Rows rows of x. A warp
+// reads 32 N elements of a weight row at a time: whole cache lines, which is what the memory is
+// fastest at (1 row, bf16, 50280 x 768: 92 % of 4.28 TB/s).
+template <class T, int N, int Rows, int Columns>
 __global__ void gemv_fma_kernel(MatmulOperands<T> op, int splits) {
-  constexpr int columns = gemv_fma_columns;
   extern __shared__ float sums[];
   const GemvWarp me(splits);
-  const T* weight[columns];
+  // Beyond the last row of x or of the weights: the last one again, and its result is dropped.
+  const T* weight[Columns];
   const T* x[Rows];
 #pragma unroll
-  for (int c = 0; c < columns; ++c) {
-    weight[c] = op.weight + min(me.first_column(columns) + c, op.out - 1) * op.weight_pitch;
+  for (int c = 0; c < Columns; ++c) {
+    weight[c] = op.weight + min(me.first_column(Columns) + c, op.out - 1) * op.weight_pitch;
   }
 #pragma unroll
   for (int r = 0; r < Rows; ++r) x[r] = op.x + op.x_row(min(std::int64_t{r}, op.rows - 1));
 
-  float sum[Rows][columns] = {};
-  for (std::int64_t k = (me.split * 32 + me.lane) * N; k < op.in; k += splits * 32 * N) {
-    float w[columns][N];
+  const int in = static_cast<int>(op.in);
+  float sum[Rows][Columns] = {};
+#pragma unroll 2
+  for (int k = (me.split * 32 + me.lane) * N; k < in; k += splits * 32 * N) {
+    Vec<T, N> w[Columns];
+    Vec<T, N> v[Rows];
 #pragma unroll
-    for (int c = 0; c < columns; ++c) load_floats(weight[c] + k, w[c]);
+    for (int c = 0; c < Columns; ++c) w[c] = load_once<N>(weight[c] + k);
+#pragma unroll
+    for (int r = 0; r < Rows; ++r) v[r] = load_vec<N>(x[r] + k);
 #pragma unroll
     for (int r = 0; r < Rows; ++r) {
-      float v[N];
-      load_floats(x[r] + k, v);
 #pragma unroll
-      for (int c = 0; c < columns; ++c) {
+      for (int c = 0; c < Columns; ++c) {
 #pragma unroll
-        for (int i = 0; i < N; ++i) sum[r][c] = fmaf(w[c][i], v[i], sum[r][c]);
+        for (int i = 0; i < N; ++i) {
+          sum[r][c] = fmaf(to_float(w[c].at[i]), to_float(v[r].at[i]), sum[r][c]);
+        }
       }
     }
   }
@@ -167,14 +110,85 @@ __global__ void gemv_fma_kernel(MatmulOperands<T> op, int splits) {
 #pragma unroll
   for (int r = 0; r < Rows; ++r) {
 #pragma unroll
-    for (int c = 0; c < columns; ++c) {
+    for (int c = 0; c < Columns; ++c) {
+#pragma unroll
       for (int distance = 16; distance > 0; distance /= 2) {
         sum[r][c] += __shfl_xor_sync(~0u, sum[r][c], distance);
       }
-      if (me.lane == 0) sums[(me.warp * Rows + r) * columns + c] = sum[r][c];
+      if (me.lane == 0) sums[(me.warp * Rows + r) * Columns + c] = sum[r][c];
     }
   }
-  add_splits<Rows, columns>(op, me, sums);
+  add_splits<Rows, Columns>(op, me, sums);
+}
+
+// ---- up to eight rows on the tensor cores -------------------------------------------------------
+
+// d[8 x 8] += a[8 x 16] b[16 x 8]: bf16 or f16 products, f32 sums. The instruction has 16 rows of a
+// and d; the other eight are zero.
+template <class T>
+__device__ __forceinline__ void mma(float (&d)[4], std::uint32_t a0, std::uint32_t a1,
+                                    std::uint32_t b0, std::uint32_t b1) {
+  if constexpr (std::is_same_v<T, bf16>) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
+        "{%4, %6, %5, %6}, {%7, %8}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a0), "r"(a1), "r"(0), "r"(b0), "r"(b1));
+  } else {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, "
+        "{%4, %6, %5, %6}, {%7, %8}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a0), "r"(a1), "r"(0), "r"(b0), "r"(b1));
+  }
+}
+
+constexpr int gemv_mma_columns = 8;
+constexpr int gemv_mma_step =
+    64;  // elements of a weight row that a warp takes at a time: 128 bytes
+
+// 16-bit operands, 16-byte aligned: 8 weight rows a tile, up to 8 rows of x. (f32 would be rounded
+// to tf32 on the way in.)
+//
+// In a fragment, lane 4 g + q holds row g, of x or of the weights, at depths of q's choice; a sum
+// does not mind which, as long as both factors choose alike. So each lane takes 8 elements in a row
+// of the 32 that the four lanes of a row read together: its first four are one product of depth 16,
+// its last four another. No weight is converted and no lane adds up with its neighbours. Its reads
+// are pieces of eight rows, which costs bandwidth: it pays from 5 rows of x, on weights that are
+// small anyway.
+template <class T>
+__global__ void gemv_mma_kernel(MatmulOperands<T> op, int splits) {
+  constexpr int size = 8 * gemv_mma_columns;
+  extern __shared__ float sums[];
+  const GemvWarp me(splits);
+  const int group = me.lane / 4;
+  const int quarter = me.lane % 4;
+  // Beyond the last row of x or of the weights: the last one again, and its result is dropped.
+  const std::int64_t column = min(me.first_column(gemv_mma_columns) + group, op.out - 1);
+  const T* weight = op.weight + column * op.weight_pitch + quarter * 8;
+  const T* x = op.x + op.x_row(min(std::int64_t{group}, op.rows - 1)) + quarter * 8;
+
+  float sum[4][4] = {};  // four chains of dependent products, so that their latencies overlap
+  const int in = static_cast<int>(op.in);
+  for (int k = me.split * gemv_mma_step; k < in; k += splits * gemv_mma_step) {
+    uint4 w[2];
+    uint4 v[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int at = k + half * 32;
+      const bool inside = at + quarter * 8 < in;
+      w[half] = inside ? load_words(weight + at) : uint4{};
+      v[half] = inside ? *reinterpret_cast<const uint4*>(x + at) : uint4{};
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      mma<T>(sum[2 * half], v[half].x, v[half].y, w[half].x, w[half].y);
+      mma<T>(sum[2 * half + 1], v[half].z, v[half].w, w[half].z, w[half].w);
+    }
+  }
+  float2 pair;  // of row g: columns 2 q and 2 q + 1
+  pair.x = (sum[0][0] + sum[1][0]) + (sum[2][0] + sum[3][0]);
+  pair.y = (sum[0][1] + sum[1][1]) + (sum[2][1] + sum[3][1]);
+  *reinterpret_cast<float2*>(sums + me.warp * size + me.lane * 2) = pair;
+  add_splits<8, gemv_mma_columns>(op, me, sums);
 }
 
 }  // namespace mamba::cuda

@@ -1,11 +1,9 @@
 // The Matmul on CUDA: which of the three ways, and the one through cuBLASLt.
-#include <cublasLt.h>
-
-#include <algorithm>
 #include <unordered_map>
 
 #include "detail/stream_access.hpp"
 #include "detail/visit.hpp"
+#include "kernels/blaslt_product.cuh"
 #include "kernels/cuda.cuh"
 #include "kernels/matmul.hpp"
 #include "kernels/tiled_matmul.cuh"
@@ -14,13 +12,10 @@ namespace mamba::cuda {
 
 namespace {
 
+using namespace blas;
+
 constexpr const char* where = "matmul";
 constexpr std::uint64_t workspace_limit = std::uint64_t{32} << 20;
-
-void check_blas(cublasStatus_t status) {
-  if (status == CUBLAS_STATUS_SUCCESS) return;
-  throw DeviceError(where, "cuBLASLt", "success", cublasLtGetStatusString(status));
-}
 
 // A stream's first product makes a handle and scratch memory, which a thread that is recording a
 // graph may do only when it says that it knows: what is made stays with the stream and not with the
@@ -36,165 +31,7 @@ class AllocationsInCapture {
   cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
 };
 
-// ---- one product, as cuBLASLt sees it
-// ---------------------------------------------------------------
-
-// A matrix whose rows are `length` contiguous elements, `pitch` apart. To cuBLASLt, which counts
-// columns first, it is the transpose.
-struct Matrix {
-  cudaDataType type;
-  std::int64_t length;
-  std::int64_t pitch;
-  std::int64_t batch_pitch;
-  int alignment;  // bytes, a power of two up to 16, of every row
-
-  // The smallest pitches of this alignment (and no higher one) that the rows fit into.
-  Matrix canonical(std::int64_t rows) const {
-    const std::int64_t size = type == CUDA_R_32F ? 4 : 2;
-    const std::int64_t unit = std::max<std::int64_t>(alignment / size, 1);
-    Matrix result = *this;
-    result.pitch = (length + unit - 1) / unit * unit;
-    if (alignment < 16 && result.pitch / unit % 2 == 0) result.pitch += unit;
-    if (batch_pitch != 0) result.batch_pitch = rows * result.pitch;
-    return result;
-  }
-};
-
-int alignment_of(const void* data, std::int64_t pitch_bytes, std::int64_t batch_pitch_bytes) {
-  int alignment = 16;
-  while (!is_aligned(data, pitch_bytes, alignment) || batch_pitch_bytes % alignment != 0) {
-    alignment /= 2;
-  }
-  return alignment;
-}
-
-cudaDataType type_of(DType dtype) {
-  switch (dtype) {
-    case DType::bf16:
-      return CUDA_R_16BF;
-    case DType::f16:
-      return CUDA_R_16F;
-    default:
-      return CUDA_R_32F;
-  }
-}
-
-// Everything an algorithm is chosen by. Not the pitches beyond their alignment: the same shape
-// gives the same bits whether an operand is dense or a slice of a wider tensor.
-struct Key {
-  std::int64_t batch, rows, in, out;
-  DType dtype, y_dtype;
-  bool bias;
-  int x_alignment, weight_alignment, y_alignment;
-
-  friend bool operator==(const Key& a, const Key& b) {
-    return a.batch == b.batch && a.rows == b.rows && a.in == b.in && a.out == b.out &&
-           a.dtype == b.dtype && a.y_dtype == b.y_dtype && a.bias == b.bias &&
-           a.x_alignment == b.x_alignment && a.weight_alignment == b.weight_alignment &&
-           a.y_alignment == b.y_alignment;
-  }
-};
-
-struct KeyHash {
-  std::size_t operator()(const Key& key) const {
-    std::uint64_t hash = 0;
-    for (const std::int64_t part :
-         {key.batch, key.rows, key.in, key.out, static_cast<std::int64_t>(key.dtype),
-          static_cast<std::int64_t>(key.y_dtype), std::int64_t{key.bias},
-          std::int64_t{key.x_alignment}, std::int64_t{key.weight_alignment},
-          std::int64_t{key.y_alignment}}) {
-      hash = (hash ^ static_cast<std::uint64_t>(part)) * 0x9e3779b97f4a7c15u;
-      hash ^= hash >> 32;
-    }
-    return hash;
-  }
-};
-
-struct Product {
-  std::int64_t batch;
-  std::int64_t rows;  // in each part of the batch
-  Matrix x, weight, y;
-  Key key;
-
-  explicit Product(const Matmul& op) {
-    // Batch and time are one dimension of rows where both x and y allow it; else a batch of
-    // products.
-    host::ChannelRows x_rows(op.x);
-    host::ChannelRows y_rows(op.y);
-    batch = std::max(x_rows.batch, y_rows.batch);
-    rows = x_rows.count() / batch;
-    const auto matrix = [&](const ConstTensorView& view, const host::ChannelRows& from) {
-      Matrix m;
-      m.type = type_of(view.dtype());
-      m.length = view.shape().back();
-      m.pitch = std::max(from.time_pitch, m.length);
-      m.batch_pitch = batch == 1 ? 0 : from.batch == 1 ? rows * from.time_pitch : from.batch_pitch;
-      const std::int64_t size = size_of(view.dtype());
-      m.alignment = alignment_of(view.data(), m.pitch * size, m.batch_pitch * size);
-      return m;
-    };
-    x = matrix(op.x, x_rows);
-    y = matrix(op.y, y_rows);
-    weight = matrix(op.weight, host::ChannelRows(op.weight));
-    weight.batch_pitch = 0;
-    weight.alignment = alignment_of(op.weight.data(), weight.pitch * size_of(op.x.dtype()), 0);
-    key = {batch,
-           rows,
-           op.weight.dim(1),
-           op.weight.dim(0),
-           op.x.dtype(),
-           op.y.dtype(),
-           static_cast<bool>(op.bias),
-           x.alignment,
-           weight.alignment,
-           y.alignment};
-  }
-};
-
-// cuBLASLt's own descriptors, without memory of theirs.
-struct Descriptors {
-  cublasLtMatmulDescOpaque_t operation;
-  cublasLtMatrixLayoutOpaque_t weight, x, y;
-
-  // `bias`: of y's type, 16-byte aligned; or nullptr.
-  Descriptors(const Key& key, const Matrix& x_matrix, const Matrix& weight_matrix,
-              const Matrix& y_matrix, const void* bias) {
-    // f32 sums. For f32 operands this is true f32: tf32 would be another compute type.
-    check_blas(cublasLtMatmulDescInit(&operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
-    const cublasOperation_t transpose = CUBLAS_OP_T;
-    set(CUBLASLT_MATMUL_DESC_TRANSA, transpose);
-    if (bias != nullptr) {
-      set(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
-      set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
-      set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, y_matrix.type);
-    }
-    describe(weight, weight_matrix, key.out, key.batch);
-    describe(x, x_matrix, key.rows, key.batch);
-    describe(y, y_matrix, key.rows, key.batch);
-  }
-
- private:
-  template <class Value>
-  void set(cublasLtMatmulDescAttributes_t attribute, const Value& value) {
-    check_blas(cublasLtMatmulDescSetAttribute(&operation, attribute, &value, sizeof(value)));
-  }
-  static void describe(cublasLtMatrixLayoutOpaque_t& layout, const Matrix& matrix,
-                       std::int64_t rows, std::int64_t batch) {
-    check_blas(cublasLtMatrixLayoutInit(&layout, matrix.type,
-                                        static_cast<std::uint64_t>(matrix.length),
-                                        static_cast<std::uint64_t>(rows), matrix.pitch));
-    if (batch == 1) return;
-    const auto count = static_cast<std::int32_t>(batch);
-    check_blas(cublasLtMatrixLayoutSetAttribute(&layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count,
-                                                sizeof(count)));
-    check_blas(cublasLtMatrixLayoutSetAttribute(&layout,
-                                                CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
-                                                &matrix.batch_pitch, sizeof(matrix.batch_pitch)));
-  }
-};
-
-// ---- the algorithms of a stream
-// ---------------------------------------------------------------------
+// ---- the algorithms of a stream ---------------------------------------------------------------
 
 struct Algorithm {
   bool found = false;
@@ -202,9 +39,10 @@ struct Algorithm {
   std::size_t workspace = 0;
 };
 
-// cuBLASLt's own first choice for the key. Sums that are split over blocks are kept in f32 and
-// added in a second pass, in order: the other schemes go through the 16-bit output, or add in the
-// order of arrival.
+// cuBLASLt's own first choice for the key. Where a sum is split over blocks, its parts are kept in
+// f32 and added in a second pass, in order: the other schemes go through the 16-bit output. Not
+// with a bias and a 16-bit y: version 13.1 then rounds the sum before it adds the bias (measured;
+// only bf16 was seen).
 Algorithm choose(cublasLtHandle_t handle, const Product& product, const void* bias) {
   const Key& key = product.key;
   const Matrix x = product.x.canonical(key.rows);
@@ -217,8 +55,10 @@ Algorithm choose(cublasLtHandle_t handle, const Product& product, const void* bi
     check_blas(cublasLtMatmulPreferenceSetAttribute(&preference, attribute, &value, sizeof(value)));
   };
   set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, workspace_limit);
-  set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
-      std::uint32_t{CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE});
+  const bool may_split = bias == nullptr || y.type == CUDA_R_32F;
+  const std::uint32_t schemes =
+      may_split ? CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE : CUBLASLT_REDUCTION_SCHEME_NONE;
+  set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, schemes);
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, static_cast<std::uint32_t>(weight.alignment));
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, static_cast<std::uint32_t>(x.alignment));
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, static_cast<std::uint32_t>(y.alignment));
@@ -314,20 +154,24 @@ void tiled(const Matmul& op, Stream& stream) {
 
 }  // namespace
 
-MatmulPlan plan(const Matmul& op) {
-  if (host::ChannelRows(op.x).count() <= gemv_max_rows(op)) return MatmulPlan::gemv;
-  return op.weight.dim(1) == 0 ? MatmulPlan::tiled : MatmulPlan::blaslt;
-}
-
 bool can_run(const Matmul& op, MatmulPlan plan) {
+  const std::int64_t in = op.weight.dim(1);
   switch (plan) {
     case MatmulPlan::gemv:
-      return host::ChannelRows(op.x).count() <= gemv_max_rows(op);
+      return host::ChannelRows(op.x).count() <= gemv_max_rows && in <= gemv_max_in;
     case MatmulPlan::blaslt:
-      return op.weight.dim(1) > 0;
+      return in > 0;
     default:
       return true;
   }
+}
+
+MatmulPlan plan(const Matmul& op) {
+  const bool few = host::ChannelRows(op.x).count() <= gemv_good_rows(op);
+  for (const MatmulPlan plan : {MatmulPlan::gemv, MatmulPlan::blaslt}) {
+    if ((few || plan != MatmulPlan::gemv) && can_run(op, plan)) return plan;
+  }
+  return MatmulPlan::tiled;
 }
 
 void run(const Matmul& op, Stream& stream, MatmulPlan plan) {

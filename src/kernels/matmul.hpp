@@ -18,8 +18,9 @@ MatmulPlan plan(const Matmul& op);
 bool can_run(const Matmul& op, MatmulPlan plan);
 void run(const Matmul& op, Stream& stream, MatmulPlan plan);
 
-// The most rows that the GEMV takes: 16 when it can use the tensor cores, else 8.
-std::int64_t gemv_max_rows(const Matmul& op);
+constexpr std::int64_t gemv_max_rows = 8;
+constexpr std::int64_t gemv_max_in = std::int64_t{1} << 30;  // it counts them in ints
+std::int64_t gemv_good_rows(const Matmul& op);               // up to how many it is the fastest
 void gemv(const Matmul& op, Stream& stream);
 
 }  // namespace mamba::cuda

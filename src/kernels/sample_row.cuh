@@ -39,7 +39,7 @@ struct Row {
 };
 
 // f(id, logit) for the ids `first` to `last - 1` by `threads` threads of which this is `thread`.
-// The next four logits are loaded before the present four are worked on.
+// The logits of two rounds to come are on their way while one is worked on.
 template <class F>
 __device__ __forceinline__ void for_each(const Row& row, int first, int last, int thread,
                                          int threads, const F& f) {
@@ -48,16 +48,19 @@ __device__ __forceinline__ void for_each(const Row& row, int first, int last, in
     return;
   }
   const int whole = first + (last - first) / 4 * 4;
+  const auto load = [&](int i) {
+    return i < whole ? *reinterpret_cast<const float4*>(row.logits + i) : float4{};
+  };
   int i = first + 4 * thread;
-  float4 next = {};
-  if (i < whole) next = *reinterpret_cast<const float4*>(row.logits + i);
+  float4 next = load(i);
+  float4 second = load(i + 4 * threads);
 #pragma unroll 1
   for (; i < whole; i += 4 * threads) {
     const float4 v = next;
+    next = second;
+    second = load(i + 8 * threads);
     int4 marks = {};
     if (row.seen != nullptr) marks = *reinterpret_cast<const int4*>(row.seen + i);
-    const int after = i + 4 * threads;
-    if (after < whole) next = *reinterpret_cast<const float4*>(row.logits + after);
     f(i, row.adjust(v.x, marks.x));
     f(i + 1, row.adjust(v.y, marks.y));
     f(i + 2, row.adjust(v.z, marks.z));

@@ -48,20 +48,27 @@ struct ScanStates {
     }
   }
 
-  // One state through four steps; C h is added to `sum`, or begins it. Careful: there are resets (bits of
-  // `resets`) or the state after each of `steps` steps is wanted at `out`.
+  // One state through four steps; C h is added to `sum`, or begins it. Careful: of four steps only
+  // `steps` are there, bits of `resets` mark those that begin a new sequence, and the state after each is
+  // stored if `out` is not null.
+  struct Care {
+    unsigned resets = 0;
+    int steps = 4;
+    float* out = nullptr;
+  };
   template <bool Careful>
   __device__ __forceinline__ void four_steps(int k, const Four& delta, const Four& delta_x,
                                              const float* B, const float* C, bool begins, Four& sum,
-                                             unsigned resets, float* out, int steps) {
+                                             const Care& care) {
     const Four b = load_four(B + k * pitch), c = load_four(C + k * pitch);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      if (Careful && (resets >> i & 1) != 0) h[k] = 0;
-      h[k] = advance(h[k], delta.at[i], A[k], delta_x.at[i], b.at[i]);
+      if (Careful && (care.resets >> i & 1) != 0) h[k] = 0;
+      const float next = advance(h[k], delta.at[i], A[k], delta_x.at[i], b.at[i]);
+      if (!Careful || i < care.steps) h[k] = next;
       sum.at[i] = begins ? __fmul_rn(c.at[i], h[k]) : __fmaf_rn(c.at[i], h[k], sum.at[i]);
-      if (Careful && out != nullptr && i < steps && exists(k)) {
-        out[i * block.op.step_states.step_pitch + k] = h[k];
+      if (Careful && care.out != nullptr && i < care.steps && exists(k)) {
+        care.out[i * block.op.step_states.step_pitch + k] = h[k];
       }
     }
   }
@@ -69,61 +76,68 @@ struct ScanStates {
   // States k and k + 1, then by the tree.
   template <int Count, bool Careful>
   __device__ __forceinline__ Four states_from(int k, const Four& delta, const Four& delta_x,
-                                              const float* B, const float* C, unsigned resets,
-                                              float* out, int steps) {
+                                              const float* B, const float* C, const Care& care) {
     if constexpr (Count == 2) {
       Four sum;
-      four_steps<Careful>(k, delta, delta_x, B, C, true, sum, resets, out, steps);
-      four_steps<Careful>(k + 1, delta, delta_x, B, C, false, sum, resets, out, steps);
+      four_steps<Careful>(k, delta, delta_x, B, C, true, sum, care);
+      four_steps<Careful>(k + 1, delta, delta_x, B, C, false, sum, care);
       return sum;
     } else {
-      const Four low = states_from<Count / 2, Careful>(k, delta, delta_x, B, C, resets, out, steps);
-      return low + states_from<Count / 2, Careful>(k + Count / 2, delta, delta_x, B, C, resets, out,
-                                                   steps);
+      const Four low = states_from<Count / 2, Careful>(k, delta, delta_x, B, C, care);
+      return low + states_from<Count / 2, Careful>(k + Count / 2, delta, delta_x, B, C, care);
     }
   }
 
   template <bool Careful, bool Summary>
-  __device__ __forceinline__ void recur(int tile, int buffer) {
+  __device__ __forceinline__ void recur(int tile, int buffer, int steps) {
     const float* delta = block.delta(buffer) + channel * pitch;
     const float* delta_x = block.delta_x(buffer) + channel * pitch;
     const float* B = block.B(buffer) + lane * States * pitch;
     const float* C = block.C(buffer) + lane * States * pitch;
     float* part = block.parts(buffer) + channel * block.cut.y_pitch + lane * pitch;
-    const std::int64_t t0 = block.first + std::int64_t{tile} * Steps;
-    unsigned resets = Careful && block.op.reset != nullptr ? *block.resets(buffer) : 0;
-    float* out = nullptr;
-    if (Careful && block.op.step_states.data != nullptr) {
-      out = block.op.step_states.template out<float>(block.b, t0) +
-            (block.channel + channel) * std::int64_t{block.op.d_state} + state(0);
+    Care care;
+    if (Careful) {
+      if (block.op.reset != nullptr) care.resets = *block.resets(buffer);
+      if (!Summary && block.op.step_states.data != nullptr) {
+        care.out = block.op.step_states.template out<float>(
+                       block.b, block.first + std::int64_t{tile} * Steps) +
+                   (block.channel + channel) * std::int64_t{block.op.d_state} + state(0);
+      }
     }
 #pragma unroll(Careful || States > 4 ? 1 : 2)
     for (int t = 0; t < Steps; t += 4) {
+      if (Careful) care.steps = steps - t;
       const Four d = load_four(delta + t), u = load_four(delta_x + t);
-      const int steps = static_cast<int>(min(block.last - t0 - t, std::int64_t{4}));
-      const Four sum =
-          states_from<States, Careful>(0, d, u, B + t, C + t, resets & 15u, out, steps);
-      if (Summary) {
-        const float four = (d.at[0] + d.at[1]) + (d.at[2] + d.at[3]);
-        delta_sum = delta_sum < 0 || (resets & 15u) != 0 ? -1.0f : delta_sum + four;
-      } else {
-        store_four(part + t, sum);
-      }
+      const Four sum = states_from<States, Careful>(0, d, u, B + t, C + t, care);
+      if (!Summary) store_four(part + t, sum);
+      if (Summary) add_deltas<Careful>(d, care);
       if (Careful) {
-        resets >>= 4;
-        if (out != nullptr) out += 4 * block.op.step_states.step_pitch;
+        care.resets >>= 4;
+        if (care.out != nullptr) care.out += 4 * block.op.step_states.step_pitch;
       }
+    }
+  }
+
+  template <bool Careful>
+  __device__ __forceinline__ void add_deltas(const Four& delta, const Care& care) {
+    if (Careful) {  // a chunk that is summarised never ends within a tile
+      if ((care.resets & 15u) != 0) delta_sum = -1;
+      if (delta_sum < 0) return;
+    }
+    if (delta_sum >= 0 || delta_sum != delta_sum) {
+      delta_sum += (delta.at[0] + delta.at[1]) + (delta.at[2] + delta.at[3]);
     }
   }
 
   template <bool Summary>
   __device__ __forceinline__ void walk(int tile, int buffer) {
     if (!works) return;
+    const int steps = block.steps_of(tile);
     const bool resets = block.op.reset != nullptr && *block.resets(buffer) != 0;
-    if (resets || (!Summary && block.op.step_states.data != nullptr)) {
-      recur<true, Summary>(tile, buffer);
+    if (resets || steps < Steps || (!Summary && block.op.step_states.data != nullptr)) {
+      recur<true, Summary>(tile, buffer, steps);
     } else {
-      recur<false, Summary>(tile, buffer);
+      recur<false, Summary>(tile, buffer, steps);
     }
   }
 
@@ -164,7 +178,7 @@ struct ScanStates {
       if (lane == 0 && exists(0)) {
         block.cut.sums[slot * block.op.channels + block.channel + channel] = delta_sum;
       }
-    } else if (block.last == block.op.time && block.op.final_state != nullptr && rows.write >= 0) {
+    } else if (block.first + block.length == block.op.time && block.op.final_state != nullptr && rows.write >= 0) {
       store(block.op.final_state + rows.write * size);
     }
   }
@@ -180,7 +194,7 @@ __device__ __forceinline__ void walk_in_phases(const Block& block, States& state
   copies_commit();
   copies_wait<0>();
   __syncthreads();
-  if (helps && tiles > 0) block.prepare(0, 0, 0);
+  if (helps && tiles > 0) block.prepare(0, 0);
   __syncthreads();
   for (int tile = 0; tile < tiles; ++tile) {
     if (helps && tile + 1 < tiles) block.fill(tile + 1, (tile + 1) & 1);
@@ -190,7 +204,7 @@ __device__ __forceinline__ void walk_in_phases(const Block& block, States& state
     __syncthreads();
     if (helps) {
       if (!Summary) block.finish(tile, tile & 1, 0);
-      if (tile + 1 < tiles) block.prepare(tile + 1, (tile + 1) & 1, 0);
+      if (tile + 1 < tiles) block.prepare((tile + 1) & 1, 0);
     }
     __syncthreads();
   }
@@ -198,7 +212,7 @@ __device__ __forceinline__ void walk_in_phases(const Block& block, States& state
 
 // Some warps recur through tile i while the others finish tile i - 1 and prepare tile i + 1, one barrier
 // a tile. For few channels, where phases of one block would leave the SM idle.
-constexpr int pipeline_stages = 6;
+constexpr int pipeline_stages = 5;
 
 // The same barrier wherever its callers are in the code.
 __device__ __forceinline__ void block_barrier() {
@@ -215,7 +229,7 @@ __device__ __forceinline__ void help_in_pipeline(const Block& block) {
   }
   copies_wait<stages - 4>();
   block_barrier();
-  if (tiles > 0) block.prepare(0, 0, 0);
+  if (tiles > 0) block.prepare(0, 0);
   block_barrier();
   int stage = 0;  // of tile i
   const auto ring = [&](int ahead) {
@@ -226,7 +240,7 @@ __device__ __forceinline__ void help_in_pipeline(const Block& block) {
     if (tile + stages - 2 < tiles) block.fill(tile + stages - 2, ring(stages - 2));
     copies_commit();
     if (tile > 0) block.finish(tile - 1, ring(-1), (tile - 1) & 1);
-    if (tile + 1 < tiles) block.prepare(tile + 1, ring(1), (tile + 1) & 1);
+    if (tile + 1 < tiles) block.prepare(ring(1), (tile + 1) & 1);
     copies_wait<stages - 4>();
     block_barrier();
     stage = ring(1);
@@ -244,14 +258,18 @@ __device__ __forceinline__ void recur_in_pipeline(const Block& block, States& st
   }
 }
 
-// Tiles of 16 steps are for channels of at most `few_lanes` lanes.
+// FewLanes: a channel has at most `few_lanes`.
 constexpr int few_lanes = 4;
 
-template <class T, int States, int Steps, bool Pipeline, bool Summary>
-__global__ void __launch_bounds__(Pipeline ? 768 : 256)
+// Bounds a thread's registers: in phases, five blocks of 128 threads share an SM.
+template <bool Pipeline>
+constexpr int register_threads = Pipeline ? 512 : 640;
+
+template <class T, int States, int Steps, int Width, bool Pipeline, bool FewLanes, bool Summary>
+__global__ void __launch_bounds__(register_threads<Pipeline>)
     scan_kernel(const __grid_constant__ ScanOperands op, const __grid_constant__ ScanCut cut) {
   extern __shared__ __align__(16) char scan_memory[];
-  using Block = ScanBlock<T, Steps, Steps == 16>;
+  using Block = ScanBlock<T, Steps, Width, FewLanes>;
   const Block block(op, cut, scan_memory);
   const ScanRows rows = op.rows(block.b);
   if (rows.is_absent()) {

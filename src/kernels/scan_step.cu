@@ -1,7 +1,11 @@
 // One step, straight from state row to state row. What it moves is the f32 state, read and written once:
 // 16 bytes a thread and access, four states of one channel, neighbouring threads next to each other in
-// memory. When the batch is large a thread takes several batch rows, because A = -exp(A_log) would
-// otherwise be read (from the L2 cache) and computed once per row, and so that more loads are in flight.
+// memory. Two kernels:
+//
+//   step_kernel       any operands; a thread takes one batch row. For few rows, where latency counts.
+//   step_rows_kernel  a thread takes four batch rows, so that A = -exp(A_log) is read and computed once
+//                     for them and four state loads are in flight. Four neighbouring lanes share a
+//                     channel; each works out delta and the gate of one of the four rows.
 #include <algorithm>
 
 #include "detail/visit.hpp"
@@ -22,11 +26,12 @@ struct StepCut {
   bool wide_BC;        // B and C can be read four at a time
 };
 
-// Four states from `n` on, of those that exist. Whole: all, and 16-byte aligned.
+// Four states from `n` on, of those that exist. Whole: all four or, for a lane beyond the last (12 states
+// take 4 lanes), none; and 16-byte aligned.
 template <bool Whole>
 __device__ __forceinline__ void load_states(const float* from, int n, int d_state, float* to) {
   if constexpr (Whole) {
-    const auto four = load_vec<4>(from + n);
+    const auto four = n < d_state ? load_vec<4>(from + n) : Vec<float, 4>{};
 #pragma unroll
     for (int k = 0; k < 4; ++k) to[k] = four.at[k];
   } else {
@@ -37,7 +42,7 @@ __device__ __forceinline__ void load_states(const float* from, int n, int d_stat
 template <bool Whole>
 __device__ __forceinline__ void store_states(float* to, int n, int d_state, const float* from) {
   if constexpr (Whole) {
-    store_vec(to + n, Vec<float, 4>{{from[0], from[1], from[2], from[3]}});
+    if (n < d_state) store_vec(to + n, Vec<float, 4>{{from[0], from[1], from[2], from[3]}});
   } else {
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
@@ -47,7 +52,7 @@ __device__ __forceinline__ void store_states(float* to, int n, int d_state, cons
 }
 template <class T>
 __device__ __forceinline__ Vec<T, 4> load_row(const T* from, int n, int d_state, bool wide) {
-  if (wide) return load_vec<4>(from + n);
+  if (wide && n < d_state) return load_vec<4>(from + n);
   Vec<T, 4> row;
 #pragma unroll
   for (int k = 0; k < 4; ++k) row.at[k] = n + k < d_state ? from[n + k] : from_float<T>(0);
@@ -64,11 +69,14 @@ struct StepRow {
   Vec<T, 4> B[Quads], C[Quads];
   float h[4 * Quads];
 
-  __device__ __forceinline__ void load(const ScanOperands& op, std::int64_t row, int c, int n,
-                                       bool wide_BC) {
+  __device__ __forceinline__ void locate(const ScanOperands& op, std::int64_t row) {
     there = row < op.batch;
     b = there ? row : op.batch - 1;
     rows = op.rows(b);
+  }
+  __device__ __forceinline__ void load_states_of(const ScanOperands& op, std::int64_t row, int c,
+                                                 int n, bool wide_BC) {
+    locate(op, row);
     const bool reset = op.reset != nullptr && op.reset[b * op.reset_pitch] != 0;
     fresh = op.initial == nullptr || rows.read < 0 || rows.bad || reset;
     const float* from = op.initial + op.state(fresh ? 0 : rows.read, c);
@@ -78,15 +86,24 @@ struct StepRow {
       B[q] = load_row(op.B.at<T>(b, 0), n + 4 * q, op.d_state, wide_BC);
       C[q] = load_row(op.C.at<T>(b, 0), n + 4 * q, op.d_state, wide_BC);
     }
+  }
+  __device__ __forceinline__ void load_inputs(const ScanOperands& op, int c) {
     x = op.x.at<T>(b, 0)[c];
     dt = op.dt.at<T>(b, 0)[c];
     z = op.z.data != nullptr ? op.z.at<T>(b, 0)[c] : from_float<T>(0);
   }
+  __device__ __forceinline__ void load(const ScanOperands& op, std::int64_t row, int c, int n,
+                                       bool wide_BC) {
+    load_states_of(op, row, c, n, wide_BC);
+    load_inputs(op, c);
+  }
+
+  __device__ __forceinline__ float delta(float bias) const {
+    return softplus(__fadd_rn(to_float(dt), bias));
+  }
 
   // The states one step on; this thread's part of y.
-  __device__ __forceinline__ float advance_states(const float* A, float bias) {
-    const float delta = softplus(__fadd_rn(to_float(dt), bias));
-    const float delta_x = __fmul_rn(delta, to_float(x));
+  __device__ __forceinline__ float advance_states(const float* A, float delta, float delta_x) {
     float sum = 0;
 #pragma unroll
     for (int q = 0; q < Quads; ++q) {
@@ -134,42 +151,93 @@ struct StepRow {
   }
 };
 
-template <class T, bool Whole, int Rows, int Quads>
+struct StepThread {
+  std::int64_t group;  // of batch rows
+  int channel, lane;
+  bool works;
+  Output output;
+  float bias;
+
+  __device__ __forceinline__ StepThread(const ScanOperands& op, const StepCut& cut) {
+    const auto blocks = static_cast<unsigned>(cut.channel_blocks);
+    group = blockIdx.x / blocks;
+    const auto thread = static_cast<int>(blockIdx.x % blocks * threads + threadIdx.x);
+    lane = thread & (cut.lanes - 1);
+    const int c = thread / cut.lanes;
+    works = c < op.channels;
+    channel = works ? c : op.channels - 1;
+    bias = op.dt_bias != nullptr ? op.dt_bias[channel] : 0;
+    output.has_D = op.D != nullptr;
+    output.has_z = op.z.data != nullptr;
+    if (output.has_D) output.D = op.D[channel];
+  }
+};
+
+template <class T, bool Whole, int Quads>
 __global__ void __launch_bounds__(threads)
     step_kernel(const __grid_constant__ ScanOperands op, const StepCut cut) {
-  const auto blocks = static_cast<unsigned>(cut.channel_blocks);
-  const std::int64_t b0 = std::int64_t{blockIdx.x / blocks} * Rows;
-  const auto thread = static_cast<int>(blockIdx.x % blocks * threads + threadIdx.x);
-  const bool works = thread / cut.lanes < op.channels;
-  const int c = works ? thread / cut.lanes : op.channels - 1;
-  const int lane = thread & (cut.lanes - 1);
-  const int n = 4 * Quads * lane;
-
-  StepRow<T, Whole, Quads> row[Rows];
-#pragma unroll
-  for (int r = 0; r < Rows; ++r) row[r].load(op, b0 + r, c, n, cut.wide_BC);
+  const StepThread thread(op, cut);
+  const int n = 4 * Quads * thread.lane;
+  StepRow<T, Whole, Quads> row;
+  row.load(op, thread.group, thread.channel, n, cut.wide_BC);
   float A[4 * Quads];
 #pragma unroll
   for (int q = 0; q < Quads; ++q) {
-    load_states<Whole>(op.A_log + c * op.A_log_pitch, n + 4 * q, op.d_state, A + 4 * q);
+    load_states<Whole>(op.A_log + thread.channel * op.A_log_pitch, n + 4 * q, op.d_state,
+                       A + 4 * q);
   }
-  const float bias = op.dt_bias != nullptr ? op.dt_bias[c] : 0;
-  Output output;
-  output.has_D = op.D != nullptr;
-  output.has_z = op.z.data != nullptr;
-  if (output.has_D) output.D = op.D[c];
 #pragma unroll
   for (float& a : A) a = scaled_A(a);
-#pragma unroll
-  for (int r = 0; r < Rows; ++r) {
-    float sum = row[r].advance_states(A, bias);
-    const bool stores = works && row[r].there;
-    if (stores) row[r].store(op, c, n);
-    for (int apart = 1; apart < cut.lanes; apart *= 2) {
-      sum = __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, apart));
-    }
-    if (stores && lane == 0) row[r].store_y(op, c, output, sum);
+  const float delta = row.delta(thread.bias);
+  float sum = row.advance_states(A, delta, __fmul_rn(delta, to_float(row.x)));
+  if (thread.works) row.store(op, thread.channel, n);
+  for (int apart = 1; apart < cut.lanes; apart *= 2) {
+    sum = __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, apart));
   }
+  if (thread.works && thread.lane == 0) row.store_y(op, thread.channel, thread.output, sum);
+}
+
+// Sums over lanes, of row r in the lanes with lane % 4 == r: each exchange halves what is carried.
+__device__ __forceinline__ float sum_of_my_row(const float (&sum)[4], int lane, int lanes) {
+  const bool odd = (lane & 1) != 0, upper = (lane & 2) != 0;
+  const auto exchange = [](bool second, float a, float b, int apart) {
+    const float sent = second ? a : b;
+    return __fadd_rn(second ? b : a, __shfl_xor_sync(0xffffffffu, sent, apart));
+  };
+  const float low = exchange(odd, sum[0], sum[1], 1), high = exchange(odd, sum[2], sum[3], 1);
+  float mine = exchange(upper, low, high, 2);
+  for (int apart = 4; apart < lanes; apart *= 2) {
+    mine = __fadd_rn(mine, __shfl_xor_sync(0xffffffffu, mine, apart));
+  }
+  return mine;
+}
+
+template <class T>
+__global__ void __launch_bounds__(threads)
+    step_rows_kernel(const __grid_constant__ ScanOperands op, const StepCut cut) {
+  const StepThread thread(op, cut);
+  const int c = thread.channel, n = 4 * thread.lane;
+  StepRow<T, true, 1> row[4];
+#pragma unroll
+  for (int r = 0; r < 4; ++r) row[r].load_states_of(op, 4 * thread.group + r, c, n, true);
+  StepRow<T, true, 1> mine;
+  mine.locate(op, 4 * thread.group + (thread.lane & 3));
+  mine.load_inputs(op, c);
+  float A[4];
+  load_states<true>(op.A_log + c * op.A_log_pitch, n, op.d_state, A);
+#pragma unroll
+  for (float& a : A) a = scaled_A(a);
+  const float delta = mine.delta(thread.bias);
+  const float delta_x = __fmul_rn(delta, to_float(mine.x));
+  float sum[4];
+#pragma unroll
+  for (int r = 0; r < 4; ++r) {
+    sum[r] = row[r].advance_states(A, __shfl_sync(0xffffffffu, delta, r, 4),
+                                   __shfl_sync(0xffffffffu, delta_x, r, 4));
+    if (thread.works && row[r].there) row[r].store(op, c, n);
+  }
+  const float total = sum_of_my_row(sum, thread.lane, cut.lanes);
+  if (thread.works && mine.there && thread.lane < 4) mine.store_y(op, c, thread.output, total);
 }
 
 // Whether states can be taken four at a time wherever they are.
@@ -181,18 +249,10 @@ bool in_whole_quads(const SelectiveScan& op) {
          fits(op.final_state) && fits(op.step_states);
 }
 
-template <class T, bool Whole, int Rows, int Quads>
-void launch(const SelectiveScan& op, Stream& stream, const StepCut& cut) {
-  const std::int64_t groups = (op.x.dim(0) + Rows - 1) / Rows;
-  step_kernel<T, Whole, Rows, Quads>
-      <<<static_cast<unsigned>(groups * cut.channel_blocks), threads, 0, handle(stream)>>>(
-          ScanOperands(op, stream), cut);
-  check(cudaGetLastError(), "selective_scan");
-}
-
 template <class T, bool Whole>
 void step(const SelectiveScan& op, Stream& stream) {
   StepCut cut{1, 0, false};
+  const std::int64_t batch = op.x.dim(0);
   const std::int64_t quads = (op.A_log.dim(1) + 3) / 4;
   while (cut.lanes < 32 && cut.lanes < quads) cut.lanes *= 2;
   const std::int64_t row_threads = op.x.dim(2) * cut.lanes;
@@ -202,14 +262,20 @@ void step(const SelectiveScan& op, Stream& stream) {
            is_aligned(view.data(), view.row_pitch() * size_of(view.dtype()), 4 * sizeof(T));
   };
   cut.wide_BC = wide(op.B) && wide(op.C);
-  // Four rows a thread once four times fewer threads still fill the largest chip twice.
-  const bool several = op.x.dim(0) >= 4 && op.x.dim(0) * row_threads >= std::int64_t{1} << 21;
-  if (quads > 32) {
-    launch<T, Whole, 1, 2>(op, stream, cut);
-  } else if (several) {
-    launch<T, Whole, 4, 1>(op, stream, cut);
+  // Four rows a thread once a quarter of the threads still fills the largest chip.
+  const bool rows = Whole && cut.wide_BC && cut.lanes == quads && cut.lanes >= 4 && batch >= 4 &&
+                    batch * row_threads >= std::int64_t{1} << 20;
+  const auto launch = [&](auto kernel, std::int64_t groups) {
+    kernel<<<static_cast<unsigned>(groups * cut.channel_blocks), threads, 0, handle(stream)>>>(
+        ScanOperands(op, stream), cut);
+    check(cudaGetLastError(), "selective_scan");
+  };
+  if (rows) {
+    launch(step_rows_kernel<T>, (batch + 3) / 4);
+  } else if (quads > 32) {
+    launch(step_kernel<T, Whole, 2>, batch);
   } else {
-    launch<T, Whole, 1, 1>(op, stream, cut);
+    launch(step_kernel<T, Whole, 1>, batch);
   }
 }
 

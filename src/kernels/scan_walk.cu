@@ -34,6 +34,8 @@ int lanes_of(std::int64_t d_state, int states) {
   return lanes;
 }
 
+constexpr int workers_at_most = 256;
+
 struct ScanLaunch {
   ScanCut cut;
   int threads = 0;
@@ -41,19 +43,20 @@ struct ScanLaunch {
 
   // `steps` of a tile; `pipeline`: two buffers for everything, and some warps beside the others.
   ScanLaunch(const SelectiveScan& op, const ScanGeometry& geometry, const ScanChunks& chunks,
-             int steps, bool pipeline, bool summary) {
+             int steps, int width, bool pipeline, bool summary) {
     const auto size = static_cast<int>(size_of(op.x.dtype()));
     const std::int64_t channels = op.x.dim(2);
     const int pitch = steps + 4;
     const int buffers = pipeline ? 2 : 1;
     cut.lanes = lanes_of(op.A_log.dim(1), geometry.states);
     cut.padded_states = cut.lanes * geometry.states;
-    cut.channels = static_cast<int>(std::min<std::int64_t>(geometry.channels, channels));
+    const int fits = std::max(std::min(width, workers_at_most / cut.lanes), 1);
+    cut.channels =
+        static_cast<int>(std::min<std::int64_t>(std::min(geometry.channels, fits), channels));
     cut.channel_blocks = static_cast<int>((channels + cut.channels - 1) / cut.channels);
     const auto workers = static_cast<int>(round_up(cut.channels * cut.lanes, 32));
     cut.helper_begin = pipeline ? workers : 0;
-    cut.helpers = pipeline ? std::max(geometry.helpers * 32, static_cast<int>(round_up(cut.channels, 32)))
-                           : workers;
+    cut.helpers = pipeline ? 32 * std::clamp(geometry.helpers, 1, 8) : workers;
     threads = pipeline ? workers + cut.helpers : workers;
     cut.granule = copy_granule_of({&op.x, &op.dt, &op.z},
                                   cut.channel_blocks == 1 ? 16 : std::int64_t{cut.channels});
@@ -62,7 +65,7 @@ struct ScanLaunch {
     cut.row_bytes_BC = static_cast<int>(round_up(cut.padded_states * size, 16));
     cut.y_pitch = cut.lanes * pitch;
     if (cut.y_pitch / 4 % 2 == 0) cut.y_pitch += 4;  // odd: neighbouring channels in other banks
-    cut.stage = steps * (3 * cut.row_bytes + 2 * cut.row_bytes_BC + 4);
+    cut.stage = steps * (3 * width * size + 2 * cut.row_bytes_BC + 4);
     cut.prepared = (pipeline ? pipeline_stages : 2) * cut.stage;
     cut.prepared_bytes = 4 * (2 * cut.channels + 2 * cut.padded_states) * pitch + 16;
     cut.parts = cut.prepared + buffers * cut.prepared_bytes;
@@ -88,12 +91,12 @@ void launch_scan(Kernel kernel, const ScanLaunch& launch, const SelectiveScan& o
   check(cudaGetLastError(), "selective_scan");
 }
 
-// Which of the kernels: what a thread holds and the steps of a tile.
-template <class T, int States, int Steps, bool Pipeline, bool Summary>
+// Which of the kernels: what a thread holds, the steps of a tile, the channels of a block.
+template <class T, int States, int Steps, int Width, bool Pipeline, bool FewLanes, bool Summary>
 void walk(const SelectiveScan& op, Stream& stream, const ScanGeometry& geometry,
           const ScanChunks& chunks) {
-  const ScanLaunch launch(op, geometry, chunks, Steps, Pipeline, Summary);
-  launch_scan(scan_kernel<T, States, Steps, Pipeline, Summary>, launch, op, stream);
+  const ScanLaunch launch(op, geometry, chunks, Steps, Width, Pipeline, Summary);
+  launch_scan(scan_kernel<T, States, Steps, Width, Pipeline, FewLanes, Summary>, launch, op, stream);
 }
 
 template <class T>
@@ -101,16 +104,16 @@ void walk(const SelectiveScan& op, Stream& stream, const ScanGeometry& geometry,
           const ScanChunks& chunks, bool summary) {
   const bool many_lanes = lanes_of(op.A_log.dim(1), geometry.states) > few_lanes;
   if (summary) {
-    many_lanes ? walk<T, 4, 8, false, true>(op, stream, geometry, chunks)
-               : walk<T, 4, 16, false, true>(op, stream, geometry, chunks);
+    many_lanes ? walk<T, 4, 8, 32, false, false, true>(op, stream, geometry, chunks)
+               : walk<T, 4, 32, 32, false, true, true>(op, stream, geometry, chunks);
   } else if (geometry.helpers > 0) {
-    geometry.states == 2 ? walk<T, 2, 32, true, false>(op, stream, geometry, chunks)
-                         : walk<T, 4, 32, true, false>(op, stream, geometry, chunks);
+    geometry.states == 2 ? walk<T, 2, 32, 32, true, false, false>(op, stream, geometry, chunks)
+                         : walk<T, 4, 32, 32, true, false, false>(op, stream, geometry, chunks);
   } else if (many_lanes) {
-    walk<T, 4, 8, false, false>(op, stream, geometry, chunks);
+    walk<T, 4, 8, 32, false, false, false>(op, stream, geometry, chunks);
   } else {
-    geometry.states == 8 ? walk<T, 8, 16, false, false>(op, stream, geometry, chunks)
-                         : walk<T, 4, 16, false, false>(op, stream, geometry, chunks);
+    geometry.states == 8 ? walk<T, 8, 16, 64, false, true, false>(op, stream, geometry, chunks)
+                         : walk<T, 4, 32, 32, false, true, false>(op, stream, geometry, chunks);
   }
 }
 

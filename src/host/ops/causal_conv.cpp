@@ -3,7 +3,6 @@
 // knows which, so it cannot matter where time is cut. States are made of the same rows, in storage:
 // they are exact.
 #include <algorithm>
-#include <cstring>
 
 #include "detail/backend.hpp"
 #include "detail/visit.hpp"

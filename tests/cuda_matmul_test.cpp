@@ -1,0 +1,159 @@
+// How a Matmul is computed on CUDA: each plan on every operand it can do, and which one is chosen.
+// Its results under the chosen plan are in matmul_test.cpp, on every device.
+#ifdef MAMBA_HAS_CUDA  // set by the build: the plans are in the library only then
+#include <algorithm>
+
+#include <mamba/graph.hpp>
+#include <mamba/ops.hpp>
+
+#include "dense_reference.hpp"
+#include "kernels/matmul.hpp"
+#include "testing.hpp"
+
+namespace mamba {
+namespace {
+
+using cuda::MatmulPlan;
+using testing::bits;
+using testing::expect_within;
+using testing::Guarded;
+using testing::Padded;
+using testing::Random;
+
+constexpr MatmulPlan all_plans[] = {MatmulPlan::gemv, MatmulPlan::blaslt, MatmulPlan::tiled};
+
+template <class F>
+void each_cuda_device(F f) {
+  for (const Device device : testing::devices()) {
+    if (device.is_cuda()) f(device);
+  }
+}
+
+Matmul operation(ConstTensorView x, ConstTensorView weight, ConstTensorView bias, TensorView y) {
+  Matmul op;
+  op.x = x;
+  op.weight = weight;
+  op.bias = bias;
+  op.y = y;
+  return op;
+}
+
+// Shapes on both sides of every boundary: a tile of the GEMV's kernels (1, 2, 4 and 8 weight rows),
+// what a warp takes of a row (32 to 256 elements), 16-byte alignment, and several rounds of splits.
+TEST(CudaMatmul, EveryPlanOnStridedOperands) {
+  const std::vector<std::pair<std::int64_t, std::int64_t>> shapes{
+      {0, 5},   {1, 1},    {2, 3},    {3, 17},    {8, 9},      {48, 80},  {127, 15},
+      {64, 16}, {256, 33}, {80, 700}, {1536, 16}, {768, 2050}, {5120, 24}};
+  each_cuda_device([&](Device device) {
+    Stream stream(device);
+    std::size_t turn = 0;  // alternates bias and output dtype through the cases
+    for (const DType dtype : testing::storage_dtypes()) {
+      for (const auto& [in, out] : shapes) {
+        Random random(3);
+        const Tensor x = random.normal_tensor({17, in}, dtype);
+        const Tensor weight = random.normal_tensor({out, in}, dtype);
+        const Tensor bias = random.normal_tensor({out}, dtype);
+        const auto with = testing::matmul_reference(x, weight, bias);
+        const auto without = testing::matmul_reference(x, weight, {});
+        const Tensor moved_bias = bias.to(device);
+        for (const std::int64_t pad : {0, 5, 8}) {
+          const Padded weights(weight, device, pad);
+          for (const std::int64_t rows : {1, 2, 3, 5, 8, 9, 17}) {
+            const bool biased = ++turn % 2 == 0;
+            const DType y_dtype = turn / 2 % 2 == 0 ? dtype : DType::f32;
+            const Padded some(x.view().rows(0, rows), device, pad);
+            auto expected = biased ? with : without;
+            expected.resize(static_cast<std::size_t>(rows * out));
+            for (const MatmulPlan plan : all_plans) {
+              Guarded y({rows, out}, y_dtype, device, pad);
+              const Matmul op = operation(some.view(), weights.view(),
+                                          biased ? moved_bias.view() : ConstTensorView(), y.view());
+              if (!cuda::can_run(op, plan)) continue;
+              cuda::run(op, stream, plan);
+              stream.synchronize();
+              const std::string what = std::string(name_of(dtype)) + ", in " + std::to_string(in) +
+                                       ", out " + std::to_string(out) + ", rows " +
+                                       std::to_string(rows) + ", pad " + std::to_string(pad) +
+                                       ", plan " + std::to_string(static_cast<int>(plan));
+              expect_within(y.view(), expected, what);
+              y.expect_untouched(what);
+              if (::testing::Test::HasFatalFailure()) return;
+            }
+          }
+        }
+      }
+    }
+  });
+}
+
+TEST(CudaMatmul, ThePlanFollowsTheShape) {
+  const auto plan_of = [](std::int64_t rows, std::int64_t in, std::int64_t out, DType dtype,
+                          std::uintptr_t offset = 0) {
+    const auto view = [&](const Shape& shape) {  // never read
+      return TensorView(reinterpret_cast<void*>(4096 + offset), shape, dtype, Device::cuda());
+    };
+    return cuda::plan(operation(view({rows, in}), view({out, in}), {}, view({rows, out})));
+  };
+  EXPECT_EQ(plan_of(1, 768, 3072, DType::bf16), MatmulPlan::gemv);
+  EXPECT_EQ(plan_of(8, 48, 1536, DType::f16), MatmulPlan::gemv);
+  EXPECT_EQ(plan_of(9, 48, 1536, DType::f16), MatmulPlan::blaslt);
+  EXPECT_EQ(plan_of(9, 47, 1531, DType::f32), MatmulPlan::blaslt);
+  EXPECT_EQ(plan_of(9, 0, 5, DType::f32), MatmulPlan::tiled);
+  EXPECT_EQ(plan_of(2, 768, 50280, DType::bf16), MatmulPlan::gemv);
+  EXPECT_EQ(plan_of(3, 768, 50280, DType::bf16), MatmulPlan::blaslt);
+  EXPECT_EQ(plan_of(8, 768, 50280, DType::f32), MatmulPlan::gemv);
+  EXPECT_EQ(plan_of(3, 768, 50280, DType::bf16, 2), MatmulPlan::gemv);
+  EXPECT_EQ(plan_of(3, 767, 50280, DType::bf16), MatmulPlan::gemv);
+}
+
+// The first product of a stream may be one that is being recorded, and gives the bits of any other.
+TEST(CudaMatmul, AFirstCallCanBeRecorded) {
+  each_cuda_device([](Device device) {
+    Random random(4);
+    const Tensor x = random.normal_tensor({300, 768}, DType::bf16).to(device);
+    const Tensor weight = random.normal_tensor({80, 768}, DType::bf16).to(device);
+    const Tensor bias = random.normal_tensor({80}, DType::bf16).to(device);
+    for (const DType dtype : {DType::bf16, DType::f32}) {
+      for (const std::int64_t rows : {1, 5, 40, 300}) {
+        Tensor eager({rows, 80}, dtype, device);
+        Tensor replayed({rows, 80}, dtype, device);
+        Stream first(device);
+        Stream second(device);
+        run(operation(x.view().rows(0, rows), weight, bias, eager), first);
+        const Graph graph = Graph::record(second, [&](Stream& stream) {
+          run(operation(x.view().rows(0, rows), weight, bias, replayed), stream);
+        });
+        graph.replay(second);
+        first.synchronize();
+        second.synchronize();
+        EXPECT_EQ(bits(eager), bits(replayed)) << rows;
+      }
+    }
+  });
+}
+
+// The same shape gives the same bits in a dense tensor and in a slice of a wider one of equal
+// alignment.
+TEST(CudaMatmul, ThePitchDoesNotMatter) {
+  each_cuda_device([](Device device) {
+    Random random(5);
+    Stream stream(device);
+    for (const DType dtype : testing::storage_dtypes()) {
+      const Tensor x = random.normal_tensor({130, 160}, dtype).to(device);
+      const Tensor weight = random.normal_tensor({96, 160}, dtype).to(device);
+      for (const std::int64_t rows : {1, 4, 8, 130}) {
+        Tensor y({rows, 96}, dtype, device);
+        run(operation(x.view().rows(0, rows), weight, {}, y), stream);
+        const Padded wide(x.view().rows(0, rows), device, 32);
+        Guarded y_wide({rows, 96}, dtype, device, 64);
+        run(operation(wide.view(), weight, {}, y_wide.view()), stream);
+        stream.synchronize();
+        EXPECT_EQ(bits(y), bits(y_wide.view())) << rows << " " << name_of(dtype);
+      }
+    }
+  });
+}
+
+}  // namespace
+}  // namespace mamba
+#endif
