@@ -5,6 +5,8 @@
 
 #include <mamba/stream.hpp>
 
+#include "detail/team.hpp"
+
 namespace mamba {
 
 // What a kernel can find wrong with values that only the device has seen. It sets the flag, keeps
@@ -13,6 +15,8 @@ enum class BadValue { token_id, state_row, copied_row, logits };
 constexpr int bad_value_kinds = 4;
 
 struct StreamAccess {
+  // On the CPU: the stream's threads.
+  static detail::Team& team(Stream& stream);
   // On CUDA: an int that kernels may set to 1, in memory that the host sees; nullptr on the CPU.
   static int* flag(Stream& stream, BadValue kind);
   // A place for the matrix product's handle and plans, kept as long as the stream.

@@ -12,9 +12,13 @@
 
 namespace mamba {
 
+namespace {
+constexpr int most_threads = 1024;  // far below what a Team's ticket can count
+}
+
 struct Stream::Impl {
   Device device;
-  int threads = 1;
+  std::unique_ptr<detail::Team> team;  // on the CPU
   void* cuda_stream = nullptr;
   bool owned = false;    // the CUDA stream is destroyed with this
   int* flags = nullptr;  // on CUDA: [bad_value_kinds], see BadValue
@@ -51,8 +55,9 @@ Stream::Stream(Device device, int threads) : impl_(std::make_unique<Impl>()) {
     impl_->owned = true;
     impl_->make_flags();
   }
-  impl_->threads =
-      threads > 0 ? threads : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  const auto cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  impl_->team = std::make_unique<detail::Team>(
+      device.is_cuda() ? 1 : std::min(threads > 0 ? threads : cores, most_threads));
 }
 
 Stream::Stream(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -67,12 +72,13 @@ Stream Stream::borrow(Device device, void* cuda_stream) {
   auto impl = std::make_unique<Impl>();
   impl->device = device;
   impl->cuda_stream = cuda_stream;
+  impl->team = std::make_unique<detail::Team>(1);
   impl->make_flags();
   return Stream(std::move(impl));
 }
 
 Device Stream::device() const { return impl_->device; }
-int Stream::threads() const { return impl_->threads; }
+int Stream::threads() const { return impl_->team->size(); }
 void* Stream::cuda_stream() const { return impl_->cuda_stream; }
 
 void Stream::synchronize() {
@@ -104,6 +110,7 @@ int* StreamAccess::flag(Stream& stream, BadValue kind) {
   return flags == nullptr ? nullptr : flags + static_cast<int>(kind);
 }
 
+detail::Team& StreamAccess::team(Stream& stream) { return *stream.impl_->team; }
 std::shared_ptr<void>& StreamAccess::matmul(Stream& stream) { return stream.impl_->matmul; }
 
 Stream& default_stream(Device device) {

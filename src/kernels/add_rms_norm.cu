@@ -16,8 +16,9 @@ namespace {
 constexpr int small_block = 128;    // threads, where a row needs no more than a warp
 constexpr int largest_block = 512;  // where one row has a block
 
-// At most 4 vectors to a thread while 256 threads do, then 8: up to 16384 channels in registers.
-constexpr int most_threads(int vectors) { return vectors <= 4 ? 256 : largest_block; }
+// At most 2 vectors to a thread while 256 threads do, then 4, then 8: up to 16384 channels in
+// registers.
+constexpr int most_threads(int vectors) { return vectors <= 2 ? 256 : largest_block; }
 
 template <class T>
 struct Norm {

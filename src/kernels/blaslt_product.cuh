@@ -17,8 +17,6 @@ inline void check_blas(cublasStatus_t status) {
   throw DeviceError("matmul", "cuBLASLt", "success", cublasLtGetStatusString(status));
 }
 
-// ---------------------------------------------------------------
-
 // A matrix whose rows are `length` contiguous elements, `pitch` apart. To cuBLASLt, which counts
 // columns first, it is the transpose.
 struct Matrix {

@@ -60,19 +60,17 @@ bool takes_vectors(const Operands<T>& o, int V) {
          aligned(o.initial, 0, 0) && aligned(o.final_state, 0, 0);
 }
 
-// Steps per tile: as many as leave the chip full, since each tile reads kPast inputs again.
+// Steps per tile. Short tiles fill the chip, but each reads kPast inputs and its weights again, and
+// each should go around the ring of requests a few times: with too few threads for the chip, 24
+// steps are quicker than 12 or 18 all the same ((1, 2048, 1536): 12.3 us, 14.0, 13.3).
 std::int64_t tile_steps(std::int64_t threads_per_tile, std::int64_t time) {
-  constexpr std::int64_t longest = 64;
-  constexpr std::int64_t shortest = 8;
-  constexpr std::int64_t enough_threads = 64 * 1024;
-  std::int64_t tile = longest;
-  while (tile > shortest && threads_per_tile * divide_up(time, tile) < enough_threads) tile /= 2;
-  return tile;
+  constexpr std::int64_t enough_threads = 256 * 1024;
+  return threads_per_tile * divide_up(time, 18) >= enough_threads ? 18 : 24;
 }
 
 // Calls launch(grid) for as many batch rows at a time as 2^30 threads can take.
 template <class T, class F>
-void for_grids(const Operands<T>& o, int V, std::int64_t tile, const F& launch) {
+void for_grids(const Operands<T>& o, int V, std::int64_t tile, int block_threads, const F& launch) {
   Grid grid;
   grid.groups = static_cast<unsigned>(o.channels / V);
   grid.tiles = static_cast<unsigned>(std::max<std::int64_t>(divide_up(o.time, tile), 1));
@@ -88,32 +86,31 @@ void for_grids(const Operands<T>& o, int V, std::int64_t tile, const F& launch) 
 
 template <int kWidth, int V, class T>
 void run_step(const Operands<T>& o, cudaStream_t stream) {
-  for_grids(o, V, 1, [&](const Grid& grid, unsigned blocks) {
-    conv_step_kernel<kWidth, V><<<blocks, block_threads, 0, stream>>>(o, grid);
+  for_grids(o, V, 1, step_threads, [&](const Grid& grid, unsigned blocks) {
+    conv_step_kernel<kWidth, V><<<blocks, step_threads, 0, stream>>>(o, grid);
   });
 }
 
 template <int kWidth, int V, class T>
 void run_tiles(const Operands<T>& o, cudaStream_t stream) {
   const std::int64_t tile = tile_steps(o.batch * (o.channels / V), o.time);
-  for_grids(o, V, tile, [&](const Grid& grid, unsigned blocks) {
+  for_grids(o, V, tile, tile_threads, [&](const Grid& grid, unsigned blocks) {
     if (o.reset != nullptr || o.states != nullptr) {
-      conv_tile_kernel<kWidth, V, true, 6, true, 5><<<blocks, block_threads, 0, stream>>>(o, grid);
+      conv_tile_kernel<kWidth, V, true><<<blocks, tile_threads, 0, stream>>>(o, grid);
     } else {
-      conv_tile_kernel<kWidth, V, false, 6, true, 5><<<blocks, block_threads, 0, stream>>>(o, grid);
+      conv_tile_kernel<kWidth, V, false><<<blocks, tile_threads, 0, stream>>>(o, grid);
     }
   });
 }
 
 // One step has little to read, and two channels to a thread are quickest: at 8 x 1536 a graph node
-// takes 1.9 us with 2, 2.0 with 4 and 2.7 with 8; at 256 x 5120 9.1, 9.9 and 13.2 (bf16, H200).
+// takes 1.65 us with 2, 1.75 with 4 and 2.45 with 8; at 256 x 5120 8.2, 8.4 and 12.1 (bf16, H200).
 template <int kWidth, class T>
 void run_width(const Operands<T>& o, cudaStream_t stream) {
   if (o.time == 1) {
     return takes_vectors(o, 2) ? run_step<kWidth, 2>(o, stream) : run_step<kWidth, 1>(o, stream);
   }
-  constexpr int V = 16 / static_cast<int>(sizeof(T));
-  takes_vectors(o, V) ? run_tiles<kWidth, V>(o, stream) : run_tiles<kWidth, 1>(o, stream);
+  takes_vectors(o, 4) ? run_tiles<kWidth, 4>(o, stream) : run_tiles<kWidth, 1>(o, stream);
 }
 
 template <class T>

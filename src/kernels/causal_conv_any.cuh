@@ -30,6 +30,7 @@ struct Inputs {
   // The first step of the sequence that step t belongs to, as far as its past reaches.
   __device__ __forceinline__ std::int64_t start(std::int64_t t) const {
     if (reset == nullptr) return -past;
+#pragma unroll 1
     for (std::int64_t s = t; s >= 0 && s > t - past; --s) {
       if (reset[s] != 0) return s;
     }
@@ -57,6 +58,7 @@ __global__ void __launch_bounds__(any_threads) conv_any_kernel(const Operands<T>
     const std::int64_t start = absent ? t + 1 : inputs.start(t);
     float y = op.bias != nullptr ? op.bias[c] : 0;
     const float* weight = op.weight + c * op.weight_row;
+#pragma unroll 1
     for (int k = 0; !absent && k <= op.past; ++k) {
       y = fmaf(weight[k], to_float(inputs.at(t - op.past + k, start)), y);
     }
@@ -64,6 +66,7 @@ __global__ void __launch_bounds__(any_threads) conv_any_kernel(const Operands<T>
         absent ? instead : from_float<T>(op.silu ? silu(y) : y);
     if (op.states == nullptr) continue;
     T* state = op.states + b * op.states_row + t * op.states_step + c * op.past;
+#pragma unroll 1
     for (int k = 0; k < op.past; ++k) {
       state[k] = absent ? instead : inputs.at(t - op.past + 1 + k, start);
     }

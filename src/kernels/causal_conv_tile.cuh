@@ -8,7 +8,11 @@
 
 namespace mamba::cuda::conv {
 
-constexpr int block_threads = 128;
+constexpr int tile_threads = 256;
+constexpr int step_threads = 128;
+
+// Inputs are requested so many steps before they are used: a multiple of 1, 2 and 3 past inputs.
+constexpr int depth = 6;
 
 // Threads are numbered by channels, then by tiles, then by batch rows from `first_row` on.
 struct Grid {
@@ -19,46 +23,38 @@ struct Grid {
   std::int64_t first_row = 0;
 };
 
-// Inputs on their way from memory, kDepth steps ahead of the step at work: the loads of a thread
-// then do not wait for its arithmetic. 16-byte inputs go around the registers into shared memory,
-// each thread to slots of its own, so that no barrier is needed; others wait in registers.
-template <int kDepth, bool kStaged, int V, class T>
+// Inputs on their way from memory, `depth` steps ahead of the step at work: the loads of a thread
+// then do not wait for its arithmetic. Vectors go around the registers into shared memory, each
+// thread to slots of its own, so that no barrier is needed; single channels wait in registers.
+template <int V, class T>
 struct Ahead {
-  static constexpr bool staged = kStaged && Packed<T, V>::bytes == 16;
-  Packed<T, V> slots[staged ? 1 : kDepth];
-  unsigned shared;  // address of slot 0 of this thread
+  using Words = typename Packed<T, V>::Words;
+  static constexpr bool staged = sizeof(Words) >= 8;
+  Packed<T, V> slots[staged ? 1 : depth];
 
-  __device__ __forceinline__ Ahead() {
-    if constexpr (staged) {
-      __shared__ uint4 memory[kDepth * block_threads];
-      shared = static_cast<unsigned>(__cvta_generic_to_shared(memory + threadIdx.x));
-    }
+  static __device__ __forceinline__ Words* shared_slot(int i) {
+    __shared__ Words memory[depth * tile_threads];
+    return memory + i * tile_threads + threadIdx.x;
   }
   // Slot i will have the inputs at `from`. Called once per step, wanted or not.
   __device__ __forceinline__ void request(int i, const T* from, bool wanted) {
     if constexpr (staged) {
+      const auto to = static_cast<unsigned>(__cvta_generic_to_shared(shared_slot(i)));
       if (wanted) {
-        asm volatile(
-            "cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared + i * block_threads * 16),
-            "l"(from)
-            : "memory");
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from),
+                     "n"(sizeof(Words))
+                     : "memory");
       }
       asm volatile("cp.async.commit_group;" ::: "memory");
     } else {
       if (wanted) slots[i] = Packed<T, V>::load(from);
     }
   }
-  // What slot i was requested to have, kDepth requests ago.
-  __device__ __forceinline__ Packed<T, V> take(int i) {
+  // What slot i was requested to have, `depth` requests ago.
+  __device__ __forceinline__ Packed<T, V> take(int i) const {
     if constexpr (staged) {
-      asm volatile("cp.async.wait_group %0;" ::"n"(kDepth - 1) : "memory");
-      Packed<T, V> result;
-      asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                   : "=r"(result.words.x), "=r"(result.words.y), "=r"(result.words.z),
-                     "=r"(result.words.w)
-                   : "r"(shared + i * block_threads * 16)
-                   : "memory");
-      return result;
+      asm volatile("cp.async.wait_group %0;" ::"n"(depth - 1) : "memory");
+      return {*shared_slot(i)};
     } else {
       return slots[i];
     }
@@ -174,11 +170,11 @@ struct Track {
 
 // The thread that reads the initial state also writes the final one: they may be the same memory,
 // and no other thread touches them.
-template <int kWidth, int V, bool kExtras, int kDepth, bool kStaged, int kBlocks, class T>
-__global__ void __launch_bounds__(block_threads, kBlocks)
+template <int kWidth, int V, bool kExtras, class T>
+__global__ void __launch_bounds__(tile_threads, kExtras ? 3 : 4)
     conv_tile_kernel(const Operands<T> op, const Grid grid) {
-  static_assert(kDepth % (kWidth - 1) == 0, "the ring of past inputs is back where it began");
-  const unsigned thread = blockIdx.x * block_threads + threadIdx.x;
+  static_assert(depth % (kWidth - 1) == 0, "the ring of past inputs is back where it began");
+  const unsigned thread = blockIdx.x * tile_threads + threadIdx.x;
   if (thread >= grid.threads) return;
   const unsigned row_and_tile = thread / grid.groups;
   const std::int64_t channel = std::int64_t{thread % grid.groups} * V;
@@ -191,9 +187,9 @@ __global__ void __launch_bounds__(block_threads, kBlocks)
   if (row.is_padding()) return track.fill(steps, 0);
 
   const T* x = track.x;
-  Ahead<kDepth, kStaged, V, T> ahead;
+  Ahead<V, T> ahead;
 #pragma unroll
-  for (int i = 0; i < kDepth; ++i, x += op.x_step) ahead.request(i, x, i < steps);
+  for (int i = 0; i < depth; ++i, x += op.x_step) ahead.request(i, x, i < steps);
   if (t > 0) {
     track.load_past(0, track.past);
   } else {
@@ -202,22 +198,22 @@ __global__ void __launch_bounds__(block_threads, kBlocks)
   }
   track.filter.load(op, channel);
 #pragma unroll 1
-  for (int s = 0; s < steps; s += kDepth) {
+  for (int s = 0; s < steps; s += depth) {
 #pragma unroll
-    for (int i = 0; i < kDepth; ++i, x += op.x_step) {
+    for (int i = 0; i < depth; ++i, x += op.x_step) {
       if (s + i >= steps) break;
       track.step(s + i, i, ahead.take(i));
-      ahead.request(i, x, s + i + kDepth < steps);
+      ahead.request(i, x, s + i + depth < steps);
     }
   }
 }
 
 // time == 1. Every load is on its way before the first is waited for.
 template <int kWidth, int V, class T>
-__global__ void __launch_bounds__(block_threads)
+__global__ void __launch_bounds__(step_threads)
     conv_step_kernel(const Operands<T> op, const Grid grid) {
   constexpr int kPast = kWidth - 1;
-  const unsigned thread = blockIdx.x * block_threads + threadIdx.x;
+  const unsigned thread = blockIdx.x * step_threads + threadIdx.x;
   if (thread >= grid.threads) return;
   const std::int64_t channel = std::int64_t{thread % grid.groups} * V;
   const std::int64_t b = grid.first_row + thread / grid.groups;

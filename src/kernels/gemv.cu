@@ -1,5 +1,5 @@
 // The Matmul of few rows: which kernel, and how its launch is cut. Numbers are from one H200, in a
-// graph of dependent calls on weights that are not in the cache; bench/ has the tables.
+// graph of dependent calls on weights that are not in the cache.
 #include <algorithm>
 
 #include "detail/visit.hpp"

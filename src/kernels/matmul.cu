@@ -168,10 +168,8 @@ bool can_run(const Matmul& op, MatmulPlan plan) {
 
 MatmulPlan plan(const Matmul& op) {
   const bool few = host::ChannelRows(op.x).count() <= gemv_good_rows(op);
-  for (const MatmulPlan plan : {MatmulPlan::gemv, MatmulPlan::blaslt}) {
-    if ((few || plan != MatmulPlan::gemv) && can_run(op, plan)) return plan;
-  }
-  return MatmulPlan::tiled;
+  if (few && can_run(op, MatmulPlan::gemv)) return MatmulPlan::gemv;
+  return can_run(op, MatmulPlan::blaslt) ? MatmulPlan::blaslt : MatmulPlan::tiled;
 }
 
 void run(const Matmul& op, Stream& stream, MatmulPlan plan) {

@@ -105,11 +105,15 @@ __device__ __forceinline__ std::uint64_t warp_prefix(std::uint64_t value) {
 
 // The row's largest logit and its lowest id, as ordered(logit) << 32 | ~id.
 __device__ inline std::uint64_t find_largest(Shared& shared, const Row& row) {
-  std::uint64_t largest = 0;
+  float best = -INFINITY;
+  int id = 0;
   for_each(row, 0, row.count, static_cast<int>(threadIdx.x), block_threads, [&](int i, float v) {
-    const std::uint64_t found = std::uint64_t{ordered(v)} << 32 | ~static_cast<std::uint32_t>(i);
-    largest = found > largest ? found : largest;
+    if (v > best) {  // a thread meets its ids in rising order
+      best = v;
+      id = i;
+    }
   });
+  std::uint64_t largest = std::uint64_t{ordered(best)} << 32 | ~static_cast<std::uint32_t>(id);
   largest = warp_max(largest);
   if (threadIdx.x % 32 == 0) shared.sums[threadIdx.x / 32] = largest;
   __syncthreads();

@@ -7,9 +7,11 @@
 //            thread's part of y
 //   finish   the parts of y summed, plus D x, times silu(z), stored
 //
-// fill, prepare and finish have lanes along channels, as memory does. recur has `lanes` neighbouring
-// threads per channel. Everything recur reads has time innermost in shared memory, [..][steps + 4]: one
-// 16-byte load brings four steps, and the 4 words of padding put neighbouring rows in other banks.
+// fill, prepare and finish have lanes along channels, as memory does, two channels a thread. recur has
+// `lanes` neighbouring threads per channel. Everything recur reads has time innermost in shared memory,
+// [..][steps + 4]: one 16-byte load brings four steps, and the 4 words of padding put neighbouring rows
+// in other banks. Rows of channels are all even ones, then all odd ones, so that a helper's neighbours
+// write to neighbouring rows.
 //
 // A tile that ends early, has resets in it or leaves its states is walked carefully, any other without a
 // condition.
@@ -22,25 +24,24 @@ namespace mamba::cuda {
 
 // How a launch is cut, and where things lie in shared memory (offsets in bytes). Made on the host.
 struct ScanCut {
-  int lanes = 0;            // of a channel, a power of two; states held = lanes * States >= d_state
-  int padded_states = 0;    // that product, a power of two
-  int channels = 0;         // of a block
-  int channel_blocks = 0;   // per batch row
-  int helper_begin = 0;     // threads from here on fill, prepare and finish
-  int helpers = 0;          // how many
-  int granule = 0;          // bytes of one copy of x, dt and z: 16, 8, 4, or one 16-bit element
-  int granule_BC = 0;       // of B and C
-  int row_bytes = 0;        // copied of a step of x, dt, z
-  int row_bytes_BC = 0;     // of B and C, and their pitch in shared memory
-  int y_pitch = 0;          // floats from channel to channel of the parts of y
-  int stage = 0;            // one tile of raw operands
-  int prepared = 0, prepared_bytes = 0;  // delta, delta x, B, C, resets; its buffers
-  int parts = 0, parts_bytes = 0;        // of y
-  std::int64_t chunk = 0;   // steps of a chunk
-  std::int64_t chunks = 1;
-  int launched_chunks = 1;  // fewer than chunks when summaries are made
-  float* entries = nullptr;  // [batch, chunks, channels, d_state]: see scan_chunked.cu
-  float* sums = nullptr;     // [batch, chunks, channels]
+  int lanes = 0;           // of a channel, a power of two; states held = lanes * States >= d_state
+  int padded_states = 0;   // that product, a power of two
+  int channels = 0;        // of a block, even; times lanes a multiple of 32
+  int channel_blocks = 0;  // per batch row
+  int granule = 0;         // bytes of one copy of x, dt and z: 16, 8, 4, or one 16-bit element
+  int granule_BC = 0;      // of B and C
+  bool paired_y = false;   // two channels of y can be stored at once
+  int row_bytes = 0;       // copied of a step of x, dt, z
+  int row_bytes_BC = 0;    // of B and C, and their pitch in shared memory
+  int stage = 0;           // one tile of raw operands
+  int prepared = 0;        // delta, delta x, B, C, resets
+  int parts = 0;           // of y, channel by channel and lane by lane: they take the place of delta
+  int part_channel = 0, part_lane = 0;  // and delta x if there are at most two; pitches in floats
+  std::int64_t chunk = 0;  // steps of a chunk
+  int first_chunk = 0, launched_chunks = 1;
+  std::int64_t chunks = 1;   // of a batch row, all
+  float* entries = nullptr;  // [batch, chunks - 1, channels, d_state]: see scan_chunked.cu
+  float* sums = nullptr;     // [batch, chunks - 1, channels]
 };
 
 // Copies of 16, 8 or 4 bytes go past the registers; the first `valid` bytes come from memory and the
@@ -60,9 +61,8 @@ __device__ __forceinline__ void copy_granule(char* to, const char* from, int val
   }
 }
 __device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_group;"); }
-template <int Pending>
-__device__ __forceinline__ void copies_wait() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
+__device__ __forceinline__ void copies_wait_all() {
+  asm volatile("cp.async.wait_group 0;" ::: "memory");
 }
 
 struct Four {
@@ -119,10 +119,11 @@ __device__ __forceinline__ Four tree_sum(const float* parts, int pitch, int coun
 }
 
 // `Width`: channels of a block at most; the pitch of raw x, dt and z, so that a helper reaches every
-// step of its channel by a constant.
-template <class T, int Steps, int Width, bool FewLanes>
+// step of its channels by a constant. FewLanes: at most four.
+template <class T, int States, int Steps, int Width, bool FewLanes>
 struct ScanBlock {
   static constexpr int pitch = Steps + 4;
+  static constexpr int lane_pitch = States * pitch + 4;  // B and C, lane to lane
   static constexpr int quads = Steps / 4;
   static constexpr int element = static_cast<int>(sizeof(T));
   static constexpr int raw_bytes = Steps * Width * element;  // of x, of dt, of z
@@ -131,16 +132,14 @@ struct ScanBlock {
   const ScanCut& cut;
   char* shared;
   std::int64_t b, first;  // batch row; first step of this block
-  int length;             // its steps
+  int chunk, length;      // its chunk, its steps
   int channel;            // the first one
-  int helper;             // this thread's number among the helpers, < 0: none
-  // What a helper does in every tile: channel, first group of four steps, and to the next group.
-  int my_channel, my_quad, next_quad;
-  Output output;
-  float bias;
-  // And what it copies: from where in the first tile, first row, rows to the next, bytes to copy.
+  // What a thread does in every tile besides recur: its pair of channels (`even` and the next), its
+  // first group of four steps.
+  int pair, my_quad;
+  // And what it copies: from where in the first tile, first row, where to, bytes.
   std::int64_t from_x, from_dt, from_z;
-  int my_row, next_row, to, valid;
+  int my_row, to, valid;
 
   __device__ ScanBlock(const ScanOperands& operands, const ScanCut& cut_, char* memory)
       : op(operands), cut(cut_), shared(memory) {
@@ -149,25 +148,34 @@ struct ScanBlock {
         static_cast<int>(blockIdx.x % static_cast<unsigned>(cut.channel_blocks)) * cut.channels;
     const auto launched = static_cast<unsigned>(cut.launched_chunks);
     b = block / launched;
-    first = block % launched * cut.chunk;
+    chunk = static_cast<int>(block % launched) + cut.first_chunk;
+    first = chunk * cut.chunk;
     length = static_cast<int>(min(cut.chunk, op.time - first));
-    helper = static_cast<int>(threadIdx.x) - cut.helper_begin;
-    next_quad = cut.helpers / cut.channels;
-    my_channel = helper < 0 ? 0 : helper % cut.channels;
-    my_quad = helper < 0 || helper >= next_quad * cut.channels ? quads : helper / cut.channels;
-    const bool there = channel + my_channel < op.channels;
-    output.has_D = op.D != nullptr;
-    output.has_z = op.z.data != nullptr;
-    if (op.D != nullptr && there) output.D = op.D[channel + my_channel];
-    bias = op.dt_bias != nullptr && there ? op.dt_bias[channel + my_channel] : 0;
+    const int thread = static_cast<int>(threadIdx.x);
+    pair = thread % (cut.channels / 2);
+    my_quad = thread / (cut.channels / 2);
+    keep_constants();
     plan_copies();
   }
 
+  // D and dt_bias of the block's channels, in shared memory: registers are short.
+  __device__ float* constants() const {
+    return reinterpret_cast<float*>(shared + cut.prepared) - 2 * cut.channels;
+  }
+  __device__ void keep_constants() const {
+    for (int i = static_cast<int>(threadIdx.x); i < cut.channels; i += blockDim.x) {
+      const int c = channel + i;
+      constants()[i] = op.D != nullptr && c < op.channels ? op.D[c] : 0;
+      constants()[cut.channels + i] = op.dt_bias != nullptr && c < op.channels ? op.dt_bias[c] : 0;
+    }
+  }
+
   __device__ void plan_copies() {
+    const int thread = static_cast<int>(threadIdx.x);
     const int per_row = cut.row_bytes / cut.granule;
-    next_row = cut.helpers / per_row;
-    my_row = helper < 0 || helper >= next_row * per_row ? Steps : helper / per_row;
-    const int byte = helper < 0 ? 0 : helper % per_row * cut.granule;
+    my_row = thread / per_row;
+    if (my_row >= rows_at_once()) my_row = Steps;
+    const int byte = thread % per_row * cut.granule;
     to = my_row * Width * element + byte;
     valid = max(0, min(cut.granule, block_channels() * element - byte));
     const auto offset = [&](const ScanTrack& track) {
@@ -177,8 +185,11 @@ struct ScanBlock {
     from_dt = offset(op.dt);
     from_z = offset(op.z);
   }
+  __device__ int rows_at_once() const {
+    return static_cast<int>(blockDim.x) / (cut.row_bytes / cut.granule);
+  }
+  __device__ int quads_at_once() const { return 2 * cut.lanes; }
 
-  __device__ std::int64_t chunk() const { return first / cut.chunk; }
   __device__ int tiles() const { return (length + Steps - 1) / Steps; }
   __device__ int block_channels() const { return min(cut.channels, op.channels - channel); }
   // Steps of a tile that are in the sequence.
@@ -193,19 +204,14 @@ struct ScanBlock {
   __device__ char* raw_BC(int stage, int which) const {
     return raw(stage, 3) + which * Steps * cut.row_bytes_BC;
   }
-  __device__ float* prepared(int buffer) const {
-    return reinterpret_cast<float*>(shared + cut.prepared + buffer * cut.prepared_bytes);
+  __device__ float* delta() const { return reinterpret_cast<float*>(shared + cut.prepared); }
+  __device__ float* delta_x() const { return delta() + cut.channels * pitch; }
+  __device__ float* B() const { return delta() + 2 * cut.channels * pitch; }
+  __device__ float* C() const { return B() + cut.lanes * lane_pitch; }
+  __device__ unsigned* resets() const {
+    return reinterpret_cast<unsigned*>(B() + 2 * cut.lanes * lane_pitch);
   }
-  __device__ float* delta(int buffer) const { return prepared(buffer); }
-  __device__ float* delta_x(int buffer) const { return delta(buffer) + cut.channels * pitch; }
-  __device__ float* B(int buffer) const { return delta(buffer) + 2 * cut.channels * pitch; }
-  __device__ float* C(int buffer) const { return B(buffer) + cut.padded_states * pitch; }
-  __device__ unsigned* resets(int buffer) const {
-    return reinterpret_cast<unsigned*>(B(buffer) + 2 * cut.padded_states * pitch);
-  }
-  __device__ float* parts(int buffer) const {
-    return reinterpret_cast<float*>(shared + cut.parts + buffer * cut.parts_bytes);
-  }
+  __device__ float* parts() const { return reinterpret_cast<float*>(shared + cut.parts); }
 
   // ---- fill -------------------------------------------------------------------------------------
 
@@ -219,16 +225,17 @@ struct ScanBlock {
     const char* dt = first_of(op.dt, from_dt);
     const char* z = first_of(op.z, from_z);
     char* target = raw(stage, 0) + to;
+    const int rows = rows_at_once();
 #pragma unroll 1
-    for (int row = my_row; row < Steps; row += next_row) {
+    for (int row = my_row; row < Steps; row += rows) {
       const int bytes = row < steps ? valid : 0;
       copy_granule<Bytes>(target, x, bytes);
       copy_granule<Bytes>(target + raw_bytes, dt, bytes);
-      if (output.has_z) copy_granule<Bytes>(target + 2 * raw_bytes, z, bytes);
-      target += next_row * Width * element;
-      x += next_row * step(op.x);
-      dt += next_row * step(op.dt);
-      z += next_row * step(op.z);
+      if (op.z.data != nullptr) copy_granule<Bytes>(target + 2 * raw_bytes, z, bytes);
+      target += rows * Width * element;
+      x += rows * step(op.x);
+      dt += rows * step(op.dt);
+      z += rows * step(op.z);
     }
   }
 
@@ -242,7 +249,7 @@ struct ScanBlock {
     const auto* C = reinterpret_cast<const char*>(op.C.at<T>(b, t0));
     const int valid_row = op.d_state * element;
 #pragma unroll 1
-    for (int i = helper; i < Steps * per_row; i += cut.helpers) {
+    for (int i = static_cast<int>(threadIdx.x); i < Steps * per_row; i += blockDim.x) {
       const int row = i >> row_shift;
       const int byte = (i & (per_row - 1)) << shift;
       const int bytes = row < steps ? max(0, min(Bytes, valid_row - byte)) : 0;
@@ -267,84 +274,126 @@ struct ScanBlock {
       case 4: fill_states<4>(tile, stage, steps); break;
       default: fill_states<element>(tile, stage, steps);
     }
-    if (op.reset != nullptr && helper < Steps) {
-      const std::int32_t* flag = op.reset + b * op.reset_pitch + first + tile * Steps + helper;
-      copy_granule<4>(raw_BC(stage, 2) + 4 * helper, reinterpret_cast<const char*>(flag),
-                      helper < steps ? 4 : 0);
+    const int i = static_cast<int>(threadIdx.x);
+    if (op.reset != nullptr && i < Steps) {
+      const std::int32_t* flag =
+          op.reset + b * op.reset_pitch + first + std::int64_t{tile} * Steps + i;
+      copy_granule<4>(raw_BC(stage, 2) + 4 * i, reinterpret_cast<const char*>(flag),
+                      i < steps ? 4 : 0);
     }
   }
 
   // ---- prepare ----------------------------------------------------------------------------------
 
-  __device__ __forceinline__ void prepare(int stage, int buffer) const {
-    const T* x = reinterpret_cast<const T*>(raw(stage, 0)) + my_channel;
-    const T* dt = reinterpret_cast<const T*>(raw(stage, 1)) + my_channel;
-    float* to_delta = delta(buffer) + my_channel * pitch;
-    float* to_delta_x = delta_x(buffer) + my_channel * pitch;
+  // This thread's pair of channels at step t of a raw operand.
+  __device__ __forceinline__ Vec<T, 2> raw_pair(int stage, int which, int t) const {
+    return load_vec<2>(reinterpret_cast<const T*>(raw(stage, which)) + t * Width + 2 * pair);
+  }
+
+  __device__ __forceinline__ void prepare(int stage) const {
+    const int half = cut.channels / 2 * pitch;  // from even to odd channels
+    float* to_delta = delta() + pair * pitch;
+    float* to_delta_x = delta_x() + pair * pitch;
+    const Vec<float, 2> bias = load_vec<2>(constants() + cut.channels + 2 * pair);
 #pragma unroll 1
-    for (int q = my_quad; q < quads; q += next_quad) {
-      Four d, u;
+    for (int q = my_quad; q < quads; q += quads_at_once()) {
+      Four d[2], u[2];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int at = (4 * q + i) * Width;
-        d.at[i] = softplus(__fadd_rn(to_float(dt[at]), bias));
-        u.at[i] = __fmul_rn(d.at[i], to_float(x[at]));
+        const Vec<T, 2> dt = raw_pair(stage, 1, 4 * q + i), x = raw_pair(stage, 0, 4 * q + i);
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          d[c].at[i] = softplus(__fadd_rn(to_float(dt.at[c]), bias.at[c]));
+          u[c].at[i] = __fmul_rn(d[c].at[i], to_float(x.at[c]));
+        }
       }
-      store_four(to_delta + 4 * q, d);
-      store_four(to_delta_x + 4 * q, u);
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        store_four(to_delta + c * half + 4 * q, d[c]);
+        store_four(to_delta_x + c * half + 4 * q, u[c]);
+      }
     }
-    prepare_states(stage, buffer);
-    if (op.reset != nullptr && helper < 32) {
+    prepare_states(stage);
+    if (op.reset != nullptr && threadIdx.x < 32) {
       const auto* flags = reinterpret_cast<const std::int32_t*>(raw_BC(stage, 2));
-      const unsigned mask = __ballot_sync(0xffffffffu, helper < Steps && flags[helper] != 0);
-      if (helper == 0) *resets(buffer) = mask;
+      const auto i = static_cast<int>(threadIdx.x);
+      const unsigned mask = __ballot_sync(0xffffffffu, i < Steps && flags[i] != 0);
+      if (i == 0) *resets() = mask;
     }
   }
 
-  // B and C, contiguous in both raw and prepared memory, as one table of 2 padded_states columns.
-  __device__ __forceinline__ void prepare_states(int stage, int buffer) const {
+  // B and C, contiguous in raw memory, two states and four steps at a time.
+  __device__ __forceinline__ void prepare_states(int stage) const {
     const int row = cut.row_bytes_BC / element;
-    const int shift = 31 - __clz(cut.padded_states);
+    const int pairs = cut.padded_states / 2;
+    const int shift = 31 - __clz(pairs);
     const T* table = reinterpret_cast<const T*>(raw_BC(stage, 0));
 #pragma unroll 1
-    for (int i = helper; i < 2 * quads << shift; i += cut.helpers) {
-      const int n = i & (cut.padded_states - 1);
+    for (int i = static_cast<int>(threadIdx.x); i < 2 * quads << shift; i += blockDim.x) {
+      const int n = 2 * (i & (pairs - 1));
       const int q = (i >> shift) & (quads - 1);
       const int which = (i >> shift) / quads;
       const T* from = table + (which * Steps + 4 * q) * row + n;
-      Four v;
+      Four v[2];
 #pragma unroll
-      for (int j = 0; j < 4; ++j) v.at[j] = to_float(from[j * row]);
-      store_four(B(buffer) + ((which << shift) + n) * pitch + 4 * q, v);
+      for (int j = 0; j < 4; ++j) {
+        const Vec<T, 2> two = load_vec<2>(from + j * row);
+        v[0].at[j] = to_float(two.at[0]);
+        v[1].at[j] = to_float(two.at[1]);
+      }
+      float* to_states = (which == 0 ? B() : C()) + n * pitch + n / States * 4 + 4 * q;
+      store_four(to_states, v[0]);
+      store_four(to_states + pitch, v[1]);
     }
   }
 
   // ---- finish -----------------------------------------------------------------------------------
 
-  __device__ __forceinline__ void finish(int tile, int stage, int buffer) const {
-    if (channel + my_channel >= op.channels) return;
+  __device__ __forceinline__ void finish(int tile, int stage) const {
+    const int c = channel + 2 * pair;
+    if (c >= op.channels) return;
+    const bool both = c + 1 < op.channels;
     const int steps = steps_of(tile);
-    const T* x = reinterpret_cast<const T*>(raw(stage, 0)) + my_channel;
-    const T* z = reinterpret_cast<const T*>(raw(stage, 2)) + my_channel;
-    const float* from = parts(buffer) + my_channel * cut.y_pitch;
-    T* y = op.y.out<T>(b, first + std::int64_t{tile} * Steps + 4 * my_quad) + channel + my_channel;
+    const float* from = parts() + pair * cut.part_channel;
+    const int half = cut.channels / 2 * cut.part_channel;
+    T* y = op.y.out<T>(b, first + std::int64_t{tile} * Steps + 4 * my_quad) + c;
 #pragma unroll 1
-    for (int q = my_quad; q < quads; q += next_quad) {
-      Four sum = tree_sum<FewLanes>(from + 4 * q, pitch, cut.lanes);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int at = (4 * q + i) * Width;
-        if (output.has_D) sum.at[i] = __fmaf_rn(output.D, to_float(x[at]), sum.at[i]);
-        if (output.has_z) sum.at[i] = __fmul_rn(sum.at[i], silu<T>(to_float(z[at])));
-      }
+    for (int q = my_quad; q < quads; q += quads_at_once()) {
+      Four sum[2];
+      sum[0] = tree_sum<FewLanes>(from + 4 * q, cut.part_lane, cut.lanes);
+      sum[1] = tree_sum<FewLanes>(from + half + 4 * q, cut.part_lane, cut.lanes);
       T* step = y;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        if (4 * q + i < steps) *step = from_float<T>(sum.at[i]);
+        const Vec<T, 2> out = gated(stage, 4 * q + i, sum[0].at[i], sum[1].at[i]);
+        if (4 * q + i < steps) {
+          if (cut.paired_y && both) {
+            store_vec(step, out);
+          } else {
+            step[0] = out.at[0];
+            if (both) step[1] = out.at[1];
+          }
+        }
         step += op.y.step_pitch;
       }
-      y += 4 * next_quad * op.y.step_pitch;
+      y += 4 * quads_at_once() * op.y.step_pitch;
     }
+  }
+
+  __device__ __forceinline__ Vec<T, 2> gated(int stage, int t, float even, float odd) const {
+    float y[2] = {even, odd};
+    if (op.D != nullptr) {
+      const Vec<T, 2> x = raw_pair(stage, 0, t);
+      const Vec<float, 2> D = load_vec<2>(constants() + 2 * pair);
+#pragma unroll
+      for (int c = 0; c < 2; ++c) y[c] = __fmaf_rn(D.at[c], to_float(x.at[c]), y[c]);
+    }
+    if (op.z.data != nullptr) {
+      const Vec<T, 2> z = raw_pair(stage, 2, t);
+#pragma unroll
+      for (int c = 0; c < 2; ++c) y[c] = __fmul_rn(y[c], silu<T>(to_float(z.at[c])));
+    }
+    return {{from_float<T>(y[0]), from_float<T>(y[1])}};
   }
 
   // A batch row without a state: its y and step states are all zeros (padding) or all NaN.

@@ -1,14 +1,13 @@
 // Chunk-parallel in time, for batches too small to fill the chip. A chunk is a linear map of the state
 // before it: over all its steps the decays multiply to exp(A sum(delta)), one exponential. So
 //
-//   1. every chunk but the last runs the recurrence alone, from zeros (the first from the initial state),
-//      without y; it leaves its last state and the sum of its deltas, -1 if there was a reset inside,
-//      after which nothing of the state before is left
-//   2. every chunk composes what the chunks before it left into the state it starts from, in order, and
-//   3. runs again with y; the last one writes the final state.
+//   first pass   every chunk but the last runs from zeros, without y, and leaves its last state and the
+//                sum of its deltas: -1 if there was a reset, after which nothing of the state before is
+//                left. Chunk 0 knows its initial state, so it is done with y and all.
+//   second pass  every chunk but the first composes what the chunks before it left into the state that
+//                it starts from, in order, and runs again with y. The last one writes the final state.
 //
-// 2 and 3 are one launch. Pass 1 also copies the initial state, since the final state may be the same
-// memory. The work is nearly twice that of one block walking all of time.
+// The work is between one and two times that of walking all of time at once.
 #include <algorithm>
 
 #include "kernels/scan_launch.hpp"
@@ -19,19 +18,16 @@ void scan_chunked(const SelectiveScan& op, Stream& stream, const ScanGeometry& g
   constexpr std::int64_t multiple = 32;  // of any kernel's tile
   const std::int64_t time = op.x.dim(1), batch = op.x.dim(0), channels = op.x.dim(2);
   ScanChunks chunks;
-  chunks.length = std::max((std::min(geometry.chunk, time) + multiple - 1) / multiple, 1L) * multiple;
+  const std::int64_t wanted = std::clamp<std::int64_t>(geometry.chunk, 1, std::max<std::int64_t>(time, 1));
+  chunks.length = (wanted + multiple - 1) / multiple * multiple;
   chunks.count = std::max<std::int64_t>((time + chunks.length - 1) / chunks.length, 1);
+  if (chunks.count == 1) return scan_walk(op, stream, geometry, chunks, ScanPass::whole);
   Scratch scratch(stream);
-  if (chunks.count > 1) {
-    chunks.entries =
-        scratch.take({batch, chunks.count, channels, op.A_log.dim(1)}, DType::f32).data<float>();
-    chunks.sums = scratch.take({batch, chunks.count, channels}, DType::f32).data<float>();
-    ScanGeometry summary = geometry;
-    summary.states = 4;
-    summary.helpers = 0;
-    scan_walk(op, stream, summary, chunks, true);
-  }
-  scan_walk(op, stream, geometry, chunks, false);
+  chunks.entries =
+      scratch.take({batch, chunks.count - 1, channels, op.A_log.dim(1)}, DType::f32).data<float>();
+  chunks.sums = scratch.take({batch, chunks.count - 1, channels}, DType::f32).data<float>();
+  scan_walk(op, stream, geometry, chunks, ScanPass::first);
+  scan_walk(op, stream, geometry, chunks, ScanPass::second);
 }
 
 }  // namespace mamba::cuda

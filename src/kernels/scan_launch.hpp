@@ -8,15 +8,16 @@ namespace mamba::cuda {
 void scan_step(const SelectiveScan& op, Stream& stream);
 void scan_chunked(const SelectiveScan& op, Stream& stream, const ScanGeometry& geometry);
 
-// Time in chunks (see scan_chunked.cu); one chunk is the whole of it.
+// Time in chunks (see scan_chunked.cu).
 struct ScanChunks {
   std::int64_t length = 0, count = 1;
-  float* entries = nullptr;  // [batch, count, channels, d_state]; absent with one chunk
-  float* sums = nullptr;     // [batch, count, channels]
+  float* entries = nullptr;  // [batch, count - 1, channels, d_state]
+  float* sums = nullptr;     // [batch, count - 1, channels]
 };
+enum class ScanPass { whole, first, second };
 
-// The kernel that walks time, through all chunks; with `summary`, what each chunk but the last leaves.
+// The kernel that walks time.
 void scan_walk(const SelectiveScan& op, Stream& stream, const ScanGeometry& geometry,
-               const ScanChunks& chunks, bool summary);
+               const ScanChunks& chunks, ScanPass pass);
 
 }  // namespace mamba::cuda

@@ -34,46 +34,49 @@ int lanes_of(std::int64_t d_state, int states) {
   return lanes;
 }
 
-constexpr int workers_at_most = 256;
-
 struct ScanLaunch {
   ScanCut cut;
   int threads = 0;
   int shared = 0;
 
-  // `steps` of a tile; `pipeline`: two buffers for everything, and some warps beside the others.
-  ScanLaunch(const SelectiveScan& op, const ScanGeometry& geometry, const ScanChunks& chunks,
-             int steps, int width, bool pipeline, bool summary) {
-    const auto size = static_cast<int>(size_of(op.x.dtype()));
+  template <class T, int States, int Steps, int Width, bool FewLanes>
+  ScanLaunch(const SelectiveScan& op, int channels_wanted, const ScanChunks& chunks, ScanPass pass,
+             const ScanBlock<T, States, Steps, Width, FewLanes>*) {
+    using Block = ScanBlock<T, States, Steps, Width, FewLanes>;
+    constexpr int size = Block::element;
     const std::int64_t channels = op.x.dim(2);
-    const int pitch = steps + 4;
-    const int buffers = pipeline ? 2 : 1;
-    cut.lanes = lanes_of(op.A_log.dim(1), geometry.states);
-    cut.padded_states = cut.lanes * geometry.states;
-    const int fits = std::max(std::min(width, workers_at_most / cut.lanes), 1);
-    cut.channels =
-        static_cast<int>(std::min<std::int64_t>(std::min(geometry.channels, fits), channels));
+    cut.lanes = lanes_of(op.A_log.dim(1), States);
+    cut.padded_states = cut.lanes * States;
+    const int multiple = std::max(32 / cut.lanes, 2);
+    const int most = std::max(std::min(Width, 256 / cut.lanes), multiple);
+    cut.channels = static_cast<int>(
+        std::min<std::int64_t>(round_up(std::min<std::int64_t>(channels_wanted, channels), multiple),
+                               most));
     cut.channel_blocks = static_cast<int>((channels + cut.channels - 1) / cut.channels);
-    const auto workers = static_cast<int>(round_up(cut.channels * cut.lanes, 32));
-    cut.helper_begin = pipeline ? workers : 0;
-    cut.helpers = pipeline ? 32 * std::clamp(geometry.helpers, 1, 8) : workers;
-    threads = pipeline ? workers + cut.helpers : workers;
+    threads = cut.channels * cut.lanes;
     cut.granule = copy_granule_of({&op.x, &op.dt, &op.z},
                                   cut.channel_blocks == 1 ? 16 : std::int64_t{cut.channels});
     cut.granule_BC = copy_granule_of({&op.B, &op.C}, 16);
+    cut.paired_y = copy_granule_of({&op.y}, 16) >= 2 * size;
     cut.row_bytes = static_cast<int>(round_up(cut.channels * size, 16));
     cut.row_bytes_BC = static_cast<int>(round_up(cut.padded_states * size, 16));
-    cut.y_pitch = cut.lanes * pitch;
-    if (cut.y_pitch / 4 % 2 == 0) cut.y_pitch += 4;  // odd: neighbouring channels in other banks
-    cut.stage = steps * (3 * width * size + 2 * cut.row_bytes_BC + 4);
-    cut.prepared = (pipeline ? pipeline_stages : 2) * cut.stage;
-    cut.prepared_bytes = 4 * (2 * cut.channels + 2 * cut.padded_states) * pitch + 16;
-    cut.parts = cut.prepared + buffers * cut.prepared_bytes;
-    cut.parts_bytes = summary ? 0 : 4 * cut.channels * cut.y_pitch;
-    shared = cut.parts + buffers * cut.parts_bytes;
+    cut.stage = 3 * Block::raw_bytes + Steps * (2 * cut.row_bytes_BC + 4);
+    cut.prepared = 2 * cut.stage + static_cast<int>(round_up(4 * 2 * cut.channels, 16));
+    shared = cut.prepared + 4 * 2 * (cut.channels * Block::pitch + cut.lanes * Block::lane_pitch) + 16;
+    cut.part_channel = Block::pitch;
+    cut.part_lane = cut.channels * Block::pitch;
+    cut.parts = cut.prepared;
+    if (cut.lanes > 2) {
+      cut.part_lane = Block::pitch;
+      cut.part_channel = cut.lanes * Block::pitch;
+      if (cut.part_channel / 4 % 2 == 0) cut.part_channel += 4;  // odd: neighbours in other banks
+      cut.parts = shared;
+      shared += 4 * cut.channels * cut.part_channel;
+    }
     cut.chunk = chunks.length;
     cut.chunks = chunks.count;
-    cut.launched_chunks = static_cast<int>(summary ? chunks.count - 1 : chunks.count);
+    cut.first_chunk = pass == ScanPass::second ? 1 : 0;
+    cut.launched_chunks = static_cast<int>(pass == ScanPass::whole ? 1 : chunks.count - 1);
     cut.entries = chunks.entries;
     cut.sums = chunks.sums;
   }
@@ -92,37 +95,30 @@ void launch_scan(Kernel kernel, const ScanLaunch& launch, const SelectiveScan& o
 }
 
 // Which of the kernels: what a thread holds, the steps of a tile, the channels of a block.
-template <class T, int States, int Steps, int Width, bool Pipeline, bool FewLanes, bool Summary>
+template <class T, int States, int Steps, int Width, bool FewLanes>
 void walk(const SelectiveScan& op, Stream& stream, const ScanGeometry& geometry,
-          const ScanChunks& chunks) {
-  const ScanLaunch launch(op, geometry, chunks, Steps, Width, Pipeline, Summary);
-  launch_scan(scan_kernel<T, States, Steps, Width, Pipeline, FewLanes, Summary>, launch, op, stream);
-}
-
-template <class T>
-void walk(const SelectiveScan& op, Stream& stream, const ScanGeometry& geometry,
-          const ScanChunks& chunks, bool summary) {
-  const bool many_lanes = lanes_of(op.A_log.dim(1), geometry.states) > few_lanes;
-  if (summary) {
-    many_lanes ? walk<T, 4, 8, 32, false, false, true>(op, stream, geometry, chunks)
-               : walk<T, 4, 32, 32, false, true, true>(op, stream, geometry, chunks);
-  } else if (geometry.helpers > 0) {
-    geometry.states == 2 ? walk<T, 2, 32, 32, true, false, false>(op, stream, geometry, chunks)
-                         : walk<T, 4, 32, 32, true, false, false>(op, stream, geometry, chunks);
-  } else if (many_lanes) {
-    walk<T, 4, 8, 32, false, false, false>(op, stream, geometry, chunks);
-  } else {
-    geometry.states == 8 ? walk<T, 8, 16, 64, false, true, false>(op, stream, geometry, chunks)
-                         : walk<T, 4, 32, 32, false, true, false>(op, stream, geometry, chunks);
-  }
+          const ScanChunks& chunks, ScanPass pass) {
+  constexpr const ScanBlock<T, States, Steps, Width, FewLanes>* kind = nullptr;
+  const ScanLaunch launch(op, geometry.channels, chunks, pass, kind);
+  launch_scan(pass == ScanPass::first ? scan_kernel<T, States, Steps, Width, FewLanes, true>
+                                      : scan_kernel<T, States, Steps, Width, FewLanes, false>,
+              launch, op, stream);
 }
 
 }  // namespace
 
 void scan_walk(const SelectiveScan& op, Stream& stream, const ScanGeometry& geometry,
-               const ScanChunks& chunks, bool summary) {
+               const ScanChunks& chunks, ScanPass pass) {
   detail::visit(op.x.dtype(), [&](auto type) {
-    walk<typename decltype(type)::type>(op, stream, geometry, chunks, summary);
+    using T = typename decltype(type)::type;
+    constexpr int steps = sizeof(T) == 2 ? 32 : 16;  // as many as leave room for five blocks
+    if (lanes_of(op.A_log.dim(1), geometry.states) > few_lanes) {
+      walk<T, 4, 8, 32, false>(op, stream, geometry, chunks, pass);
+    } else if (geometry.states == 8) {
+      walk<T, 8, steps, 64, true>(op, stream, geometry, chunks, pass);
+    } else {
+      walk<T, 4, steps, 32, true>(op, stream, geometry, chunks, pass);
+    }
   });
 }
 

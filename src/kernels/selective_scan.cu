@@ -36,7 +36,7 @@ void run_scan(const SelectiveScan& op, Stream& stream, ScanPlan plan, const Scan
     case ScanPlan::step:
       return scan_step(op, stream);
     case ScanPlan::sequential:
-      return scan_walk(op, stream, geometry, {std::max<std::int64_t>(op.x.dim(1), 1)}, false);
+      return scan_walk(op, stream, geometry, {std::max<std::int64_t>(op.x.dim(1), 1)}, ScanPass::whole);
     case ScanPlan::chunked:
       return scan_chunked(op, stream, geometry);
   }

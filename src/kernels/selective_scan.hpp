@@ -21,13 +21,11 @@ ScanPlan plan(const SelectiveScan& op, int sm_count);
 // run() with another plan. A plan that cannot do the operation is an ArgumentError.
 void run_scan(const SelectiveScan& op, Stream& stream, ScanPlan plan);
 
-// How the kernel that walks time is cut. Any d_state 1 to 256 works with any geometry in which
-// channels * (lanes of a channel) fits a block.
+// How the kernels that walk time are cut.
 struct ScanGeometry {
-  int states = 4;         // of a channel held by one thread: 2, 4 or 8
-  int channels = 32;      // of one block
-  int helpers = 0;        // warps beside the recurrence that load, prepare and finish; 0: everyone does
-  std::int64_t chunk = 0; // steps of a chunk, for ScanPlan::chunked
+  int states = 8;          // of a channel held by one thread: 4 or 8 (4 if d_state is above 32)
+  int channels = 64;       // of one block, about
+  std::int64_t chunk = 0;  // steps of a chunk, for ScanPlan::chunked
 };
 ScanGeometry geometry(const SelectiveScan& op, ScanPlan plan, int sm_count);
 void run_scan(const SelectiveScan& op, Stream& stream, ScanPlan plan, const ScanGeometry& geometry);

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "detail/backend.hpp"
+#include "detail/stream_access.hpp"
 #include "detail/visit.hpp"
 #include "host/ops/channel_rows.hpp"
 #include "host/ops/storage-inl.h"
@@ -110,10 +111,9 @@ void run(const AddRmsNorm& op, Stream& stream) {
   constexpr std::int64_t grain = std::int64_t{1} << 16;
   const auto threads = static_cast<int>(std::clamp<std::int64_t>(
       op.y.count() / grain, 1, std::min<std::int64_t>(rows, stream.threads())));
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-  for (int i = 0; i < threads; ++i) {
+  StreamAccess::team(stream).run(threads, [&](int i) {
     HWY_DYNAMIC_DISPATCH(add_rms_norm)(op, rows * i / threads, rows * (i + 1) / threads);
-  }
+  });
 }
 
 }  // namespace mamba::host

@@ -186,7 +186,7 @@ void run(const CausalConv& op, Stream& stream) {
   const std::int64_t each = HWY_NAMESPACE::Conv<float>::memory(width, items.panel_channels);
   Scratch scratch(stream);
   const TensorView memory = scratch.take({threads, each}, DType::f32);
-  each_thread(threads, items.count(), memory,
+  each_thread(stream, threads, items.count(), memory,
               [&](std::int64_t first, std::int64_t last, float* slice) {
                 HWY_DYNAMIC_DISPATCH(conv_items)(op, items, first, last, slice);
               });

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "detail/backend.hpp"
+#include "detail/stream_access.hpp"
 #include "host/ops/channel_rows.hpp"
 #include "host/ops/gemv.hpp"
 #include "host/ops/storage.hpp"
@@ -66,15 +67,14 @@ void gemv(const Matmul& op, Stream& stream) {
     widen(at(op.x, x_rows.offset(r)), op.x.dtype(), x + r * gemv.x_pitch, gemv.in);
   }
   const int threads = useful_threads(op, stream, gemv_grain);
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-  for (int i = 0; i < threads; ++i) {
+  StreamAccess::team(stream).run(threads, [&](int i) {
     const std::int64_t first = part(out, i, threads, 16);
     const std::int64_t last = part(out, i + 1, threads, 16);
     run(gemv, first, last);
     for (std::int64_t r = 0; r < x_rows.count(); ++r) {
       finish(op, gemv.sums + r * out + first, y_rows.offset(r), first, last);
     }
-  }
+  });
 }
 
 // c[m, n] = a[m, k] b[n, k]^T, all f32 with rows a pitch apart.
@@ -176,8 +176,7 @@ void gemm(const Matmul& op, Stream& stream, bool cut_rows) {
   float* x = take(copy_x, block_rows, in);
   float* weight = take(copy_weight, block_columns, in);
   float* y = take(copy_y, block_rows, block_columns);
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-  for (int i = 0; i < threads; ++i) {
+  StreamAccess::team(stream).run(threads, [&](int i) {
     const auto own = [i](float* all, std::int64_t height, std::int64_t width) {
       return all == nullptr ? nullptr : all + i * height * width;
     };
@@ -188,7 +187,7 @@ void gemm(const Matmul& op, Stream& stream, bool cut_rows) {
     } else {
       gemm_part(op, blocks, 0, rows, part(out, i, threads, 16), part(out, i + 1, threads, 16));
     }
-  }
+  });
 }
 
 }  // namespace

@@ -58,6 +58,7 @@ HWY_AFTER_NAMESPACE();
 
 #include "detail/backend.hpp"
 #include "detail/philox.hpp"
+#include "detail/stream_access.hpp"
 
 namespace mamba::host {
 
@@ -202,17 +203,16 @@ void run(const Sample& op, Stream& stream) {
   float* weights = scratch.take({threads, vocab}, DType::f32).data<float>();
   auto* sums = static_cast<double*>(scratch.take({threads, 2 * buckets}, DType::f32).data());
 
-#pragma omp parallel for num_threads(threads)
-  for (std::int64_t b = 0; b < batch; ++b) {
-    const bool penalty = op.repetition_penalty != 1;
+  const bool penalty = op.repetition_penalty != 1;
+  detail::Team& team = StreamAccess::team(stream);
+  team.run(static_cast<int>(batch), [&](int b) {
     const auto* seen = penalty ? op.seen.data<std::int32_t>() + b * op.seen.row_pitch() : nullptr;
     largest[b] = HWY_DYNAMIC_DISPATCH(adjust)(op.logits.data<float>() + b * op.logits.row_pitch(),
                                               seen, op.repetition_penalty, logits + b * vocab,
                                               static_cast<std::size_t>(vocab));
-  }
+  });
   check_largest(largest, batch);
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-  for (int thread = 0; thread < threads; ++thread) {
+  team.run(threads, [&](int thread) {
     const Candidates all{ids + thread * vocab, keys + thread * vocab, weights + thread * vocab,
                          sums + thread * buckets, vocab};
     for (std::int64_t b = thread; b < batch; b += threads) {
@@ -224,7 +224,7 @@ void run(const Sample& op, Stream& stream) {
       op.ids.data<std::int32_t>()[b] = id;
       if (op.seen) op.seen.data<std::int32_t>()[b * op.seen.row_pitch() + id] = 1;
     }
-  }
+  });
 }
 
 }  // namespace mamba::host

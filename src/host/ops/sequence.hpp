@@ -4,12 +4,12 @@
 // the batch can change a bit.
 #pragma once
 
-#include <omp.h>
-
 #include <algorithm>
 #include <cstdint>
 
 #include <mamba/ops.hpp>
+
+#include "detail/stream_access.hpp"
 
 namespace mamba::host {
 
@@ -55,18 +55,15 @@ inline Items cut(std::int64_t batch, std::int64_t channels, std::int64_t largest
   return {batch, channels, std::min(even, most)};
 }
 
-// f(first item, one past the last, the thread's row of `memory`) on each thread.
+// f(first item, one past the last, a row of `memory` of its own) for each of `threads` runs of
+// items.
 template <class F>
-void each_thread(int threads, std::int64_t items, const TensorView& memory, const F& f) {
+void each_thread(Stream& stream, int threads, std::int64_t items, const TensorView& memory,
+                 const F& f) {
   float* base = memory.data<float>();
-  const std::int64_t slice = memory.row_pitch();
-  if (threads == 1) return f(std::int64_t{0}, items, base);
-#pragma omp parallel num_threads(threads)
-  {
-    const std::int64_t i = omp_get_thread_num();
-    const std::int64_t n = omp_get_num_threads();
-    f(items * i / n, items * (i + 1) / n, base + i * slice);
-  }
+  StreamAccess::team(stream).run(threads, [&](int i) {
+    f(items * i / threads, items * (i + 1) / threads, base + i * memory.row_pitch());
+  });
 }
 
 // One operand's part in an item: its channels, over time.
