@@ -8,10 +8,11 @@
 #include <cstdint>
 #include <memory>
 #include <random>
-#include <thread>
 #include <vector>
 
 #include <mamba/ops.hpp>
+
+#include "plain_read.hpp"
 
 namespace {
 
@@ -59,30 +60,8 @@ double seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// Adds up all 8-byte words of [first, last) of every weight: eight sums, so that the additions
-// never wait.
-std::uint64_t read_part(const Model& model, int part, int parts) {
-  std::uint64_t sums[32] = {};
-  for (const Tensor& weight : model.weights) {
-    const auto* words = static_cast<const std::uint64_t*>(weight.view().data());
-    const std::int64_t count = weight.bytes() / 8 / 32;
-    for (std::int64_t i = count * part / parts; i < count * (part + 1) / parts; ++i) {
-      for (int k = 0; k < 32; ++k) sums[k] += words[32 * i + k];
-    }
-  }
-  std::uint64_t sum = 0;
-  for (const std::uint64_t one : sums) sum += one;
-  return sum;
-}
-
 void plain_read(const Model& model, int threads) {
-  std::vector<std::thread> others;
-  for (int i = 1; i < threads; ++i) {
-    others.emplace_back(
-        [&model, i, threads] { benchmark::DoNotOptimize(read_part(model, i, threads)); });
-  }
-  benchmark::DoNotOptimize(read_part(model, 0, threads));
-  for (std::thread& other : others) other.join();
+  bench::plain_read({model.weights.begin(), model.weights.end()}, threads);
 }
 
 // All matrices once, for `rows` rows; the head for its last row alone, as a prompt needs it.

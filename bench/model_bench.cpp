@@ -4,9 +4,12 @@
 
 #include <mamba/language_model.hpp>
 
+#include <algorithm>
 #include <chrono>
-#include <thread>
+#include <string>
 #include <vector>
+
+#include "plain_read.hpp"
 
 namespace {
 
@@ -27,25 +30,14 @@ const LanguageModel& model_130m(DType dtype) {
   return half;
 }
 
-// A plain read of as many bytes as the model has, by as many threads: the ceiling of decoding.
-double read_seconds(std::int64_t bytes, int threads) {
-  static std::vector<std::uint64_t> memory;
-  memory.resize(static_cast<std::size_t>(bytes / 8), 1);
-  std::vector<std::thread> readers;
-  std::vector<std::uint64_t> sums(static_cast<std::size_t>(threads) * 8);
-  const auto start = std::chrono::steady_clock::now();
-  const std::size_t share = memory.size() / static_cast<std::size_t>(threads);
-  for (int i = 0; i < threads; ++i) {
-    readers.emplace_back([&, i] {
-      const std::uint64_t* first = memory.data() + static_cast<std::size_t>(i) * share;
-      std::uint64_t sum = 0;
-      for (std::size_t k = 0; k < share; ++k) sum += first[k];
-      sums[static_cast<std::size_t>(i) * 8] = sum;
-    });
-  }
-  for (std::thread& reader : readers) reader.join();
-  benchmark::DoNotOptimize(sums.data());
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+double seconds_now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+double median(std::vector<double> values) {
+  std::nth_element(values.begin(), values.begin() + static_cast<long>(values.size() / 2),
+                   values.end());
+  return values[values.size() / 2];
 }
 
 Tensor some_ids(std::int64_t time) {
@@ -55,33 +47,40 @@ Tensor some_ids(std::int64_t time) {
   return Tensor::from(ids, {1, time});
 }
 
-// One token at a time, alternating with the plain read so that both see the same machine.
-void decode(benchmark::State& bench, DType dtype) {
+// One token at a time, alternating with a plain read of all weights, so that both see the same
+// machine.
+void model_decode(benchmark::State& bench, DType dtype) {
   const LanguageModel& model = model_130m(dtype);
   Stream stream(Device::cpu(), static_cast<int>(bench.range(0)));
   StackState state = model.make_state(1);
   Tensor logits({1, model.config().vocab_size}, DType::f32);
   const Tensor id = some_ids(1);
-  const std::int64_t bytes = model.parameters() * size_of(dtype);
-  model.forward(id, state, logits, stream);
-  double read = 0;
-  double forward = 0;
+  std::vector<ConstTensorView> weights;
+  double bytes = 0;
+  model.each_weight([&](const std::string&, const Tensor& tensor) {
+    weights.push_back(tensor);
+    bytes += static_cast<double>(tensor.bytes());
+  });
+  for (int i = 0; i < 3; ++i) model.forward(id, state, logits, stream);
+  std::vector<double> reads;
+  std::vector<double> steps;
   for (auto _ : bench) {
-    read += read_seconds(bytes, stream.threads());
-    const auto start = std::chrono::steady_clock::now();
+    double start = seconds_now();
+    bench::plain_read(weights, stream.threads());
+    reads.push_back(seconds_now() - start);
+    start = seconds_now();
     model.forward(id, state, logits, stream);
-    const double seconds =
-        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    forward += seconds;
-    bench.SetIterationTime(seconds);
+    steps.push_back(seconds_now() - start);
+    bench.SetIterationTime(steps.back());
   }
-  bench.counters["of_read_speed"] = read / forward;
-  bench.counters["GB/s"] =
-      static_cast<double>(bytes) * static_cast<double>(bench.iterations()) / forward / 1e9;
+  bench.counters["median_ms"] = median(steps) * 1e3;
+  bench.counters["read_ms"] = median(reads) * 1e3;
+  bench.counters["of_read_speed"] = median(reads) / median(steps);
+  bench.counters["GB/s"] = bytes / median(steps) / 1e9;
 }
 
 // A prompt of 512 tokens, the logits of its last position.
-void prefill(benchmark::State& bench, DType dtype) {
+void model_prefill(benchmark::State& bench, DType dtype) {
   const LanguageModel& model = model_130m(dtype);
   Stream stream(Device::cpu(), static_cast<int>(bench.range(0)));
   StackState state = model.make_state(1);
@@ -116,25 +115,25 @@ void layer_time_0(benchmark::State& bench) {
   for (auto _ : bench) layer.forward(x, state, y, stream);
 }
 
-BENCHMARK_CAPTURE(decode, f32, DType::f32)
+BENCHMARK_CAPTURE(model_decode, f32, DType::f32)
     ->Arg(1)
     ->Arg(2)
     ->UseManualTime()
     ->Unit(benchmark::kMillisecond)
     ->MinTime(3);
-BENCHMARK_CAPTURE(decode, bf16, DType::bf16)
+BENCHMARK_CAPTURE(model_decode, bf16, DType::bf16)
     ->Arg(1)
     ->Arg(2)
     ->UseManualTime()
     ->Unit(benchmark::kMillisecond)
     ->MinTime(3);
-BENCHMARK_CAPTURE(prefill, f32, DType::f32)
+BENCHMARK_CAPTURE(model_prefill, f32, DType::f32)
     ->Arg(1)
     ->Arg(2)
     ->UseRealTime()
     ->Unit(benchmark::kMillisecond)
     ->MinTime(3);
-BENCHMARK_CAPTURE(prefill, bf16, DType::bf16)
+BENCHMARK_CAPTURE(model_prefill, bf16, DType::bf16)
     ->Arg(2)
     ->UseRealTime()
     ->Unit(benchmark::kMillisecond)
