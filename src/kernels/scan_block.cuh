@@ -26,13 +26,11 @@ namespace mamba::cuda {
 struct ScanCut {
   int lanes = 0;           // of a channel, a power of two; states held = lanes * States >= d_state
   int padded_states = 0;   // that product, a power of two
-  int channels = 0;        // of a block, even; times lanes a multiple of 32
   int channel_blocks = 0;  // per batch row
   int granule = 0;         // bytes of one copy of x, dt and z: 16, 8, 4, or one 16-bit element
   int granule_BC = 0;      // of B and C
   bool paired_y = false;   // two channels of y can be stored at once
-  int row_bytes = 0;       // copied of a step of x, dt, z
-  int row_bytes_BC = 0;    // of B and C, and their pitch in shared memory
+  int row_bytes_BC = 0;    // of a step of B or C in shared memory
   int stage = 0;           // one tile of raw operands
   int prepared = 0;        // delta, delta x, B, C, resets
   int parts = 0;           // of y, channel by channel and lane by lane: they take the place of delta
@@ -118,15 +116,18 @@ __device__ __forceinline__ Four tree_sum(const float* parts, int pitch, int coun
   return sum;
 }
 
-// `Width`: channels of a block at most; the pitch of raw x, dt and z, so that a helper reaches every
-// step of its channels by a constant. FewLanes: at most four.
-template <class T, int States, int Steps, int Width, bool FewLanes>
+// A block has Channels channels (its last ones may not exist) and `lanes` threads for each. FewLanes: at
+// most four. All that a helper has to know about its place follows from constants, so that it need not
+// be kept in registers, which are short.
+template <class T, int States, int Steps, int Channels, bool FewLanes>
 struct ScanBlock {
+  static constexpr int channels = Channels;
+  static constexpr int half = Channels / 2;
   static constexpr int pitch = Steps + 4;
   static constexpr int lane_pitch = States * pitch + 4;  // B and C, lane to lane
   static constexpr int quads = Steps / 4;
   static constexpr int element = static_cast<int>(sizeof(T));
-  static constexpr int raw_bytes = Steps * Width * element;  // of x, of dt, of z
+  static constexpr int raw_bytes = Steps * Channels * element;  // of x, of dt, of z
 
   const ScanOperands& op;
   const ScanCut& cut;
@@ -134,79 +135,48 @@ struct ScanBlock {
   std::int64_t b, first;  // batch row; first step of this block
   int chunk, length;      // its chunk, its steps
   int channel;            // the first one
-  // What a thread does in every tile besides recur: its pair of channels (`even` and the next), its
-  // first group of four steps.
-  int pair, my_quad;
-  // And what it copies: from where in the first tile, first row, where to, bytes.
-  std::int64_t from_x, from_dt, from_z;
-  int my_row, to, valid;
 
   __device__ ScanBlock(const ScanOperands& operands, const ScanCut& cut_, char* memory)
       : op(operands), cut(cut_), shared(memory) {
     const unsigned block = blockIdx.x / static_cast<unsigned>(cut.channel_blocks);
-    channel =
-        static_cast<int>(blockIdx.x % static_cast<unsigned>(cut.channel_blocks)) * cut.channels;
+    channel = static_cast<int>(blockIdx.x % static_cast<unsigned>(cut.channel_blocks)) * Channels;
     const auto launched = static_cast<unsigned>(cut.launched_chunks);
     b = block / launched;
     chunk = static_cast<int>(block % launched) + cut.first_chunk;
     first = chunk * cut.chunk;
     length = static_cast<int>(min(cut.chunk, op.time - first));
-    const int thread = static_cast<int>(threadIdx.x);
-    pair = thread % (cut.channels / 2);
-    my_quad = thread / (cut.channels / 2);
-    keep_constants();
-    plan_copies();
-  }
-
-  // D and dt_bias of the block's channels, in shared memory: registers are short.
-  __device__ float* constants() const {
-    return reinterpret_cast<float*>(shared + cut.prepared) - 2 * cut.channels;
-  }
-  __device__ void keep_constants() const {
-    for (int i = static_cast<int>(threadIdx.x); i < cut.channels; i += blockDim.x) {
+    for (int i = thread(); i < Channels; i += threads()) {
       const int c = channel + i;
       constants()[i] = op.D != nullptr && c < op.channels ? op.D[c] : 0;
-      constants()[cut.channels + i] = op.dt_bias != nullptr && c < op.channels ? op.dt_bias[c] : 0;
+      constants()[Channels + i] = op.dt_bias != nullptr && c < op.channels ? op.dt_bias[c] : 0;
     }
   }
 
-  __device__ void plan_copies() {
-    const int thread = static_cast<int>(threadIdx.x);
-    const int per_row = cut.row_bytes / cut.granule;
-    my_row = thread / per_row;
-    if (my_row >= rows_at_once()) my_row = Steps;
-    const int byte = thread % per_row * cut.granule;
-    to = my_row * Width * element + byte;
-    valid = max(0, min(cut.granule, block_channels() * element - byte));
-    const auto offset = [&](const ScanTrack& track) {
-      return (b * track.row_pitch + (first + my_row) * track.step_pitch + channel) * element + byte;
-    };
-    from_x = offset(op.x);
-    from_dt = offset(op.dt);
-    from_z = offset(op.z);
-  }
-  __device__ int rows_at_once() const {
-    return static_cast<int>(blockDim.x) / (cut.row_bytes / cut.granule);
-  }
-  __device__ int quads_at_once() const { return 2 * cut.lanes; }
+  __device__ static int thread() { return static_cast<int>(threadIdx.x); }
+  __device__ static int threads() { return static_cast<int>(blockDim.x); }
+  // In prepare and finish: this thread's pair of channels, its first four steps, and to the next four.
+  __device__ static int pair() { return thread() % half; }
+  __device__ static int first_quad() { return thread() / half; }
+  __device__ static int quads_at_once() { return threads() / half; }
 
   __device__ int tiles() const { return (length + Steps - 1) / Steps; }
-  __device__ int block_channels() const { return min(cut.channels, op.channels - channel); }
+  __device__ int block_channels() const { return min(Channels, op.channels - channel); }
   // Steps of a tile that are in the sequence.
   __device__ int steps_of(int tile) const {
     return min(length - tile * Steps, Steps);
   }
 
-  // Shared memory: raw operands of a stage, then what a tile is prepared as.
+  // Shared memory: D and dt_bias, raw operands of two stages, then what a tile is prepared as.
+  __device__ float* constants() const { return reinterpret_cast<float*>(shared); }
   __device__ char* raw(int stage, int which) const {
-    return shared + stage * cut.stage + which * raw_bytes;
+    return shared + 8 * Channels + stage * cut.stage + which * raw_bytes;
   }
   __device__ char* raw_BC(int stage, int which) const {
     return raw(stage, 3) + which * Steps * cut.row_bytes_BC;
   }
   __device__ float* delta() const { return reinterpret_cast<float*>(shared + cut.prepared); }
-  __device__ float* delta_x() const { return delta() + cut.channels * pitch; }
-  __device__ float* B() const { return delta() + 2 * cut.channels * pitch; }
+  __device__ float* delta_x() const { return delta() + Channels * pitch; }
+  __device__ float* B() const { return delta() + 2 * Channels * pitch; }
   __device__ float* C() const { return B() + cut.lanes * lane_pitch; }
   __device__ unsigned* resets() const {
     return reinterpret_cast<unsigned*>(B() + 2 * cut.lanes * lane_pitch);
@@ -217,25 +187,23 @@ struct ScanBlock {
 
   template <int Bytes>
   __device__ __forceinline__ void fill_channels(int tile, int stage, int steps) const {
-    const auto step = [&](const ScanTrack& track) { return track.step_pitch * element; };
-    const auto first_of = [&](const ScanTrack& track, std::int64_t from) {
-      return static_cast<const char*>(track.data) + from + std::int64_t{tile} * Steps * step(track);
-    };
-    const char* x = first_of(op.x, from_x);
-    const char* dt = first_of(op.dt, from_dt);
-    const char* z = first_of(op.z, from_z);
-    char* target = raw(stage, 0) + to;
-    const int rows = rows_at_once();
+    constexpr int per_row = Channels * element / Bytes;
+    const int byte = thread() % per_row * Bytes;
+    const int valid = max(0, min(Bytes, block_channels() * element - byte));
+    const std::int64_t t0 = first + std::int64_t{tile} * Steps;
+    const auto* x = reinterpret_cast<const char*>(op.x.at<T>(b, t0) + channel);
+    const auto* dt = reinterpret_cast<const char*>(op.dt.at<T>(b, t0) + channel);
+    const auto* z = reinterpret_cast<const char*>(op.z.at<T>(b, t0) + channel);
+    char* target = raw(stage, 0) + byte;
 #pragma unroll 1
-    for (int row = my_row; row < Steps; row += rows) {
+    for (int row = thread() / per_row; row < Steps; row += threads() / per_row) {
       const int bytes = row < steps ? valid : 0;
-      copy_granule<Bytes>(target, x, bytes);
-      copy_granule<Bytes>(target + raw_bytes, dt, bytes);
-      if (op.z.data != nullptr) copy_granule<Bytes>(target + 2 * raw_bytes, z, bytes);
-      target += rows * Width * element;
-      x += rows * step(op.x);
-      dt += rows * step(op.dt);
-      z += rows * step(op.z);
+      char* to = target + row * Channels * element;
+      copy_granule<Bytes>(to, x + row * op.x.step_pitch * element + byte, bytes);
+      copy_granule<Bytes>(to + raw_bytes, dt + row * op.dt.step_pitch * element + byte, bytes);
+      if (op.z.data != nullptr) {
+        copy_granule<Bytes>(to + 2 * raw_bytes, z + row * op.z.step_pitch * element + byte, bytes);
+      }
     }
   }
 
@@ -249,7 +217,7 @@ struct ScanBlock {
     const auto* C = reinterpret_cast<const char*>(op.C.at<T>(b, t0));
     const int valid_row = op.d_state * element;
 #pragma unroll 1
-    for (int i = static_cast<int>(threadIdx.x); i < Steps * per_row; i += blockDim.x) {
+    for (int i = thread(); i < Steps * per_row; i += threads()) {
       const int row = i >> row_shift;
       const int byte = (i & (per_row - 1)) << shift;
       const int bytes = row < steps ? max(0, min(Bytes, valid_row - byte)) : 0;
@@ -274,7 +242,7 @@ struct ScanBlock {
       case 4: fill_states<4>(tile, stage, steps); break;
       default: fill_states<element>(tile, stage, steps);
     }
-    const int i = static_cast<int>(threadIdx.x);
+    const int i = thread();
     if (op.reset != nullptr && i < Steps) {
       const std::int32_t* flag =
           op.reset + b * op.reset_pitch + first + std::int64_t{tile} * Steps + i;
@@ -287,16 +255,15 @@ struct ScanBlock {
 
   // This thread's pair of channels at step t of a raw operand.
   __device__ __forceinline__ Vec<T, 2> raw_pair(int stage, int which, int t) const {
-    return load_vec<2>(reinterpret_cast<const T*>(raw(stage, which)) + t * Width + 2 * pair);
+    return load_vec<2>(reinterpret_cast<const T*>(raw(stage, which)) + t * Channels + 2 * pair());
   }
 
   __device__ __forceinline__ void prepare(int stage) const {
-    const int half = cut.channels / 2 * pitch;  // from even to odd channels
-    float* to_delta = delta() + pair * pitch;
-    float* to_delta_x = delta_x() + pair * pitch;
-    const Vec<float, 2> bias = load_vec<2>(constants() + cut.channels + 2 * pair);
+    float* to_delta = delta() + pair() * pitch;
+    float* to_delta_x = delta_x() + pair() * pitch;
+    const Vec<float, 2> bias = load_vec<2>(constants() + Channels + 2 * pair());
 #pragma unroll 1
-    for (int q = my_quad; q < quads; q += quads_at_once()) {
+    for (int q = first_quad(); q < quads; q += quads_at_once()) {
       Four d[2], u[2];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -309,14 +276,14 @@ struct ScanBlock {
       }
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
-        store_four(to_delta + c * half + 4 * q, d[c]);
-        store_four(to_delta_x + c * half + 4 * q, u[c]);
+        store_four(to_delta + c * half * pitch + 4 * q, d[c]);
+        store_four(to_delta_x + c * half * pitch + 4 * q, u[c]);
       }
     }
     prepare_states(stage);
     if (op.reset != nullptr && threadIdx.x < 32) {
       const auto* flags = reinterpret_cast<const std::int32_t*>(raw_BC(stage, 2));
-      const auto i = static_cast<int>(threadIdx.x);
+      const int i = thread();
       const unsigned mask = __ballot_sync(0xffffffffu, i < Steps && flags[i] != 0);
       if (i == 0) *resets() = mask;
     }
@@ -329,7 +296,7 @@ struct ScanBlock {
     const int shift = 31 - __clz(pairs);
     const T* table = reinterpret_cast<const T*>(raw_BC(stage, 0));
 #pragma unroll 1
-    for (int i = static_cast<int>(threadIdx.x); i < 2 * quads << shift; i += blockDim.x) {
+    for (int i = thread(); i < 2 * quads << shift; i += threads()) {
       const int n = 2 * (i & (pairs - 1));
       const int q = (i >> shift) & (quads - 1);
       const int which = (i >> shift) / quads;
@@ -350,18 +317,17 @@ struct ScanBlock {
   // ---- finish -----------------------------------------------------------------------------------
 
   __device__ __forceinline__ void finish(int tile, int stage) const {
-    const int c = channel + 2 * pair;
+    const int c = channel + 2 * pair();
     if (c >= op.channels) return;
     const bool both = c + 1 < op.channels;
     const int steps = steps_of(tile);
-    const float* from = parts() + pair * cut.part_channel;
-    const int half = cut.channels / 2 * cut.part_channel;
-    T* y = op.y.out<T>(b, first + std::int64_t{tile} * Steps + 4 * my_quad) + c;
+    const float* from = parts() + pair() * cut.part_channel;
+    T* y = op.y.out<T>(b, first + std::int64_t{tile} * Steps + 4 * first_quad()) + c;
 #pragma unroll 1
-    for (int q = my_quad; q < quads; q += quads_at_once()) {
+    for (int q = first_quad(); q < quads; q += quads_at_once()) {
       Four sum[2];
       sum[0] = tree_sum<FewLanes>(from + 4 * q, cut.part_lane, cut.lanes);
-      sum[1] = tree_sum<FewLanes>(from + half + 4 * q, cut.part_lane, cut.lanes);
+      sum[1] = tree_sum<FewLanes>(from + half * cut.part_channel + 4 * q, cut.part_lane, cut.lanes);
       T* step = y;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -384,7 +350,7 @@ struct ScanBlock {
     float y[2] = {even, odd};
     if (op.D != nullptr) {
       const Vec<T, 2> x = raw_pair(stage, 0, t);
-      const Vec<float, 2> D = load_vec<2>(constants() + 2 * pair);
+      const Vec<float, 2> D = load_vec<2>(constants() + 2 * pair());
 #pragma unroll
       for (int c = 0; c < 2; ++c) y[c] = __fmaf_rn(D.at[c], to_float(x.at[c]), y[c]);
     }

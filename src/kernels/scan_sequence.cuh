@@ -17,11 +17,9 @@ struct ScanStates {
   float delta_sum = 0;  // over the chunk, for summaries; -1 once there was a reset
 
   __device__ explicit ScanStates(const Block& b) : block(b) {
-    const int thread = static_cast<int>(threadIdx.x);
-    const int half = block.cut.channels / 2;
-    row = thread / block.cut.lanes;
-    lane = thread & (block.cut.lanes - 1);
-    channel = block.channel + (row < half ? 2 * row : 2 * (row - half) + 1);
+    row = Block::thread() / block.cut.lanes;
+    lane = Block::thread() & (block.cut.lanes - 1);
+    channel = block.channel + (row < Block::half ? 2 * row : 2 * (row - Block::half) + 1);
     const float* A_log = block.op.A_log + channel * block.op.A_log_pitch;
 #pragma unroll
     for (int k = 0; k < States; ++k) {
@@ -205,11 +203,11 @@ __device__ __forceinline__ void walk_in_phases(const Block& block, States& state
 constexpr int few_lanes = 4;
 
 // Summaries: the first pass over chunks, of which only chunk 0 writes y.
-template <class T, int States, int Steps, int Width, bool FewLanes, bool Summaries>
+template <class T, int States, int Steps, int Channels, bool FewLanes, bool Summaries>
 __global__ void __launch_bounds__(640)  // of five blocks, to bound a thread's registers
     scan_kernel(const __grid_constant__ ScanOperands op, const __grid_constant__ ScanCut cut) {
   extern __shared__ __align__(16) char scan_memory[];
-  using Block = ScanBlock<T, States, Steps, Width, FewLanes>;
+  using Block = ScanBlock<T, States, Steps, Channels, FewLanes>;
   const Block block(op, cut, scan_memory);
   const ScanRows rows = op.rows(block.b);
   const bool summary = Summaries && block.chunk > 0;

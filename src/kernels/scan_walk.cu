@@ -39,39 +39,32 @@ struct ScanLaunch {
   int threads = 0;
   int shared = 0;
 
-  template <class T, int States, int Steps, int Width, bool FewLanes>
-  ScanLaunch(const SelectiveScan& op, int channels_wanted, const ScanChunks& chunks, ScanPass pass,
-             const ScanBlock<T, States, Steps, Width, FewLanes>*) {
-    using Block = ScanBlock<T, States, Steps, Width, FewLanes>;
+  template <class Block>
+  ScanLaunch(const SelectiveScan& op, const ScanChunks& chunks, ScanPass pass, int states,
+             const Block*) {
     constexpr int size = Block::element;
-    const std::int64_t channels = op.x.dim(2);
-    cut.lanes = lanes_of(op.A_log.dim(1), States);
-    cut.padded_states = cut.lanes * States;
-    const int multiple = std::max(32 / cut.lanes, 2);
-    const int most = std::max(std::min(Width, 256 / cut.lanes), multiple);
-    cut.channels = static_cast<int>(
-        std::min<std::int64_t>(round_up(std::min<std::int64_t>(channels_wanted, channels), multiple),
-                               most));
-    cut.channel_blocks = static_cast<int>((channels + cut.channels - 1) / cut.channels);
-    threads = cut.channels * cut.lanes;
-    cut.granule = copy_granule_of({&op.x, &op.dt, &op.z},
-                                  cut.channel_blocks == 1 ? 16 : std::int64_t{cut.channels});
+    cut.lanes = lanes_of(op.A_log.dim(1), states);
+    cut.padded_states = cut.lanes * states;
+    cut.channel_blocks =
+        static_cast<int>((op.x.dim(2) + Block::channels - 1) / Block::channels);
+    threads = Block::channels * cut.lanes;
+    cut.granule = copy_granule_of({&op.x, &op.dt, &op.z}, Block::channels);
     cut.granule_BC = copy_granule_of({&op.B, &op.C}, 16);
-    cut.paired_y = copy_granule_of({&op.y}, 16) >= 2 * size;
-    cut.row_bytes = static_cast<int>(round_up(cut.channels * size, 16));
+    cut.paired_y = copy_granule_of({&op.y}, Block::channels) >= 2 * size;
     cut.row_bytes_BC = static_cast<int>(round_up(cut.padded_states * size, 16));
-    cut.stage = 3 * Block::raw_bytes + Steps * (2 * cut.row_bytes_BC + 4);
-    cut.prepared = 2 * cut.stage + static_cast<int>(round_up(4 * 2 * cut.channels, 16));
-    shared = cut.prepared + 4 * 2 * (cut.channels * Block::pitch + cut.lanes * Block::lane_pitch) + 16;
+    cut.stage = 3 * Block::raw_bytes + (Block::pitch - 4) * (2 * cut.row_bytes_BC + 4);
+    cut.prepared = 8 * Block::channels + 2 * cut.stage;
+    shared = cut.prepared + 16 +
+             4 * 2 * (Block::channels * Block::pitch + cut.lanes * Block::lane_pitch);
     cut.part_channel = Block::pitch;
-    cut.part_lane = cut.channels * Block::pitch;
+    cut.part_lane = Block::channels * Block::pitch;
     cut.parts = cut.prepared;
     if (cut.lanes > 2) {
       cut.part_lane = Block::pitch;
       cut.part_channel = cut.lanes * Block::pitch;
       if (cut.part_channel / 4 % 2 == 0) cut.part_channel += 4;  // odd: neighbours in other banks
       cut.parts = shared;
-      shared += 4 * cut.channels * cut.part_channel;
+      shared += 4 * Block::channels * cut.part_channel;
     }
     cut.chunk = chunks.length;
     cut.chunks = chunks.count;
@@ -95,13 +88,12 @@ void launch_scan(Kernel kernel, const ScanLaunch& launch, const SelectiveScan& o
 }
 
 // Which of the kernels: what a thread holds, the steps of a tile, the channels of a block.
-template <class T, int States, int Steps, int Width, bool FewLanes>
-void walk(const SelectiveScan& op, Stream& stream, const ScanGeometry& geometry,
-          const ScanChunks& chunks, ScanPass pass) {
-  constexpr const ScanBlock<T, States, Steps, Width, FewLanes>* kind = nullptr;
-  const ScanLaunch launch(op, geometry.channels, chunks, pass, kind);
-  launch_scan(pass == ScanPass::first ? scan_kernel<T, States, Steps, Width, FewLanes, true>
-                                      : scan_kernel<T, States, Steps, Width, FewLanes, false>,
+template <class T, int States, int Steps, int Channels, bool FewLanes>
+void walk(const SelectiveScan& op, Stream& stream, const ScanChunks& chunks, ScanPass pass) {
+  constexpr const ScanBlock<T, States, Steps, Channels, FewLanes>* kind = nullptr;
+  const ScanLaunch launch(op, chunks, pass, States, kind);
+  launch_scan(pass == ScanPass::first ? scan_kernel<T, States, Steps, Channels, FewLanes, true>
+                                      : scan_kernel<T, States, Steps, Channels, FewLanes, false>,
               launch, op, stream);
 }
 
@@ -111,13 +103,14 @@ void scan_walk(const SelectiveScan& op, Stream& stream, const ScanGeometry& geom
                const ScanChunks& chunks, ScanPass pass) {
   detail::visit(op.x.dtype(), [&](auto type) {
     using T = typename decltype(type)::type;
-    constexpr int steps = sizeof(T) == 2 ? 32 : 16;  // as many as leave room for five blocks
-    if (lanes_of(op.A_log.dim(1), geometry.states) > few_lanes) {
-      walk<T, 4, 8, 32, false>(op, stream, geometry, chunks, pass);
+    if (lanes_of(op.A_log.dim(1), 4) > 32) {
+      walk<T, 4, 8, 2, false>(op, stream, chunks, pass);
+    } else if (lanes_of(op.A_log.dim(1), 4) > 8) {
+      walk<T, 4, 8, 8, false>(op, stream, chunks, pass);
     } else if (geometry.states == 8) {
-      walk<T, 8, steps, 64, true>(op, stream, geometry, chunks, pass);
+      walk<T, 8, 16, 64, true>(op, stream, chunks, pass);
     } else {
-      walk<T, 4, steps, 32, true>(op, stream, geometry, chunks, pass);
+      walk<T, 4, 32, 32, true>(op, stream, chunks, pass);
     }
   });
 }
