@@ -35,11 +35,9 @@ class Padded {
  public:
   Padded(ConstTensorView values, Device device, std::int64_t pad)
       : memory_(values.shape(), values.dtype(), device, pad) {
-    Tensor dense(values.shape(), values.dtype());
-    copy(values, dense, default_stream());
-    const Tensor moved = dense.to(device);
+    // `values` may be on the CPU or on `device`.
     Stream& stream = default_stream(device);
-    copy(moved, memory_.view(), stream);
+    copy(values, memory_.view(), stream);
     stream.synchronize();
   }
   TensorView view() const { return memory_.view(); }

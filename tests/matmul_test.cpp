@@ -69,6 +69,7 @@ template <class Check>
 void run_each_plan(const Matmul& op, Stream& stream, Check check) {
   if (stream.device().is_cuda()) {
     run(op, stream);
+    stream.synchronize();
     return check("cuda");
   }
   for (const MatmulPlan plan : all_plans) {
@@ -97,6 +98,7 @@ TEST(Matmul, MatchesTheReferenceInEveryShape) {
             Guarded y({rows, out}, y_dtype, device);
             const Matmul op = operation(x.view().rows(0, rows), weight, bias, y.view());
             run(op, stream);
+            stream.synchronize();
             const std::string what = c.name() + ", rows " + std::to_string(rows);
             expect_within(y.view(), expected, what);
             y.expect_untouched(what);

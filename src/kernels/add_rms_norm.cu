@@ -1,7 +1,11 @@
 // AddRmsNorm: each row is read once, kept in registers between its sum of squares and its scaling,
 // and written once. `lanes` threads share a row: a part of a warp for the small norms of dt, B and
-// C (8 rows in a block of 256 at 128 channels), a whole block for the model's width. How a row is
+// C (4 rows in a block of 128 at 128 channels), a whole block for the model's width. How a row is
 // spread, and so the order of its sum, depends on channels and alignment alone.
+//
+// Measured on an H200, bf16 with residual: 16384 x 2560 133 us (118 at the rate of a device copy),
+// 16384 x 768 41 us (35). Loading all of a row before the first addition costs more registers than
+// it gains: 529 instead of 504 us at 16384 x 8192.
 #include <algorithm>
 
 #include "detail/visit.hpp"

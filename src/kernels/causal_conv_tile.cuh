@@ -1,7 +1,12 @@
-// CausalConv of a few taps: a thread has V neighbouring channels (16 bytes of x where addresses
-// allow) over a tile of time, weights and past inputs in registers. Time is cut into tiles so that
-// the chip is full; a tile reads the inputs just before it again. And the same for one step, every
-// load at once.
+// CausalConv of a few taps: a thread has V neighbouring channels (4 where addresses allow) over a
+// tile of time, weights and past inputs in registers. Time is cut into tiles so that the chip is
+// full; a tile reads the inputs just before it again. And the same for one step, every load at
+// once.
+//
+// Measured on an H200, bf16, width 4, (8, 2048 steps, 5120 channels), whose bytes take 78 us at the
+// rate of a device copy: 88 us. 8 channels to a thread need 96 registers and take 5 us longer than
+// 4, which fit 64; loads into registers instead of shared memory take 2 us longer; 24 steps to a
+// tile 2, 36 steps 4, 12 steps 6.
 #pragma once
 
 #include "kernels/causal_conv.cuh"

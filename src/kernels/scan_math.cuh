@@ -33,18 +33,17 @@ __device__ __forceinline__ float max_or_nan(float a, float b) {
   return result;
 }
 
-constexpr float log2e = 1.44269502e+0f;  // log2(e) rounded to f32, and what the rounding left out
-constexpr float log2e_rest = 1.92596303e-8f;
-constexpr float ln2 = 6.93147182e-1f;
+constexpr float log2e = 1.44269502e+0f;
+constexpr float ln2 = 6.93147182e-1f;  // ln(2) rounded to f32, and what the rounding left out
+constexpr float ln2_rest = -1.90465430e-9f;
 
 // exp(-a) for a >= 0, relative error about 3 roundings. The product a log2(e) alone is off by a
-// roundings; its low half comes back as a factor 1 + rest. Beyond 128 the result is zero anyway.
+// roundings; what it missed comes back as a factor 1 + rest. Beyond 128 the result is zero anyway.
 __device__ __forceinline__ float exp_of_minus(float a) {
   a = fminf(a, 128.0f);
-  const float high = __fmul_rn(a, -log2e);
-  float rest = __fmaf_rn(a, -log2e, -high);
-  rest = __fmul_rn(__fmaf_rn(a, -log2e_rest, rest), ln2);
-  const float e = exp2_approx(high);
+  const float power = __fmul_rn(a, -log2e);
+  const float rest = __fmaf_rn(power, -ln2_rest, __fmaf_rn(power, -ln2, -a));
+  const float e = exp2_approx(power);
   return __fmaf_rn(e, rest, e);
 }
 
@@ -95,17 +94,5 @@ __device__ __forceinline__ float decay(float delta, float A) {
 __device__ __forceinline__ float advance(float h, float delta, float A, float delta_x, float B) {
   return __fmaf_rn(decay(delta, A), h, __fmul_rn(delta_x, B));
 }
-
-// What a step of a channel becomes once C h is summed over the states.
-struct Output {
-  float D = 0;
-  bool has_D = false, has_z = false;
-
-  template <class T>
-  __device__ __forceinline__ float of(float sum, float x, float z) const {
-    if (has_D) sum = __fmaf_rn(D, x, sum);
-    return has_z ? __fmul_rn(sum, silu<T>(z)) : sum;
-  }
-};
 
 }  // namespace mamba::cuda

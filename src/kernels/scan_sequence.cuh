@@ -1,14 +1,14 @@
-// The kernel that walks time: the recurrence itself, and the order of the phases of scan_block.cuh.
+// The recurrence, and the kernel that walks time with it: see scan_block.cuh.
 #pragma once
 
-#include "kernels/scan_block.cuh"
+#include "kernels/scan_helper.cuh"
 
 namespace mamba::cuda {
 
 // One thread's states of one channel, and their walk through a tile.
-template <class Block, int States, int Steps>
+template <class Block>
 struct ScanStates {
-  static constexpr int pitch = Block::pitch;
+  static constexpr int States = Block::states, Steps = Block::steps, pitch = Block::pitch;
 
   const Block& block;
   int row, lane;  // of the channel in shared memory; within the channel
@@ -87,22 +87,22 @@ struct ScanStates {
   }
 
   template <bool Careful, bool Summary>
-  __device__ __forceinline__ void recur(int tile, int steps) {
-    const float* delta = block.delta() + row * pitch;
-    const float* delta_x = block.delta_x() + row * pitch;
-    const float* B = block.B() + lane * Block::lane_pitch;
-    const float* C = block.C() + lane * Block::lane_pitch;
-    float* part = block.parts() + row * block.cut.part_channel + lane * block.cut.part_lane;
+  __device__ __forceinline__ void recur(int tile, int buffer, int steps) {
+    const float* delta = block.delta(buffer) + row * pitch;
+    const float* delta_x = block.delta_x(buffer) + row * pitch;
+    const float* B = block.B(buffer) + lane * Block::lane_pitch;
+    const float* C = block.C(buffer) + lane * Block::lane_pitch;
+    float* part = block.parts(buffer) + row * block.cut.part_channel + lane * block.cut.part_lane;
     Care care;
     if (Careful) {
-      if (block.op.reset != nullptr) care.resets = *block.resets();
+      if (block.op.reset != nullptr) care.resets = *block.resets(buffer);
       if (!Summary && block.op.step_states.data != nullptr) {
         care.out = block.op.step_states.template out<float>(
                        block.b, block.first + std::int64_t{tile} * Steps) +
                    channel * std::int64_t{block.op.d_state} + state(0);
       }
     }
-#pragma unroll(Careful || States > 4 ? 1 : 2)
+#pragma unroll 1
     for (int t = 0; t < Steps; t += 4) {
       if (Careful) care.steps = steps - t;
       const Four d = load_four(delta + t), u = load_four(delta_x + t);
@@ -127,13 +127,13 @@ struct ScanStates {
   }
 
   template <bool Summary>
-  __device__ __forceinline__ void walk(int tile) {
+  __device__ __forceinline__ void walk(int tile, int buffer) {
     const int steps = block.steps_of(tile);
-    const bool resets = block.op.reset != nullptr && *block.resets() != 0;
+    const bool resets = block.op.reset != nullptr && *block.resets(buffer) != 0;
     if (resets || steps < Steps || (!Summary && block.op.step_states.data != nullptr)) {
-      recur<true, Summary>(tile, steps);
+      recur<true, Summary>(tile, buffer, steps);
     } else {
-      recur<false, Summary>(tile, steps);
+      recur<false, Summary>(tile, buffer, steps);
     }
   }
 
@@ -177,53 +177,40 @@ struct ScanStates {
   }
 };
 
-// recur | finish, prepare the next | recur | ..., with the copies of the next tile under recur. Several
-// blocks share an SM and fill each other's gaps.
-template <bool Summary, class Block, class States>
-__device__ __forceinline__ void walk_in_phases(const Block& block, States& states) {
-  const int tiles = block.tiles();
-  if (tiles > 0) block.fill(0, 0);
-  copies_commit();
-  copies_wait_all();
-  __syncthreads();
-  if (tiles > 0) block.prepare(0);
-  __syncthreads();
-  for (int tile = 0; tile < tiles; ++tile) {
-    if (tile + 1 < tiles) block.fill(tile + 1, (tile + 1) & 1);
-    copies_commit();
-    states.template walk<Summary>(tile);
-    copies_wait_all();
-    __syncthreads();
-    if (!Summary) block.finish(tile, tile & 1);
-    if (tile + 1 < tiles) block.prepare((tile + 1) & 1);
-    __syncthreads();
+template <bool Summary, class Block>
+__device__ __forceinline__ void walk_time(const Block& block, const ScanRows& rows) {
+  if (Block::thread() >= block.workers()) {
+    ScanHelper<Block>(block).template help<Summary>();
+    return;
   }
+  ScanStates<Block> states(block);
+  states.begin(rows);
+  const int tiles = block.tiles();
+  block_barrier();
+  block_barrier();
+  for (int tile = 0; tile <= tiles; ++tile) {
+    if (tile < tiles) states.template walk<Summary>(tile, tile & 1);
+    block_barrier();
+  }
+  states.end(rows);
 }
-
-constexpr int few_lanes = 4;
 
 // Summaries: the first pass over chunks, of which only chunk 0 writes y.
 template <class T, int States, int Steps, int Channels, bool FewLanes, bool Summaries>
-__global__ void __launch_bounds__(640)  // of five blocks, to bound a thread's registers
+__global__ void __launch_bounds__(960)  // of five blocks, to bound a thread's registers
     scan_kernel(const __grid_constant__ ScanOperands op, const __grid_constant__ ScanCut cut) {
   extern __shared__ __align__(16) char scan_memory[];
-  using Block = ScanBlock<T, States, Steps, Channels, FewLanes>;
-  const Block block(op, cut, scan_memory);
+  const ScanBlock<T, States, Steps, Channels, FewLanes> block(op, cut, scan_memory);
   const ScanRows rows = op.rows(block.b);
   const bool summary = Summaries && block.chunk > 0;
   if (rows.is_absent()) {
     if (!summary) block.finish_absent(rows.padding && !rows.bad);
     if (rows.bad && op.flag != nullptr && threadIdx.x == 0) *op.flag = 1;
-    return;
-  }
-  ScanStates<Block, States, Steps> states(block);
-  states.begin(rows);
-  if (summary) {
-    walk_in_phases<true>(block, states);
+  } else if (summary) {
+    walk_time<true>(block, rows);
   } else {
-    walk_in_phases<false>(block, states);
+    walk_time<false>(block, rows);
   }
-  states.end(rows);
 }
 
 }  // namespace mamba::cuda

@@ -73,8 +73,7 @@ struct StepInput {
   std::int64_t b;
   bool there;  // a batch row of this call; if not, its place is taken by the last one
   T x, dt, z;
-  float bias;
-  Output output;
+  float bias, D;
 
   __device__ __forceinline__ void load(const ScanOperands& op, std::int64_t row, int c) {
     there = Plain || row < op.batch;
@@ -83,15 +82,16 @@ struct StepInput {
     x = op.x.at<T>(b, 0)[c];
     z = op.z.data != nullptr ? op.z.at<T>(b, 0)[c] : from_float<T>(0);
     bias = op.dt_bias != nullptr ? op.dt_bias[c] : 0;
-    output.has_D = op.D != nullptr;
-    output.has_z = op.z.data != nullptr;
-    if (output.has_D) output.D = op.D[c];
+    D = op.D != nullptr ? op.D[c] : 0;
   }
   __device__ __forceinline__ float delta() const {
     return softplus(__fadd_rn(to_float(dt), bias));
   }
-  __device__ __forceinline__ void store_y(const ScanOperands& op, int c, float sum) const {
-    float y = output.of<T>(sum, to_float(x), to_float(z));
+  __device__ __forceinline__ float gate() const { return silu<T>(to_float(z)); }
+  __device__ __forceinline__ void store_y(const ScanOperands& op, int c, float sum,
+                                          float gate) const {
+    float y = op.D != nullptr ? __fmaf_rn(D, to_float(x), sum) : sum;
+    if (op.z.data != nullptr) y = __fmul_rn(y, gate);
     if constexpr (!Plain) {
       const ScanRows rows = op.rows(b);
       if (rows.is_absent()) y = rows.bad ? __int_as_float(0x7fffffff) : 0;
@@ -195,12 +195,13 @@ __global__ void __launch_bounds__(threads, 6)
   const float delta = input.delta();
 #pragma unroll
   for (float& a : A) a = scaled_A(a);
+  const float gate = input.gate();  // before the sum is known
   float sum = states.advance_all(A, delta, __fmul_rn(delta, to_float(input.x)));
   if (thread.works) states.store(op, c, n);
   for (int apart = 1; apart < cut.lanes; apart *= 2) {
     sum = __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, apart));
   }
-  if (thread.works && thread.lane == 0) input.store_y(op, c, sum);
+  if (thread.works && thread.lane == 0) input.store_y(op, c, sum, gate);
 }
 
 // Sums over lanes, of row r in the lanes with lane % 4 == r: each exchange halves what is carried.
@@ -244,7 +245,7 @@ __global__ void __launch_bounds__(threads, 6)
     if (thread.works && (Plain || b0 + r < op.batch)) states[r].store(op, c, n);
   }
   const float total = sum_of_my_row(sum, thread.lane, cut.lanes);
-  if (thread.works && mine.there && thread.lane < 4) mine.store_y(op, c, total);
+  if (thread.works && mine.there && thread.lane < 4) mine.store_y(op, c, total, mine.gate());
 }
 
 // Whether everything over states can be taken four at a time wherever it is.

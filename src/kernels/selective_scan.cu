@@ -16,10 +16,6 @@ ScanPlan plan(const SelectiveScan& op, int sm_count) {
 
 ScanGeometry geometry(const SelectiveScan& op, ScanPlan plan, int sm_count) {
   ScanGeometry g;
-  const std::int64_t d_state = op.A_log.dim(1);
-  const std::int64_t lanes = (d_state + 3) / 4;
-  g.channels = static_cast<int>(std::max<std::int64_t>(128 / lanes, 2));
-  g.states = 4;
   if (plan == ScanPlan::chunked) g.chunk = std::max<std::int64_t>(op.x.dim(1) / 16, 64);
   (void)sm_count;
   return g;

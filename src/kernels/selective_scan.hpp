@@ -23,8 +23,7 @@ void run_scan(const SelectiveScan& op, Stream& stream, ScanPlan plan);
 
 // How the kernels that walk time are cut.
 struct ScanGeometry {
-  int states = 8;          // of a channel held by one thread: 4 or 8 (4 if d_state is above 32)
-  int channels = 64;       // of one block, about
+  int states = 8;          // of a channel held by one thread, 4 or 8; d_state 17 and more decides alone
   std::int64_t chunk = 0;  // steps of a chunk, for ScanPlan::chunked
 };
 ScanGeometry geometry(const SelectiveScan& op, ScanPlan plan, int sm_count);
