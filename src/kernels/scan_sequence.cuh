@@ -13,6 +13,7 @@ struct ScanStates {
   const Block& block;
   int row, lane;  // of the channel in shared memory; within the channel
   int channel;
+  int count;      // of states that exist
   float A[States], h[States];
   float delta_sum = 0;  // over the chunk, for summaries; -1 once there was a reset
 
@@ -20,29 +21,25 @@ struct ScanStates {
     row = Block::thread() / block.cut.lanes;
     lane = Block::thread() & (block.cut.lanes - 1);
     channel = block.channel + (row < Block::half ? 2 * row : 2 * (row - Block::half) + 1);
-    const float* A_log = block.op.A_log + channel * block.op.A_log_pitch;
+    count = channel < block.op.channels ? block.op.d_state - lane * States : 0;
+    const float* A_log = block.op.A_log + channel * block.op.A_log_pitch + lane * States;
 #pragma unroll
     for (int k = 0; k < States; ++k) {
-      A[k] = exists(k) ? scaled_A(A_log[state(k)]) : 0;
+      A[k] = k < count ? scaled_A(A_log[k]) : 0;
       h[k] = 0;
     }
   }
 
-  __device__ int state(int k) const { return lane * States + k; }
-  __device__ bool exists(int k) const {
-    return channel < block.op.channels && state(k) < block.op.d_state;
-  }
-
   __device__ void load(const float* channels) {
-    const float* from = channels + channel * std::int64_t{block.op.d_state};
+    const float* from = channels + channel * std::int64_t{block.op.d_state} + lane * States;
 #pragma unroll
-    for (int k = 0; k < States; ++k) h[k] = exists(k) ? from[state(k)] : 0;
+    for (int k = 0; k < States; ++k) h[k] = k < count ? from[k] : 0;
   }
   __device__ void store(float* channels) const {
-    float* to = channels + channel * std::int64_t{block.op.d_state};
+    float* to = channels + channel * std::int64_t{block.op.d_state} + lane * States;
 #pragma unroll
     for (int k = 0; k < States; ++k) {
-      if (exists(k)) to[state(k)] = h[k];
+      if (k < count) to[k] = h[k];
     }
   }
 
@@ -59,14 +56,16 @@ struct ScanStates {
                                              const float* B, const float* C, bool begins, Four& sum,
                                              const Care& care) {
     const Four b = load_four(B + k * pitch), c = load_four(C + k * pitch);
+    float* out = care.out + k;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       if (Careful && (care.resets >> i & 1) != 0) h[k] = 0;
       const float next = advance(h[k], delta.at[i], A[k], delta_x.at[i], b.at[i]);
       if (!Careful || i < care.steps) h[k] = next;
       sum.at[i] = begins ? __fmul_rn(c.at[i], h[k]) : __fmaf_rn(c.at[i], h[k], sum.at[i]);
-      if (Careful && care.out != nullptr && i < care.steps && exists(k)) {
-        care.out[i * block.op.step_states.step_pitch + k] = h[k];
+      if (Careful) {
+        if (care.out != nullptr && i < care.steps && k < count) *out = h[k];
+        out += block.op.step_states.step_pitch;
       }
     }
   }
@@ -99,7 +98,7 @@ struct ScanStates {
       if (!Summary && block.op.step_states.data != nullptr) {
         care.out = block.op.step_states.template out<float>(
                        block.b, block.first + std::int64_t{tile} * Steps) +
-                   channel * std::int64_t{block.op.d_state} + state(0);
+                   channel * std::int64_t{block.op.d_state} + lane * States;
       }
     }
 #pragma unroll 1
@@ -153,7 +152,7 @@ struct ScanStates {
 #pragma unroll
       for (int k = 0; k < States; ++k) before[k] = h[k];
       load(block.cut.entries + (slot + j) * size);
-      const float sum = exists(0) ? block.cut.sums[(slot + j) * block.op.channels + channel] : 0;
+      const float sum = count > 0 ? block.cut.sums[(slot + j) * block.op.channels + channel] : 0;
 #pragma unroll
       for (int k = 0; k < States; ++k) {
         if (!(sum < 0)) h[k] = __fmaf_rn(decay(sum, A[k]), before[k], h[k]);
@@ -170,7 +169,7 @@ struct ScanStates {
     } else if (block.cut.first_chunk == 0) {
       const std::int64_t slot = block.b * (block.cut.chunks - 1) + block.chunk;
       store(block.cut.entries + slot * size);
-      if (lane == 0 && exists(0)) {
+      if (lane == 0 && count > 0) {
         block.cut.sums[slot * block.op.channels + channel] = delta_sum;
       }
     }

@@ -282,7 +282,7 @@ void run(const SelectiveScan& op, Stream& stream) {
   if (op.x.dim(0) == 0 || op.x.dim(2) == 0) return;
   const std::int64_t d_state = op.A_log.dim(1);
   const std::int64_t steps = op.x.dim(0) * (op.x.dim(1) + 1) * op.x.dim(2);
-  const int threads = useful_threads(stream, steps * d_state, 65536);
+  const int threads = useful_threads(stream, steps * d_state, 1 << 14);
   // A and h of a panel: 256 KB, a quarter of a usual second-level cache.
   const Items items = cut(op.x.dim(0), op.x.dim(2), 32768 / d_state, threads);
   const std::int64_t each = HWY_NAMESPACE::Scan<float>::memory(d_state, items.panel_channels);
