@@ -47,6 +47,13 @@ __device__ __forceinline__ void block_barrier() {
   asm volatile("bar.sync 1, %0;" ::"r"(blockDim.x) : "memory");
 }
 
+// The same value, but what follows from it is computed where it is used: kept in registers over the
+// whole loop, the addresses of every width of copy alone would take 30.
+__device__ __forceinline__ int recomputed(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 struct Four {
   float at[4];
 };
@@ -107,6 +114,7 @@ struct ScanBlock {
   using Element = T;
   static constexpr int states = States, steps = Steps, channels = Channels;
   static constexpr bool few_lanes = FewLanes;
+  static constexpr bool step_states = States == 4;  // can leave the state after every step
   static constexpr int half = Channels / 2;
   static constexpr int pitch = Steps + 4;
   static constexpr int lane_pitch = States * pitch + 4;  // B and C, lane to lane

@@ -29,13 +29,6 @@ __device__ __forceinline__ void copies_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
 }
 
-// The same value, but what follows from it is computed where it is used: kept over the whole loop, the
-// addresses of every width of copy took 30 registers.
-__device__ __forceinline__ int recomputed(int value) {
-  asm volatile("" : "+r"(value));
-  return value;
-}
-
 template <class Block>
 struct ScanHelper {
   using T = typename Block::Element;

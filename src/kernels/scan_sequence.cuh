@@ -56,14 +56,14 @@ struct ScanStates {
                                              const float* B, const float* C, bool begins, Four& sum,
                                              const Care& care) {
     const Four b = load_four(B + k * pitch), c = load_four(C + k * pitch);
-    float* out = care.out + k;
+    float* out = care.out + k;  // only with few states a thread: see scan_walk
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       if (Careful && (care.resets >> i & 1) != 0) h[k] = 0;
       const float next = advance(h[k], delta.at[i], A[k], delta_x.at[i], b.at[i]);
       if (!Careful || i < care.steps) h[k] = next;
       sum.at[i] = begins ? __fmul_rn(c.at[i], h[k]) : __fmaf_rn(c.at[i], h[k], sum.at[i]);
-      if (Careful) {
+      if constexpr (Careful && Block::step_states) {
         if (care.out != nullptr && i < care.steps && k < count) *out = h[k];
         out += block.op.step_states.step_pitch;
       }
@@ -87,18 +87,20 @@ struct ScanStates {
 
   template <bool Careful, bool Summary>
   __device__ __forceinline__ void recur(int tile, int buffer, int steps) {
-    const float* delta = block.delta(buffer) + row * pitch;
-    const float* delta_x = block.delta_x(buffer) + row * pitch;
-    const float* B = block.B(buffer) + lane * Block::lane_pitch;
-    const float* C = block.C(buffer) + lane * Block::lane_pitch;
-    float* part = block.parts(buffer) + row * block.cut.part_channel + lane * block.cut.part_lane;
+    const int my_row = recomputed(row), my_lane = recomputed(lane);
+    const float* delta = block.delta(buffer) + my_row * pitch;
+    const float* delta_x = block.delta_x(buffer) + my_row * pitch;
+    const float* B = block.B(buffer) + my_lane * Block::lane_pitch;
+    const float* C = block.C(buffer) + my_lane * Block::lane_pitch;
+    float* part = block.parts(buffer) + my_row * block.cut.part_channel +
+                  my_lane * block.cut.part_lane;
     Care care;
     if (Careful) {
       if (block.op.reset != nullptr) care.resets = *block.resets(buffer);
-      if (!Summary && block.op.step_states.data != nullptr) {
+      if (Block::step_states && !Summary && block.op.step_states.data != nullptr) {
         care.out = block.op.step_states.template out<float>(
                        block.b, block.first + std::int64_t{tile} * Steps) +
-                   channel * std::int64_t{block.op.d_state} + lane * States;
+                   recomputed(channel) * std::int64_t{block.op.d_state} + my_lane * States;
       }
     }
 #pragma unroll 1
@@ -114,7 +116,7 @@ struct ScanStates {
       }
       if (Careful) {
         care.resets >>= 4;
-        if (care.out != nullptr) care.out += 4 * block.op.step_states.step_pitch;
+        if (Block::step_states && care.out != nullptr) care.out += 4 * block.op.step_states.step_pitch;
       }
     }
   }
@@ -129,7 +131,8 @@ struct ScanStates {
   __device__ __forceinline__ void walk(int tile, int buffer) {
     const int steps = block.steps_of(tile);
     const bool resets = block.op.reset != nullptr && *block.resets(buffer) != 0;
-    if (resets || steps < Steps || (!Summary && block.op.step_states.data != nullptr)) {
+    if (resets || steps < Steps ||
+        (Block::step_states && !Summary && block.op.step_states.data != nullptr)) {
       recur<true, Summary>(tile, buffer, steps);
     } else {
       recur<false, Summary>(tile, buffer, steps);
