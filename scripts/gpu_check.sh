@@ -26,8 +26,8 @@ case $part in
     cases+=':Sample.*:Embedding.*:AddRmsNorm.*Absent*:LanguageModel.Pieces*:GeneratorTest.Forks*'
     for tool in memcheck racecheck initcheck synccheck; do
       echo "== $tool"
-      compute-sanitizer --tool "$tool" --kernel-name-exclude regex:'(cutlass|cublas|gemm|gemv2|splitK|xmma)' \
-        --error-exitcode 9 --print-limit 5 "$tests" --gtest_brief=1 --gtest_filter="$cases"
+      compute-sanitizer --tool "$tool" --kernel-name kernel_substring=mamba --error-exitcode 9 \
+        --print-limit 5 "$tests" --gtest_brief=1 --gtest_filter="$cases"
     done
     ;;
   bench)

@@ -5,7 +5,6 @@
 #include <string>
 
 #include <mamba/config.hpp>
-#include <mamba/dtype.hpp>
 
 namespace mamba {
 
@@ -21,8 +20,5 @@ class Fingerprint {
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
-
-// "F32" for f32: the name a safetensors file uses.
-std::string file_dtype_name(DType dtype);
 
 }  // namespace mamba

@@ -7,6 +7,7 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#include "host/elements.hpp"
 #include "host/fingerprint.hpp"
 
 namespace mamba {
@@ -65,7 +66,7 @@ std::string LanguageModel::fingerprint() const {
   Fingerprint fingerprint(config_);
   each_weight([&](const std::string& name, const Tensor& tensor) {
     const Tensor host = tensor.to(Device::cpu());
-    fingerprint.add(name, file_dtype_name(host.dtype()), host.view().data(), host.bytes());
+    fingerprint.add(name, elements::file_name_of(host.dtype()), host.view().data(), host.bytes());
   });
   return fingerprint.text();
 }
@@ -138,19 +139,6 @@ void Fingerprint::add(const std::string& name, const std::string& dtype, const v
 std::string Fingerprint::text() const {
   const XXH128_hash_t hash = XXH3_128bits_digest(&impl_->state);
   return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
-}
-
-std::string file_dtype_name(DType dtype) {
-  switch (dtype) {
-    case DType::bf16:
-      return "BF16";
-    case DType::f16:
-      return "F16";
-    case DType::i32:
-      return "I32";
-    default:
-      return "F32";
-  }
 }
 
 }  // namespace mamba

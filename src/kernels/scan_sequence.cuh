@@ -1,7 +1,7 @@
-// The recurrence, and the kernel that walks time with it: see scan_block.cuh.
+// The kernel that walks time: the recurrence itself, and the order of the phases of scan_block.cuh.
 #pragma once
 
-#include "kernels/scan_helper.cuh"
+#include "kernels/scan_block.cuh"
 
 namespace mamba::cuda {
 
@@ -43,99 +43,110 @@ struct ScanStates {
     }
   }
 
-  // One state through four steps; C h is added to `sum`, or begins it. Careful: of four steps only
-  // `steps` are there, bits of `resets` mark those that begin a new sequence, and the state after each is
-  // stored if `out` is not null.
-  struct Care {
-    unsigned resets = 0;
-    int steps = 4;
-    float* out = nullptr;
+  // Where this thread reads and writes in a tile.
+  struct Places {
+    const float *delta, *delta_x, *B, *C;
+    float* part;
   };
-  template <bool Careful>
+  __device__ __forceinline__ Places places() const {
+    const int r = recomputed(row), l = recomputed(lane);
+    return {block.delta() + r * pitch, block.delta_x() + r * pitch,
+            block.B() + l * Block::lane_pitch, block.C() + l * Block::lane_pitch,
+            block.parts() + r * block.cut.part_channel + l * block.cut.part_lane};
+  }
+
+  // State k through four steps; C h is added to `sum`, or begins it.
   __device__ __forceinline__ void four_steps(int k, const Four& delta, const Four& delta_x,
-                                             const float* B, const float* C, bool begins, Four& sum,
-                                             const Care& care) {
-    const Four b = load_four(B + k * pitch), c = load_four(C + k * pitch);
-    float* out = care.out + k;  // only with few states a thread: see scan_walk
+                                             const Places& at, int t, bool begins, Four& sum) {
+    const Four b = load_four(at.B + k * pitch + t), c = load_four(at.C + k * pitch + t);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      if (Careful && (care.resets >> i & 1) != 0) h[k] = 0;
-      const float next = advance(h[k], delta.at[i], A[k], delta_x.at[i], b.at[i]);
-      if (!Careful || i < care.steps) h[k] = next;
+      h[k] = advance(h[k], delta.at[i], A[k], delta_x.at[i], b.at[i]);
       sum.at[i] = begins ? __fmul_rn(c.at[i], h[k]) : __fmaf_rn(c.at[i], h[k], sum.at[i]);
-      if constexpr (Careful && Block::step_states) {
-        if (care.out != nullptr && i < care.steps && k < count) *out = h[k];
-        out += block.op.step_states.step_pitch;
-      }
     }
   }
-
   // States k and k + 1, then by the tree.
-  template <int Count, bool Careful>
-  __device__ __forceinline__ Four states_from(int k, const Four& delta, const Four& delta_x,
-                                              const float* B, const float* C, const Care& care) {
+  template <int Count>
+  __device__ __forceinline__ Four four_steps_of(int k, const Four& delta, const Four& delta_x,
+                                                const Places& at, int t) {
     if constexpr (Count == 2) {
       Four sum;
-      four_steps<Careful>(k, delta, delta_x, B, C, true, sum, care);
-      four_steps<Careful>(k + 1, delta, delta_x, B, C, false, sum, care);
+      four_steps(k, delta, delta_x, at, t, true, sum);
+      four_steps(k + 1, delta, delta_x, at, t, false, sum);
       return sum;
     } else {
-      const Four low = states_from<Count / 2, Careful>(k, delta, delta_x, B, C, care);
-      return low + states_from<Count / 2, Careful>(k + Count / 2, delta, delta_x, B, C, care);
+      const Four low = four_steps_of<Count / 2>(k, delta, delta_x, at, t);
+      return low + four_steps_of<Count / 2>(k + Count / 2, delta, delta_x, at, t);
     }
-  }
-
-  template <bool Careful, bool Summary>
-  __device__ __forceinline__ void recur(int tile, int buffer, int steps) {
-    const int my_row = recomputed(row), my_lane = recomputed(lane);
-    const float* delta = block.delta(buffer) + my_row * pitch;
-    const float* delta_x = block.delta_x(buffer) + my_row * pitch;
-    const float* B = block.B(buffer) + my_lane * Block::lane_pitch;
-    const float* C = block.C(buffer) + my_lane * Block::lane_pitch;
-    float* part = block.parts(buffer) + my_row * block.cut.part_channel +
-                  my_lane * block.cut.part_lane;
-    Care care;
-    if (Careful) {
-      if (block.op.reset != nullptr) care.resets = *block.resets(buffer);
-      if (Block::step_states && !Summary && block.op.step_states.data != nullptr) {
-        care.out = block.op.step_states.template out<float>(
-                       block.b, block.first + std::int64_t{tile} * Steps) +
-                   recomputed(channel) * std::int64_t{block.op.d_state} + my_lane * States;
-      }
-    }
-#pragma unroll 1
-    for (int t = 0; t < Steps; t += 4) {
-      if (Careful) care.steps = steps - t;
-      const Four d = load_four(delta + t), u = load_four(delta_x + t);
-      const Four sum = states_from<States, Careful>(0, d, u, B + t, C + t, care);
-      if constexpr (Summary) {
-        add_deltas<Careful>(d, care);
-      } else {
-        __syncwarp();  // the parts may take the place of what the other lane of a channel reads
-        store_four(part + t, sum);
-      }
-      if (Careful) {
-        care.resets >>= 4;
-        if (Block::step_states && care.out != nullptr) care.out += 4 * block.op.step_states.step_pitch;
-      }
-    }
-  }
-
-  template <bool Careful>
-  __device__ __forceinline__ void add_deltas(const Four& delta, const Care& care) {
-    const float four = (delta.at[0] + delta.at[1]) + (delta.at[2] + delta.at[3]);
-    delta_sum = delta_sum < 0 || (Careful && (care.resets & 15u) != 0) ? -1 : delta_sum + four;
   }
 
   template <bool Summary>
-  __device__ __forceinline__ void walk(int tile, int buffer) {
-    const int steps = block.steps_of(tile);
-    const bool resets = block.op.reset != nullptr && *block.resets(buffer) != 0;
-    if (resets || steps < Steps ||
-        (Block::step_states && !Summary && block.op.step_states.data != nullptr)) {
-      recur<true, Summary>(tile, buffer, steps);
+  __device__ __forceinline__ void recur() {
+    const Places at = places();
+#pragma unroll 1
+    for (int t = 0; t < Steps; t += 4) {
+      const Four d = load_four(at.delta + t), u = load_four(at.delta_x + t);
+      const Four sum = four_steps_of<States>(0, d, u, at, t);
+      if constexpr (Summary) {
+        delta_sum = added(delta_sum, (d.at[0] + d.at[1]) + (d.at[2] + d.at[3]));
+      } else {
+        __syncwarp();  // the parts may take the place of what the other lane of a channel reads
+        store_four(at.part + t, sum);
+      }
+    }
+  }
+  // -1 stays.
+  __device__ static float added(float sum, float delta) { return sum < 0 ? sum : sum + delta; }
+
+  // The same, one step at a time: for a tile that ends early, has resets or leaves its states.
+  template <int Count>
+  __device__ __forceinline__ float one_step_of(int k, float delta, float delta_x,
+                                               const Places& at, int t) {
+    if constexpr (Count == 1) {
+      h[k] = advance(h[k], delta, A[k], delta_x, at.B[k * pitch + t]);
+      return 0;
+    } else if constexpr (Count == 2) {
+      one_step_of<1>(k, delta, delta_x, at, t);
+      one_step_of<1>(k + 1, delta, delta_x, at, t);
+      return __fmaf_rn(at.C[(k + 1) * pitch + t], h[k + 1],
+                       __fmul_rn(at.C[k * pitch + t], h[k]));
     } else {
-      recur<false, Summary>(tile, buffer, steps);
+      const float low = one_step_of<Count / 2>(k, delta, delta_x, at, t);
+      return __fadd_rn(low, one_step_of<Count / 2>(k + Count / 2, delta, delta_x, at, t));
+    }
+  }
+
+  template <bool Summary>
+  __device__ __forceinline__ void recur_carefully(int tile, int steps) {
+    const Places at = places();
+    const unsigned resets = block.op.reset != nullptr ? *block.resets() : 0;
+    const ScanTrack& leaves = block.op.step_states;
+#pragma unroll 1
+    for (int t = 0; t < steps; ++t) {
+      const bool reset = (resets >> t & 1) != 0;
+#pragma unroll
+      for (float& state : h) state = reset ? 0 : state;
+      const float sum = one_step_of<States>(0, at.delta[t], at.delta_x[t], at, t);
+      if constexpr (Summary) {
+        delta_sum = reset ? -1 : added(delta_sum, at.delta[t]);
+      } else {
+        __syncwarp();
+        at.part[t] = sum;
+        if (leaves.data != nullptr) {
+          store(leaves.out<float>(block.b, block.first + std::int64_t{tile} * Steps + t));
+        }
+      }
+    }
+  }
+
+  template <bool Summary>
+  __device__ __forceinline__ void walk(int tile) {
+    const int steps = block.steps_of(tile);
+    const bool resets = block.op.reset != nullptr && *block.resets() != 0;
+    if (resets || steps < Steps || (!Summary && block.op.step_states.data != nullptr)) {
+      recur_carefully<Summary>(tile, steps);
+    } else {
+      recur<Summary>();
     }
   }
 
@@ -179,40 +190,56 @@ struct ScanStates {
   }
 };
 
-template <bool Summary, class Block>
-__device__ __forceinline__ void walk_time(const Block& block, const ScanRows& rows) {
-  if (Block::thread() >= block.workers()) {
-    ScanHelper<Block>(block).template help<Summary>();
-    return;
-  }
-  ScanStates<Block> states(block);
-  states.begin(rows);
+// recur | finish, prepare the next | recur | ..., with the copies of the next tile under recur. Several
+// blocks share an SM and fill each other's gaps.
+template <bool Summary, class Block, class States>
+__device__ __forceinline__ void walk_in_phases(const Block& block, States& states) {
   const int tiles = block.tiles();
-  block_barrier();
-  block_barrier();
-  for (int tile = 0; tile <= tiles; ++tile) {
-    if (tile < tiles) states.template walk<Summary>(tile, tile & 1);
-    block_barrier();
+  if (tiles > 0) block.fill(0, 0);
+  copies_commit();
+  copies_wait_all();
+  __syncthreads();
+  if (tiles > 0) block.prepare(0);
+  if (Block::thread() < 2) block.advance_cursor(Block::thread());
+  __syncthreads();
+  for (int tile = 0; tile < tiles; ++tile) {
+    if (tile + 1 < tiles) block.fill(tile + 1, (tile + 1) & 1);
+    copies_commit();
+    states.template walk<Summary>(tile);
+    copies_wait_all();
+    __syncthreads();
+    if (!Summary) block.finish(tile, tile & 1);
+    if (tile + 1 < tiles) block.prepare((tile + 1) & 1);
+    if (Block::thread() < 2) block.advance_cursor(Block::thread());
+    __syncthreads();
+    if (Block::thread() == 2) block.advance_cursor(2);  // y's, before the next finish
   }
-  states.end(rows);
 }
+
+constexpr int few_lanes = 4;
 
 // Summaries: the first pass over chunks, of which only chunk 0 writes y.
 template <class T, int States, int Steps, int Channels, bool FewLanes, bool Summaries>
-__global__ void __launch_bounds__(960)  // of five blocks, to bound a thread's registers
+__global__ void __launch_bounds__(640)  // of five blocks, to bound a thread's registers
     scan_kernel(const __grid_constant__ ScanOperands op, const __grid_constant__ ScanCut cut) {
   extern __shared__ __align__(16) char scan_memory[];
-  const ScanBlock<T, States, Steps, Channels, FewLanes> block(op, cut, scan_memory);
+  using Block = ScanBlock<T, States, Steps, Channels, FewLanes>;
+  const Block block(op, cut, scan_memory);
   const ScanRows rows = op.rows(block.b);
   const bool summary = Summaries && block.chunk > 0;
   if (rows.is_absent()) {
     if (!summary) block.finish_absent(rows.padding && !rows.bad);
     if (rows.bad && op.flag != nullptr && threadIdx.x == 0) *op.flag = 1;
-  } else if (summary) {
-    walk_time<true>(block, rows);
-  } else {
-    walk_time<false>(block, rows);
+    return;
   }
+  ScanStates<Block> states(block);
+  states.begin(rows);
+  if (summary) {
+    walk_in_phases<true>(block, states);
+  } else {
+    walk_in_phases<false>(block, states);
+  }
+  states.end(rows);
 }
 
 }  // namespace mamba::cuda

@@ -47,25 +47,26 @@ struct ScanLaunch {
     cut.padded_states = cut.lanes * states;
     cut.channel_blocks =
         static_cast<int>((op.x.dim(2) + Block::channels - 1) / Block::channels);
-    threads = Block::channels * cut.lanes + helper_threads;
+    threads = Block::channels * cut.lanes;
     cut.granule = copy_granule_of({&op.x, &op.dt, &op.z}, Block::channels);
     cut.granule_BC = copy_granule_of({&op.B, &op.C}, 16);
     cut.paired_y = copy_granule_of({&op.y}, Block::channels) >= 2 * size;
     cut.row_bytes_BC = static_cast<int>(round_up(cut.padded_states * size, 16));
-    cut.stage = 3 * Block::raw_bytes + Block::steps * (2 * cut.row_bytes_BC + 4);
-    cut.prepared = Block::front_bytes + Block::stages * cut.stage;
-    int floats = 2 * (Block::channels * Block::pitch + cut.lanes * Block::lane_pitch) + 4;
+    cut.stage = 3 * Block::raw_bytes + (Block::pitch - 4) * (2 * cut.row_bytes_BC + 4);
+    cut.sources = Block::front_bytes + 2 * cut.stage;
+    cut.prepared = cut.sources + 3 * 8 * threads;
+    shared = cut.prepared + 16 +
+             4 * 2 * (Block::channels * Block::pitch + cut.lanes * Block::lane_pitch);
     cut.part_channel = Block::pitch;
     cut.part_lane = Block::channels * Block::pitch;
+    cut.parts = cut.prepared;
     if (cut.lanes > 2) {
       cut.part_lane = Block::pitch;
       cut.part_channel = cut.lanes * Block::pitch;
       if (cut.part_channel / 4 % 2 == 0) cut.part_channel += 4;  // odd: neighbours in other banks
-      cut.parts = floats;
-      floats += Block::channels * cut.part_channel;
+      cut.parts = shared;
+      shared += 4 * Block::channels * cut.part_channel;
     }
-    cut.prepared_bytes = 4 * floats;
-    shared = cut.prepared + 2 * cut.prepared_bytes;
     cut.chunk = chunks.length;
     cut.chunks = chunks.count;
     cut.first_chunk = pass == ScanPass::second ? 1 : 0;
@@ -107,10 +108,10 @@ void scan_walk(const SelectiveScan& op, Stream& stream, const ScanGeometry& geom
       walk<T, 4, 8, 2, false>(op, stream, chunks, pass);
     } else if (lanes_of(op.A_log.dim(1), 4) > 8) {
       walk<T, 4, 8, 8, false>(op, stream, chunks, pass);
-    } else if (geometry.states == 8 || lanes_of(op.A_log.dim(1), 4) > few_lanes) {
-      walk<T, 8, 8, 64, true>(op, stream, chunks, pass);
+    } else if (geometry.states == 8 || lanes_of(op.A_log.dim(1), 4) > 4) {
+      walk<T, 8, 16, 64, true>(op, stream, chunks, pass);
     } else {
-      walk<T, 4, 16, 32, true>(op, stream, chunks, pass);
+      walk<T, 4, 32, 32, true>(op, stream, chunks, pass);
     }
   });
 }
