@@ -11,7 +11,7 @@ echo "== configure and build ($preset)"
 cmake --preset "$preset" --log-level=NOTICE -DMAMBA_TESTS=OFF -DMAMBA_BENCH=OFF
 cmake --build --preset "$preset" --target mamba-lm hello_layer
 
-mamba_lm=build/$preset/examples/mamba_lm/mamba-lm
+mamba_lm=build/$preset/examples/mamba-lm
 model=tests/golden/bytes
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT

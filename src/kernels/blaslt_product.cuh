@@ -6,7 +6,7 @@
 
 #include <algorithm>
 
-#include "host/ops/channel_rows.hpp"
+#include "detail/channel_rows.hpp"
 #include "kernels/cuda.cuh"
 #include "kernels/vec.cuh"
 
@@ -98,11 +98,11 @@ struct Product {
   explicit Product(const Matmul& op) {
     // Batch and time are one dimension of rows where both x and y allow it; else a batch of
     // products.
-    host::ChannelRows x_rows(op.x);
-    host::ChannelRows y_rows(op.y);
+    detail::ChannelRows x_rows(op.x);
+    detail::ChannelRows y_rows(op.y);
     batch = std::max(x_rows.batch, y_rows.batch);
     rows = x_rows.count() / batch;
-    const auto matrix = [&](const ConstTensorView& view, const host::ChannelRows& from) {
+    const auto matrix = [&](const ConstTensorView& view, const detail::ChannelRows& from) {
       Matrix m;
       m.type = type_of(view.dtype());
       m.length = view.shape().back();
@@ -114,7 +114,7 @@ struct Product {
     };
     x = matrix(op.x, x_rows);
     y = matrix(op.y, y_rows);
-    weight = matrix(op.weight, host::ChannelRows(op.weight));
+    weight = matrix(op.weight, detail::ChannelRows(op.weight));
     weight.batch_pitch = 0;
     weight.alignment = alignment_of(op.weight.data(), weight.pitch * size_of(op.x.dtype()), 0);
     key = {batch,

@@ -13,7 +13,7 @@ namespace {
 
 // Whether every row that a kernel reads begins and ends on a multiple of 16 bytes.
 bool rows_are_aligned(const ConstTensorView& view) {
-  const host::ChannelRows rows(view);
+  const detail::ChannelRows rows(view);
   const std::int64_t size = size_of(view.dtype());
   return is_aligned(view.data(), rows.time_pitch * size, 16) &&
          is_aligned(view.data(), rows.batch_pitch * size, 16) &&
@@ -97,7 +97,7 @@ std::int64_t gemv_good_rows(const Matmul& op) {
 }
 
 void gemv(const Matmul& op, Stream& stream) {
-  const std::int64_t rows = host::ChannelRows(op.x).count();
+  const std::int64_t rows = detail::ChannelRows(op.x).count();
   const cudaStream_t queue = handle(stream);
   detail::visit(op.x.dtype(), [&](auto type) {
     using T = typename decltype(type)::type;

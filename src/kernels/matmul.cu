@@ -142,7 +142,7 @@ bool blaslt(const Matmul& op, Stream& stream) {
 }
 
 void tiled(const Matmul& op, Stream& stream) {
-  const std::int64_t rows = host::ChannelRows(op.x).count();
+  const std::int64_t rows = detail::ChannelRows(op.x).count();
   const auto tiles = [](std::int64_t size) { return (size + tile_side - 1) / tile_side; };
   detail::visit(op.x.dtype(), [&](auto type) {
     using T = typename decltype(type)::type;
@@ -158,7 +158,7 @@ bool can_run(const Matmul& op, MatmulPlan plan) {
   const std::int64_t in = op.weight.dim(1);
   switch (plan) {
     case MatmulPlan::gemv:
-      return host::ChannelRows(op.x).count() <= gemv_max_rows && in <= gemv_max_in;
+      return detail::ChannelRows(op.x).count() <= gemv_max_rows && in <= gemv_max_in;
     case MatmulPlan::blaslt:
       return in > 0;
     default:
@@ -167,7 +167,7 @@ bool can_run(const Matmul& op, MatmulPlan plan) {
 }
 
 MatmulPlan plan(const Matmul& op) {
-  const bool few = host::ChannelRows(op.x).count() <= gemv_good_rows(op);
+  const bool few = detail::ChannelRows(op.x).count() <= gemv_good_rows(op);
   if (few && can_run(op, MatmulPlan::gemv)) return MatmulPlan::gemv;
   return can_run(op, MatmulPlan::blaslt) ? MatmulPlan::blaslt : MatmulPlan::tiled;
 }

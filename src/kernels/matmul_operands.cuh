@@ -1,7 +1,7 @@
 // A Matmul's operands as our own kernels take them.
 #pragma once
 
-#include "host/ops/channel_rows.hpp"
+#include "detail/channel_rows.hpp"
 #include "kernels/vec.cuh"
 
 namespace mamba::cuda {
@@ -12,7 +12,7 @@ struct RowOffsets {
   std::int64_t batch_pitch;
   std::int64_t time_pitch;
 
-  explicit RowOffsets(const host::ChannelRows& rows)
+  explicit RowOffsets(const detail::ChannelRows& rows)
       : time(rows.time), batch_pitch(rows.batch_pitch), time_pitch(rows.time_pitch) {}
   __device__ std::int64_t operator()(std::int64_t r) const {
     return r < time ? r * time_pitch : r / time * batch_pitch + r % time * time_pitch;
@@ -38,10 +38,10 @@ struct MatmulOperands {
         weight(static_cast<const T*>(op.weight.data())),
         bias(op.bias ? static_cast<const T*>(op.bias.data()) : nullptr),
         y(op.y.data()),
-        x_row(host::ChannelRows(op.x)),
-        y_row(host::ChannelRows(op.y)),
+        x_row(detail::ChannelRows(op.x)),
+        y_row(detail::ChannelRows(op.y)),
         weight_pitch(op.weight.row_pitch()),
-        rows(host::ChannelRows(op.x).count()),
+        rows(detail::ChannelRows(op.x).count()),
         in(op.weight.dim(1)),
         out(op.weight.dim(0)),
         y_is_f32(op.y.dtype() == DType::f32) {}

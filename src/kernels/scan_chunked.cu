@@ -18,8 +18,9 @@ void scan_chunked(const SelectiveScan& op, Stream& stream, const ScanGeometry& g
   constexpr std::int64_t multiple = 32;  // of any kernel's tile
   const std::int64_t time = op.x.dim(1), batch = op.x.dim(0), channels = op.x.dim(2);
   ScanChunks chunks;
-  const std::int64_t wanted = std::clamp<std::int64_t>(geometry.chunk, 1, std::max<std::int64_t>(time, 1));
-  chunks.length = (wanted + multiple - 1) / multiple * multiple;
+  constexpr std::int64_t longest = std::int64_t{1} << 30;  // steps that one block counts
+  const std::int64_t wanted = std::clamp<std::int64_t>(geometry.chunk, 1, longest);
+  chunks.length = (std::min(wanted, std::max<std::int64_t>(time, 1)) + multiple - 1) / multiple * multiple;
   chunks.count = std::max<std::int64_t>((time + chunks.length - 1) / chunks.length, 1);
   if (chunks.count == 1) return scan_walk(op, stream, geometry, chunks, ScanPass::whole);
   Scratch scratch(stream);

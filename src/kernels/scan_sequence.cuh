@@ -83,7 +83,7 @@ struct ScanStates {
   template <bool Summary>
   __device__ __forceinline__ void recur() {
     const Places at = places();
-#pragma unroll 1
+#pragma unroll(States > 4 ? 1 : 2)
     for (int t = 0; t < Steps; t += 4) {
       const Four d = load_four(at.delta + t), u = load_four(at.delta_x + t);
       const Four sum = four_steps_of<States>(0, d, u, at, t);

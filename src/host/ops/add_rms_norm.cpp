@@ -8,7 +8,7 @@
 #include "detail/backend.hpp"
 #include "detail/stream_access.hpp"
 #include "detail/visit.hpp"
-#include "host/ops/channel_rows.hpp"
+#include "detail/channel_rows.hpp"
 #include "host/ops/storage-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -77,9 +77,9 @@ struct NormRow {
 
 template <class T>
 void norm_rows(const AddRmsNorm& op, std::int64_t first, std::int64_t last) {
-  const ChannelRows x_rows(op.x);
-  const ChannelRows residual_rows(op.residual);
-  const ChannelRows y_rows(op.y);
+  const detail::ChannelRows x_rows(op.x);
+  const detail::ChannelRows residual_rows(op.residual);
+  const detail::ChannelRows y_rows(op.y);
   const std::int64_t channels = op.y.shape().back();
   for (std::int64_t r = first; r < last; ++r) {
     const NormRow<T> row{
@@ -106,7 +106,7 @@ namespace mamba::host {
 HWY_EXPORT(add_rms_norm);
 
 void run(const AddRmsNorm& op, Stream& stream) {
-  const std::int64_t rows = ChannelRows(op.y).count();
+  const std::int64_t rows = detail::ChannelRows(op.y).count();
   // Waking a thread takes about 2 us; this many values take one thread 12 us (0.19 ns each).
   constexpr std::int64_t grain = std::int64_t{1} << 16;
   const auto threads = static_cast<int>(std::clamp<std::int64_t>(

@@ -7,7 +7,7 @@
 
 #include "detail/backend.hpp"
 #include "detail/stream_access.hpp"
-#include "host/ops/channel_rows.hpp"
+#include "detail/channel_rows.hpp"
 #include "host/ops/gemv.hpp"
 #include "host/ops/storage.hpp"
 
@@ -46,8 +46,8 @@ void finish(const Matmul& op, const float* sums, std::int64_t y_offset, std::int
 }
 
 void gemv(const Matmul& op, Stream& stream) {
-  const ChannelRows x_rows(op.x);
-  const ChannelRows y_rows(op.y);
+  const detail::ChannelRows x_rows(op.x);
+  const detail::ChannelRows y_rows(op.y);
   const std::int64_t out = op.weight.dim(0);
   Gemv gemv;
   gemv.weight = op.weight.data();
@@ -108,7 +108,7 @@ struct Blocks {
 };
 
 // Rows first .. first + count of x, where sgemm can read them.
-const float* take_x(const Matmul& op, const ChannelRows& x_rows, const Blocks& blocks,
+const float* take_x(const Matmul& op, const detail::ChannelRows& x_rows, const Blocks& blocks,
                     std::int64_t first, std::int64_t count) {
   if (blocks.x == nullptr) return op.x.data<float>() + x_rows.offset(first);
   const std::int64_t in = op.weight.dim(1);
@@ -132,8 +132,8 @@ const float* take_weight(const Matmul& op, const Blocks& blocks, std::int64_t fi
 // The rectangle of y in rows [first_row, last_row) and columns [first_column, last_column).
 void gemm_part(const Matmul& op, const Blocks& blocks, std::int64_t first_row,
                std::int64_t last_row, std::int64_t first_column, std::int64_t last_column) {
-  const ChannelRows x_rows(op.x);
-  const ChannelRows y_rows(op.y);
+  const detail::ChannelRows x_rows(op.x);
+  const detail::ChannelRows y_rows(op.y);
   Sgemm gemm{};
   gemm.k = op.weight.dim(1);
   gemm.a_pitch = blocks.x == nullptr ? x_rows.time_pitch : gemm.k;
@@ -156,8 +156,8 @@ void gemm_part(const Matmul& op, const Blocks& blocks, std::int64_t first_row,
 }
 
 void gemm(const Matmul& op, Stream& stream, bool cut_rows) {
-  const ChannelRows x_rows(op.x);
-  const ChannelRows y_rows(op.y);
+  const detail::ChannelRows x_rows(op.x);
+  const detail::ChannelRows y_rows(op.y);
   const std::int64_t rows = x_rows.count();
   const std::int64_t in = op.weight.dim(1);
   const std::int64_t out = op.weight.dim(0);
@@ -193,13 +193,13 @@ void gemm(const Matmul& op, Stream& stream, bool cut_rows) {
 }  // namespace
 
 MatmulPlan plan(const Matmul& op) {
-  const std::int64_t rows = ChannelRows(op.x).count();
+  const std::int64_t rows = detail::ChannelRows(op.x).count();
   if (rows <= Gemv::max_rows) return MatmulPlan::gemv;
   return op.weight.dim(0) >= rows ? MatmulPlan::gemm_columns : MatmulPlan::gemm_rows;
 }
 
 bool can_run(const Matmul& op, MatmulPlan plan) {
-  return plan != MatmulPlan::gemv || ChannelRows(op.x).count() <= Gemv::max_rows;
+  return plan != MatmulPlan::gemv || detail::ChannelRows(op.x).count() <= Gemv::max_rows;
 }
 
 void run(const Matmul& op, Stream& stream, MatmulPlan plan) {

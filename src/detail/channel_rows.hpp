@@ -7,7 +7,7 @@
 
 #include <mamba/tensor.hpp>
 
-namespace mamba::host {
+namespace mamba::detail {
 
 struct ChannelRows {
   std::int64_t batch = 1;  // runs of rows
@@ -42,4 +42,4 @@ struct ChannelRows {
   }
 };
 
-}  // namespace mamba::host
+}  // namespace mamba::detail
