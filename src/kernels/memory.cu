@@ -39,8 +39,7 @@ void* allocate(Device device, std::int64_t bytes) {
     std::size_t free = 0;
     std::size_t total = 0;
     cudaMemGetInfo(&free, &total);
-    throw DeviceError("Tensor", "memory",
-                      std::to_string(bytes) + " bytes free on " + device.name(),
+    throw DeviceError("Tensor", "memory", std::to_string(bytes) + " bytes free on " + device.name(),
                       std::to_string(free));
   }
   return memory;
@@ -88,11 +87,13 @@ void synchronize(Device device, void* cuda_stream) {
   check(cudaStreamSynchronize(static_cast<cudaStream_t>(cuda_stream)), "Stream::synchronize");
 }
 
-// ---- copies ---------------------------------------------------------------------------------------
+// ---- copies
+// ---------------------------------------------------------------------------------------
 
 namespace {
 
-// A view as [outer, middle, inner] with pitches in elements; inner is contiguous. `dense`: as one run.
+// A view as [outer, middle, inner] with pitches in elements; inner is contiguous. `dense`: as one
+// run.
 struct Layout {
   std::int64_t outer = 1, middle = 1, inner = 1;
   std::int64_t outer_pitch = 0, middle_pitch = 0;
@@ -117,11 +118,17 @@ struct Layout {
 template <class T>
 __device__ float to_float(T value);
 template <>
-__device__ float to_float(float value) { return value; }
+__device__ float to_float(float value) {
+  return value;
+}
 template <>
-__device__ float to_float(bf16 value) { return __uint_as_float(std::uint32_t{value.bits} << 16); }
+__device__ float to_float(bf16 value) {
+  return __uint_as_float(std::uint32_t{value.bits} << 16);
+}
 template <>
-__device__ float to_float(f16 value) { return __half2float(__ushort_as_half(value.bits)); }
+__device__ float to_float(f16 value) {
+  return __half2float(__ushort_as_half(value.bits));
+}
 
 __device__ void store(float* to, float value) { *to = value; }
 __device__ void store(bf16* to, float value) {
@@ -154,9 +161,8 @@ void convert(const ConstTensorView& from, const Layout& source, const TensorView
     detail::visit(to.dtype(), [&](auto to_type) {
       using From = typename decltype(from_type)::type;
       using To = typename decltype(to_type)::type;
-      convert_kernel<<<blocks, threads, 0, stream>>>(
-          static_cast<const From*>(from.data()), source, static_cast<To*>(to.data()), target,
-          count);
+      convert_kernel<<<blocks, threads, 0, stream>>>(static_cast<const From*>(from.data()), source,
+                                                     static_cast<To*>(to.data()), target, count);
     });
   });
   check(cudaGetLastError(), "copy");
@@ -165,7 +171,9 @@ void convert(const ConstTensorView& from, const Layout& source, const TensorView
 void copy_same_dtype(const ConstTensorView& from, const Layout& source, const TensorView& to,
                      const Layout& target, cudaStream_t stream) {
   const auto width = static_cast<std::size_t>(size_of(from.dtype()));
-  const auto bytes = [&](std::int64_t elements) { return static_cast<std::size_t>(elements) * width; };
+  const auto bytes = [&](std::int64_t elements) {
+    return static_cast<std::size_t>(elements) * width;
+  };
   const auto* s = static_cast<const char*>(from.data());
   auto* t = static_cast<char*>(to.data());
   const bool rows_only = source.middle == 1;

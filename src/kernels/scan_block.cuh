@@ -1,20 +1,22 @@
-// What one block does when it walks time for some channels of one batch row, in tiles of a few steps.
-// Per tile:
+// What one block does when it walks time for some channels of one batch row, in tiles of a few
+// steps. Per tile:
 //
 //   fill     raw x, dt, z, B, C of the tile go to shared memory (cp.async, a tile or more ahead)
 //   prepare  delta = softplus(dt + bias) and delta x, once per channel and step; B and C as f32
-//   recur    h = exp(delta A) h + delta x B for `States` states a thread, four steps at a time, and that
+//   recur    h = exp(delta A) h + delta x B for `States` states a thread, four steps at a time, and
+//   that
 //            thread's part of y
 //   finish   the parts of y summed, plus D x, times silu(z), stored
 //
-// fill, prepare and finish have lanes along channels, as memory does, two channels a thread. recur has
-// `lanes` neighbouring threads per channel. Everything recur reads has time innermost in shared memory,
-// [..][steps + 4]: one 16-byte load brings four steps, and the 4 words of padding put neighbouring rows
-// in other banks. Rows of channels are all even ones, then all odd ones, so that a helper's neighbours
-// write to neighbouring rows.
+// fill, prepare and finish have lanes along channels, as memory does, two channels a thread. recur
+// has `lanes` neighbouring threads per channel. Everything recur reads has time innermost in shared
+// memory,
+// [..][steps + 4]: one 16-byte load brings four steps, and the 4 words of padding put neighbouring
+// rows in other banks. Rows of channels are all even ones, then all odd ones, so that a helper's
+// neighbours write to neighbouring rows.
 //
-// A tile that ends early, has resets in it or leaves its states is walked carefully, any other without a
-// condition.
+// A tile that ends early, has resets in it or leaves its states is walked carefully, any other
+// without a condition.
 #pragma once
 
 #include "kernels/scan_math.cuh"
@@ -34,17 +36,17 @@ struct ScanCut {
   int stage = 0;           // one tile of raw operands
   int sources = 0;         // see ScanBlock
   int prepared = 0;        // delta, delta x, B, C, resets
-  int parts = 0;           // of y, channel by channel and lane by lane: they take the place of delta
+  int parts = 0;  // of y, channel by channel and lane by lane: they take the place of delta
   int part_channel = 0, part_lane = 0;  // and delta x if there are at most two; pitches in floats
-  std::int64_t chunk = 0;  // steps of a chunk
+  std::int64_t chunk = 0;               // steps of a chunk
   int first_chunk = 0, launched_chunks = 1;
   std::int64_t chunks = 1;   // of a batch row, all
   float* entries = nullptr;  // [batch, chunks - 1, channels, d_state]: see scan_chunked.cu
   float* sums = nullptr;     // [batch, chunks - 1, channels]
 };
 
-// Copies of 16, 8 or 4 bytes go past the registers; the first `valid` bytes come from memory and the
-// rest are zeros. 2 bytes are a plain load: rows of odd alignment only.
+// Copies of 16, 8 or 4 bytes go past the registers; the first `valid` bytes come from memory and
+// the rest are zeros. 2 bytes are a plain load: rows of odd alignment only.
 template <int Bytes>
 __device__ __forceinline__ void copy_granule(char* to, const char* from, int valid) {
   const auto shared = static_cast<unsigned>(__cvta_generic_to_shared(to));
@@ -64,8 +66,8 @@ __device__ __forceinline__ void copies_wait_all() {
   asm volatile("cp.async.wait_group 0;" ::: "memory");
 }
 
-// The same value, but what follows from it is computed where it is used and not kept in registers over
-// the whole loop.
+// The same value, but what follows from it is computed where it is used and not kept in registers
+// over the whole loop.
 __device__ __forceinline__ int recomputed(int value) {
   asm volatile("" : "+r"(value));
   return value;
@@ -94,7 +96,8 @@ __device__ __forceinline__ Four tree_sum(const float* parts, int pitch) {
   if constexpr (Count == 1) {
     return load_four(parts);
   } else {
-    return tree_sum<Count / 2>(parts, pitch) + tree_sum<Count / 2>(parts + Count / 2 * pitch, pitch);
+    return tree_sum<Count / 2>(parts, pitch) +
+           tree_sum<Count / 2>(parts + Count / 2 * pitch, pitch);
   }
 }
 // A binary counter of sums of 4, 8, 16 and 32 parts: the i-th four joins those it completes.
@@ -124,9 +127,9 @@ __device__ __forceinline__ Four tree_sum(const float* parts, int pitch, int coun
   return sum;
 }
 
-// A block has Channels channels (its last ones may not exist) and `lanes` threads for each. FewLanes: at
-// most four. All that a helper has to know about its place follows from constants, so that it need not
-// be kept in registers, which are short.
+// A block has Channels channels (its last ones may not exist) and `lanes` threads for each.
+// FewLanes: at most four. All that a helper has to know about its place follows from constants, so
+// that it need not be kept in registers, which are short.
 template <class T, int States, int Steps, int Channels, bool FewLanes>
 struct ScanBlock {
   static constexpr int states = States, steps = Steps, channels = Channels;
@@ -174,9 +177,9 @@ struct ScanBlock {
     __syncthreads();
   }
 
-  // Where this thread's first copies of the next tile of x, dt and z come from, threads() apart; and
-  // where the tiles of B, C and y begin, with the bytes from tile to tile. In shared memory, because
-  // registers are short and 64-bit products long.
+  // Where this thread's first copies of the next tile of x, dt and z come from, threads() apart;
+  // and where the tiles of B, C and y begin, with the bytes from tile to tile. In shared memory,
+  // because registers are short and 64-bit products long.
   __device__ const char** sources() const {
     return reinterpret_cast<const char**>(shared + cut.sources) + thread();
   }
@@ -197,7 +200,8 @@ struct ScanBlock {
 
   __device__ static int thread() { return static_cast<int>(threadIdx.x); }
   __device__ static int threads() { return static_cast<int>(blockDim.x); }
-  // In prepare and finish: this thread's pair of channels, its first four steps, and to the next four.
+  // In prepare and finish: this thread's pair of channels, its first four steps, and to the next
+  // four.
   __device__ static int pair() { return thread() % half; }
   __device__ static int first_quad() { return thread() / half; }
   __device__ static int quads_at_once() { return threads() / half; }
@@ -205,11 +209,10 @@ struct ScanBlock {
   __device__ int tiles() const { return (length + Steps - 1) / Steps; }
   __device__ int block_channels() const { return min(Channels, op.channels - channel); }
   // Steps of a tile that are in the sequence.
-  __device__ int steps_of(int tile) const {
-    return min(length - tile * Steps, Steps);
-  }
+  __device__ int steps_of(int tile) const { return min(length - tile * Steps, Steps); }
 
-  // Shared memory: D and dt_bias, cursors, raw operands of two stages, then what a tile is prepared as.
+  // Shared memory: D and dt_bias, cursors, raw operands of two stages, then what a tile is prepared
+  // as.
   static constexpr int front_bytes = 8 * Channels + 3 * 16;
   __device__ float* constants() const { return reinterpret_cast<float*>(shared); }
   __device__ char* raw(int stage, int which) const {
@@ -276,16 +279,30 @@ struct ScanBlock {
   __device__ __forceinline__ void fill(int tile, int stage) const {
     const int steps = steps_of(tile);
     switch (cut.granule) {
-      case 16: fill_channels<16>(stage, steps); break;
-      case 8: fill_channels<8>(stage, steps); break;
-      case 4: fill_channels<4>(stage, steps); break;
-      default: fill_channels<element>(stage, steps);
+      case 16:
+        fill_channels<16>(stage, steps);
+        break;
+      case 8:
+        fill_channels<8>(stage, steps);
+        break;
+      case 4:
+        fill_channels<4>(stage, steps);
+        break;
+      default:
+        fill_channels<element>(stage, steps);
     }
     switch (cut.granule_BC) {
-      case 16: fill_states<16>(stage, steps); break;
-      case 8: fill_states<8>(stage, steps); break;
-      case 4: fill_states<4>(stage, steps); break;
-      default: fill_states<element>(stage, steps);
+      case 16:
+        fill_states<16>(stage, steps);
+        break;
+      case 8:
+        fill_states<8>(stage, steps);
+        break;
+      case 4:
+        fill_states<4>(stage, steps);
+        break;
+      default:
+        fill_states<element>(stage, steps);
     }
     const int i = thread();
     if (op.reset != nullptr && i < Steps) {
@@ -372,8 +389,7 @@ struct ScanBlock {
     for (int q = first_quad(); q < quads; q += quads_at_once()) {
       Four sum[2];
       sum[0] = tree_sum<FewLanes>(from + 4 * q, cut.part_lane, cut.lanes);
-      sum[1] =
-          tree_sum<FewLanes>(from + half * cut.part_channel + 4 * q, cut.part_lane, cut.lanes);
+      sum[1] = tree_sum<FewLanes>(from + half * cut.part_channel + 4 * q, cut.part_lane, cut.lanes);
       gate(stage, q, sum);
       if (4 * q + 4 <= steps && cut.paired_y && both) {
 #pragma unroll

@@ -1,11 +1,14 @@
-// Chunk-parallel in time, for batches too small to fill the chip. A chunk is a linear map of the state
-// before it: over all its steps the decays multiply to exp(A sum(delta)), one exponential. So
+// Chunk-parallel in time, for batches too small to fill the chip. A chunk is a linear map of the
+// state before it: over all its steps the decays multiply to exp(A sum(delta)), one exponential. So
 //
-//   first pass   every chunk but the last runs from zeros, without y, and leaves its last state and the
-//                sum of its deltas: -1 if there was a reset, after which nothing of the state before is
-//                left. Chunk 0 knows its initial state, so it is done with y and all.
-//   second pass  every chunk but the first composes what the chunks before it left into the state that
-//                it starts from, in order, and runs again with y. The last one writes the final state.
+//   first pass   every chunk but the last runs from zeros, without y, and leaves its last state and
+//   the
+//                sum of its deltas: -1 if there was a reset, after which nothing of the state
+//                before is left. Chunk 0 knows its initial state, so it is done with y and all.
+//   second pass  every chunk but the first composes what the chunks before it left into the state
+//   that
+//                it starts from, in order, and runs again with y. The last one writes the final
+//                state.
 //
 // The work is between one and two times that of walking all of time at once.
 #include <algorithm>
@@ -20,7 +23,8 @@ void scan_chunked(const SelectiveScan& op, Stream& stream, const ScanGeometry& g
   ScanChunks chunks;
   constexpr std::int64_t longest = std::int64_t{1} << 30;  // steps that one block counts
   const std::int64_t wanted = std::clamp<std::int64_t>(geometry.chunk, 1, longest);
-  chunks.length = (std::min(wanted, std::max<std::int64_t>(time, 1)) + multiple - 1) / multiple * multiple;
+  chunks.length =
+      (std::min(wanted, std::max<std::int64_t>(time, 1)) + multiple - 1) / multiple * multiple;
   chunks.count = std::max<std::int64_t>((time + chunks.length - 1) / chunks.length, 1);
   if (chunks.count == 1) return scan_walk(op, stream, geometry, chunks, ScanPass::whole);
   Scratch scratch(stream);

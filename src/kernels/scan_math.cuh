@@ -1,10 +1,11 @@
-// The arithmetic of the selective scan, which every plan shares so that they agree to the bit: a decay
-// or a delta is computed by the same instructions in the one-step kernel and in the long ones, and
-// sums over states follow one tree whoever holds the states. Every rounding is spelled out
+// The arithmetic of the selective scan, which every plan shares so that they agree to the bit: a
+// decay or a delta is computed by the same instructions in the one-step kernel and in the long
+// ones, and sums over states follow one tree whoever holds the states. Every rounding is spelled
+// out
 // (__fmul_rn, __fmaf_rn), because the compiler's own choice of what to fuse may differ by kernel.
 //
-// Special functions (ex2, rcp) start at 16 lanes a clock and SM against 128 for FMAs: with 16 states
-// they are what bounds the scan, so the logarithm in softplus is a polynomial.
+// Special functions (ex2, rcp) start at 16 lanes a clock and SM against 128 for FMAs: with 16
+// states they are what bounds the scan, so the logarithm in softplus is a polynomial.
 #pragma once
 
 #include <cfloat>
@@ -48,8 +49,8 @@ __device__ __forceinline__ float exp_of_minus(float a) {
 }
 
 // log(1 + exp(v)) = max(v, 0) + log1p(exp(-|v|)), where log1p(e) = e p(e) and p is the minimax
-// polynomial of degree 9 on [0, 1] (relative error 0.08 roundings, 1.8 with f32 Horner steps). Above 20
-// the second term vanishes: the threshold needs no branch.
+// polynomial of degree 9 on [0, 1] (relative error 0.08 roundings, 1.8 with f32 Horner steps).
+// Above 20 the second term vanishes: the threshold needs no branch.
 __device__ __forceinline__ float softplus(float v) {
   const float e = exp_of_minus(fabsf(v));
   float p = -3.2440247e-3f;
@@ -65,8 +66,9 @@ __device__ __forceinline__ float softplus(float v) {
   return __fmaf_rn(e, p, max_or_nan(v, 0.0f));
 }
 
-// z / (1 + exp(-z)). With 16-bit storage the result is rounded at 2^-9 or 2^-12, so the plain product
-// z log2(e) will do (off by |z| roundings, and |z| > 20 gives nothing); f32 gets the compensated one.
+// z / (1 + exp(-z)). With 16-bit storage the result is rounded at 2^-9 or 2^-12, so the plain
+// product z log2(e) will do (off by |z| roundings, and |z| > 20 gives nothing); f32 gets the
+// compensated one.
 template <class T>
 __device__ __forceinline__ float silu(float z) {
   if constexpr (std::is_same_v<T, float>) {
@@ -79,8 +81,8 @@ __device__ __forceinline__ float silu(float z) {
   }
 }
 
-// A log2(e) with A = -exp(A_log), so that a decay is one product and one ex2. Finite, so that a delta
-// of zero keeps the state; a NaN stays.
+// A log2(e) with A = -exp(A_log), so that a decay is one product and one ex2. Finite, so that a
+// delta of zero keeps the state; a NaN stays.
 __device__ __forceinline__ float scaled_A(float A_log) {
   const float A = __fmul_rn(-expf(A_log), log2e);
   return A < -FLT_MAX ? -FLT_MAX : A;

@@ -45,7 +45,7 @@ struct ScanOperands {
   ScanTrack x, dt, B, C, z, y, step_states;  // z and step_states may be absent
   const float* A_log;
   std::int64_t A_log_pitch;
-  const float* D;        // these and below may be absent
+  const float* D;  // these and below may be absent
   const float* dt_bias;
   const std::int32_t* reset;
   std::int64_t reset_pitch;

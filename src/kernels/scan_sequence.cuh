@@ -13,7 +13,7 @@ struct ScanStates {
   const Block& block;
   int row, lane;  // of the channel in shared memory; within the channel
   int channel;
-  int count;      // of states that exist
+  int count;  // of states that exist
   float A[States], h[States];
   float delta_sum = 0;  // over the chunk, for summaries; -1 once there was a reset
 
@@ -100,16 +100,15 @@ struct ScanStates {
 
   // The same, one step at a time: for a tile that ends early, has resets or leaves its states.
   template <int Count>
-  __device__ __forceinline__ float one_step_of(int k, float delta, float delta_x,
-                                               const Places& at, int t) {
+  __device__ __forceinline__ float one_step_of(int k, float delta, float delta_x, const Places& at,
+                                               int t) {
     if constexpr (Count == 1) {
       h[k] = advance(h[k], delta, A[k], delta_x, at.B[k * pitch + t]);
       return 0;
     } else if constexpr (Count == 2) {
       one_step_of<1>(k, delta, delta_x, at, t);
       one_step_of<1>(k + 1, delta, delta_x, at, t);
-      return __fmaf_rn(at.C[(k + 1) * pitch + t], h[k + 1],
-                       __fmul_rn(at.C[k * pitch + t], h[k]));
+      return __fmaf_rn(at.C[(k + 1) * pitch + t], h[k + 1], __fmul_rn(at.C[k * pitch + t], h[k]));
     } else {
       const float low = one_step_of<Count / 2>(k, delta, delta_x, at, t);
       return __fadd_rn(low, one_step_of<Count / 2>(k + Count / 2, delta, delta_x, at, t));
@@ -150,8 +149,9 @@ struct ScanStates {
     }
   }
 
-  // The state before this block's first step. In the second pass it follows from what the chunks before
-  // have left: entries[0] is the state after chunk 0, entries[j] what chunk j ends with from zeros.
+  // The state before this block's first step. In the second pass it follows from what the chunks
+  // before have left: entries[0] is the state after chunk 0, entries[j] what chunk j ends with from
+  // zeros.
   __device__ void begin(const ScanRows& rows) {
     const std::int64_t size = std::int64_t{block.op.channels} * block.op.d_state;
     if (block.chunk == 0) {
@@ -190,8 +190,8 @@ struct ScanStates {
   }
 };
 
-// recur | finish, prepare the next | recur | ..., with the copies of the next tile under recur. Several
-// blocks share an SM and fill each other's gaps.
+// recur | finish, prepare the next | recur | ..., with the copies of the next tile under recur.
+// Several blocks share an SM and fill each other's gaps.
 template <bool Summary, class Block, class States>
 __device__ __forceinline__ void walk_in_phases(const Block& block, States& states) {
   const int tiles = block.tiles();

@@ -1,9 +1,10 @@
-// One step, straight from state row to state row. What it moves is the f32 state, read and written once:
-// 16 bytes a thread and access, four states of one channel, neighbouring threads next to each other in
-// memory. Two kernels:
+// One step, straight from state row to state row. What it moves is the f32 state, read and written
+// once: 16 bytes a thread and access, four states of one channel, neighbouring threads next to each
+// other in memory. Two kernels:
 //
-//   step_kernel       any operands; a thread takes one batch row. For few rows, where latency counts.
-//   step_rows_kernel  a thread takes four batch rows, so that A = -exp(A_log) is read and computed once
+//   step_kernel       any operands; a thread takes one batch row. For few rows, where latency
+//   counts. step_rows_kernel  a thread takes four batch rows, so that A = -exp(A_log) is read and
+//   computed once
 //                     for them and four state loads are in flight. Four neighbouring lanes share a
 //                     channel; each works out delta and the gate of one of the four rows.
 #include <algorithm>
@@ -25,7 +26,8 @@ struct StepCut {
   int lanes;
 };
 
-// Four states from `n` on. Whole: all exist, and are aligned; else those that exist, the others zero.
+// Four states from `n` on. Whole: all exist, and are aligned; else those that exist, the others
+// zero.
 template <bool Whole, class T>
 __device__ __forceinline__ Vec<T, 4> load_quad(const T* from, int n, int d_state) {
   if constexpr (Whole) {
@@ -66,8 +68,8 @@ struct StepThread {
   }
 };
 
-// What a channel needs of one batch row besides states. Plain, here and below: every batch row of the
-// launch exists and continues from and to its own state row, without resets or step states.
+// What a channel needs of one batch row besides states. Plain, here and below: every batch row of
+// the launch exists and continues from and to its own state row, without resets or step states.
 template <class T, bool Plain>
 struct StepInput {
   std::int64_t b;
@@ -84,9 +86,7 @@ struct StepInput {
     bias = op.dt_bias != nullptr ? op.dt_bias[c] : 0;
     D = op.D != nullptr ? op.D[c] : 0;
   }
-  __device__ __forceinline__ float delta() const {
-    return softplus(__fadd_rn(to_float(dt), bias));
-  }
+  __device__ __forceinline__ float delta() const { return softplus(__fadd_rn(to_float(dt), bias)); }
   __device__ __forceinline__ float gate() const { return silu<T>(to_float(z)); }
   __device__ __forceinline__ void store_y(const ScanOperands& op, int c, float sum,
                                           float gate) const {
@@ -143,8 +143,8 @@ struct StepStates {
         float& state = h[q].at[k];
         state = advance(fresh ? 0 : state, delta, A[4 * q + k], delta_x, to_float(B[q].at[k]));
         const float weight = to_float(C[q].at[k]);
-        weighted[k] = k % 2 == 0 ? __fmul_rn(weight, state)
-                                 : __fmaf_rn(weight, state, weighted[k - 1]);
+        weighted[k] =
+            k % 2 == 0 ? __fmul_rn(weight, state) : __fmaf_rn(weight, state, weighted[k - 1]);
       }
       const float four = __fadd_rn(weighted[1], weighted[3]);
       sum = q == 0 ? four : __fadd_rn(sum, four);
@@ -276,8 +276,8 @@ void step(const SelectiveScan& op, Stream& stream) {
     kernel<<<grid, threads, 0, handle(stream)>>>(ScanOperands(op, stream), cut);
     check(cudaGetLastError(), "selective_scan");
   };
-  const bool plain = Whole && op.initial_state && op.final_state && !op.rows.read && !op.reset &&
-                     !op.step_states;
+  const bool plain =
+      Whole && op.initial_state && op.final_state && !op.rows.read && !op.reset && !op.step_states;
   if (rows && plain && batch % 4 == 0) {
     launch(step_rows_kernel<T, true>, batch / 4);
   } else if (rows) {
@@ -292,11 +292,10 @@ void step(const SelectiveScan& op, Stream& stream) {
 }  // namespace
 
 void scan_step(const SelectiveScan& op, Stream& stream) {
-  detail::visit(op.x.dtype(),
-                [&](auto type) {
-                  using T = typename decltype(type)::type;
-                  in_whole_quads(op) ? step<T, true>(op, stream) : step<T, false>(op, stream);
-                });
+  detail::visit(op.x.dtype(), [&](auto type) {
+    using T = typename decltype(type)::type;
+    in_whole_quads(op) ? step<T, true>(op, stream) : step<T, false>(op, stream);
+  });
 }
 
 }  // namespace mamba::cuda

@@ -45,8 +45,7 @@ struct ScanLaunch {
     constexpr int size = Block::element;
     cut.lanes = lanes_of(op.A_log.dim(1), states);
     cut.padded_states = cut.lanes * states;
-    cut.channel_blocks =
-        static_cast<int>((op.x.dim(2) + Block::channels - 1) / Block::channels);
+    cut.channel_blocks = static_cast<int>((op.x.dim(2) + Block::channels - 1) / Block::channels);
     threads = Block::channels * cut.lanes;
     cut.granule = copy_granule_of({&op.x, &op.dt, &op.z}, Block::channels);
     cut.granule_BC = copy_granule_of({&op.B, &op.C}, 16);

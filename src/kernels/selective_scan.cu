@@ -12,8 +12,8 @@ constexpr std::int64_t divide_up(std::int64_t value, std::int64_t by) {
   return (value + by - 1) / by;
 }
 
-// Blocks that walk time at once: of 64 channels with eight states a thread, 32 with four, and fewer when
-// a channel has many states.
+// Blocks that walk time at once: of 64 channels with eight states a thread, 32 with four, and fewer
+// when a channel has many states.
 std::int64_t blocks_of(const SelectiveScan& op, int states) {
   const std::int64_t d_state = op.A_log.dim(1);
   const std::int64_t channels = d_state > 128 ? 2 : d_state > 32 ? 8 : 8 * states;
@@ -25,8 +25,8 @@ std::int64_t blocks_of(const SelectiveScan& op, int states) {
 ScanPlan plan(const SelectiveScan& op, int sm_count) {
   const std::int64_t time = op.x.dim(1);
   if (time == 1) return ScanPlan::step;
-  // Cutting time costs up to twice the work. It pays where less than one and a half small blocks fall to
-  // each multiprocessor, and needs chunks of some length.
+  // Cutting time costs up to twice the work. It pays where less than one and a half small blocks
+  // fall to each multiprocessor, and needs chunks of some length.
   const bool few = 2 * blocks_of(op, 4) < std::int64_t{3} * sm_count;
   return few && time >= 256 ? ScanPlan::chunked : ScanPlan::sequential;
 }
@@ -47,7 +47,8 @@ ScanGeometry geometry(const SelectiveScan& op, ScanPlan plan, int sm_count) {
   return g;
 }
 
-void run_scan(const SelectiveScan& op, Stream& stream, ScanPlan plan, const ScanGeometry& geometry) {
+void run_scan(const SelectiveScan& op, Stream& stream, ScanPlan plan,
+              const ScanGeometry& geometry) {
   if (plan == ScanPlan::step && op.x.dim(1) != 1) {
     throw ArgumentError("selective_scan", "plan", "time 1 for one step",
                         std::to_string(op.x.dim(1)));
@@ -60,7 +61,8 @@ void run_scan(const SelectiveScan& op, Stream& stream, ScanPlan plan, const Scan
     case ScanPlan::step:
       return scan_step(op, stream);
     case ScanPlan::sequential:
-      return scan_walk(op, stream, geometry, {std::max<std::int64_t>(op.x.dim(1), 1)}, ScanPass::whole);
+      return scan_walk(op, stream, geometry, {std::max<std::int64_t>(op.x.dim(1), 1)},
+                       ScanPass::whole);
     case ScanPlan::chunked:
       return scan_chunked(op, stream, geometry);
   }

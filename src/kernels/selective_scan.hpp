@@ -11,8 +11,8 @@ namespace mamba::cuda {
 // sequential  one block walks all of time for some channels; d_state is cut over lanes
 // chunked     time is cut too: the state at the end of each chunk first, then all chunks at once
 //
-// Each can do every case but step, which needs time 1. step and sequential give the same bits however
-// time is cut and whoever else is in the batch; chunked rounds differently.
+// Each can do every case but step, which needs time 1. step and sequential give the same bits
+// however time is cut and whoever else is in the batch; chunked rounds differently.
 enum class ScanPlan { step, sequential, chunked };
 
 // The plan run() takes. `sm_count`: multiprocessors of the device.
@@ -23,7 +23,7 @@ void run_scan(const SelectiveScan& op, Stream& stream, ScanPlan plan);
 
 // How the kernels that walk time are cut.
 struct ScanGeometry {
-  int states = 8;          // of a channel held by one thread, 4 or 8; d_state 17 and more decides alone
+  int states = 8;  // of a channel held by one thread, 4 or 8; d_state 17 and more decides alone
   std::int64_t chunk = 0;  // steps of a chunk, for ScanPlan::chunked
 };
 ScanGeometry geometry(const SelectiveScan& op, ScanPlan plan, int sm_count);

@@ -35,8 +35,8 @@ __device__ __forceinline__ T from_float(float value) {
   }
 }
 
-// N consecutive elements that move as one access of N * sizeof(T) bytes: 2 (a lone 16-bit element), 4,
-// 8 or 16. The address must be a multiple of that.
+// N consecutive elements that move as one access of N * sizeof(T) bytes: 2 (a lone 16-bit element),
+// 4, 8 or 16. The address must be a multiple of that.
 template <class T, int N>
 struct alignas(sizeof(T) * N) Vec {
   static_assert(sizeof(T) * N <= 16, "one access moves at most 16 bytes");
