@@ -6,9 +6,9 @@
 #include <cmath>
 
 #include "detail/backend.hpp"
+#include "detail/channel_rows.hpp"
 #include "detail/stream_access.hpp"
 #include "detail/visit.hpp"
-#include "detail/channel_rows.hpp"
 #include "host/ops/storage-inl.h"
 
 HWY_BEFORE_NAMESPACE();

@@ -6,8 +6,8 @@
 #include <cstring>
 
 #include "detail/backend.hpp"
-#include "detail/stream_access.hpp"
 #include "detail/channel_rows.hpp"
+#include "detail/stream_access.hpp"
 #include "host/ops/gemv.hpp"
 #include "host/ops/storage.hpp"
 
