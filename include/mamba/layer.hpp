@@ -45,7 +45,9 @@ class Layer {
 
   // Continues from `state` for the steps of x and leaves in it what was remembered. Any time >= 0:
   // a whole sequence, a piece of one, a single step. x [batch, time, d_model] -> y the same, both
-  // of dtype(). Allocates nothing after its first call of a size, waits for nothing.
+  // of dtype(). Allocates nothing after its first call of a size, waits for nothing. (On the CPU,
+  // with more than 8 rows on several threads, BLIS's pool of packing buffers may still grow when
+  // two of them first pack at once.)
   void forward(ConstTensorView x, MambaState& state, TensorView y, Stream& stream,
                const ForwardOptions& options = {}) const;
 
