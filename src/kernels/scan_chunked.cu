@@ -30,8 +30,8 @@ namespace mamba::cuda {
 namespace {
 
 constexpr unsigned all_lanes = 0xffffffffu;
-constexpr int chunk = 16;           // steps of a lane
-constexpr int states_at_once = 16;  // whose B and C a warp keeps in shared memory
+constexpr int chunk = 16;                           // steps of a lane
+constexpr int states_at_once = 16;                  // whose B and C a warp keeps in shared memory
 constexpr int most_warps = 16, general_warps = 12;  // of a block, for the registers they need
 
 // The state that one warp hands to the next.
@@ -327,8 +327,8 @@ struct Ring {
           h[j] = __fmaf_rn(a[j][k + i], h[j], u[j][k + i]);
           s.y[k + i] = __fmaf_rn(C4.at[i], h[j], s.y[k + i]);
           if (!Plain && op.step_states.data != nullptr && works() && k + i < s.left) {
-            op.step_states.out<float>(b, first_step(tile) + k + i)[std::int64_t{channel()} * op.d_state + n +
-                                                          j] = h[j];
+            op.step_states.out<float>(
+                b, first_step(tile) + k + i)[std::int64_t{channel()} * op.d_state + n + j] = h[j];
           }
         }
       }
@@ -348,7 +348,8 @@ struct Ring {
 #pragma unroll
     for (int k = 0; k < chunk; ++k) {
       float result = s.y[k];
-      if (Plain || op.z.data != nullptr) result = __fmul_rn(result, silu<T>(to_float(z_mine[k * Channels])));
+      if (Plain || op.z.data != nullptr)
+        result = __fmul_rn(result, silu<T>(to_float(z_mine[k * Channels])));
       z_mine[k * Channels] = from_float<T>(result);
     }
   }

@@ -9,8 +9,8 @@
 
 namespace mamba::cuda {
 
-// Whether the fast kernels can do it: D and z are there, neither resets nor the states of every step
-// are, and rows of channels are whole 16-byte pieces wherever a tile begins.
+// Whether the fast kernels can do it: D and z are there, neither resets nor the states of every
+// step are, and rows of channels are whole 16-byte pieces wherever a tile begins.
 inline bool is_plain(const SelectiveScan& op) {
   const auto wide = [](const ConstTensorView& view) {
     const std::int64_t size = size_of(view.dtype());
@@ -100,6 +100,7 @@ __device__ __forceinline__ void copy_tile(const ScanTile& tile, T* to, int pitch
 // The same for B and C, in pieces of 1 << bits bytes; rows have no gaps, and 2^n bytes.
 template <int Threads, int Steps, int Columns, class T>
 __device__ __forceinline__ void copy_states_tile(const ScanTile& tile, T* to, int bits) {
+  if (bits == 4) return copy_tile<true, Threads, Steps, Columns>(tile, to, Columns);
   constexpr int row = Columns * static_cast<int>(sizeof(T));
   const int columns = tile.columns * static_cast<int>(sizeof(T));
 #pragma unroll 1
@@ -110,9 +111,7 @@ __device__ __forceinline__ void copy_states_tile(const ScanTile& tile, T* to, in
     const char* from = there ? tile.at<char>(t, c) : tile.data;
     char* place = reinterpret_cast<char*>(to) + at;
     const int valid = there ? min(columns - c, 1 << bits) : 0;
-    if (bits == 4) {
-      copy_16_bytes(place, from, valid);
-    } else if (bits == 3) {
+    if (bits == 3) {
       copy_bytes<8>(place, from, valid);
     } else if (bits == 2) {
       copy_bytes<4>(place, from, valid);

@@ -26,7 +26,7 @@ struct ScanLeg {
 struct ScanRelay {
   std::int64_t groups = 0, steps = 0;  // steps of a leg
   int legs = 1;
-  int* tickets = nullptr;  // taken so far; then for each group the legs done
+  int* tickets = nullptr;   // taken so far; then for each group the legs done
   float* states = nullptr;  // [batch, channels, d_state], between legs
 
   ScanRelay(std::int64_t group_count, std::int64_t leg_steps, const SelectiveScan& op,
@@ -39,8 +39,7 @@ struct ScanRelay {
       steps = time;
       return;
     }
-    states =
-        scratch.take({op.x.dim(0), op.x.dim(2), op.A_log.dim(1)}, DType::f32).data<float>();
+    states = scratch.take({op.x.dim(0), op.x.dim(2), op.A_log.dim(1)}, DType::f32).data<float>();
     TensorView counters = scratch.take({groups + 1}, DType::i32);
     tickets = counters.data<std::int32_t>();
     check(cudaMemsetAsync(tickets, 0, sizeof(int) * (groups + 1), handle(stream)),
@@ -73,7 +72,10 @@ struct ScanRelay {
       const int* done = tickets + 1 + leg.group;
       int legs_done = 0;
       do {
-        asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(legs_done) : "l"(done) : "memory");
+        asm volatile("ld.acquire.gpu.global.s32 %0, [%1];"
+                     : "=r"(legs_done)
+                     : "l"(done)
+                     : "memory");
         if (legs_done < leg.number) __nanosleep(100);
       } while (legs_done < leg.number);
     }

@@ -51,20 +51,20 @@ struct Walk {
   static constexpr int channels = Memory::channels, padded = Memory::padded;
   static constexpr int steps = Memory::steps, groups = steps / Lanes;  // of a tile
   static constexpr int prepared = std::min(groups, 2);  // at once: one fills the other's gaps
-  static constexpr int at_once = std::min(Lanes, 4);  // steps whose sums are exchanged together
+  static constexpr int at_once = std::min(Lanes, 4);    // steps whose sums are exchanged together
 
   const ScanOperands& op;
   const ScanLeg& leg;
   Memory& memory;
   std::int64_t b;
   ScanRows rows;
-  int block_channel;        // the block's first
-  int column, lane;         // this thread's channel in the block, and its place among its lanes
+  int block_channel;  // the block's first
+  int column, lane;   // this thread's channel in the block, and its place among its lanes
   int channel;
-  bool works;               // on a channel that exists
+  bool works;  // on a channel that exists
   float A[States], h[States];
   float bias, D;
-  int left;                     // steps from the present tile's first on
+  int left;  // steps from the present tile's first on
 
   __device__ __forceinline__ Walk(const ScanOperands& operands, const ScanLeg& l, Memory& m)
       : op(operands), leg(l), memory(m) {
@@ -131,9 +131,9 @@ struct Walk {
   }
   __device__ __forceinline__ void copy_BC(int stage, int ahead) {
     const auto copy = [&](const ScanTrack& track, T(&to)[steps][padded]) {
-      copy_states_tile<threads, steps, padded>(
-          ScanTile::of<T>(track, b, leg.end - left + ahead, left - ahead, 0, op.d_state), &to[0][0],
-          op.copy_bits);
+      const auto tile =
+          ScanTile::of<T>(track, b, leg.end - left + ahead, left - ahead, 0, op.d_state);
+      copy_states_tile<threads, steps, padded>(tile, &to[0][0], op.copy_bits);
     };
     copy(op.B, memory.raw[stage][0]);
     copy(op.C, memory.raw[stage][1]);
@@ -221,8 +221,8 @@ struct Walk {
     const std::int64_t at = leg.end - left;  // the tile's first step
     unsigned resets = 0;
     if constexpr (!Plain) {
-      resets = __ballot_sync(all_lanes, op.reset != nullptr && t < left &&
-                                            op.reset[b * op.reset_pitch + at + t] != 0);
+      resets = __ballot_sync(
+          all_lanes, op.reset != nullptr && t < left && op.reset[b * op.reset_pitch + at + t] != 0);
     }
     float sum = 0;
 #pragma unroll
@@ -237,8 +237,8 @@ struct Walk {
           for (float& state : h) state = (resets >> (some + j) & 1) != 0 ? 0 : state;
         }
         const int step = first + some + j;
-        part[j] = advance_states<0, States>(delta, delta_x,
-                                            &memory.BC[stage][step][0][lane * States]);
+        part[j] =
+            advance_states<0, States>(delta, delta_x, &memory.BC[stage][step][0][lane * States]);
         if constexpr (!Plain) {
           if (op.step_states.data != nullptr && step < left) {
             store_states(op.step_states.out<float>(b, at + step));
@@ -313,7 +313,9 @@ struct Walk {
 };
 
 template <class T, int States, int Lanes, bool Plain>
-__global__ void __launch_bounds__(threads, Lanes == 2 ? 5 : Lanes < 16 ? 4 : 2)
+__global__ void __launch_bounds__(threads, Lanes == 2   ? 5
+                                           : Lanes < 16 ? 4
+                                                        : 2)
     walk_kernel(const __grid_constant__ ScanOperands op, const __grid_constant__ ScanRelay relay) {
   extern __shared__ __align__(16) char scan_memory[];
   using Memory = WalkMemory<T, States, Lanes>;
@@ -326,9 +328,8 @@ template <class T, int States, int Lanes>
 void launch(const SelectiveScan& op, Stream& stream, std::int64_t leg) {
   using Memory = WalkMemory<T, States, Lanes>;
   Scratch scratch(stream);
-  const ScanRelay relay(
-      op.x.dim(0) * ((op.x.dim(2) + Memory::channels - 1) / Memory::channels), leg, op, scratch,
-      stream);
+  const ScanRelay relay(op.x.dim(0) * ((op.x.dim(2) + Memory::channels - 1) / Memory::channels),
+                        leg, op, scratch, stream);
   const auto kernel =
       is_plain(op) ? walk_kernel<T, States, Lanes, true> : walk_kernel<T, States, Lanes, false>;
   constexpr int shared = static_cast<int>(sizeof(Memory));

@@ -28,9 +28,11 @@ std::int64_t lanes_of(const SelectiveScan& op, int states) {
 
 std::int64_t divide_up(std::int64_t value, std::int64_t by) { return (value + by - 1) / by; }
 
-// Warps of the sequential plan for every scheduler of the device, of which a multiprocessor has four.
+// Warps of the sequential plan for every scheduler of the device, of which a multiprocessor has
+// four.
 double warps_each(const SelectiveScan& op, int states, int sm_count) {
-  return static_cast<double>(op.x.dim(0) * op.x.dim(2) * lanes_of(op, states)) / (32 * 4 * sm_count);
+  return static_cast<double>(op.x.dim(0) * op.x.dim(2) * lanes_of(op, states)) /
+         (32 * 4 * sm_count);
 }
 
 }  // namespace
@@ -41,10 +43,10 @@ ScanPlan plan(const SelectiveScan& op, int sm_count) {
   constexpr std::int64_t longest = std::int64_t{1} << 30;  // steps that one block counts
   if (time > longest) return ScanPlan::chunked;
   // Measured on an H200: below 2.5 warps a scheduler, and with more than four lanes a channel,
-  // chunks are faster; a sequence of less than two warps' chunks is not worth them.
+  // chunks are faster; a short sequence is not worth them.
   const bool wide = op.A_log.dim(1) > 32;
-  return time >= 64 && (wide || warps_each(op, 4, sm_count) < 2.5) ? ScanPlan::chunked
-                                                                   : ScanPlan::sequential;
+  return time >= 128 && (wide || warps_each(op, 4, sm_count) < 2.5) ? ScanPlan::chunked
+                                                                    : ScanPlan::sequential;
 }
 
 ScanGeometry geometry(const SelectiveScan& op, ScanPlan plan, int sm_count) {
@@ -62,6 +64,7 @@ ScanGeometry geometry(const SelectiveScan& op, ScanPlan plan, int sm_count) {
   // The fewest channels on the busiest multiprocessor; narrow warps cost more per channel.
   double least = 0;
   for (const auto& [width, cost] : {std::pair{32, 1.0}, {16, 1.08}, {8, 1.4}}) {
+    if (width == 32 && op.A_log.dim(1) > 64) continue;  // the ring's slots would leave few warps
     const std::int64_t blocks = rows * divide_up(channels, width);
     const double busiest = static_cast<double>(divide_up(blocks, sm_count) * width) * cost;
     if (least != 0 && busiest >= least) continue;
