@@ -40,19 +40,36 @@ LanguageModel LanguageModel::random(const ModelConfig& config, std::uint64_t see
   return LanguageModel(config, std::move(weights));
 }
 
+namespace {
+
+// A model's weights, which its layers own, as ModelWeights::each wants to see them.
+struct OwnedWeights {
+  struct Layers {
+    const Stack& of;
+    std::size_t size() const { return of.size(); }
+    const LayerWeights& operator[](std::size_t i) const { return of.layer(i).weights(); }
+  };
+  struct Norms {
+    const Stack& of;
+    const Tensor& operator[](std::size_t i) const { return of.norm(i); }
+  };
+  struct OwnedStack {
+    Layers layers;
+    Norms norms;
+    const Tensor& norm_f;
+  };
+  const Tensor& embedding;
+  OwnedStack stack;
+  const Tensor& head;
+};
+
+}  // namespace
+
 void LanguageModel::each_weight(const WeightVisitor& f) const {
-  f("backbone.embeddings.weight", embedding_);
-  for (std::size_t i = 0; i < stack_.size(); ++i) {
-    const std::string prefix = fmt::format("backbone.layers.{}.", i);
-    f(prefix + "norm.weight", stack_.norm(i));
-    const Layer& layer = stack_.layer(i);
-    LayerWeights::each(layer.weights(), layer.config(), layer.dtype(),
-                       [&](const char* name, const Tensor& tensor, const Shape&, DType) {
-                         f(prefix + "mixer." + name, tensor);
-                       });
-  }
-  f("backbone.norm_f.weight", stack_.norm(stack_.size()));
-  if (head_) f("lm_head.weight", head_);
+  const OwnedWeights weights{embedding_, {{stack_}, {stack_}, stack_.norm(stack_.size())}, head_};
+  ModelWeights::each(
+      weights, config_, dtype(),
+      [&](const std::string& name, const Tensor& tensor, const Shape&, DType) { f(name, tensor); });
 }
 
 std::int64_t LanguageModel::parameters() const {
