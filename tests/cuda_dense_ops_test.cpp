@@ -16,13 +16,6 @@
 namespace mamba::testing {
 namespace {
 
-template <class F>
-void each_cuda_device(F f) {
-  for (const Device device : devices()) {
-    if (device.is_cuda()) f(device);
-  }
-}
-
 std::vector<std::int32_t> integers(ConstTensorView view) {
   const std::vector<unsigned char> bytes = bits(view);
   std::vector<std::int32_t> list(bytes.size() / 4);

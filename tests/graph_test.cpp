@@ -44,6 +44,53 @@ TEST(Graph, ReplayIsTheEagerCall) {
   }
 }
 
+// One decode step, its token fed back in device memory, recorded once and replayed for every token.
+TEST(Graph, ADecodeStepWritesTheEagerText) {
+  for (Device device : devices()) {
+    if (device.is_cpu()) continue;
+    for (DType dtype : testing::storage_dtypes()) {
+      for (float temperature : {0.0f, 1.0f}) {
+        SCOPED_TRACE(device.name() + " " + name_of(dtype));
+        const LanguageModel model =
+            LanguageModel::load(testing::golden_folder("bytes"), dtype, device);
+        Stream stream(device);
+        StackState state = model.make_state(2);
+        Tensor logits({2, 256}, DType::f32, device);
+        Tensor ids({2}, DType::i32, device), draws({2}, DType::i32, device);
+        const Tensor seed = Tensor::from<std::int32_t>({1, 2, 3, 4}, {2, 2}).to(device);
+        const auto step = [&](Stream& on) {
+          model.forward(ids.view().reshape({2, 1}), state, logits, on);
+          Sample sample;
+          sample.logits = logits;
+          sample.seed = seed;
+          sample.draws = draws;
+          sample.ids = ids;
+          sample.temperature = temperature;
+          sample.top_k = 50;
+          run(sample, on);
+        };
+        const auto text = [&](const auto& one_step) {
+          state.reset(stream);
+          zero(ids, stream);
+          zero(draws, stream);
+          std::vector<std::vector<unsigned char>> tokens;
+          for (int i = 0; i < 30; ++i) {
+            one_step();
+            stream.synchronize();
+            tokens.push_back(bits(ids));
+          }
+          return tokens;
+        };
+        const auto eager = text([&] { step(stream); });
+        const auto eager_ssm = bits(state.layers[1].ssm);
+        const Graph graph = Graph::record(stream, step);
+        EXPECT_EQ(text([&] { graph.replay(stream); }), eager);
+        EXPECT_EQ(bits(state.layers[1].ssm), eager_ssm);
+      }
+    }
+  }
+}
+
 TEST(Graph, AnErrorWhileRecordingLeavesTheStreamUsable) {
   for (Device device : devices()) {
     if (device.is_cpu()) continue;

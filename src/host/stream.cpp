@@ -69,6 +69,7 @@ Stream Stream::borrow(Device device, void* cuda_stream) {
   if (device.is_cpu()) {
     throw ArgumentError("Stream::borrow", "device", "a CUDA device", device.name());
   }
+  cuda::check_present("Stream::borrow", device);
   auto impl = std::make_unique<Impl>();
   impl->device = device;
   impl->cuda_stream = cuda_stream;
