@@ -7,7 +7,7 @@ import sys
 LAYERS = [
     {"error", "dtype", "device", "version"},
     {"tensor", "stream", "check", "safetensors", "graph"},
-    {"ops"},
+    {"ops", "grad_ops", "train_ops"},
     {"config", "weights", "state", "tape", "layer"},
     {"stack", "language_model", "state_file", "loss", "optimizer"},
     {"sampling", "generator", "tokenizer", "state_cache", "speculative", "checkpoint", "data_parallel"},

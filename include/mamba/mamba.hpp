@@ -7,6 +7,7 @@
 #include <mamba/dtype.hpp>
 #include <mamba/error.hpp>
 #include <mamba/generator.hpp>
+#include <mamba/grad_ops.hpp>
 #include <mamba/graph.hpp>
 #include <mamba/language_model.hpp>
 #include <mamba/layer.hpp>
@@ -19,5 +20,6 @@
 #include <mamba/stream.hpp>
 #include <mamba/tensor.hpp>
 #include <mamba/tokenizer.hpp>
+#include <mamba/train_ops.hpp>
 #include <mamba/version.hpp>
 #include <mamba/weights.hpp>

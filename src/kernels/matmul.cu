@@ -180,6 +180,12 @@ void run(const Matmul& op, Stream& stream, MatmulPlan plan) {
   tiled(op, stream);
 }
 
-void run(const Matmul& op, Stream& stream) { run(op, stream, plan(op)); }
+void run(const Matmul& op, Stream& stream) {
+  if (op.transpose_x || op.transpose_weight || op.accumulate) {
+    throw DeviceError(where, "device", "cpu (a transposed or accumulated product)",
+                      stream.device().name());
+  }
+  run(op, stream, plan(op));
+}
 
 }  // namespace mamba::cuda
