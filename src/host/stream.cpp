@@ -104,6 +104,13 @@ void Stream::Impl::throw_bad_values() {
   if (found(BadValue::logits)) {
     throw ArgumentError("sample", "logits", "a finite largest value in each row", "none");
   }
+  if (found(BadValue::target)) {
+    throw ArgumentError("cross_entropy", "targets", "targets below the vocabulary", "one above");
+  }
+  if (found(BadValue::action)) {
+    throw ArgumentError("categorical", "actions", "actions of the distribution",
+                        "one outside of it");
+  }
 }
 
 int* StreamAccess::flag(Stream& stream, BadValue kind) {

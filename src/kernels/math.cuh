@@ -24,4 +24,10 @@ __device__ __forceinline__ float sigmoid_approx(float x) {
   return reciprocal_approx(1 + exp2_approx(-log2e * x));
 }
 
+// d silu(p) / dp dy, where silu(p) = p s and s = sigmoid(p).
+__device__ __forceinline__ float silu_grad_approx(float p, float dy) {
+  const float s = sigmoid_approx(p);
+  return dy * fmaf(p * s, 1 - s, s);
+}
+
 }  // namespace mamba::cuda
