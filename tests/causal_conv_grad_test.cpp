@@ -10,6 +10,7 @@
 #include <mamba/grad_ops.hpp>
 
 #include "conv_inputs.hpp"
+#include "finite_differences.hpp"
 #include "targets.hpp"
 #include "tracked.hpp"
 
@@ -207,17 +208,8 @@ TEST(CausalConvGrad, ReferenceIsTheDerivativeOfTheForwardReference) {
     const ConvGradResult result = gradient(conv);
     const auto check = [&](const char* name, std::vector<double>& operand,
                            const std::vector<TrackedSum>& sums) {
-      for (std::size_t i = 0; i < operand.size(); ++i) {
-        const double at = operand[i], step = 1e-5;
-        operand[i] = at + step;
-        const double above = conv.loss();
-        operand[i] = at - step;
-        const double below = conv.loss();
-        operand[i] = at;
-        const double slope = (above - below) / (2 * step);
-        ASSERT_NEAR(static_cast<Tracked>(sums[i]).value, slope, 1e-7 * (1 + std::abs(slope)))
-            << name << "[" << i << "], choice " << choice;
-      }
+      SCOPED_TRACE("choice " + std::to_string(choice));
+      expect_derivative(name, operand, bounded(sums), [&] { return conv.loss(); });
     };
     check("x", conv.x, result.dx);
     check("weight", conv.weight, result.dweight);

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "finite_differences.hpp"
 #include "scan_grad_reference.hpp"
 #include "scan_inputs.hpp"
 #include "targets.hpp"
@@ -139,7 +140,6 @@ void expect_matches_reference(const ScanCase& c, Device device, std::uint64_t se
 
 // ---- the reference itself ----------------------------------------------------------------------
 
-// Central differences in double: the error of the difference is about 1e-10 of what enters it.
 TEST(SelectiveScanGrad, ReferenceIsTheDerivativeOfTheForwardReference) {
   for (int choice = 0; choice < 16; ++choice) {
     ScanCase c;
@@ -157,17 +157,8 @@ TEST(SelectiveScanGrad, ReferenceIsTheDerivativeOfTheForwardReference) {
     const ScanGradResult result = ScanGradReference(scan, loss, 2).result();
     const auto check = [&](const char* name, std::vector<double>& operand,
                            const std::vector<Bounded>& gradient) {
-      for (std::size_t i = 0; i < operand.size(); ++i) {
-        const double at = operand[i], step = 1e-5;
-        operand[i] = at + step;
-        const double above = loss(scan);
-        operand[i] = at - step;
-        const double below = loss(scan);
-        operand[i] = at;
-        const double slope = (above - below) / (2 * step);
-        ASSERT_NEAR(gradient[i].value, slope, 1e-7 * (1 + std::abs(slope)))
-            << name << "[" << i << "], choice " << choice;
-      }
+      SCOPED_TRACE("choice " + std::to_string(choice));
+      expect_derivative(name, operand, gradient, [&] { return loss(scan); });
     };
     check("x", scan.x, result.dx);
     check("dt", scan.dt, result.ddt);
