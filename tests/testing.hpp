@@ -57,6 +57,8 @@ inline double roundoff(DType dtype) {
   }
 }
 
+constexpr double f32_roundoff = 0x1p-24;
+
 class Random {
  public:
   explicit Random(std::uint64_t seed) : engine_(seed) {}

@@ -57,8 +57,8 @@ struct CategoricalGrad {
   TensorView dlogits;         // [rows, actions] f32; may be the same memory as logits
 };
 
-// y[0] = sum of x^2, or y[0] + that. In f32 by parts of a fixed size: within (log2(count) + 32)
-// roundings of the exact sum.
+// y[0] = sum of x^2, or y[0] + that, within 128 roundings of the exact sum: added up by parts whose
+// size is fixed, not one element after the other.
 struct SumSquares {
   ConstTensorView x;  // dense f32
   TensorView y;       // [1] f32
