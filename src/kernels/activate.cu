@@ -22,11 +22,11 @@ struct Elements {
 
   __device__ __forceinline__ float apply(float value) const {
     if (relu) return value < 0 ? 0 : value;  // NaN stays
-    return value * sigmoid_approx(value);
+    return value * sigmoid<T>(value);
   }
   __device__ __forceinline__ float apply_grad(float value, float gradient) const {
     if (relu) return value > 0 ? gradient : 0;
-    return silu_grad_approx(value, gradient);
+    return silu_grad<T>(value, gradient);
   }
 };
 

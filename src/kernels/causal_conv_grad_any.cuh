@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(any_threads)
     for (int k = 0; k <= of.past; ++k) {
       p = fmaf(weight[k], to_float(inputs.at(t - of.past + k, start)), p);
     }
-    g[i] = silu_grad_approx(p, dy);
+    g[i] = silu_grad<T>(p, dy);
   }
 }
 

@@ -54,7 +54,7 @@ struct GradTrack {
         p = fmaf(forward.filter.weight[k][c], forward.past[(oldest + k) % kPast][c], p);
       }
       p = fmaf(forward.filter.weight[kPast][c], x[c], p);
-      g[c] = silu_grad_approx(p, dy[c]);
+      g[c] = silu_grad<T>(p, dy[c]);
     }
   }
 

@@ -37,8 +37,8 @@ struct LayerNormBack {
       load_floats<V>(norm.z + norm.z_rows.offset(row) + c, z);
 #pragma unroll
       for (int v = 0; v < V; ++v) {
-        to_z[v] = scaled[v] * silu_grad_approx(z[v], dn[v]);
-        dn[v] *= z[v] * sigmoid_approx(z[v]);
+        to_z[v] = scaled[v] * silu_grad<T>(z[v], dn[v]);
+        dn[v] *= z[v] * sigmoid<T>(z[v]);
       }
       if (store) store_floats<V>(dz + dz_rows.offset(row) + c, to_z);
     }

@@ -1,6 +1,8 @@
 // Scalar functions that kernels share, each a few instructions whose accuracy is stated.
 #pragma once
 
+#include <type_traits>
+
 namespace mamba::cuda {
 
 constexpr float log2e = 1.44269502e+0f;  // log2(e) rounded to f32
@@ -24,10 +26,21 @@ __device__ __forceinline__ float sigmoid_approx(float x) {
   return reciprocal_approx(1 + exp2_approx(-log2e * x));
 }
 
-// d silu(p) / dp dy, where silu(p) = p s and s = sigmoid(p).
-__device__ __forceinline__ float silu_grad_approx(float p, float dy) {
-  const float s = sigmoid_approx(p);
-  return dy * fmaf(p * s, 1 - s, s);
+// The same as accurately as the storage type T shows it.
+template <class T>
+__device__ __forceinline__ float sigmoid(float x) {
+  if constexpr (std::is_same_v<T, float>) {
+    return 1 / (1 + expf(-x));
+  } else {
+    return sigmoid_approx(x);
+  }
+}
+
+// dy silu'(x), where silu(x) = x sigmoid(x).
+template <class T>
+__device__ __forceinline__ float silu_grad(float x, float dy) {
+  const float s = sigmoid<T>(x);
+  return dy * fmaf(x * s, 1 - s, s);
 }
 
 }  // namespace mamba::cuda
