@@ -8,6 +8,7 @@
 #include "layer_reference.hpp"
 #include "layer_variants.hpp"
 #include "sequence_reference.hpp"
+#include "slopes.hpp"
 
 namespace mamba {
 namespace {
@@ -16,17 +17,13 @@ using testing::bits;
 using testing::config_of;
 using testing::devices;
 using testing::expect_error;
+using testing::expect_slopes;
+using testing::gradient_bound;
 using testing::lively_layer;
 using testing::Random;
 using testing::relative_error;
 using testing::values;
 using testing::variants;
-
-// Forward and backward pass through about fifteen stages, each rounding its result to storage; f32
-// sums have some hundreds of terms.
-double gradient_bound(DType dtype) {
-  return dtype == DType::f32 ? 500 * testing::f32_roundoff : 16 * testing::roundoff(dtype);
-}
 
 // One run and the gradients that come in from outside; on the layer's device.
 struct Inputs {
@@ -138,29 +135,6 @@ struct Loss {
     return sum;
   }
 };
-
-// Some elements of one operand, chosen at random: relative error in norm.
-template <class Loss>
-void expect_slopes(const std::string& name, std::vector<double>& operand, const Tensor& gradient,
-                   const Loss& loss, double bound) {
-  const std::vector<double> got = values(gradient);
-  ASSERT_EQ(got.size(), operand.size()) << name;
-  Random random(17);
-  std::vector<double> picked, slopes;
-  const auto last = static_cast<std::int64_t>(operand.size()) - 1;
-  for (int k = 0; k < 24 && last >= 0; ++k) {
-    const auto i = static_cast<std::size_t>(random.integer(0, last));
-    const double at = operand[i], step = 1e-5;
-    operand[i] = at + step;
-    const double above = loss();
-    operand[i] = at - step;
-    const double below = loss();
-    operand[i] = at;
-    slopes.push_back((above - below) / (2 * step));
-    picked.push_back(got[i]);
-  }
-  EXPECT_LE(relative_error(picked, slopes), bound) << name;
-}
 
 TEST(LayerGrad, MatchesFiniteDifferencesOfTheReference) {
   for (Device device : devices()) {

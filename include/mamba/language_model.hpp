@@ -156,7 +156,7 @@ inline void LanguageModel::backward(ModelTape& tape, ConstTensorView dlogits, St
   Scratch scratch(stream);
   Tensor& dhead = config_.tie_embeddings ? gradients.embedding : gradients.head;
   const TensorView dhidden = scratch.take(tape.hidden_.shape(), dtype());
-  // First what throws if something does not fit, then the head, whose share comes first.
+  // The stack refuses what does not fit it, so it goes before anything is written to `gradients`.
   LinearGrad head;
   head.x = tape.hidden_;
   head.weight = this->head().view().rows(0, config_.vocab_size);

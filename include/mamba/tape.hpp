@@ -43,6 +43,7 @@ class StackTape {
  public:
   bool recompute = false;  // see LayerTape
 
+  bool filled() const { return filled_; }
   std::int64_t bytes() const;
 
  private:

@@ -121,7 +121,7 @@ void LanguageModel::check_call(const ConstTensorView& ids, const StackState& sta
 void LanguageModel::check_backward(const ModelTape& tape, const ConstTensorView& dlogits,
                                    const ModelWeights& gradients) const {
   constexpr const char* where = "LanguageModel::backward";
-  if (!tape.hidden_) {
+  if (!tape.stack.filled()) {
     throw ArgumentError(where, "tape", "a forward run that no backward has used", "none");
   }
   const Shape& hidden = tape.hidden_.shape();
