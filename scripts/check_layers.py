@@ -8,7 +8,7 @@ LAYERS = [
     {"error", "dtype", "device", "version"},
     {"tensor", "stream", "check", "safetensors", "graph"},
     {"ops", "grad_ops", "train_ops"},
-    {"config", "weights", "state", "tape", "layer"},
+    {"config", "weights", "state", "tape", "layer", "layer_grad"},
     {"stack", "language_model", "state_file", "loss", "optimizer"},
     {"sampling", "generator", "tokenizer", "state_cache", "speculative", "checkpoint", "data_parallel"},
     {"mamba"},

@@ -11,6 +11,7 @@
 #include <mamba/graph.hpp>
 #include <mamba/language_model.hpp>
 #include <mamba/layer.hpp>
+#include <mamba/layer_grad.hpp>
 #include <mamba/ops.hpp>
 #include <mamba/safetensors.hpp>
 #include <mamba/sampling.hpp>
@@ -18,6 +19,7 @@
 #include <mamba/state.hpp>
 #include <mamba/state_file.hpp>
 #include <mamba/stream.hpp>
+#include <mamba/tape.hpp>
 #include <mamba/tensor.hpp>
 #include <mamba/tokenizer.hpp>
 #include <mamba/train_ops.hpp>

@@ -72,6 +72,22 @@ void LanguageModel::each_weight(const WeightVisitor& f) const {
       [&](const std::string& name, const Tensor& tensor, const Shape&, DType) { f(name, tensor); });
 }
 
+void LanguageModel::each_weight(const std::function<void(const std::string&, Tensor&)>& f) {
+  loaded_fingerprint_.clear();  // of weights that may change now
+  f("backbone.embeddings.weight", embedding_);
+  for (std::size_t i = 0; i < stack_.size(); ++i) {
+    const std::string prefix = fmt::format("backbone.layers.{}.", i);
+    f(prefix + "norm.weight", stack_.norm(i));
+    Layer& layer = stack_.layer(i);
+    LayerWeights::each(layer.weights(), layer.config(), layer.dtype(),
+                       [&](const char* name, Tensor& tensor, const Shape&, DType) {
+                         f(prefix + "mixer." + name, tensor);
+                       });
+  }
+  f("backbone.norm_f.weight", stack_.norm(stack_.size()));
+  if (head_) f("lm_head.weight", head_);
+}
+
 std::int64_t LanguageModel::parameters() const {
   std::int64_t sum = 0;
   each_weight([&](const std::string&, const Tensor& tensor) { sum += tensor.count(); });
@@ -112,8 +128,29 @@ void LanguageModel::check_call(const ConstTensorView& ids, const StackState& sta
   if (options.reset) {
     check::is(where, "reset", options.reset, {batch, time}, DType::i32, device());
   }
+  if (options.tape != nullptr && options.rows.read) {
+    throw ArgumentError(where, "rows", "none with a tape", "a row map");
+  }
   check::range(where, "piece_tokens", options.piece_tokens, 1, INT64_MAX);
   if (device().is_cpu()) check_ids(ids);
+}
+
+void LanguageModel::check_backward(const ModelTape& tape, const ConstTensorView& dlogits,
+                                   const ModelWeights& gradients) const {
+  constexpr const char* where = "LanguageModel::backward";
+  if (!tape.stack.filled()) {
+    throw ArgumentError(where, "tape", "a forward run that no backward has used", "none");
+  }
+  const Shape& hidden = tape.hidden_.shape();
+  check::is(where, "dlogits", dlogits, hidden.with(2, config_.vocab_size), dtype(), device());
+  const Shape vocabulary{config_.vocab_rows, config_.layer.d_model};
+  if (gradients.embedding) {
+    check::is(where, "gradients.embeddings.weight", gradients.embedding, vocabulary, DType::f32,
+              device());
+  }
+  if (gradients.head) {
+    check::is(where, "gradients.lm_head.weight", gradients.head, vocabulary, DType::f32, device());
+  }
 }
 
 // All of them, before the first piece is read.
@@ -139,6 +176,7 @@ Fingerprint::Fingerprint(const ModelConfig& c) : impl_(std::make_unique<Impl>())
                    c.tie_embeddings, c.norm_epsilon, l.d_model, l.d_state, l.d_conv, l.d_inner,
                    l.dt_rank, l.use_bias, l.use_conv_bias,
                    l.norm_dt_b_c ? l.norm_dt_b_c_epsilon : -1.0f));
+  if (l.gated_norm) text(fmt::format("gated_norm {}", l.gated_norm_epsilon));
 }
 
 Fingerprint::~Fingerprint() = default;
