@@ -79,7 +79,7 @@ struct Adam {
 };
 
 template <class T>
-__global__ void __launch_bounds__(sum_threads) adamw_kernel(const Adam<T> op) {
+__global__ void __launch_bounds__(sum_threads, 4) adamw_kernel(const Adam<T> op) {
   float scale = 1;
   if (op.squares != nullptr) {
     const float squares = *op.squares;
