@@ -2,6 +2,7 @@
 #pragma once
 
 #include <mamba/check.hpp>
+#include <mamba/checkpoint.hpp>
 #include <mamba/config.hpp>
 #include <mamba/device.hpp>
 #include <mamba/dtype.hpp>
@@ -12,7 +13,9 @@
 #include <mamba/language_model.hpp>
 #include <mamba/layer.hpp>
 #include <mamba/layer_grad.hpp>
+#include <mamba/loss.hpp>
 #include <mamba/ops.hpp>
+#include <mamba/optimizer.hpp>
 #include <mamba/safetensors.hpp>
 #include <mamba/sampling.hpp>
 #include <mamba/stack.hpp>
