@@ -33,6 +33,7 @@ struct Flags {
 };
 
 void add_flags(CLI::App& app, Flags& flags) {
+  app.option_defaults()->take_last();  // of a flag that is given twice
   TrainerOptions& t = flags.trainer;
   t.model.layer.d_model = 128;
   t.model.n_layer = 4;
@@ -113,11 +114,14 @@ int main(int argc, char** argv) {
   CLI::App app("Trains a Mamba language model of bytes on a text.", "train-lm");
   Flags flags;
   add_flags(app, flags);
-  CLI11_PARSE(app, argc, argv);
   try {
+    app.parse(argc, argv);
     return train(flags);
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() == 0) return app.exit(error);  // --help
+    std::fprintf(stderr, "train-lm: %s (train-lm --help tells more)\n", error.what());
   } catch (const std::exception& error) {
     std::fprintf(stderr, "train-lm: %s\n", error.what());
-    return exit_error;
   }
+  return exit_error;
 }
