@@ -54,10 +54,15 @@ bool takes_vectors(const GradOperands<T>& o, int V) {
          aligned(o.of.initial, 0, 0);
 }
 
-// Steps per tile: each tile computes kPast steps twice, but the chip should be full.
+// Steps per tile: each tile computes kPast steps twice, but the chip should be full. The tiles of
+// one batch row are whole blocks of grad_warps tiles, or nearly.
 std::int64_t grad_tile_steps(std::int64_t threads_per_tile, std::int64_t time) {
   constexpr std::int64_t enough_threads = 256 * 1024;
-  return threads_per_tile * divide_up(time, 60) >= enough_threads ? 60 : 24;
+  const std::int64_t wished = threads_per_tile * divide_up(time, 64) >= enough_threads ? 64 : 24;
+  const std::int64_t block_steps = wished * grad_warps;
+  const std::int64_t blocks = std::max<std::int64_t>((time + block_steps / 2) / block_steps, 1);
+  const std::int64_t steps = divide_up(time, blocks * grad_warps);
+  return std::max(divide_up(steps, depth) * depth, std::int64_t{2 * depth});
 }
 
 template <int kWidth, int V, class T>
@@ -75,7 +80,7 @@ void run_tiles(const GradOperands<T>& o, const PutFilter& put, Stream& stream) {
   Scratch scratch(stream);
   float* partials =
       summed ? scratch.take(Shape{parts, sums}, DType::f32).template data<float>() : nullptr;
-  if (of.reset != nullptr) {
+  if (of.reset != nullptr || !of.silu) {
     conv_grad_tile_kernel<kWidth, V, true>
         <<<blocks, tile_threads, 0, handle(stream)>>>(o, grid, partials);
   } else {

@@ -22,16 +22,17 @@ struct GradGrid {
   unsigned tile_blocks;     // of grad_warps tiles
 };
 
-// One thread's part of the work.
-template <int kWidth, int V, bool kReset, class T>
+// One thread's part of the work. Without kExtras there is SiLU and there are no resets; with it,
+// the operands say.
+template <int kWidth, int V, bool kExtras, class T>
 struct GradTrack {
   static constexpr int kPast = kWidth - 1;
   const GradOperands<T>& op;
-  Track<kWidth, V, kReset, T> forward;  // the inputs before the step to come, and the filter
-  T* dx;                                // of the step kPast before the step to come
-  std::int64_t state;                   // where the state of the first channel begins
-  float dpast[kPast][V] = {};           // what the inputs before the step to come have received
-  int since = kPast;                    // steps since a reset, kPast if that is too long ago
+  Track<kWidth, V, kExtras, T> forward;  // the inputs before the step to come, and the filter
+  T* dx;                                 // of the step kPast before the step to come
+  std::int64_t state;                    // where the state of the first channel begins
+  float dpast[kPast][V] = {};            // what the inputs before the step to come have received
+  int since = kPast;                     // steps since a reset, kPast if that is too long ago
 
   __device__ __forceinline__ GradTrack(const GradOperands<T>& operands, std::int64_t b,
                                        std::int64_t c, std::int64_t t)
@@ -45,7 +46,7 @@ struct GradTrack {
                                            float (&g)[V]) const {
 #pragma unroll
     for (int c = 0; c < V; ++c) g[c] = dy[c];
-    if (!op.of.silu) return;
+    if (kExtras && !op.of.silu) return;
 #pragma unroll
     for (int c = 0; c < V; ++c) {
       float p = forward.filter.bias[c];
@@ -80,7 +81,7 @@ struct GradTrack {
     for (int c = 0; c < V; ++c) {
 #pragma unroll
       for (int k = 0; k < kPast; ++k) {
-        if (kReset && kPast - k > since) continue;
+        if (kExtras && kPast - k > since) continue;
         float& received = dpast[(oldest + k) % kPast][c];
         received = fmaf(forward.filter.weight[k][c], g[c], received);
       }
@@ -88,7 +89,7 @@ struct GradTrack {
       dpast[oldest % kPast][c] = forward.filter.weight[kPast][c] * g[c];
       forward.past[oldest % kPast][c] = x[c];
     }
-    if (kReset) since = min(since + 1, kPast);
+    if (kExtras) since = min(since + 1, kPast);
   }
 
   // What the final state gives to the input that is its element j; no step comes after.
@@ -97,7 +98,7 @@ struct GradTrack {
     for (int c = 0; c < V; ++c) {
       done[c] = dpast[oldest % kPast][c];
       // `since` counts from the step after the last: input j is kPast - j steps before that one.
-      if (op.dfinal == nullptr || (kReset && kPast - j > since)) continue;
+      if (op.dfinal == nullptr || (kExtras && kPast - j > since)) continue;
       done[c] += to_float(op.dfinal[state + c * kPast + j]);
     }
   }
@@ -109,67 +110,93 @@ struct GradTrack {
   }
 };
 
-// All of a tile; its first step is t.
-template <int kWidth, int V, bool kReset, class T>
-__device__ __forceinline__ void walk_tile(const GradOperands<T>& op, std::int64_t b,
-                                          std::int64_t channel, std::int64_t t, std::int64_t tile,
-                                          float (&sums)[kWidth + 1][V]) {
-  constexpr int kPast = kWidth - 1;
-  const auto own = static_cast<int>(min(tile, op.of.time - t));
-  const auto inside = static_cast<int>(min(tile + kPast, op.of.time - t));
-  GradTrack<kWidth, V, kReset, T> track(op, b, channel, t);
-  const T* x = track.forward.x;
-  const T* dy = op.dy + b * op.dy_row + t * op.dy_step + channel;
+// A tile of `own` steps from t on, of which the last may be followed by fewer than kPast others.
+template <int kWidth, int V, bool kExtras, class T>
+struct TileWalk {
+  static constexpr int kPast = kWidth - 1;
+  GradTrack<kWidth, V, kExtras, T> track;
+  const GradOperands<T>& op;
+  const T* x;  // of the step to be requested next
+  const T* dy;
   Ahead<V, T, 0> x_ahead;
   Ahead<V, T, 1> dy_ahead;
-  const auto request = [&](int i, bool wanted) {
+  std::int64_t t;
+  int own, inside;  // steps of the tile, and with those after it that the sequence has
+
+  __device__ __forceinline__ TileWalk(const GradOperands<T>& operands, std::int64_t b,
+                                      std::int64_t channel, std::int64_t first, std::int64_t tile)
+      : track(operands, b, channel, first),
+        op(operands),
+        x(track.forward.x),
+        dy(operands.dy + b * operands.dy_row + first * operands.dy_step + channel),
+        t(first),
+        own(static_cast<int>(min(tile, operands.of.time - first))),
+        inside(static_cast<int>(min(tile + kPast, operands.of.time - first))) {}
+
+  __device__ __forceinline__ void request(int i, bool wanted) {
     x_ahead.request(i, x, wanted);
     dy_ahead.request(i, dy, wanted);
     x_ahead.end_of_step();
     x += op.of.x_step;
     dy += op.dy_step;
-  };
-#pragma unroll
-  for (int i = 0; i < depth; ++i) request(i, i < inside);
-  if (t > 0) {
-    track.forward.load_past(0, track.forward.past);
-  } else {
-    track.forward.load_initial(StateRow(op.of, b), channel);
   }
-  track.forward.filter.load(op.of, channel);
-#pragma unroll 1
-  for (int s = 0; s < own + kPast; s += depth) {
+
+  // Step s + i of the tile, i the place in the rings. kInner: it is known to be one of the tile's
+  // own, and not of the first kPast.
+  template <bool kInner>
+  __device__ __forceinline__ void step(int s, int i, float (&sums)[kWidth + 1][V]) {
+    float done[V];
+    x_ahead.wait();
+    if (kInner || s + i < inside) {
+      float input[V], dy_step[V], g[V];
+      x_ahead.slot(i).unpack(input);
+      dy_ahead.slot(i).unpack(dy_step);
+      if (kExtras && track.forward.resets_at(s + i)) {
+        clear(track.forward.past);
+        track.since = 0;
+      }
+      track.gradient(input, i, dy_step, g);
+      if (kInner || s + i < own) track.sum(input, i, g, sums);
+      track.give(input, i, g, done);
+    } else {
+      track.give_final(static_cast<int>(t + s + i - op.of.time), i, done);
+    }
+    request(i, s + i + depth < inside);
+    if (kInner || s + i >= kPast) {
+      Packed<T, V>::pack(done).store(track.dx);
+    } else if (t == 0) {
+      track.store_initial(s + i, done);
+    }
+    track.dx += op.dx_step;
+  }
+
+  __device__ __forceinline__ void run(std::int64_t b, std::int64_t channel,
+                                      float (&sums)[kWidth + 1][V]) {
 #pragma unroll
-    for (int i = 0; i < depth; ++i) {
-      if (s + i >= own + kPast) break;
-      float done[V];
-      if (s + i < inside) {
-        float input[V], dy_step[V], g[V];
-        x_ahead.take(i).unpack(input);
-        dy_ahead.take(i).unpack(dy_step);
-        if (kReset && track.forward.resets_at(s + i)) {
-          clear(track.forward.past);
-          track.since = 0;
-        }
-        track.gradient(input, i, dy_step, g);
-        if (s + i < own) track.sum(input, i, g, sums);
-        track.give(input, i, g, done);
+    for (int i = 0; i < depth; ++i) request(i, i < inside);
+    if (t > 0) {
+      track.forward.load_past(0, track.forward.past);
+    } else {
+      track.forward.load_initial(StateRow(op.of, b), channel);
+    }
+    track.forward.filter.load(op.of, channel);
+#pragma unroll 1
+    for (int s = 0; s < own + kPast; s += depth) {
+      if (s > 0 && s + depth <= own) {
+#pragma unroll
+        for (int i = 0; i < depth; ++i) step<true>(s, i, sums);
       } else {
-        track.give_final(static_cast<int>(t + s + i - op.of.time), i, done);
+#pragma unroll
+        for (int i = 0; i < depth; ++i) {
+          if (s + i < own + kPast) step<false>(s, i, sums);
+        }
       }
-      request(i, s + i + depth < inside);
-      if (s + i >= kPast) {
-        Packed<T, V>::pack(done).store(track.dx);
-      } else if (t == 0) {
-        track.store_initial(s + i, done);
-      }
-      track.dx += op.dx_step;
     }
   }
-}
+};
 
 // partials [parts, kWidth + 1, channels], a part for every block of a channel; may be nullptr.
-template <int kWidth, int V, bool kReset, class T>
+template <int kWidth, int V, bool kExtras, class T>
 __global__ void __launch_bounds__(tile_threads, 2)
     conv_grad_tile_kernel(const GradOperands<T> op, const GradGrid grid, float* partials) {
   const std::int64_t first = std::int64_t{blockIdx.x % grid.channel_blocks} * (32 * V);
@@ -179,7 +206,8 @@ __global__ void __launch_bounds__(tile_threads, 2)
   const std::int64_t tile = std::int64_t{part % grid.tile_blocks} * grad_warps + threadIdx.x / 32;
   float sums[kWidth + 1][V] = {};
   if (channel < op.of.channels && tile < grid.tiles) {
-    walk_tile<kWidth, V, kReset>(op, b, channel, tile * grid.tile, grid.tile, sums);
+    TileWalk<kWidth, V, kExtras, T> walk(op, b, channel, tile * grid.tile, grid.tile);
+    walk.run(b, channel, sums);
   }
   if (partials == nullptr) return;
   store_block_sums<grad_warps>(sums, partials + std::int64_t{part} * (kWidth + 1) * op.of.channels,

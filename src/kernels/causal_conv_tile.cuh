@@ -59,10 +59,12 @@ struct Ahead {
   static __device__ __forceinline__ void end_of_step() {
     if constexpr (staged) asm volatile("cp.async.commit_group;" ::: "memory");
   }
-  // What slot i was requested to have, `depth` requests ago.
-  __device__ __forceinline__ Packed<T, V> take(int i) const {
+  // Waits until what was requested `depth` steps ago is there.
+  static __device__ __forceinline__ void wait() {
+    if constexpr (staged) asm volatile("cp.async.wait_group %0;" ::"n"(depth - 1) : "memory");
+  }
+  __device__ __forceinline__ Packed<T, V> slot(int i) const {
     if constexpr (staged) {
-      asm volatile("cp.async.wait_group %0;" ::"n"(depth - 1) : "memory");
       return {*shared_slot(i)};
     } else {
       return slots[i];
@@ -214,7 +216,8 @@ __global__ void __launch_bounds__(tile_threads, kExtras ? 3 : 4)
 #pragma unroll
     for (int i = 0; i < depth; ++i, x += op.x_step) {
       if (s + i >= steps) break;
-      track.step(s + i, i, ahead.take(i));
+      ahead.wait();
+      track.step(s + i, i, ahead.slot(i));
       ahead.request(i, x, s + i + depth < steps);
       ahead.end_of_step();
     }
