@@ -71,6 +71,29 @@ BREAKS = {
         "include/mamba/stack.hpp", "norm.x = branch;", "", "*Golden*"),
     "B and C change places": (
         "include/mamba/layer.hpp", "scan.B = B;\n  scan.C = C;", "scan.B = C;\n  scan.C = B;", "LayerTest*:*Golden*"),
+    "a gradient crosses a reset of the scan": (
+        "src/host/ops/selective_scan_grad.cpp", "if (resets.at(t)) panel_.clear(dh_, channels_);", "",
+        "SelectiveScanGrad*"),
+    "the scan's gradient forgets faster": (
+        "src/host/ops/selective_scan_grad.cpp", "carry[k] = hn::Mul(hn::Load(d_, decay_ + at), dh);",
+        "carry[k] = hn::Mul(hn::Mul(hn::Load(d_, decay_ + at), dh), hn::Set(d_, 0.99999f));", "SelectiveScanGrad*"),
+    "a segment after a reset starts from the chunk's state": (
+        "src/host/ops/selective_scan_grad.cpp", "segment(chunk, t, end - t, resets.at(t));",
+        "segment(chunk, t, end - t, false);", "SelectiveScanGrad*"),
+    "the conv's final gradient crosses a reset": (
+        "src/host/ops/causal_conv_grad.cpp", "limit_ == time_ && t >= time_ - past_", "t >= time_ - past_",
+        "CausalConvGrad*"),
+    "a gradient crosses a reset of the conv": (
+        "src/host/ops/causal_conv_grad.cpp", "output < limit_", "output < time_", "CausalConvGrad*"),
+    "the norm's gradient pulls too hard": (
+        "src/host/ops/layer_norm.cpp", "sum_of(product) / n * scale * scale", "sum_of(product) / n * scale",
+        "AddRmsNormGrad*"),
+    "a product keeps its last block alone": (
+        "src/host/ops/matmul.cpp", "k > 0 || op.accumulate", "op.accumulate", "MatmulTransposed*"),
+    "the target's logit is not raised": (
+        "src/host/ops/cross_entropy.cpp", "op.scale * (p - 1)", "op.scale * p", "CrossEntropy*"),
+    "the second moment is not corrected": (
+        "src/host/ops/adamw.cpp", "std::sqrt(v[i] * constants.v_correction)", "std::sqrt(v[i])", "AdamWStep*"),
 }
 
 

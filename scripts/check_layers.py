@@ -7,8 +7,8 @@ import sys
 LAYERS = [
     {"error", "dtype", "device", "version"},
     {"tensor", "stream", "check", "safetensors", "graph"},
-    {"ops"},
-    {"config", "weights", "state", "tape", "layer"},
+    {"ops", "grad_ops", "train_ops"},
+    {"config", "weights", "state", "tape", "layer", "layer_grad"},
     {"stack", "language_model", "state_file", "loss", "optimizer"},
     {"sampling", "generator", "tokenizer", "state_cache", "speculative", "checkpoint", "data_parallel"},
     {"mamba"},

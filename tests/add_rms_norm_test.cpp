@@ -202,7 +202,7 @@ TEST(AddRmsNorm, TheBoundRejectsSumsInBf16) {
     const double scale = 1 / std::sqrt(mean + static_cast<double>(Case::epsilon));
     for (std::size_t i = 0; i < 80; ++i) {
       const Bounded& expected = c.expected.y[r * 80 + i];
-      const double bound = expected.bound + testing::u * std::abs(expected.value);
+      const double bound = expected.bound + testing::f32_roundoff * std::abs(expected.value);
       outside += std::abs(x[r * 80 + i] * scale - expected.value) > bound ? 1 : 0;
     }
   }

@@ -3,6 +3,8 @@
 // records the calls, which no allocation survives.
 #include <mamba/generator.hpp>
 #include <mamba/language_model.hpp>
+#include <mamba/loss.hpp>
+#include <mamba/optimizer.hpp>
 
 #include <chrono>
 
@@ -43,6 +45,41 @@ TEST(Allocation, NoneInLayerForwardAfterItsFirstCall) {
       for (int i = 0; i < 3; ++i) {
         EXPECT_EQ(allocations_of(forward), 0) << name_of(dtype) << " time " << time;
       }
+    }
+  }
+}
+
+TEST(Allocation, NoneInATrainingStepAfterItsFirst) {
+  if (!testing::allocations_are_counted()) GTEST_SKIP() << "the sanitizer owns malloc";
+  ModelConfig config;
+  config.layer.d_model = 48;
+  config.layer.gated_norm = true;
+  config.layer.norm_dt_b_c = true;
+  config.n_layer = 2;
+  config.vocab_size = 40;
+  for (DType dtype : testing::storage_dtypes()) {
+    for (const bool recompute : {false, true}) {
+      LanguageModel model = LanguageModel::random(config, 1, dtype);
+      ModelWeights gradients = zero_gradients(config);
+      AdamW optimizer(parameters(model, gradients));
+      Stream stream(device, 1);
+      StackState state = model.make_state(2), dstate = model.make_state(2);
+      const Tensor ids = Tensor::zeros({2, 37}, DType::i32);
+      Tensor logits({2, 37, 40}, DType::f32), dlogits({2, 37, 40}, dtype);
+      ModelTape tape;
+      tape.stack.recompute = recompute;
+      ModelOptions options;
+      options.tape = &tape;
+      options.reset = ids;
+      TokenLoss loss;
+      const auto step = [&] {
+        model.forward(ids, state, logits, stream, options);
+        loss.run(logits, ids, 74, dlogits, stream);
+        model.backward(tape, dlogits, &dstate, gradients, stream);
+        optimizer.step(1e-3f, stream);
+      };
+      step();
+      for (int i = 0; i < 3; ++i) EXPECT_EQ(allocations_of(step), 0) << name_of(dtype);
     }
   }
 }

@@ -63,6 +63,9 @@ void expect_equal(const ModelConfig& a, const ModelConfig& b) {
   EXPECT_EQ(a.layer.use_conv_bias, b.layer.use_conv_bias);
   EXPECT_EQ(a.layer.norm_dt_b_c, b.layer.norm_dt_b_c);
   EXPECT_EQ(a.layer.norm_dt_b_c_epsilon, b.layer.norm_dt_b_c_epsilon);
+  EXPECT_EQ(a.layer.gated_norm, b.layer.gated_norm);
+  EXPECT_EQ(a.layer.gated_norm_epsilon, b.layer.gated_norm_epsilon);
+  EXPECT_EQ(a.layer.initial_D, b.layer.initial_D);
   EXPECT_EQ(a.layer.dt_min, b.layer.dt_min);
   EXPECT_EQ(a.layer.dt_max, b.layer.dt_max);
   EXPECT_EQ(a.layer.dt_floor, b.layer.dt_floor);
@@ -90,7 +93,8 @@ TEST(Config, HuggingFace) {
 
 TEST(Config, EveryFieldIsRead) {
   ModelConfig expected;
-  expected.layer = {64, 8, 3, 3, 96, 5, true, false, false, 1e-6f, 0.002f, 0.2f, 2e-4f, 0.5f};
+  expected.layer = {64,    8,    3,     3,     96,     5,    true,  false, false,
+                    1e-6f, true, 2e-5f, 0.25f, 0.002f, 0.2f, 2e-4f, 0.5f};
   expected.n_layer = 2;
   expected.vocab_size = expected.vocab_rows = 101;
   expected.tie_embeddings = false;
@@ -100,9 +104,13 @@ TEST(Config, EveryFieldIsRead) {
     "conv_kernel": 3, "expand": 3, "intermediate_size": 96, "time_step_rank": 5, "use_bias": true,
     "use_conv_bias": false, "time_step_min": 0.002, "time_step_max": 0.2, "time_step_floor": 2e-4,
     "time_step_scale": 0.5, "num_hidden_layers": 2, "vocab_size": 101, "eos_token_id": [1, 2],
-    "tie_word_embeddings": false, "layer_norm_epsilon": 1e-6, "hidden_act": "swish"})",
+    "tie_word_embeddings": false, "layer_norm_epsilon": 1e-6, "hidden_act": "swish",
+    "mamba_cpp": {"gated_norm": true, "gated_norm_epsilon": 2e-5, "initial_D": 0.25}})",
                             "c"),
                expected);
+  expected.layer.gated_norm = false;
+  expected.layer.gated_norm_epsilon = 1e-5f;
+  expected.layer.initial_D = 1;
   expected.vocab_rows = 112;
   expected.layer.d_inner = 192;
   expected.norm_epsilon = 1e-5f;
@@ -208,6 +216,12 @@ TEST(Config, FieldsThatCannotBeAreNamed) {
       {mamba_130m_hf, "rms_norm", "false", "rms_norm: expected true, got false"},
       {mamba_130m_hf, "mamba_cpp", R"({"fast": 1})",
        "mamba_cpp.fast: expected an option of this version, got 1"},
+      {mamba_130m_hf, "mamba_cpp", R"({"gated_norm": 1})",
+       "mamba_cpp.gated_norm: expected true or false, got 1"},
+      {mamba_130m_hf, "mamba_cpp", R"({"gated_norm_epsilon": 0})",
+       "mamba_cpp.gated_norm_epsilon: expected a positive number, got 0"},
+      {mamba_130m_hf, "mamba_cpp", R"({"initial_D": "one"})",
+       "mamba_cpp.initial_D: expected a number, got \"one\""},
       {mamba_130m_hf, "mamba_cpp", "1", "mamba_cpp: expected an object, got 1"},
       {mamba_130m_hf, "mamba_cpp", R"({"vocab_size": 50281})",
        "mamba_cpp.vocab_size: expected 1 to 50280, got 50281"},
@@ -376,6 +390,26 @@ TEST(Config, SavingKeepsUnknownKeysAndOverwritesKnownOnes) {
   EXPECT_EQ(saved["eos_token_id"], nullptr);
   expect_equal(parse_config(saved.dump(), "c"), config);
   config.vocab_size = config.vocab_rows;
+  EXPECT_FALSE(json::parse(to_json(config)).contains("mamba_cpp"));
+}
+
+// What no published model has is under one key, which is not there where nothing differs.
+TEST(Config, OptionsOfOurOwnAreUnderOneKey) {
+  ModelConfig config;
+  config.layer.d_model = 24;
+  config.n_layer = 2;
+  config.vocab_size = 16;
+  EXPECT_FALSE(json::parse(to_json(config)).contains("mamba_cpp"));
+  config.layer.gated_norm = true;
+  config.layer.gated_norm_epsilon = 1e-4f;
+  config.layer.initial_D = 0;
+  const json saved = json::parse(to_json(config));
+  EXPECT_EQ(saved["mamba_cpp"],
+            json::parse(R"({"gated_norm": true, "gated_norm_epsilon": 1e-4, "initial_D": 0.0})"));
+  expect_equal(parse_config(saved.dump(), "c"), config.resolved());
+  config.source_json = saved.dump();
+  config.layer.gated_norm = false;
+  config.layer.initial_D = 1;
   EXPECT_FALSE(json::parse(to_json(config)).contains("mamba_cpp"));
 }
 

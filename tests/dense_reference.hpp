@@ -1,5 +1,5 @@
 // References for the operations on whole rows: plain loops in double, each with the bound that
-// follows from rounding every step to f32. u is 2^-24; the rounding of the result's storage is not
+// follows from rounding every step to f32; the rounding of the result's storage is not
 // in the bound, expect_within adds it.
 #pragma once
 
@@ -14,8 +14,6 @@
 #include "testing.hpp"
 
 namespace mamba::testing {
-
-inline constexpr double u = 0x1p-24;
 
 // f(device) on every device; on the CPU once with every vector instruction set that it has.
 template <class F>
@@ -68,10 +66,10 @@ inline std::vector<Bounded> matmul_reference(const Tensor& x, const Tensor& weig
         sum += product;
         magnitude += std::abs(product);
       }
-      double bound = (static_cast<double>(in) + 1) * u * magnitude;
+      double bound = (static_cast<double>(in) + 1) * f32_roundoff * magnitude;
       if (bias) {
         sum += bs[o];
-        bound += u * (std::abs(sum) + bound);
+        bound += f32_roundoff * (std::abs(sum) + bound);
       }
       y.push_back({sum, bound});
     }
@@ -110,7 +108,7 @@ inline NormReference norm_reference(const Tensor& x, const Tensor& residual, con
     const double roundings = (static_cast<double>(channels) + 3) / 2 + 1.5 + 5;
     for (std::size_t c = 0; c < channels; ++c) {
       const double y = sum[c] * scale * (weight ? ws[c] : 1.0);
-      reference.y.push_back({y, roundings * u * std::abs(y)});
+      reference.y.push_back({y, roundings * f32_roundoff * std::abs(y)});
     }
   }
   return reference;

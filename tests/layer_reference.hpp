@@ -5,7 +5,10 @@
 #pragma once
 
 #include <cmath>
+#include <map>
 #include <optional>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include <mamba/layer.hpp>
@@ -24,46 +27,62 @@ class LayerReference {
  public:
   explicit LayerReference(const Layer& layer, std::optional<DType> round_to = std::nullopt)
       : c_(layer.config()), round_to_(round_to) {
-    const LayerWeights& w = layer.weights();
-    const auto load = [](const Tensor& tensor) {
-      return tensor ? values(tensor) : std::vector<double>{};
-    };
-    in_proj_ = load(w.in_proj);
-    in_bias_ = load(w.in_proj_bias);
-    conv_weight_ = load(w.conv_weight);
-    conv_bias_ = load(w.conv_bias);
-    x_proj_ = load(w.x_proj);
-    dt_proj_ = load(w.dt_proj);
-    dt_bias_ = load(w.dt_bias);
-    A_log_ = load(w.A_log);
-    D_ = load(w.D);
-    out_proj_ = load(w.out_proj);
-    out_bias_ = load(w.out_proj_bias);
+    LayerWeights::each(layer.weights(), c_, layer.dtype(),
+                       [&](const char* name, const Tensor& tensor, const Shape&, DType) {
+                         weights[name] = values(tensor);
+                       });
   }
+
+  // By published name, as in LayerWeights; for tests that move them.
+  std::map<std::string, std::vector<double>> weights;
 
   LayerResult forward(const Tensor& x, const MambaState& state) const {
     LayerResult result{{}, values(state.conv), values(state.ssm)};
-    const std::vector<double> input = values(x);
-    const auto width = static_cast<std::size_t>(c_.d_model);
-    for (std::int64_t b = 0; b < x.dim(0); ++b) {
-      for (std::int64_t t = 0; t < x.dim(1); ++t) {
-        const auto at = static_cast<std::size_t>(b * x.dim(1) + t) * width;
-        const std::vector<double> one(input.begin() + static_cast<std::ptrdiff_t>(at),
-                                      input.begin() + static_cast<std::ptrdiff_t>(at + width));
-        const std::vector<double> out = step(one, b, result);
-        result.y.insert(result.y.end(), out.begin(), out.end());
-      }
-    }
+    result.y = forward(values(x), x.dim(0), {}, result.conv, result.ssm);
     return result;
   }
 
+  // The states move on. `reset` [batch, time] may be empty.
+  std::vector<double> forward(const std::vector<double>& x, std::int64_t batch,
+                              const std::vector<std::int32_t>& reset, std::vector<double>& conv,
+                              std::vector<double>& ssm) const {
+    std::vector<double> y;
+    const auto width = static_cast<std::size_t>(c_.d_model);
+    const std::size_t rows = x.size() / width;
+    const std::size_t time = batch > 0 ? rows / static_cast<std::size_t>(batch) : 0;
+    for (std::size_t row = 0; row < rows; ++row) {
+      const auto b = static_cast<std::int64_t>(row / time);
+      if (!reset.empty() && reset[row] != 0) forget(b, conv, ssm);
+      const auto at = x.begin() + static_cast<std::ptrdiff_t>(row * width);
+      const std::vector<double> one(at, at + static_cast<std::ptrdiff_t>(width));
+      const std::vector<double> out = step(one, b, conv, ssm);
+      y.insert(y.end(), out.begin(), out.end());
+    }
+    return y;
+  }
+
  private:
-  std::vector<double> linear(const std::vector<double>& x, const std::vector<double>& weight,
+  const std::vector<double>& weight(const char* name) const {
+    static const std::vector<double> none;
+    const auto found = weights.find(name);
+    return found == weights.end() ? none : found->second;
+  }
+
+  void forget(std::int64_t b, std::vector<double>& conv, std::vector<double>& ssm) const {
+    for (std::int64_t i = 0; i < c_.d_inner * (c_.d_conv - 1); ++i) {
+      conv[static_cast<std::size_t>(b * c_.d_inner * (c_.d_conv - 1) + i)] = 0;
+    }
+    for (std::int64_t i = 0; i < c_.d_inner * c_.d_state; ++i) {
+      ssm[static_cast<std::size_t>(b * c_.d_inner * c_.d_state + i)] = 0;
+    }
+  }
+
+  std::vector<double> linear(const std::vector<double>& x, const std::vector<double>& matrix,
                              const std::vector<double>& bias, std::int64_t out) const {
     std::vector<double> y(static_cast<std::size_t>(out));
     for (std::size_t o = 0; o < y.size(); ++o) {
       double sum = bias.empty() ? 0 : bias[o];
-      for (std::size_t i = 0; i < x.size(); ++i) sum += weight[o * x.size() + i] * x[i];
+      for (std::size_t i = 0; i < x.size(); ++i) sum += matrix[o * x.size() + i] * x[i];
       y[o] = rounded(sum);
     }
     return y;
@@ -97,54 +116,85 @@ class LayerReference {
     }
   }
 
-  // One step of batch row b; its rows of result.conv and result.ssm move on.
+  // One step of batch row b; its rows of the states move on.
   std::vector<double> step(const std::vector<double>& x, std::int64_t b,
-                           LayerResult& result) const {
+                           std::vector<double>& conv_state, std::vector<double>& ssm) const {
     const std::int64_t inner = c_.d_inner;
-    const std::int64_t memory = c_.d_conv - 1;
-    const std::vector<double> xz = linear(x, in_proj_, in_bias_, 2 * inner);
-    std::vector<double> u(static_cast<std::size_t>(inner));
+    const std::vector<double> xz =
+        linear(x, weight("in_proj.weight"), weight("in_proj.bias"), 2 * inner);
+    const std::vector<double> u = convolve(xz, b, conv_state);
+    std::vector<double> low = linear(u, weight("x_proj.weight"), {}, c_.dt_rank + 2 * c_.d_state);
+    if (c_.norm_dt_b_c) {
+      normalise(low, 0, c_.dt_rank);
+      normalise(low, c_.dt_rank, c_.d_state);
+      normalise(low, c_.dt_rank + c_.d_state, c_.d_state);
+    }
+    std::vector<double> y = scan(u, low, b, ssm);
+    if (c_.gated_norm) layer_norm(y);
     for (std::int64_t c = 0; c < inner; ++c) {
-      double* past = result.conv.data() + (b * inner + c) * memory;
-      const double* w = conv_weight_.data() + c * c_.d_conv;
+      double& gated = y[static_cast<std::size_t>(c)];
+      gated = rounded(gated * silu(xz[static_cast<std::size_t>(inner + c)]));
+    }
+    return linear(y, weight("out_proj.weight"), weight("out_proj.bias"), c_.d_model);
+  }
+
+  std::vector<double> convolve(const std::vector<double>& xz, std::int64_t b,
+                               std::vector<double>& state) const {
+    const std::int64_t memory = c_.d_conv - 1;
+    const std::vector<double>& bias = weight("conv1d.bias");
+    std::vector<double> u(static_cast<std::size_t>(c_.d_inner));
+    for (std::int64_t c = 0; c < c_.d_inner; ++c) {
+      double* past = state.data() + (b * c_.d_inner + c) * memory;
+      const double* w = weight("conv1d.weight").data() + c * c_.d_conv;
       const double now = xz[static_cast<std::size_t>(c)];
-      double sum = conv_bias_.empty() ? 0 : conv_bias_[static_cast<std::size_t>(c)];
+      double sum = bias.empty() ? 0 : bias[static_cast<std::size_t>(c)];
       for (std::int64_t k = 0; k < memory; ++k) sum += w[k] * past[k];
       sum += w[memory] * now;
       for (std::int64_t k = 0; k + 1 < memory; ++k) past[k] = past[k + 1];
       if (memory > 0) past[memory - 1] = now;
       u[static_cast<std::size_t>(c)] = rounded(silu(sum));
     }
-    std::vector<double> low = linear(u, x_proj_, {}, c_.dt_rank + 2 * c_.d_state);
-    if (c_.norm_dt_b_c) {
-      normalise(low, 0, c_.dt_rank);
-      normalise(low, c_.dt_rank, c_.d_state);
-      normalise(low, c_.dt_rank + c_.d_state, c_.d_state);
-    }
+    return u;
+  }
+
+  // Before the gate.
+  std::vector<double> scan(const std::vector<double>& u, const std::vector<double>& low,
+                           std::int64_t b, std::vector<double>& ssm) const {
     const double* B = low.data() + c_.dt_rank;
     const double* C = B + c_.d_state;
     const std::vector<double> dt =
-        linear({low.begin(), low.begin() + c_.dt_rank}, dt_proj_, {}, inner);
-    std::vector<double> gated(static_cast<std::size_t>(inner));
-    for (std::int64_t c = 0; c < inner; ++c) {
-      const auto i = static_cast<std::size_t>(c);
-      const double delta = softplus(dt[i] + dt_bias_[i]);
-      double* h = result.ssm.data() + (b * inner + c) * c_.d_state;
-      double y = D_[i] * u[i];
-      for (std::int64_t n = 0; n < c_.d_state; ++n) {
-        const double A = -std::exp(A_log_[static_cast<std::size_t>(c * c_.d_state + n)]);
+        linear({low.begin(), low.begin() + c_.dt_rank}, weight("dt_proj.weight"), {}, c_.d_inner);
+    const std::vector<double>&A_log = weight("A_log"), &D = weight("D"),
+          &dt_bias = weight("dt_proj.bias");
+    std::vector<double> result(u.size());
+    for (std::size_t i = 0; i < u.size(); ++i) {
+      const double delta = softplus(dt[i] + dt_bias[i]);
+      const auto states = static_cast<std::size_t>(c_.d_state);
+      double* h = ssm.data() + (static_cast<std::size_t>(b) * u.size() + i) * states;
+      double y = D[i] * u[i];
+      for (std::size_t n = 0; n < states; ++n) {
+        const double A = -std::exp(A_log[i * states + n]);
         h[n] = std::exp(delta * A) * h[n] + delta * B[n] * u[i];
         y += C[n] * h[n];
       }
-      gated[i] = rounded(y * silu(xz[static_cast<std::size_t>(inner + c)]));
+      result[i] = c_.gated_norm ? rounded(y) : y;
     }
-    return linear(gated, out_proj_, out_bias_, c_.d_model);
+    return result;
+  }
+
+  void layer_norm(std::vector<double>& y) const {
+    const auto n = static_cast<double>(y.size());
+    double mean = 0, squares = 0;
+    for (const double v : y) mean += v / n;
+    for (const double v : y) squares += (v - mean) * (v - mean);
+    const double scale = 1 / std::sqrt(squares / n + c_.gated_norm_epsilon);
+    for (std::size_t i = 0; i < y.size(); ++i) {
+      y[i] = (y[i] - mean) * scale * weight("norm.weight")[i] + weight("norm.bias")[i];
+    }
   }
 
   LayerConfig c_;
   std::optional<DType> round_to_;
-  std::vector<double> in_proj_, in_bias_, conv_weight_, conv_bias_, x_proj_, dt_proj_, dt_bias_,
-      A_log_, D_, out_proj_, out_bias_;
 };
 
 }  // namespace mamba::testing

@@ -5,75 +5,27 @@
 #include <thread>
 
 #include "layer_reference.hpp"
+#include "layer_variants.hpp"
 #include "testing.hpp"
 
 namespace mamba {
 namespace {
 
 using testing::bits;
+using testing::config_of;
 using testing::devices;
 using testing::expect_error;
+using testing::lively_layer;
+using testing::lively_weights;
 using testing::Random;
 using testing::relative_error;
 using testing::values;
-
-LayerConfig config_of(std::int64_t d_model, std::int64_t d_state, std::int64_t d_conv) {
-  LayerConfig config;
-  config.d_model = d_model;
-  config.d_state = d_state;
-  config.d_conv = d_conv;
-  return config;
-}
-
-struct Variant {
-  std::string name;
-  LayerConfig config;
-};
-
-std::vector<Variant> variants() {
-  std::vector<Variant> list{{"published", config_of(24, 16, 4)},
-                            {"one", config_of(8, 1, 1)},
-                            {"odd", config_of(17, 5, 3)}};
-  LayerConfig biased = config_of(20, 8, 2);
-  biased.use_bias = true;
-  biased.expand = 1;
-  biased.dt_rank = 5;
-  list.push_back({"biased", biased});
-  LayerConfig falcon = config_of(16, 16, 4);
-  falcon.norm_dt_b_c = true;
-  falcon.d_inner = 24;
-  list.push_back({"falcon", falcon});
-  LayerConfig wide = config_of(12, 100, 5);
-  wide.use_conv_bias = false;
-  wide.expand = 3;
-  list.push_back({"wide", wide});
-  return list;
-}
+using testing::Variant;
+using testing::variants;
 
 // How far two ways of cutting or batching one computation may lie apart: a few roundings of the
 // storage type, since a Matmul row may round differently with another number of rows.
 double cut_bound(DType dtype) { return dtype == DType::f32 ? 5e-6 : 8 * testing::roundoff(dtype); }
-
-// Weights on which every operand matters: biases that are not zero, D that is not one.
-LayerWeights lively_weights(const LayerConfig& config, DType dtype, std::uint64_t seed) {
-  LayerWeights weights = random_layer_weights(config, dtype, seed);
-  Random random(seed);
-  LayerWeights::each(weights, config.resolved(), dtype,
-                     [&](const std::string& name, Tensor& tensor, const Shape& shape, DType type) {
-                       if (name == "in_proj.bias" || name == "out_proj.bias" || name == "D") {
-                         tensor = random.normal_tensor(shape, type);
-                       }
-                     });
-  return weights;
-}
-
-Layer lively_layer(const LayerConfig& config, DType dtype, Device device, std::uint64_t seed) {
-  LayerWeights weights = lively_weights(config, dtype, seed);
-  LayerWeights::each(
-      weights, config.resolved(), dtype,
-      [&](const std::string&, Tensor& tensor, const Shape&, DType) { tensor = tensor.to(device); });
-  return Layer(config, std::move(weights));
-}
 
 class LayerTest : public ::testing::Test {
  protected:

@@ -233,7 +233,7 @@ TEST(Matmul, TheBoundRejectsSumsInBf16) {
       }
       const Bounded& expected = c.expected[r * 16 + o];
       const double error = std::abs(static_cast<double>(static_cast<float>(sum)) - expected.value);
-      outside += error > expected.bound + testing::u * std::abs(expected.value) ? 1 : 0;
+      outside += error > expected.bound + testing::f32_roundoff * std::abs(expected.value) ? 1 : 0;
     }
   }
   EXPECT_GE(outside, 60);  // of 64

@@ -17,7 +17,6 @@
 
 namespace mamba::testing {
 
-constexpr double f32_roundoff = 0x1p-24;
 constexpr double f32_smallest = 0x1p-126;  // below it a result may be flushed to zero
 constexpr double second_order = 1.001;
 

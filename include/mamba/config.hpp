@@ -19,7 +19,12 @@ struct LayerConfig {
   bool use_conv_bias = true;
   bool norm_dt_b_c = false;  // Falcon-Mamba: RMS norm without weight on dt, B and C
   float norm_dt_b_c_epsilon = 1e-6f;
-  // For initialisation only: the range of softplus(dt_bias), and the scale of dt_proj.
+  // y = LayerNorm(scan + D x; weight, bias) silu(z) in place of (scan + D x) silu(z): keeps what is
+  // read from a long memory at one scale. Not a published format.
+  bool gated_norm = false;
+  float gated_norm_epsilon = 1e-5f;
+  // For initialisation only: D, the range of softplus(dt_bias), and the scale of dt_proj.
+  float initial_D = 1.0f;
   float dt_min = 1e-3f;
   float dt_max = 0.1f;
   float dt_floor = 1e-4f;
@@ -46,8 +51,10 @@ struct ModelConfig {
 };
 
 // config.json as published, with the keys of Hugging Face (model_type mamba and falcon_mamba) or of
-// mamba_ssm. `where` names the file in errors. A mistyped, zero, negative or absurdly large field,
-// or a missing one that has no published default, is a FormatError naming it.
+// mamba_ssm. What this library alone knows (a vocabulary smaller than its padding, gated_norm and
+// its epsilon, initial_D) is under one key, "mamba_cpp"; absent, a model is as published. `where`
+// names the file in errors. A mistyped, zero, negative or absurdly large field, or a missing one
+// that has no published default, is a FormatError naming it.
 ModelConfig parse_config(const std::string& json_text, const std::string& where);
 
 // config.json with the keys of Hugging Face. Unknown keys of `source_json` are kept.

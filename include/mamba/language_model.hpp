@@ -20,9 +20,11 @@ struct ModelOptions : SequenceOptions {
   // Longer calls go through in pieces of about this many tokens (batch x time), so that memory does
   // not grow with the prompt. A call with a row map goes through whole.
   std::int64_t piece_tokens = 2048;
+  ModelTape* tape =
+      nullptr;  // receives what backward needs; not with a row map. Goes through whole
 };
 
-// Constant once made, like Layer.
+// Constant once made, like Layer; what trains it owns it without const.
 class LanguageModel {
  public:
   LanguageModel(const ModelConfig& config, ModelWeights weights);
@@ -49,6 +51,8 @@ class LanguageModel {
   // f(published name, tensor) for every weight.
   using WeightVisitor = std::function<void(const std::string&, const Tensor&)>;
   void each_weight(const WeightVisitor& f) const;
+  // The same for training, which may change values: in the order of ModelWeights::each.
+  void each_weight(const std::function<void(const std::string&, Tensor&)>& f);
   std::int64_t parameters() const;
 
   // Tells two models apart by configuration and weights: the same for every dtype and device one
@@ -64,11 +68,19 @@ class LanguageModel {
   void forward(ConstTensorView ids, StackState& state, TensorView logits, Stream& stream,
                const ModelOptions& options = {}) const;
 
+  // The gradients of the run on `tape`: see Layer::backward. dlogits [batch, time, vocab_size] is
+  // of the model's dtype (CrossEntropy writes it so). A tied embedding gets the head's share too;
+  // rows of padding get zeros.
+  void backward(ModelTape& tape, ConstTensorView dlogits, StackState* dstate,
+                ModelWeights& gradients, Stream& stream, const BackwardOptions& options = {}) const;
+
  private:
   void check_call(const ConstTensorView& ids, const StackState& state, const TensorView& logits,
                   const Stream& stream, const ModelOptions& options) const;
   void forward_piece(ConstTensorView ids, StackState& state, TensorView logits, Stream& stream,
-                     const StackOptions& options) const;
+                     const StackOptions& options, ModelTape* tape) const;
+  void check_backward(const ModelTape& tape, const ConstTensorView& dlogits,
+                      const ModelWeights& gradients) const;
   void check_ids(const ConstTensorView& ids) const;
 
   ModelConfig config_;
@@ -85,27 +97,30 @@ inline void LanguageModel::forward(ConstTensorView ids, StackState& state, Tenso
   const std::int64_t batch = ids.dim(0);
   const std::int64_t time = ids.dim(1);
   const bool every_position = logits && logits.rank() == 3;
-  const std::int64_t piece =
-      options.rows.read ? time : options.piece_tokens / std::max<std::int64_t>(1, batch);
+  const std::int64_t piece = options.rows.read || options.tape != nullptr
+                                 ? time
+                                 : options.piece_tokens / std::max<std::int64_t>(1, batch);
   std::int64_t first = 0;
   do {  // once even for time 0: a row map may move states
     const std::int64_t count = std::min(std::max<std::int64_t>(1, piece), time - first);
     StackOptions piece_options;
     if (options.reset) piece_options.reset = options.reset.columns(first, count);
     piece_options.rows = options.rows;
+    if (options.tape != nullptr) piece_options.tape = &options.tape->stack;
     TensorView wanted;
     if (every_position) {
       wanted = logits.steps(first, count);
     } else if (logits && first + count == time) {
       wanted = logits.reshape({batch, 1, config_.vocab_size});
     }
-    forward_piece(ids.columns(first, count), state, wanted, stream, piece_options);
+    forward_piece(ids.columns(first, count), state, wanted, stream, piece_options, options.tape);
     first += count;
   } while (first < time);
 }
 
 inline void LanguageModel::forward_piece(ConstTensorView ids, StackState& state, TensorView logits,
-                                         Stream& stream, const StackOptions& options) const {
+                                         Stream& stream, const StackOptions& options,
+                                         ModelTape* tape) const {
   Scratch scratch(stream);
   Embedding embed;
   embed.ids = ids;
@@ -113,7 +128,17 @@ inline void LanguageModel::forward_piece(ConstTensorView ids, StackState& state,
   embed.y = scratch.take({ids.dim(0), ids.dim(1), config_.layer.d_model}, dtype());
   run(embed, stream);
 
-  const TensorView hidden = scratch.take(embed.y.shape(), dtype());
+  TensorView hidden;
+  if (tape != nullptr) {
+    if (tape->hidden_.shape() != embed.y.shape() || tape->hidden_.dtype() != dtype()) {
+      tape->hidden_ = Tensor(embed.y.shape(), dtype(), device());
+    }
+    hidden = tape->hidden_;
+    if (tape->ids_.shape() != ids.shape()) tape->ids_ = Tensor(ids.shape(), DType::i32, device());
+    copy(ids, tape->ids_, stream);
+  } else {
+    hidden = scratch.take(embed.y.shape(), dtype());
+  }
   stack_.forward(embed.y, state, hidden, stream, options);
   if (!logits) return;
 
@@ -122,6 +147,38 @@ inline void LanguageModel::forward_piece(ConstTensorView ids, StackState& state,
   head.weight = this->head().view().rows(0, config_.vocab_size);
   head.y = logits;
   run(head, stream);
+}
+
+inline void LanguageModel::backward(ModelTape& tape, ConstTensorView dlogits, StackState* dstate,
+                                    ModelWeights& gradients, Stream& stream,
+                                    const BackwardOptions& options) const {
+  check_backward(tape, dlogits, gradients);
+  Scratch scratch(stream);
+  Tensor& dhead = config_.tie_embeddings ? gradients.embedding : gradients.head;
+  const TensorView dhidden = scratch.take(tape.hidden_.shape(), dtype());
+  // The stack refuses what does not fit it, so it goes before anything is written to `gradients`.
+  LinearGrad head;
+  head.x = tape.hidden_;
+  head.weight = this->head().view().rows(0, config_.vocab_size);
+  head.dy = dlogits;
+  head.dx = dhidden;
+  run(head, stream);
+  stack_.backward(tape.stack, dhidden, dstate, dhidden, gradients.stack, stream, options);
+  if (dhead) {
+    const std::int64_t padding = config_.vocab_rows - config_.vocab_size;
+    if (!options.accumulate) zero(dhead.view().rows(config_.vocab_size, padding), stream);
+    head.dx = {};
+    head.dweight = dhead.view().rows(0, config_.vocab_size);
+    head.accumulate = options.accumulate;
+    run(head, stream);
+  }
+  if (!gradients.embedding) return;
+  EmbeddingGrad embed;
+  embed.ids = tape.ids_;
+  embed.dy = dhidden;
+  embed.dtable = gradients.embedding;
+  embed.accumulate = options.accumulate || config_.tie_embeddings;
+  run(embed, stream);
 }
 
 }  // namespace mamba

@@ -8,6 +8,7 @@
 #include <mamba/config.hpp>
 #include <mamba/ops.hpp>
 #include <mamba/state.hpp>
+#include <mamba/tape.hpp>
 #include <mamba/weights.hpp>
 
 namespace mamba {
@@ -20,6 +21,20 @@ struct SequenceOptions {
 
 struct ForwardOptions : SequenceOptions {
   StepStates* steps = nullptr;  // receives the state after every step
+  LayerTape* tape = nullptr;    // receives what backward needs; not with a row map
+};
+
+// What a run computes between x and y. Where nothing is kept, some share memory.
+struct LayerActivations {
+  TensorView xz;             // [batch, time, 2 d_inner]
+  TensorView u;              // [batch, time, d_inner]: the convolution's y
+  TensorView raw_selection;  // [batch, time, dt_rank + 2 d_state]: dt before its projection, B, C
+  TensorView selection;      // the same after the norm of norm_dt_b_c
+  TensorView dt;             // [batch, time, d_inner]
+  TensorView scanned;        // [batch, time, d_inner]: the scan's y
+  TensorView gated;          // [batch, time, d_inner]: what out_proj reads
+  TensorView chunk_states;   // see SelectiveScan
+  std::int64_t chunk_steps = 0;
 };
 
 // Constant once made: what changes is in the caller's hands. Any number of threads may call forward
@@ -35,6 +50,8 @@ class Layer {
 
   const LayerConfig& config() const { return config_; }  // resolved
   const LayerWeights& weights() const { return weights_; }
+  // For training. Values may change between calls, never shapes, dtypes or places.
+  LayerWeights& weights() { return weights_; }
   DType dtype() const { return weights_.in_proj.dtype(); }
   Device device() const { return weights_.in_proj.device(); }
 
@@ -56,13 +73,47 @@ class Layer {
   Tensor forward(ConstTensorView x, MambaState& state) const;
   Tensor forward(ConstTensorView x) const;
 
+  // The gradients of the run on `tape`, which is empty afterwards. dy [batch, time, d_model] is
+  // that of y. `dstate` comes in as that of the final state and goes out as that of the initial
+  // one, so pieces of a sequence run backward in reverse order hand it on; zero it, or give
+  // nullptr, to stop there (truncated backpropagation). dx may be absent. `gradients` is of this
+  // layer's shapes, all f32 (zero_gradients); what is absent in it is not computed. A tape without
+  // a run, or of another layer, is an ArgumentError.
+  void backward(LayerTape& tape, ConstTensorView dy, MambaState* dstate, TensorView dx,
+                LayerWeights& gradients, Stream& stream, const BackwardOptions& options = {}) const;
+
   // Throws, in the name of `where`, if `state` is not one of this layer's, of so many rows.
   void check_state(const char* where, const MambaState& state, std::int64_t rows) const;
+  // Throws if what is there of `gradients` is not f32 of the weights' shapes.
+  void check_gradients(const char* where, const LayerWeights& gradients) const;
+  // Throws if there is no run of this layer on `tape`.
+  void check_tape(const char* where, const LayerTape& tape) const;
 
  private:
+  // The operands of one run. The final states may be absent.
+  struct Run {
+    ConstTensorView x, initial_conv, initial_ssm;
+    TensorView final_conv, final_ssm;
+    SequenceOptions options;
+    StepStates* steps = nullptr;
+  };
+
   void check_call(const ConstTensorView& x, const MambaState& state, const TensorView& y,
                   const Stream& stream, const ForwardOptions& options) const;
-  void normalise(TensorView view, Stream& stream) const;
+  void check_backward(const LayerTape& tape, const ConstTensorView& dy, const MambaState* dstate,
+                      const TensorView& dx, const LayerWeights& gradients,
+                      const Stream& stream) const;
+  void begin(LayerTape& tape, const ConstTensorView& x, const MambaState& state, Stream& stream,
+             const ForwardOptions& options) const;
+  LayerActivations kept_on(LayerTape& tape, Scratch& scratch, const Stream& stream) const;
+  LayerActivations in_scratch(std::int64_t batch, std::int64_t time, bool for_backward,
+                              Scratch& scratch, const Stream& stream) const;
+  void mix(const Run& run, const LayerActivations& a, Stream& stream) const;
+  void select(const LayerActivations& a, Stream& stream) const;
+  void normalise(ConstTensorView from, TensorView to, Stream& stream) const;
+
+  // The steps of backward, from out_proj to in_proj: layer_grad.hpp.
+  struct Backward;
 
   LayerConfig config_;
   LayerWeights weights_;
@@ -74,73 +125,22 @@ inline void Layer::forward(ConstTensorView x, MambaState& state, TensorView y, S
   const std::int64_t batch = x.dim(0);
   const std::int64_t time = x.dim(1);
   if (options.steps != nullptr) options.steps->prepare(state, batch, time);
+  if (options.tape != nullptr) begin(*options.tape, x, state, stream, options);
   if (x.count() == 0 && !options.rows.read) return;  // nothing to see, nothing to move
 
-  const LayerConfig& c = config_;
-  const LayerWeights& w = weights_;
   Scratch scratch(stream);
-
-  // Two branches: x goes through the convolution and the scan, z gates what comes out.
-  Matmul in_proj;
-  in_proj.x = x;
-  in_proj.weight = w.in_proj;
-  in_proj.bias = w.in_proj_bias;
-  in_proj.y = scratch.take({batch, time, 2 * c.d_inner}, dtype());
-  run(in_proj, stream);
-
-  CausalConv conv;
-  conv.x = in_proj.y.columns(0, c.d_inner);
-  conv.weight = w.conv_weight;
-  conv.bias = w.conv_bias;
-  conv.initial_state = conv.final_state = state.conv;
-  conv.rows = options.rows;
-  conv.reset = options.reset;
-  conv.y = scratch.take({batch, time, c.d_inner}, dtype());
-  if (options.steps != nullptr) conv.step_states = options.steps->conv;
-  run(conv, stream);
-
-  // The selection: dt, B and C depend on the input.
-  Matmul x_proj;
-  x_proj.x = conv.y;
-  x_proj.weight = w.x_proj;
-  x_proj.y = scratch.take({batch, time, c.dt_rank + 2 * c.d_state}, dtype());
-  run(x_proj, stream);
-  const TensorView dt_low = x_proj.y.columns(0, c.dt_rank);
-  const TensorView B = x_proj.y.columns(c.dt_rank, c.d_state);
-  const TensorView C = x_proj.y.columns(c.dt_rank + c.d_state, c.d_state);
-  if (c.norm_dt_b_c) {
-    for (const TensorView& view : {dt_low, B, C}) normalise(view, stream);
-  }
-
-  Matmul dt_proj;
-  dt_proj.x = dt_low;
-  dt_proj.weight = w.dt_proj;
-  dt_proj.y = scratch.take({batch, time, c.d_inner}, dtype());
-  run(dt_proj, stream);
-
-  SelectiveScan scan;
-  scan.x = conv.y;
-  scan.dt = dt_proj.y;
-  scan.A_log = w.A_log;
-  scan.B = B;
-  scan.C = C;
-  scan.D = w.D;
-  scan.z = in_proj.y.columns(c.d_inner, c.d_inner);
-  scan.dt_bias = w.dt_bias;
-  scan.initial_state = scan.final_state = state.ssm;
-  scan.rows = options.rows;
-  scan.reset = options.reset;
-  scan.y = conv.y;  // in place: the scan reads x where it writes y
-  if (options.steps != nullptr) scan.step_states = options.steps->ssm;
-  run(scan, stream);
+  const bool keep = options.tape != nullptr && !options.tape->recompute;
+  const LayerActivations a = keep ? kept_on(*options.tape, scratch, stream)
+                                  : in_scratch(batch, time, false, scratch, stream);
+  mix({x, state.conv, state.ssm, state.conv, state.ssm, options, options.steps}, a, stream);
 
   Matmul out_proj;
-  out_proj.x = scan.y;
-  out_proj.weight = w.out_proj;
-  out_proj.bias = w.out_proj_bias;
+  out_proj.x = a.gated;
+  out_proj.weight = weights_.out_proj;
+  out_proj.bias = weights_.out_proj_bias;
   out_proj.y = y;
   run(out_proj, stream);
-  if (options.rows.read && c.use_bias) {  // a padding row has got the bias
+  if (options.rows.read && (config_.use_bias || config_.gated_norm)) {  // padding has got a bias
     ZeroRows padding;
     padding.padding = options.rows;
     padding.view = y;
@@ -148,12 +148,95 @@ inline void Layer::forward(ConstTensorView x, MambaState& state, TensorView y, S
   }
 }
 
-// Falcon-Mamba's weightless norm, in place.
-inline void Layer::normalise(TensorView view, Stream& stream) const {
+// From x to what out_proj reads.
+inline void Layer::mix(const Run& r, const LayerActivations& a, Stream& stream) const {
+  const LayerConfig& c = config_;
+  const LayerWeights& w = weights_;
+
+  // Two branches: x goes through the convolution and the scan, z gates what comes out.
+  Matmul in_proj;
+  in_proj.x = r.x;
+  in_proj.weight = w.in_proj;
+  in_proj.bias = w.in_proj_bias;
+  in_proj.y = a.xz;
+  run(in_proj, stream);
+
+  CausalConv conv;
+  conv.x = a.xz.columns(0, c.d_inner);
+  conv.weight = w.conv_weight;
+  conv.bias = w.conv_bias;
+  conv.initial_state = r.initial_conv;
+  conv.final_state = r.final_conv;
+  conv.rows = r.options.rows;
+  conv.reset = r.options.reset;
+  conv.y = a.u;
+  if (r.steps != nullptr) conv.step_states = r.steps->conv;
+  run(conv, stream);
+
+  select(a, stream);
+
+  SelectiveScan scan;
+  scan.x = a.u;
+  scan.dt = a.dt;
+  scan.A_log = w.A_log;
+  scan.B = a.selection.columns(c.dt_rank, c.d_state);
+  scan.C = a.selection.columns(c.dt_rank + c.d_state, c.d_state);
+  scan.D = w.D;
+  if (!c.gated_norm) scan.z = a.xz.columns(c.d_inner, c.d_inner);
+  scan.dt_bias = w.dt_bias;
+  scan.initial_state = r.initial_ssm;
+  scan.final_state = r.final_ssm;
+  scan.rows = r.options.rows;
+  scan.reset = r.options.reset;
+  scan.y = a.scanned;
+  scan.chunk_states = a.chunk_states;
+  scan.chunk_steps = a.chunk_steps;
+  if (r.steps != nullptr) scan.step_states = r.steps->ssm;
+  run(scan, stream);
+  if (!c.gated_norm) return;  // the scan has gated its y
+
+  LayerNorm norm;
+  norm.x = a.scanned;
+  norm.weight = w.gated_norm_weight;
+  norm.bias = w.gated_norm_bias;
+  norm.z = a.xz.columns(c.d_inner, c.d_inner);
+  norm.y = a.gated;
+  norm.epsilon = c.gated_norm_epsilon;
+  run(norm, stream);
+}
+
+// The selection: dt, B and C depend on the input.
+inline void Layer::select(const LayerActivations& a, Stream& stream) const {
+  const LayerConfig& c = config_;
+  Matmul x_proj;
+  x_proj.x = a.u;
+  x_proj.weight = weights_.x_proj;
+  x_proj.y = a.raw_selection;
+  run(x_proj, stream);
+  if (c.norm_dt_b_c) {
+    std::int64_t first = 0;
+    for (const std::int64_t count : {c.dt_rank, c.d_state, c.d_state}) {
+      normalise(a.raw_selection.columns(first, count), a.selection.columns(first, count), stream);
+      first += count;
+    }
+  }
+
+  Matmul dt_proj;
+  dt_proj.x = a.selection.columns(0, c.dt_rank);
+  dt_proj.weight = weights_.dt_proj;
+  dt_proj.y = a.dt;
+  run(dt_proj, stream);
+}
+
+// Falcon-Mamba's weightless norm.
+inline void Layer::normalise(ConstTensorView from, TensorView to, Stream& stream) const {
   AddRmsNorm norm;
-  norm.x = norm.y = view;
+  norm.x = from;
+  norm.y = to;
   norm.epsilon = config_.norm_dt_b_c_epsilon;
   run(norm, stream);
 }
 
 }  // namespace mamba
+
+#include <mamba/layer_grad.hpp>

@@ -22,12 +22,17 @@
 
 namespace mamba {
 
-// y = x weight^T + bias
+// y = x weight^T + bias, or y + x weight^T + bias. Its own gradients are products too:
+//   dx = dy weight      x = dy, weight with transpose_weight (it is [in, out] of this product)
+//   dweight = dy^T x    x = dy and weight = x, both transposed: summed over all of their rows
 struct Matmul {
-  ConstTensorView x;       // [..., in] T
-  ConstTensorView weight;  // [out, in] T
+  ConstTensorView x;       // [..., in] T; with transpose_x: [..., out rows of y] T, summed over ...
+  ConstTensorView weight;  // [out, in] T; transposed [in, out], and with transpose_x [..., out]
   ConstTensorView bias;    // [out] T, optional
-  TensorView y;            // [..., out] T or f32
+  TensorView y;            // [..., out] T or f32; with transpose_x [out rows of y, out]
+  bool transpose_weight = false;
+  bool transpose_x = false;  // only with transpose_weight
+  bool accumulate = false;   // y is added to, in f32 before it is rounded
 };
 
 // Which rows of a larger state the batch rows of a call stand for. Batch row b continues from state
@@ -79,7 +84,16 @@ struct SelectiveScan {
   ConstTensorView reset;          // [batch, time] i32, optional
   TensorView step_states;  // [batch, time, channels, d_state] f32: h after each step; optional
   TensorView y;            // [batch, time, channels] T; may be the same memory as x, dt or z
+  // For SelectiveScanGrad: h as it was handed to steps 0, chunk_steps, 2 chunk_steps, ..., before
+  // any reset at that step. [batch, ceil(time / chunk_steps), channels, d_state] f32, dense;
+  // optional.
+  TensorView chunk_states;
+  std::int64_t chunk_steps = 0;  // at least 1 where chunk_states is there: see scan_chunk_steps
 };
+
+// The chunk length that the gradient of this scan (its shapes and dtype) is fastest with on the
+// stream's device. Every device takes its own answer for the same shapes; the CPU takes any length.
+std::int64_t scan_chunk_steps(const SelectiveScan& op, const Stream& stream);
 
 // The residual stream and its norm in one pass (Zhang & Sennrich 2019, pre-norm form):
 //   sum = residual + x;  residual = sum;  y = sum rsqrt(mean(sum^2) + epsilon) weight
@@ -89,6 +103,18 @@ struct AddRmsNorm {
   TensorView residual;     // [..., channels] f32, read and written; optional
   ConstTensorView weight;  // [channels] f32, optional: ones
   TensorView y;            // [..., channels] T; may be the same memory as x
+  float epsilon = 1e-5f;
+};
+
+// The norm of Ba, Kiros & Hinton 2016 with an optional gate (the order of Mamba-2's, norm first):
+//   y = ((x - mean(x)) rsqrt(var(x) + epsilon) weight + bias) silu(z)
+// mean and variance (that of the values, not an estimate) are over the last dimension.
+struct LayerNorm {
+  ConstTensorView x;       // [..., channels] T
+  ConstTensorView weight;  // [channels] f32, optional: ones
+  ConstTensorView bias;    // [channels] f32, optional: zeros
+  ConstTensorView z;       // [..., channels] T, optional: no gate
+  TensorView y;            // [..., channels] T; may be the same memory as x or z
   float epsilon = 1e-5f;
 };
 
@@ -152,6 +178,7 @@ void run(const Matmul& op, Stream& stream);
 void run(const CausalConv& op, Stream& stream);
 void run(const SelectiveScan& op, Stream& stream);
 void run(const AddRmsNorm& op, Stream& stream);
+void run(const LayerNorm& op, Stream& stream);
 void run(const Embedding& op, Stream& stream);
 void run(const Sample& op, Stream& stream);
 void run(const CopyRows& op, Stream& stream);

@@ -19,6 +19,7 @@ struct StackSteps {
 
 struct StackOptions : SequenceOptions {
   StackSteps* steps = nullptr;  // receives the states after every step
+  StackTape* tape = nullptr;    // receives what backward needs; not with a row map
 };
 
 // residual = x;  for each layer: residual += layer(norm(residual));  y = norm_f(residual).
@@ -30,7 +31,9 @@ class Stack {
 
   std::size_t size() const { return layers_.size(); }
   const Layer& layer(std::size_t i) const { return layers_[i]; }
+  Layer& layer(std::size_t i) { return layers_[i]; }             // for training, see Layer::weights
   const Tensor& norm(std::size_t i) const { return norms_[i]; }  // norm(size()) is norm_f
+  Tensor& norm(std::size_t i) { return norms_[i]; }
   DType dtype() const;
   Device device() const { return norms_.back().device(); }
 
@@ -43,12 +46,25 @@ class Stack {
   Tensor forward(ConstTensorView x, StackState& state) const;
   Tensor forward(ConstTensorView x) const;
 
+  // The gradients of the run on `tape`: see Layer::backward, whose rules hold for the states of all
+  // layers, for dx and for `gradients`.
+  void backward(StackTape& tape, ConstTensorView dy, StackState* dstate, TensorView dx,
+                StackWeights& gradients, Stream& stream, const BackwardOptions& options = {}) const;
+
+  // Throws, in the name of `where`, if what is there of `gradients` is not f32 of the weights'
+  // shapes.
+  void check_gradients(const char* where, const StackWeights& gradients) const;
+
   // Throws, in the name of `where`, if `state` is not one of this stack's, of so many rows.
   void check_state(const char* where, const StackState& state, std::int64_t rows) const;
 
  private:
   void check_call(const ConstTensorView& x, const StackState& state, const TensorView& y,
                   const Stream& stream, const StackOptions& options) const;
+  void check_backward(const StackTape& tape, const ConstTensorView& dy, const StackState* dstate,
+                      const TensorView& dx, const StackWeights& gradients,
+                      const Stream& stream) const;
+  void begin(StackTape& tape, const Shape& shape) const;
 
   std::vector<Layer> layers_;
   std::vector<Tensor> norms_;
@@ -60,6 +76,7 @@ inline void Stack::forward(ConstTensorView x, StackState& state, TensorView y, S
                            const StackOptions& options) const {
   check_call(x, state, y, stream, options);
   if (options.steps != nullptr) options.steps->layers.resize(size());
+  if (options.tape != nullptr) begin(*options.tape, x.shape());
 
   Scratch scratch(stream);
   AddRmsNorm norm;
@@ -72,15 +89,53 @@ inline void Stack::forward(ConstTensorView x, StackState& state, TensorView y, S
     norm.weight = norms_[i];
     norm.y = normed;
     run(norm, stream);
+    if (options.tape != nullptr) copy(norm.residual, options.tape->sums_[i], stream);
     ForwardOptions layer_options;
     static_cast<SequenceOptions&>(layer_options) = options;
     if (options.steps != nullptr) layer_options.steps = &options.steps->layers[i];
+    if (options.tape != nullptr) layer_options.tape = &options.tape->layers_[i];
     layers_[i].forward(normed, state.layers[i], branch, stream, layer_options);
     norm.x = branch;  // added by the next norm
   }
   norm.weight = norms_.back();
   norm.y = y;
   run(norm, stream);
+  if (options.tape == nullptr) return;
+  copy(norm.residual, options.tape->sums_.back(), stream);
+  options.tape->filled_ = true;
+}
+
+inline void Stack::backward(StackTape& tape, ConstTensorView dy, StackState* dstate, TensorView dx,
+                            StackWeights& gradients, Stream& stream,
+                            const BackwardOptions& options) const {
+  check_backward(tape, dy, dstate, dx, gradients, stream);
+  tape.filled_ = false;
+
+  Scratch scratch(stream);
+  AddRmsNormGrad norm;
+  norm.dresidual = scratch.take(dy.shape(), DType::f32);
+  norm.epsilon = epsilon_;
+  norm.accumulate = options.accumulate;
+  const TensorView dbranch = scratch.take(dy.shape(), dtype());
+  const TensorView dnormed = scratch.take(dy.shape(), dtype());
+  zero(norm.dresidual, stream);
+  norm.sum = tape.sums_.back();
+  norm.weight = norms_.back();
+  norm.dy = dy;
+  norm.dx = dbranch;
+  norm.dweight = gradients.norm_f;
+  run(norm, stream);
+  norm.dy = dnormed;
+  for (std::size_t i = size(); i-- > 0;) {
+    MambaState* dlayer = dstate != nullptr ? &dstate->layers[i] : nullptr;
+    layers_[i].backward(tape.layers_[i], dbranch, dlayer, dnormed, gradients.layers[i], stream,
+                        options);
+    norm.sum = tape.sums_[i];
+    norm.weight = norms_[i];
+    norm.dweight = gradients.norms[i];
+    run(norm, stream);
+  }
+  if (dx) copy(norm.dresidual, dx, stream);
 }
 
 }  // namespace mamba

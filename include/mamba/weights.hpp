@@ -12,19 +12,23 @@
 
 namespace mamba {
 
-// Matrices and projection biases have the model's dtype; what enters the recurrence is always f32.
+// Matrices and projection biases have the model's dtype; what enters the recurrence and the norms
+// is always f32. Gradients are LayerWeights too, with every tensor f32; one that is absent there is
+// not computed.
 struct LayerWeights {
-  Tensor in_proj;        // [2 d_inner, d_model]: rows of x first, then of z
-  Tensor in_proj_bias;   // [2 d_inner], with use_bias
-  Tensor conv_weight;    // [d_inner, d_conv] f32
-  Tensor conv_bias;      // [d_inner] f32, with use_conv_bias
-  Tensor x_proj;         // [dt_rank + 2 d_state, d_inner]: rows of dt, B, C
-  Tensor dt_proj;        // [d_inner, dt_rank]
-  Tensor dt_bias;        // [d_inner] f32
-  Tensor A_log;          // [d_inner, d_state] f32
-  Tensor D;              // [d_inner] f32
-  Tensor out_proj;       // [d_model, d_inner]
-  Tensor out_proj_bias;  // [d_model], with use_bias
+  Tensor in_proj;            // [2 d_inner, d_model]: rows of x first, then of z
+  Tensor in_proj_bias;       // [2 d_inner], with use_bias
+  Tensor conv_weight;        // [d_inner, d_conv] f32
+  Tensor conv_bias;          // [d_inner] f32, with use_conv_bias
+  Tensor x_proj;             // [dt_rank + 2 d_state, d_inner]: rows of dt, B, C
+  Tensor dt_proj;            // [d_inner, dt_rank]
+  Tensor dt_bias;            // [d_inner] f32
+  Tensor A_log;              // [d_inner, d_state] f32
+  Tensor D;                  // [d_inner] f32
+  Tensor gated_norm_weight;  // [d_inner] f32, with gated_norm
+  Tensor gated_norm_bias;    // [d_inner] f32, with gated_norm
+  Tensor out_proj;           // [d_model, d_inner]
+  Tensor out_proj_bias;      // [d_model], with use_bias
 
   // f(name, tensor, shape, dtype) for every tensor that `config` (resolved) has, in a fixed order.
   // `name` is the published one. Self is LayerWeights or const LayerWeights.
@@ -40,6 +44,10 @@ struct LayerWeights {
     f("dt_proj.bias", weights.dt_bias, Shape{c.d_inner}, DType::f32);
     f("A_log", weights.A_log, Shape{c.d_inner, c.d_state}, DType::f32);
     f("D", weights.D, Shape{c.d_inner}, DType::f32);
+    if (c.gated_norm) {
+      f("norm.weight", weights.gated_norm_weight, Shape{c.d_inner}, DType::f32);
+      f("norm.bias", weights.gated_norm_bias, Shape{c.d_inner}, DType::f32);
+    }
     f("out_proj.weight", weights.out_proj, Shape{c.d_model, c.d_inner}, dtype);
     if (c.use_bias) f("out_proj.bias", weights.out_proj_bias, Shape{c.d_model}, dtype);
   }
@@ -80,11 +88,15 @@ struct ModelWeights {
   }
 };
 
+// Every weight's gradient for such a layer or model: all f32, zero.
+LayerWeights zero_gradients(const LayerConfig& config, Device device = Device::cpu());
+ModelWeights zero_gradients(const ModelConfig& config, Device device = Device::cpu());
+
 // Fresh weights by the published recipe (mamba_ssm 2.3): every Linear U(+-1/sqrt(fan_in)), out_proj
 // further divided by sqrt(n_layer), biases zero; conv weight and bias U(+-1/sqrt(d_conv)); dt_proj
 // U(+-dt_scale/sqrt(dt_rank)) and its bias the inverse softplus of a dt log-uniform in [dt_min,
-// dt_max]; A_log[d, n] = log(n + 1); D = 1; norms 1; embedding N(0, 0.02). Drawn from Philox keyed
-// by `seed`: the same on every machine. On the CPU.
+// dt_max]; A_log[d, n] = log(n + 1); D = initial_D; norms 1 and their biases 0; embedding N(0,
+// 0.02). Drawn from Philox keyed by `seed`: the same on every machine. On the CPU.
 LayerWeights random_layer_weights(const LayerConfig& config, DType dtype, std::uint64_t seed,
                                   std::int64_t n_layer = 1);
 ModelWeights random_model_weights(const ModelConfig& config, DType dtype, std::uint64_t seed);

@@ -3,7 +3,9 @@
 
 #include <cstdint>
 
+#include <mamba/grad_ops.hpp>
 #include <mamba/ops.hpp>
+#include <mamba/train_ops.hpp>
 
 namespace mamba::host {
 
@@ -11,10 +13,26 @@ void run(const Matmul& op, Stream& stream);
 void run(const CausalConv& op, Stream& stream);
 void run(const SelectiveScan& op, Stream& stream);
 void run(const AddRmsNorm& op, Stream& stream);
+void run(const LayerNorm& op, Stream& stream);
 void run(const Embedding& op, Stream& stream);
 void run(const Sample& op, Stream& stream);
 void run(const CopyRows& op, Stream& stream);
 void run(const ZeroRows& op, Stream& stream);
+
+std::int64_t scan_chunk_steps(const SelectiveScan& op, const Stream& stream);
+void run(const SumRows& op, Stream& stream);
+void run(const CausalConvGrad& op, Stream& stream);
+void run(const SelectiveScanGrad& op, Stream& stream);
+void run(const AddRmsNormGrad& op, Stream& stream);
+void run(const LayerNormGrad& op, Stream& stream);
+void run(const EmbeddingGrad& op, Stream& stream);
+void run(const CrossEntropy& op, Stream& stream);
+void run(const Activate& op, Stream& stream);
+void run(const ActivateGrad& op, Stream& stream);
+void run(const Categorical& op, Stream& stream);
+void run(const CategoricalGrad& op, Stream& stream);
+void run(const SumSquares& op, Stream& stream);
+void run(const AdamWStep& op, Stream& stream);
 
 }  // namespace mamba::host
 
@@ -23,6 +41,7 @@ void run(const ZeroRows& op, Stream& stream);
 namespace mamba::cuda {
 
 int device_count();
+void check_present(const char* where, Device device);  // a DeviceError if there is no such device
 void* allocate(Device device, std::int64_t bytes);
 void release(Device device, void* memory) noexcept;
 void* allocate_pinned(std::int64_t bytes);
@@ -45,9 +64,25 @@ void run(const Matmul& op, Stream& stream);
 void run(const CausalConv& op, Stream& stream);
 void run(const SelectiveScan& op, Stream& stream);
 void run(const AddRmsNorm& op, Stream& stream);
+void run(const LayerNorm& op, Stream& stream);
 void run(const Embedding& op, Stream& stream);
 void run(const Sample& op, Stream& stream);
 void run(const CopyRows& op, Stream& stream);
 void run(const ZeroRows& op, Stream& stream);
+
+std::int64_t scan_chunk_steps(const SelectiveScan& op, const Stream& stream);
+void run(const SumRows& op, Stream& stream);
+void run(const CausalConvGrad& op, Stream& stream);
+void run(const SelectiveScanGrad& op, Stream& stream);
+void run(const AddRmsNormGrad& op, Stream& stream);
+void run(const LayerNormGrad& op, Stream& stream);
+void run(const EmbeddingGrad& op, Stream& stream);
+void run(const CrossEntropy& op, Stream& stream);
+void run(const Activate& op, Stream& stream);
+void run(const ActivateGrad& op, Stream& stream);
+void run(const Categorical& op, Stream& stream);
+void run(const CategoricalGrad& op, Stream& stream);
+void run(const SumSquares& op, Stream& stream);
+void run(const AdamWStep& op, Stream& stream);
 
 }  // namespace mamba::cuda

@@ -53,6 +53,8 @@ LayerConfig resolve(LayerConfig c, const Complain& complain) {
   product(complain, "d_inner * d_conv", c.d_inner, c.d_conv);
   product(complain, "d_inner * (dt_rank + 2 * d_state)", c.d_inner, c.dt_rank + 2 * c.d_state);
   positive(complain, "norm_dt_b_c_epsilon", c.norm_dt_b_c_epsilon);
+  positive(complain, "gated_norm_epsilon", c.gated_norm_epsilon);
+  between(complain, "initial_D", c.initial_D, -limits::largest, "a number");
   positive(complain, "dt_min", c.dt_min);
   between(complain, "dt_max", c.dt_max, c.dt_min, "a number of at least dt_min");
   positive(complain, "dt_floor", c.dt_floor);

@@ -54,6 +54,14 @@ class Fields {
     return number;
   }
 
+  float number_or(const char* key, float fallback) const {
+    if (!has(key)) return fallback;
+    const Json& value = object_[key];
+    const float number = value.is_number() ? value.get<float>() : limits::largest * 2;
+    if (!(std::abs(number) <= limits::largest)) refuse(key, "a number", describe(value));
+    return number;
+  }
+
   bool flag_or(const char* key, bool fallback) const {
     if (!has(key)) return fallback;
     const Json& value = object_[key];
@@ -170,11 +178,17 @@ ModelConfig read_mamba_ssm(const Fields& file) {
   return config;
 }
 
-// "mamba_cpp" holds what this library alone knows: how many of the embedding's rows are real ids.
+// "mamba_cpp" holds what this library alone knows: how many of the embedding's rows are real ids,
+// and the options of a layer that no published model has.
 void read_own_options(const Fields& file, ModelConfig& config) {
   const Fields own = file.within("mamba_cpp");
-  own.no_others({"vocab_size"}, "an option of this version");
+  own.no_others({"vocab_size", "gated_norm", "gated_norm_epsilon", "initial_D"},
+                "an option of this version");
   config.vocab_size = own.size_or("vocab_size", config.vocab_size, config.vocab_rows);
+  LayerConfig& layer = config.layer;
+  layer.gated_norm = own.flag_or("gated_norm", false);
+  layer.gated_norm_epsilon = own.positive_or("gated_norm_epsilon", layer.gated_norm_epsilon);
+  layer.initial_D = own.number_or("initial_D", layer.initial_D);
 }
 
 }  // namespace

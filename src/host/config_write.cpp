@@ -67,14 +67,26 @@ void write_layer(const LayerConfig& layer, Json& json) {
 // real ids has no key there.
 void write_vocabulary(const ModelConfig& config, Json& json) {
   json["vocab_size"] = config.vocab_rows;
-  if (config.vocab_size != config.vocab_rows) {
-    json["mamba_cpp"]["vocab_size"] = config.vocab_size;
-  } else {
-    json.erase("mamba_cpp");
-  }
   const auto& ids = config.eos_token_ids;
   // null is written out, because a missing key means 0 to transformers.
   json["eos_token_id"] = ids.empty() ? Json() : ids.size() == 1 ? Json(ids[0]) : Json(ids);
+}
+
+// "mamba_cpp", only where something differs from every published model.
+void write_own_options(const ModelConfig& config, Json& json) {
+  const LayerConfig published, &layer = config.layer;
+  Json own = Json::object();
+  if (config.vocab_size != config.vocab_rows) own["vocab_size"] = config.vocab_size;
+  if (layer.gated_norm) {
+    own["gated_norm"] = true;
+    own["gated_norm_epsilon"] = number(layer.gated_norm_epsilon);
+  }
+  if (layer.initial_D != published.initial_D) own["initial_D"] = number(layer.initial_D);
+  if (own.empty()) {
+    json.erase("mamba_cpp");
+  } else {
+    json["mamba_cpp"] = std::move(own);
+  }
 }
 
 }  // namespace
@@ -94,6 +106,7 @@ std::string to_json(const ModelConfig& given) {
   json["layer_norm_epsilon"] = number(config.norm_epsilon);
   json["tie_word_embeddings"] = config.tie_embeddings;
   write_vocabulary(config, json);
+  write_own_options(config, json);
   // Published files carry these older names beside the others.
   if (json.contains("d_model")) json["d_model"] = config.layer.d_model;
   if (json.contains("n_layer")) json["n_layer"] = config.n_layer;

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <type_traits>
 #include <utility>
 
 #define XXH_INLINE_ALL
@@ -40,19 +41,51 @@ LanguageModel LanguageModel::random(const ModelConfig& config, std::uint64_t see
   return LanguageModel(config, std::move(weights));
 }
 
-void LanguageModel::each_weight(const WeightVisitor& f) const {
-  f("backbone.embeddings.weight", embedding_);
-  for (std::size_t i = 0; i < stack_.size(); ++i) {
-    const std::string prefix = fmt::format("backbone.layers.{}.", i);
-    f(prefix + "norm.weight", stack_.norm(i));
-    const Layer& layer = stack_.layer(i);
-    LayerWeights::each(layer.weights(), layer.config(), layer.dtype(),
-                       [&](const char* name, const Tensor& tensor, const Shape&, DType) {
-                         f(prefix + "mixer." + name, tensor);
-                       });
+namespace {
+
+// A model's weights, which its layers own, as ModelWeights::each wants to see them; to be changed
+// where S is Stack, to be read where it is const Stack.
+template <class S>
+struct OwnedWeights {
+  using T = std::conditional_t<std::is_const_v<S>, const Tensor, Tensor>;
+  struct Layers {
+    S& of;
+    std::size_t size() const { return of.size(); }
+    auto& operator[](std::size_t i) const { return of.layer(i).weights(); }
+  };
+  struct Norms {
+    S& of;
+    T& operator[](std::size_t i) const { return of.norm(i); }
+  };
+  struct OwnedStack {
+    Layers layers;
+    Norms norms;
+    T& norm_f;
+  };
+  T& embedding;
+  OwnedStack stack;
+  T& head;
+
+  OwnedWeights(T& embedding_, S& stack_, T& head_)
+      : embedding(embedding_), stack{{stack_}, {stack_}, stack_.norm(stack_.size())}, head(head_) {}
+
+  template <class F>
+  void each(const ModelConfig& config, const F& f) const {
+    ModelWeights::each(
+        *this, config, embedding.dtype(),
+        [&](const std::string& name, T& tensor, const Shape&, DType) { f(name, tensor); });
   }
-  f("backbone.norm_f.weight", stack_.norm(stack_.size()));
-  if (head_) f("lm_head.weight", head_);
+};
+
+}  // namespace
+
+void LanguageModel::each_weight(const WeightVisitor& f) const {
+  OwnedWeights<const Stack>(embedding_, stack_, head_).each(config_, f);
+}
+
+void LanguageModel::each_weight(const std::function<void(const std::string&, Tensor&)>& f) {
+  loaded_fingerprint_.clear();  // of weights that may change now
+  OwnedWeights<Stack>(embedding_, stack_, head_).each(config_, f);
 }
 
 std::int64_t LanguageModel::parameters() const {
@@ -95,8 +128,29 @@ void LanguageModel::check_call(const ConstTensorView& ids, const StackState& sta
   if (options.reset) {
     check::is(where, "reset", options.reset, {batch, time}, DType::i32, device());
   }
+  if (options.tape != nullptr && options.rows.read) {
+    throw ArgumentError(where, "rows", "none with a tape", "a row map");
+  }
   check::range(where, "piece_tokens", options.piece_tokens, 1, INT64_MAX);
   if (device().is_cpu()) check_ids(ids);
+}
+
+void LanguageModel::check_backward(const ModelTape& tape, const ConstTensorView& dlogits,
+                                   const ModelWeights& gradients) const {
+  constexpr const char* where = "LanguageModel::backward";
+  if (!tape.stack.filled()) {
+    throw ArgumentError(where, "tape", "a forward run that no backward has used", "none");
+  }
+  const Shape& hidden = tape.hidden_.shape();
+  check::is(where, "dlogits", dlogits, hidden.with(2, config_.vocab_size), dtype(), device());
+  const Shape vocabulary{config_.vocab_rows, config_.layer.d_model};
+  if (gradients.embedding) {
+    check::is(where, "gradients.embeddings.weight", gradients.embedding, vocabulary, DType::f32,
+              device());
+  }
+  if (gradients.head) {
+    check::is(where, "gradients.lm_head.weight", gradients.head, vocabulary, DType::f32, device());
+  }
 }
 
 // All of them, before the first piece is read.
@@ -122,6 +176,7 @@ Fingerprint::Fingerprint(const ModelConfig& c) : impl_(std::make_unique<Impl>())
                    c.tie_embeddings, c.norm_epsilon, l.d_model, l.d_state, l.d_conv, l.d_inner,
                    l.dt_rank, l.use_bias, l.use_conv_bias,
                    l.norm_dt_b_c ? l.norm_dt_b_c_epsilon : -1.0f));
+  if (l.gated_norm) text(fmt::format("gated_norm {}", l.gated_norm_epsilon));
 }
 
 Fingerprint::~Fingerprint() = default;

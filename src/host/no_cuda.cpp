@@ -12,6 +12,7 @@ namespace {
 }  // namespace
 
 int device_count() { return 0; }
+void check_present(const char* where, Device device) { refuse(where, device); }
 void* allocate(Device device, std::int64_t) { refuse("Tensor", device); }
 void release(Device, void*) noexcept {}
 void* allocate_pinned(std::int64_t) { refuse("Tensor::pinned"); }
@@ -34,9 +35,25 @@ void run(const Matmul&, Stream&) { refuse("matmul"); }
 void run(const CausalConv&, Stream&) { refuse("causal_conv"); }
 void run(const SelectiveScan&, Stream&) { refuse("selective_scan"); }
 void run(const AddRmsNorm&, Stream&) { refuse("add_rms_norm"); }
+void run(const LayerNorm&, Stream&) { refuse("layer_norm"); }
 void run(const Embedding&, Stream&) { refuse("embedding"); }
 void run(const Sample&, Stream&) { refuse("sample"); }
 void run(const CopyRows&, Stream&) { refuse("copy_rows"); }
 void run(const ZeroRows&, Stream&) { refuse("zero_rows"); }
+
+std::int64_t scan_chunk_steps(const SelectiveScan&, const Stream&) { refuse("scan_chunk_steps"); }
+void run(const SumRows&, Stream&) { refuse("sum_rows"); }
+void run(const CausalConvGrad&, Stream&) { refuse("causal_conv_grad"); }
+void run(const SelectiveScanGrad&, Stream&) { refuse("selective_scan_grad"); }
+void run(const AddRmsNormGrad&, Stream&) { refuse("add_rms_norm_grad"); }
+void run(const LayerNormGrad&, Stream&) { refuse("layer_norm_grad"); }
+void run(const EmbeddingGrad&, Stream&) { refuse("embedding_grad"); }
+void run(const CrossEntropy&, Stream&) { refuse("cross_entropy"); }
+void run(const Activate&, Stream&) { refuse("activate"); }
+void run(const ActivateGrad&, Stream&) { refuse("activate_grad"); }
+void run(const Categorical&, Stream&) { refuse("categorical"); }
+void run(const CategoricalGrad&, Stream&) { refuse("categorical_grad"); }
+void run(const SumSquares&, Stream&) { refuse("sum_squares"); }
+void run(const AdamWStep&, Stream&) { refuse("adamw_step"); }
 
 }  // namespace mamba::cuda

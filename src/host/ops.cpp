@@ -3,58 +3,14 @@
 
 #include <fmt/format.h>
 
-#include <cmath>
-
 #include <mamba/check.hpp>
 
-#include "detail/backend.hpp"
+#include "host/dispatch.hpp"
+#include "host/operands.hpp"
 
 namespace mamba {
 
 namespace {
-
-// The checks every operand of one operation shares: named, typed and on the stream's device.
-class Operands {
- public:
-  Operands(const char* where, const Stream& stream) : where_(where), device_(stream.device()) {}
-
-  void is(const char* name, const ConstTensorView& view, const Shape& shape, DType dtype) const {
-    check::is(where_, name, view, shape, dtype, device_);
-  }
-  void optional(const char* name, const ConstTensorView& view, const Shape& shape,
-                DType dtype) const {
-    if (view) is(name, view, shape, dtype);
-  }
-  void is_storage(const char* name, const ConstTensorView& view, const Shape& shape) const {
-    check::storage(where_, name, view);
-    is(name, view, shape, view.dtype());
-  }
-  void rank(const char* name, const ConstTensorView& view, int rank) const {
-    check::rank(where_, name, view, rank);
-  }
-  [[noreturn]] void fail(const char* name, const std::string& expected,
-                         const std::string& got) const {
-    throw ArgumentError(where_, name, expected, got);
-  }
-  const char* where() const { return where_; }
-
- private:
-  const char* where_;
-  Device device_;
-};
-
-template <class Op>
-void dispatch(const Op& op, Stream& stream) {
-  if (stream.device().is_cuda()) {
-    cuda::run(op, stream);
-  } else {
-    host::run(op, stream);
-  }
-}
-
-Shape with_channels(const ConstTensorView& view, std::int64_t channels) {
-  return view.shape().with(view.rank() - 1, channels);
-}
 
 // A row map, and what it says about the number of rows of the state. On the CPU its values are
 // checked too: state rows in range, none written that another batch row reads or writes.
@@ -100,11 +56,8 @@ void check_recurrence(const Operands& operands, const Op& op, std::int64_t width
   const Shape state_shape{state_rows, channels, width};
   operands.optional("initial_state", op.initial_state, state_shape, dtype);
   operands.optional("final_state", op.final_state, state_shape, dtype);
-  for (const auto& [name, view] :
-       {std::pair<const char*, const ConstTensorView&>("initial_state", op.initial_state),
-        {"final_state", op.final_state}}) {
-    if (view && !view.is_dense()) operands.fail(name, "a dense tensor", "a strided view");
-  }
+  operands.dense("initial_state", op.initial_state);
+  operands.dense("final_state", op.final_state);
   check_rows(operands, op.rows, batch, state_rows, static_cast<bool>(state));
   operands.optional("reset", op.reset, {batch, time}, DType::i32);
   operands.optional("step_states", op.step_states, {batch, time, channels, width}, dtype);
@@ -114,14 +67,27 @@ void check_recurrence(const Operands& operands, const Op& op, std::int64_t width
 
 void run(const Matmul& op, Stream& stream) {
   const Operands operands("matmul", stream);
-  operands.rank("weight", op.weight, 2);
   check::present("matmul", "x", op.x);
-  operands.is_storage("x", op.x, with_channels(op.x, op.weight.dim(1)));
-  operands.is("weight", op.weight, op.weight.shape(), op.x.dtype());
-  operands.optional("bias", op.bias, {op.weight.dim(0)}, op.x.dtype());
-  check::dtype("matmul", "y", op.y, {op.x.dtype(), DType::f32});
-  operands.is("y", op.y, with_channels(op.x, op.weight.dim(0)), op.y.dtype());
-  if (op.x.rank() > 3) operands.fail("x", "at most 3 dimensions", op.x.shape().to_string());
+  operands.at_most_rank_3("x", op.x);
+  Shape y_shape;
+  std::int64_t out = 0;
+  if (op.transpose_x) {
+    if (!op.transpose_weight) operands.fail("transpose_weight", "true with transpose_x", "false");
+    check::present("matmul", "weight", op.weight);
+    out = op.weight.shape().back();
+    operands.is_storage("x", op.x, op.x.shape());
+    operands.is("weight", op.weight, with_channels(op.x, out), op.x.dtype());
+    y_shape = {op.x.shape().back(), out};
+  } else {
+    operands.rank("weight", op.weight, 2);
+    out = op.weight.dim(op.transpose_weight ? 1 : 0);
+    operands.is_storage("x", op.x, with_channels(op.x, op.weight.dim(op.transpose_weight ? 0 : 1)));
+    operands.is("weight", op.weight, op.weight.shape(), op.x.dtype());
+    y_shape = with_channels(op.x, out);
+  }
+  operands.optional("bias", op.bias, {out}, op.x.dtype());
+  check::present("matmul", "y", op.y);
+  operands.is_storage_or_f32("y", op.y, y_shape, op.x.dtype());
   if (op.y.count() > 0) dispatch(op, stream);
 }
 
@@ -157,8 +123,21 @@ void run(const SelectiveScan& op, Stream& stream) {
   operands.optional("z", op.z, op.x.shape(), dtype);
   operands.optional("dt_bias", op.dt_bias, {channels}, DType::f32);
   operands.is("y", op.y, op.x.shape(), dtype);
+  if (op.chunk_states) {
+    operands.is("chunk_states", op.chunk_states,
+                chunk_states_shape(operands, op.x, d_state, op.chunk_steps), DType::f32);
+    operands.dense("chunk_states", op.chunk_states);
+  }
   check_recurrence(operands, op, d_state, DType::f32);
   dispatch(op, stream);
+}
+
+std::int64_t scan_chunk_steps(const SelectiveScan& op, const Stream& stream) {
+  const Operands operands("scan_chunk_steps", stream);
+  operands.rank("x", op.x, 3);
+  operands.rank("A_log", op.A_log, 2);
+  return stream.device().is_cuda() ? cuda::scan_chunk_steps(op, stream)
+                                   : host::scan_chunk_steps(op, stream);
 }
 
 void run(const AddRmsNorm& op, Stream& stream) {
@@ -169,10 +148,21 @@ void run(const AddRmsNorm& op, Stream& stream) {
   operands.optional("x", op.x, op.y.shape(), op.y.dtype());
   operands.optional("residual", op.residual, op.y.shape(), DType::f32);
   operands.optional("weight", op.weight, {op.y.shape().back()}, DType::f32);
-  if (!(op.epsilon >= 0) || !std::isfinite(op.epsilon)) {
-    operands.fail("epsilon", "a finite number of at least 0", fmt::format("{}", op.epsilon));
-  }
-  if (op.y.rank() > 3) operands.fail("y", "at most 3 dimensions", op.y.shape().to_string());
+  operands.finite("epsilon", op.epsilon, 0);
+  operands.at_most_rank_3("y", op.y);
+  if (op.y.count() > 0) dispatch(op, stream);
+}
+
+void run(const LayerNorm& op, Stream& stream) {
+  const Operands operands("layer_norm", stream);
+  check::present("layer_norm", "y", op.y);
+  operands.is_storage("y", op.y, op.y.shape());
+  operands.is("x", op.x, op.y.shape(), op.y.dtype());
+  operands.optional("weight", op.weight, {op.y.shape().back()}, DType::f32);
+  operands.optional("bias", op.bias, {op.y.shape().back()}, DType::f32);
+  operands.optional("z", op.z, op.y.shape(), op.y.dtype());
+  operands.finite("epsilon", op.epsilon, 0);
+  operands.at_most_rank_3("y", op.y);
   if (op.y.count() > 0) dispatch(op, stream);
 }
 
@@ -247,8 +237,8 @@ void run(const CopyRows& op, Stream& stream) {
                          : op.to_rows ? op.to_rows.dim(0)
                                       : op.from.dim(0);
   operands.is("to", op.to, op.from.shape().with(0, op.to_rows ? op.to.dim(0) : n), op.from.dtype());
-  if (!op.from.is_dense()) operands.fail("from", "a dense tensor", "a strided view");
-  if (!op.to.is_dense()) operands.fail("to", "a dense tensor", "a strided view");
+  operands.dense("from", op.from);
+  operands.dense("to", op.to);
   if (op.from_rows) {
     check_row_list(operands, "from_rows", op.from_rows, n, op.from.dim(0), false);
   } else {

@@ -57,6 +57,56 @@ void Stack::check_call(const ConstTensorView& x, const StackState& state, const 
   if (options.reset) {
     check::is(where, "reset", options.reset, {x.dim(0), x.dim(1)}, DType::i32, device());
   }
+  if (options.tape != nullptr && options.rows.read) {
+    throw ArgumentError(where, "rows", "none with a tape", "a row map");
+  }
+}
+
+void Stack::begin(StackTape& tape, const Shape& shape) const {
+  tape.filled_ = false;
+  tape.layers_.resize(size());
+  for (LayerTape& layer : tape.layers_) layer.recompute = tape.recompute;
+  tape.sums_.resize(size() + 1);
+  for (Tensor& sum : tape.sums_) {
+    if (sum.shape() != shape || sum.device() != device()) sum = Tensor(shape, DType::f32, device());
+  }
+}
+
+void Stack::check_gradients(const char* where, const StackWeights& gradients) const {
+  if (gradients.layers.size() != size() || gradients.norms.size() != size()) {
+    throw ArgumentError(where, "gradients", fmt::format("{} layers and as many norms", size()),
+                        fmt::format("{} and {}", gradients.layers.size(), gradients.norms.size()));
+  }
+  const Shape norm{d_model_};
+  for (std::size_t i = 0; i < size(); ++i) {
+    layers_[i].check_gradients(where, gradients.layers[i]);
+    if (gradients.norms[i]) {
+      check::is(where, "gradients.norm.weight", gradients.norms[i], norm, DType::f32, device());
+    }
+  }
+  if (gradients.norm_f) {
+    check::is(where, "gradients.norm_f.weight", gradients.norm_f, norm, DType::f32, device());
+  }
+}
+
+void Stack::check_backward(const StackTape& tape, const ConstTensorView& dy,
+                           const StackState* dstate, const TensorView& dx,
+                           const StackWeights& gradients, const Stream& stream) const {
+  constexpr const char* where = "Stack::backward";
+  if (!tape.filled_) {
+    throw ArgumentError(where, "tape", "a forward run that no backward has used", "none");
+  }
+  if (tape.layers_.size() != size()) {
+    throw ArgumentError(where, "tape", "a forward run of this stack", "one of another");
+  }
+  for (std::size_t i = 0; i < size(); ++i) layers_[i].check_tape(where, tape.layers_[i]);
+  check::is(where, "dy", dy, tape.sums_.back().shape(), dtype(), device());
+  if (dx) check::is(where, "dx", dx, dy.shape(), dtype(), device());
+  if (stream.device() != device()) {
+    throw ArgumentError(where, "stream", device().name(), stream.device().name());
+  }
+  if (dstate != nullptr) check_state(where, *dstate, dy.dim(0));
+  check_gradients(where, gradients);
 }
 
 void Stack::check_state(const char* where, const StackState& state, std::int64_t rows) const {

@@ -72,7 +72,11 @@ LayerWeights layer_weights(const LayerConfig& c, DType dtype, std::uint64_t seed
   w.A_log = filled({c.d_inner, c.d_state}, DType::f32, [&](std::int64_t i) {
     return std::log(static_cast<double>(i % c.d_state + 1));
   });
-  w.D = constant({c.d_inner}, DType::f32, 1);
+  w.D = constant({c.d_inner}, DType::f32, c.initial_D);
+  if (c.gated_norm) {
+    w.gated_norm_weight = constant({c.d_inner}, DType::f32, 1);
+    w.gated_norm_bias = constant({c.d_inner}, DType::f32, 0);
+  }
   w.out_proj =
       symmetric({c.d_model, c.d_inner}, dtype, fan_in(c.d_inner) * fan_in(n_layer), draws(6));
   if (c.use_bias) {
@@ -83,6 +87,27 @@ LayerWeights layer_weights(const LayerConfig& c, DType dtype, std::uint64_t seed
 }
 
 }  // namespace
+
+LayerWeights zero_gradients(const LayerConfig& config, Device device) {
+  LayerWeights gradients;
+  LayerWeights::each(gradients, config.resolved(), DType::f32,
+                     [&](const char*, Tensor& tensor, const Shape& shape, DType dtype) {
+                       tensor = Tensor::zeros(shape, dtype, device);
+                     });
+  return gradients;
+}
+
+ModelWeights zero_gradients(const ModelConfig& config, Device device) {
+  const ModelConfig c = config.resolved();
+  ModelWeights gradients;
+  gradients.stack.layers.resize(static_cast<std::size_t>(c.n_layer));
+  gradients.stack.norms.resize(static_cast<std::size_t>(c.n_layer));
+  ModelWeights::each(gradients, c, DType::f32,
+                     [&](const std::string&, Tensor& tensor, const Shape& shape, DType dtype) {
+                       tensor = Tensor::zeros(shape, dtype, device);
+                     });
+  return gradients;
+}
 
 LayerWeights random_layer_weights(const LayerConfig& config, DType dtype, std::uint64_t seed,
                                   std::int64_t n_layer) {

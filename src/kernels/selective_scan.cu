@@ -100,6 +100,9 @@ void run_scan(const SelectiveScan& op, Stream& stream, ScanPlan plan) {
 }
 
 void run(const SelectiveScan& op, Stream& stream) {
+  if (op.chunk_states) {
+    throw DeviceError("selective_scan", "device", "cpu (for chunk_states)", stream.device().name());
+  }
   const int count = sm_count(stream.device());
   const ScanPlan chosen = plan(op, count);
   run_scan(op, stream, chosen, geometry(op, chosen, count));

@@ -38,7 +38,7 @@ Ends make_terminal() {
 
 }  // namespace
 
-Child::Child(const std::vector<std::string>& arguments, bool terminal) {
+Child::Child(const std::vector<std::string>& arguments, bool terminal, const char* program) {
   const Ends out = make_pipe();
   const Ends err = terminal ? make_terminal() : make_pipe();
   out_ = out.ours;
@@ -49,14 +49,14 @@ Child::Child(const std::vector<std::string>& arguments, bool terminal) {
   posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
   posix_spawn_file_actions_adddup2(&actions, out.childs, STDOUT_FILENO);
   posix_spawn_file_actions_adddup2(&actions, err.childs, STDERR_FILENO);
-  std::vector<char*> argv = {const_cast<char*>(MAMBA_LM)};
+  std::vector<char*> argv = {const_cast<char*>(program)};
   for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
   argv.push_back(nullptr);
-  const int error = posix_spawn(&pid_, MAMBA_LM, &actions, nullptr, argv.data(), environ);
+  const int error = posix_spawn(&pid_, program, &actions, nullptr, argv.data(), environ);
   posix_spawn_file_actions_destroy(&actions);
   close(out.childs);
   close(err.childs);
-  if (error != 0) throw std::runtime_error("cannot run " MAMBA_LM);
+  if (error != 0) throw std::runtime_error(std::string("cannot run ") + program);
 }
 
 Child::~Child() {

@@ -18,7 +18,8 @@ class Child {
  public:
   // terminal: standard error is one. The pipe of standard output is small, so that a program that
   // writes without end waits for us soon.
-  explicit Child(const std::vector<std::string>& arguments, bool terminal = false);
+  explicit Child(const std::vector<std::string>& arguments, bool terminal = false,
+                 const char* program = MAMBA_LM);
   ~Child();
   Child(const Child&) = delete;
   Child& operator=(const Child&) = delete;
@@ -43,4 +44,6 @@ class Child {
   Finished result_;
 };
 
-inline Finished run(const std::vector<std::string>& arguments) { return Child(arguments).finish(); }
+inline Finished run(const std::vector<std::string>& arguments, const char* program = MAMBA_LM) {
+  return Child(arguments, false, program).finish();
+}

@@ -33,8 +33,14 @@ std::int64_t part(std::int64_t size, std::int64_t i, std::int64_t n, std::int64_
 constexpr std::int64_t gemv_grain = std::int64_t{1} << 15;
 constexpr std::int64_t gemm_grain = std::int64_t{1} << 18;
 
+// How many products each element of y is the sum of.
+std::int64_t depth_of(const Matmul& op) {
+  if (op.transpose_x) return detail::ChannelRows(op.x).count();
+  return op.x.shape().back();
+}
+
 int useful_threads(const Matmul& op, const Stream& stream, std::int64_t grain) {
-  const std::int64_t work = op.y.count() * op.weight.dim(1);
+  const std::int64_t work = op.y.count() * depth_of(op);
   return static_cast<int>(std::clamp<std::int64_t>(work / grain, 1, stream.threads()));
 }
 
@@ -77,129 +83,162 @@ void gemv(const Matmul& op, Stream& stream) {
   });
 }
 
-// c[m, n] = a[m, k] b[n, k]^T, all f32 with rows a pitch apart.
-struct Sgemm {
-  std::int64_t m, n, k;
-  const float* a;
-  std::int64_t a_pitch;
-  const float* b;
-  std::int64_t b_pitch;
-  float* c;
-  std::int64_t c_pitch;
+// One factor of a product, element (i, k) of which stands in row i and column k of its operand, or
+// the other way round where it is transposed.
+struct Factor {
+  const ConstTensorView& view;
+  detail::ChannelRows rows;
+  bool transposed;
+
+  Factor(const ConstTensorView& operand, bool is_transposed)
+      : view(operand), rows(operand), transposed(is_transposed) {}
+
+  // sgemm can read it where it is.
+  bool direct() const { return view.dtype() == DType::f32 && rows.evenly_pitched(); }
 };
 
-void run(const Sgemm& gemm) {
-  float one = 1;
-  float zero = 0;
-  bli_sgemm(BLIS_NO_TRANSPOSE, BLIS_NO_TRANSPOSE, gemm.m, gemm.n, gemm.k, &one,
-            const_cast<float*>(gemm.a), gemm.a_pitch, 1, const_cast<float*>(gemm.b), 1,
-            gemm.b_pitch, &zero, gemm.c, gemm.c_pitch, 1);
+// A rectangle of a factor as sgemm takes it: element (i, k) is at[i * i_stride + k * k_stride].
+struct Rectangle {
+  const float* at;
+  std::int64_t i_stride;
+  std::int64_t k_stride;
+};
+
+// Elements i .. i + i_count, k .. k + k_count: in place where `buffer` is nullptr, else as a copy.
+Rectangle take(const Factor& factor, float* buffer, std::int64_t i, std::int64_t i_count,
+               std::int64_t k, std::int64_t k_count) {
+  const std::int64_t row = factor.transposed ? k : i;
+  const std::int64_t column = factor.transposed ? i : k;
+  const std::int64_t row_count = factor.transposed ? k_count : i_count;
+  const std::int64_t column_count = factor.transposed ? i_count : k_count;
+  const float* from = buffer;
+  std::int64_t pitch = column_count;
+  if (buffer == nullptr) {
+    pitch = factor.rows.time_pitch;
+    from = factor.view.data<float>() + row * pitch + column;
+  } else {
+    for (std::int64_t r = 0; r < row_count; ++r) {
+      widen(at(factor.view, factor.rows.offset(row + r) + column), factor.view.dtype(),
+            buffer + r * pitch, column_count);
+    }
+  }
+  return factor.transposed ? Rectangle{from, 1, pitch} : Rectangle{from, pitch, 1};
 }
 
-// What one thread multiplies with: sgemm reads and writes f32 operands where they are when their
-// rows are one pitch apart; any other operand goes block by block through these f32 copies (then
-// not nullptr).
+// c[i, j] = a[i, k] b[j, k] summed over k, or c plus that.
+void sgemm(const Rectangle& a, const Rectangle& b, std::int64_t m, std::int64_t n, std::int64_t k,
+           float* c, std::int64_t c_pitch, bool add) {
+  float one = 1;
+  float beta = add ? 1 : 0;
+  bli_sgemm(BLIS_NO_TRANSPOSE, BLIS_NO_TRANSPOSE, m, n, k, &one, const_cast<float*>(a.at),
+            a.i_stride, a.k_stride, const_cast<float*>(b.at), b.k_stride, b.i_stride, &beta, c,
+            c_pitch, 1);
+}
+
+// What one thread multiplies with. An operand that sgemm cannot read or write in place goes block
+// by block through these f32 copies (then not nullptr).
 struct Blocks {
   std::int64_t rows;
   std::int64_t columns;
-  float* x;       // [rows, in]
-  float* weight;  // [columns, in]
+  std::int64_t depth;
+  float* x;       // [rows, depth]
+  float* weight;  // [columns, depth]
   float* y;       // [rows, columns]
 };
 
-// Rows first .. first + count of x, where sgemm can read them.
-const float* take_x(const Matmul& op, const detail::ChannelRows& x_rows, const Blocks& blocks,
-                    std::int64_t first, std::int64_t count) {
-  if (blocks.x == nullptr) return op.x.data<float>() + x_rows.offset(first);
-  const std::int64_t in = op.weight.dim(1);
-  for (std::int64_t i = 0; i < count; ++i) {
-    widen(at(op.x, x_rows.offset(first + i)), op.x.dtype(), blocks.x + i * in, in);
-  }
-  return blocks.x;
-}
-
-const float* take_weight(const Matmul& op, const Blocks& blocks, std::int64_t first,
-                         std::int64_t count) {
-  const std::int64_t pitch = op.weight.row_pitch();
-  if (blocks.weight == nullptr) return op.weight.data<float>() + first * pitch;
-  const std::int64_t in = op.weight.dim(1);
-  for (std::int64_t o = 0; o < count; ++o) {
-    widen(at(op.weight, (first + o) * pitch), op.weight.dtype(), blocks.weight + o * in, in);
-  }
-  return blocks.weight;
+// The sum over k of one block of y, which begins as what is there when the product accumulates.
+void sum_block(const Matmul& op, const Factor& x, const Factor& weight, const Blocks& blocks,
+               std::int64_t depth, std::int64_t r, std::int64_t m, std::int64_t c, std::int64_t n,
+               float* y, std::int64_t y_pitch) {
+  std::int64_t k = 0;
+  do {  // once even for depth 0, whose sum is zero
+    const std::int64_t count = std::min(blocks.depth, depth - k);
+    const Rectangle a = take(x, blocks.x, r, m, k, count);
+    const Rectangle b = take(weight, blocks.weight, c, n, k, count);
+    sgemm(a, b, m, n, count, y, y_pitch, k > 0 || op.accumulate);
+    k += count;
+  } while (k < depth);
 }
 
 // The rectangle of y in rows [first_row, last_row) and columns [first_column, last_column).
-void gemm_part(const Matmul& op, const Blocks& blocks, std::int64_t first_row,
+void gemm_part(const Matmul& op, const Blocks& blocks, std::int64_t depth, std::int64_t first_row,
                std::int64_t last_row, std::int64_t first_column, std::int64_t last_column) {
-  const detail::ChannelRows x_rows(op.x);
+  const Factor x(op.x, op.transpose_x);
+  const Factor weight(op.weight, op.transpose_weight);
   const detail::ChannelRows y_rows(op.y);
-  Sgemm gemm{};
-  gemm.k = op.weight.dim(1);
-  gemm.a_pitch = blocks.x == nullptr ? x_rows.time_pitch : gemm.k;
-  gemm.b_pitch = blocks.weight == nullptr ? op.weight.row_pitch() : gemm.k;
-  gemm.c_pitch = blocks.y == nullptr ? y_rows.time_pitch : blocks.columns;
+  const std::int64_t y_pitch = blocks.y == nullptr ? y_rows.time_pitch : blocks.columns;
   for (std::int64_t c = first_column; c < last_column; c += blocks.columns) {
-    gemm.n = std::min(blocks.columns, last_column - c);
-    gemm.b = take_weight(op, blocks, c, gemm.n);
+    const std::int64_t n = std::min(blocks.columns, last_column - c);
     for (std::int64_t r = first_row; r < last_row; r += blocks.rows) {
-      gemm.m = std::min(blocks.rows, last_row - r);
-      gemm.a = take_x(op, x_rows, blocks, r, gemm.m);
-      gemm.c = blocks.y == nullptr ? op.y.data<float>() + y_rows.offset(r) + c : blocks.y;
-      run(gemm);
+      const std::int64_t m = std::min(blocks.rows, last_row - r);
+      float* y = blocks.y == nullptr ? op.y.data<float>() + y_rows.offset(r) + c : blocks.y;
+      for (std::int64_t i = 0; i < m && blocks.y != nullptr && op.accumulate; ++i) {
+        widen(at(op.y, y_rows.offset(r + i) + c), op.y.dtype(), y + i * y_pitch, n);
+      }
+      sum_block(op, x, weight, blocks, depth, r, m, c, n, y, y_pitch);
       if (blocks.y == nullptr && !op.bias) continue;
-      for (std::int64_t i = 0; i < gemm.m; ++i) {
-        finish(op, gemm.c + i * gemm.c_pitch, y_rows.offset(r + i), c, c + gemm.n);
+      for (std::int64_t i = 0; i < m; ++i) {
+        finish(op, y + i * y_pitch, y_rows.offset(r + i), c, c + n);
       }
     }
   }
 }
 
 void gemm(const Matmul& op, Stream& stream, bool cut_rows) {
-  const detail::ChannelRows x_rows(op.x);
   const detail::ChannelRows y_rows(op.y);
-  const std::int64_t rows = x_rows.count();
-  const std::int64_t in = op.weight.dim(1);
-  const std::int64_t out = op.weight.dim(0);
-  const bool f32 = op.x.dtype() == DType::f32;
-  const bool copy_x = !f32 || !x_rows.evenly_pitched();
-  const bool copy_weight = !f32;
+  const Factor x_factor(op.x, op.transpose_x);
+  const Factor weight_factor(op.weight, op.transpose_weight);
+  const std::int64_t rows = y_rows.count();
+  const std::int64_t out = op.y.shape().back();
+  const std::int64_t depth = depth_of(op);
+  const bool copy_x = !x_factor.direct();
+  const bool copy_weight = !weight_factor.direct();
   const bool copy_y = op.y.dtype() != DType::f32 || !y_rows.evenly_pitched();
   const std::int64_t block_rows = copy_x || copy_y ? std::min<std::int64_t>(rows, 256) : rows;
   const std::int64_t block_columns = copy_weight || copy_y ? std::min<std::int64_t>(out, 512) : out;
+  // All rows of a batch take part in each sum of a weight's gradient.
+  const std::int64_t most = op.transpose_x ? 1024 : 8192;
+  const std::int64_t block_depth = copy_x || copy_weight ? std::min(depth, most) : depth;
   const int threads = useful_threads(op, stream, gemm_grain);
 
   Scratch scratch(stream);
-  const auto take = [&](bool needed, std::int64_t height, std::int64_t width) {
+  const auto buffers = [&](bool needed, std::int64_t height, std::int64_t width) {
     return needed ? scratch.take({threads, height, width}, DType::f32).data<float>() : nullptr;
   };
-  float* x = take(copy_x, block_rows, in);
-  float* weight = take(copy_weight, block_columns, in);
-  float* y = take(copy_y, block_rows, block_columns);
+  float* x = buffers(copy_x, block_rows, block_depth);
+  float* weight = buffers(copy_weight, block_columns, block_depth);
+  float* y = buffers(copy_y, block_rows, block_columns);
   StreamAccess::team(stream).run(threads, [&](int i) {
     const auto own = [i](float* all, std::int64_t height, std::int64_t width) {
       return all == nullptr ? nullptr : all + i * height * width;
     };
-    const Blocks blocks{block_rows, block_columns, own(x, block_rows, in),
-                        own(weight, block_columns, in), own(y, block_rows, block_columns)};
+    const Blocks blocks{block_rows,
+                        block_columns,
+                        std::max<std::int64_t>(block_depth, 1),
+                        own(x, block_rows, block_depth),
+                        own(weight, block_columns, block_depth),
+                        own(y, block_rows, block_columns)};
     if (cut_rows) {
-      gemm_part(op, blocks, part(rows, i, threads, 6), part(rows, i + 1, threads, 6), 0, out);
+      gemm_part(op, blocks, depth, part(rows, i, threads, 6), part(rows, i + 1, threads, 6), 0,
+                out);
     } else {
-      gemm_part(op, blocks, 0, rows, part(out, i, threads, 16), part(out, i + 1, threads, 16));
+      gemm_part(op, blocks, depth, 0, rows, part(out, i, threads, 16),
+                part(out, i + 1, threads, 16));
     }
   });
 }
 
 }  // namespace
 
-MatmulPlan plan(const Matmul& op) {
-  const std::int64_t rows = detail::ChannelRows(op.x).count();
-  if (rows <= Gemv::max_rows) return MatmulPlan::gemv;
-  return op.weight.dim(0) >= rows ? MatmulPlan::gemm_columns : MatmulPlan::gemm_rows;
+bool can_run(const Matmul& op, MatmulPlan plan) {
+  const bool plain = !op.transpose_x && !op.transpose_weight && !op.accumulate;
+  return plan != MatmulPlan::gemv || (plain && detail::ChannelRows(op.x).count() <= Gemv::max_rows);
 }
 
-bool can_run(const Matmul& op, MatmulPlan plan) {
-  return plan != MatmulPlan::gemv || detail::ChannelRows(op.x).count() <= Gemv::max_rows;
+MatmulPlan plan(const Matmul& op) {
+  if (can_run(op, MatmulPlan::gemv)) return MatmulPlan::gemv;
+  const std::int64_t rows = detail::ChannelRows(op.y).count();
+  return op.y.shape().back() >= rows ? MatmulPlan::gemm_columns : MatmulPlan::gemm_rows;
 }
 
 void run(const Matmul& op, Stream& stream, MatmulPlan plan) {

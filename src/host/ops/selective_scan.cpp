@@ -9,7 +9,6 @@
 // A tile ends early before a reset and, when the state after every step is wanted, after each step.
 #include <algorithm>
 #include <cstring>
-#include <limits>
 #include <utility>
 
 #include "detail/backend.hpp"
@@ -20,8 +19,7 @@
 #define HWY_TARGET_INCLUDE "host/ops/selective_scan.cpp"
 #include <hwy/foreach_target.h>
 
-#include "host/ops/channels-inl.h"
-#include "host/ops/vector_math-inl.h"
+#include "host/ops/scan_panel-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace mamba::host::HWY_NAMESPACE {
@@ -35,24 +33,25 @@ HWY_INLINE void step(F32Vec delta, F32Vec delta_x, F32Vec A, float B, float C, F
   y = hn::MulAdd(hn::Set(d, C), h, y);
 }
 
-// What is in the first-level cache at a time. A row of a block must be at least four cache lines:
-// with two, the hardware fetches ahead along the row in vain, and f32 [1, 512, 1536] took 7.9 ns
-// per channel and token instead of 4.6 (one thread, AVX-512).
 constexpr std::int64_t tile_steps = 8;
-constexpr std::int64_t block_channels = 128;
 
 // What one thread does: a run of items, with buffers for one.
 template <class T>
 class Scan {
  public:
   Scan(const SelectiveScan& op, const Items& items, float* memory)
-      : op_(op), items_(items), rows_(op.rows), time_(op.x.dim(1)), d_state_(op.A_log.dim(1)) {
+      : op_(op),
+        items_(items),
+        rows_(op.rows),
+        time_(op.x.dim(1)),
+        d_state_(op.A_log.dim(1)),
+        panel_(d_state_, items.panel_channels) {
     const auto next = [&](std::int64_t count) { return std::exchange(memory, memory + count); };
     delta_ = next(tile_steps * block_channels);
     delta_x_ = next(tile_steps * block_channels);
     y_ = next(tile_steps * block_channels);
-    A_ = next(d_state_ * round_up(items.panel_channels, block_channels));
-    h_ = next(d_state_ * round_up(items.panel_channels, block_channels));
+    A_ = next(panel_.size());
+    h_ = next(panel_.size());
     B_ = next(d_state_ * tile_steps);
     C_ = next(d_state_ * tile_steps);
   }
@@ -68,7 +67,7 @@ class Scan {
       b_ = items_.row(item);
       channel_ = items_.channel(item);
       channels_ = items_.channels_of(item);
-      if (item == first || b_ == 0) load_A();
+      if (item == first || b_ == 0) panel_.gather_A(op_.A_log, channel_, channels_, A_);
       x_in_ = track<T>(op_.x, b_, channel_);
       dt_in_ = track<T>(op_.dt, b_, channel_);
       z_in_ = track<T>(op_.z, b_, channel_);
@@ -79,42 +78,15 @@ class Scan {
   }
 
  private:
-  // A = -exp(A_log), times log2(e) so that the decay is a power of two; finite, so that a delta of
-  // 0 keeps the state; a NaN as exp2_nonpositive wants it.
-  void load_A() {
-    const std::int64_t pitch = op_.A_log.row_pitch();
-    gather(op_.A_log.data<float>() + channel_ * pitch, pitch, A_);
-    constexpr auto lowest = std::numeric_limits<float>::lowest();
-    const auto nan = hn::Set(d_, std::numeric_limits<float>::quiet_NaN());
-    for (std::int64_t i = 0; i < d_state_ * round_up(channels_, block_channels); i += lanes_) {
-      const F32Vec A_log = hn::Load(d_, A_ + i);
-      const F32Vec A = hn::Mul(exp(d_, A_log), hn::Set(d_, -log2_e));
-      hn::Store(hn::IfThenElse(hn::IsNaN(A_log), nan, at_least(d_, A, lowest)), d_, A_ + i);
-    }
-  }
-
-  // [channel][state] in memory, to and from [block][state][channel of the block]. Lanes without a
-  // channel are zeros.
-  void gather(const float* from, std::int64_t pitch, float* to) const {
-    for (std::int64_t c = 0; c < channels_; c += block_channels) {
-      const std::int64_t count = std::min(block_channels, channels_ - c);
-      if (count < block_channels) std::fill_n(to + c * d_state_, d_state_ * block_channels, 0.0f);
-      transpose(from + c * pitch, pitch, to + c * d_state_, block_channels, count, d_state_);
-    }
-  }
-  void scatter(const float* from, float* to) const {
-    for (std::int64_t c = 0; c < channels_; c += block_channels) {
-      const std::int64_t count = std::min(block_channels, channels_ - c);
-      transpose(from + c * d_state_, block_channels, to + c * d_state_, d_state_, d_state_, count);
-    }
-  }
-  void clear_state() { std::fill_n(h_, d_state_ * round_up(channels_, block_channels), 0.0f); }
-
   // A padding row: outputs are zeros, whatever the inputs hold.
   void pad() {
     for (std::int64_t t = 0; t < time_; ++t) {
       std::memset(y_out_.at(t), 0, static_cast<std::size_t>(channels_) * sizeof(T));
       if (states_out_) std::fill_n(states_out_.at(t), channels_ * d_state_, 0.0f);
+    }
+    panel_.clear(h_, channels_);
+    for (std::int64_t i = 0; op_.chunk_states && i < op_.chunk_states.dim(1); ++i) {
+      store_chunk_state(i);
     }
   }
 
@@ -124,41 +96,45 @@ class Scan {
     const std::int64_t row_size = op_.x.dim(2) * d_state_;
     if (op_.initial_state && rows_.read(b_) >= 0) {
       const float* initial = op_.initial_state.data<float>() + rows_.read(b_) * row_size;
-      gather(initial + channel_ * d_state_, d_state_, h_);
+      panel_.gather(initial + channel_ * d_state_, d_state_, channels_, h_);
     } else {
-      clear_state();
+      panel_.clear(h_, channels_);
     }
     for (std::int64_t t = 0; t < time_;) {
-      if (resets.at(t)) clear_state();
-      const std::int64_t steps = resets.next(t, std::min(t + longest, time_)) - t;
+      if (op_.chunk_states && t % op_.chunk_steps == 0) store_chunk_state(t / op_.chunk_steps);
+      if (resets.at(t)) panel_.clear(h_, channels_);
+      const std::int64_t steps = resets.next(t, std::min(t + longest, chunk_end(t))) - t;
       tile(t, steps);
-      if (states_out_) scatter(h_, states_out_.at(t));
+      if (states_out_) panel_.scatter(h_, channels_, states_out_.at(t));
       t += steps;
     }
     if (op_.final_state && rows_.write(b_) >= 0) {
       float* final_state = op_.final_state.data<float>() + rows_.write(b_) * row_size;
-      scatter(h_, final_state + channel_ * d_state_);
+      panel_.scatter(h_, channels_, final_state + channel_ * d_state_);
     }
   }
 
+  // The end of the chunk that step t is in, or of the sequence.
+  std::int64_t chunk_end(std::int64_t t) const {
+    if (!op_.chunk_states) return time_;
+    return std::min(time_, (t / op_.chunk_steps + 1) * op_.chunk_steps);
+  }
+
+  void store_chunk_state(std::int64_t chunk) const {
+    const ConstTensorView& states = op_.chunk_states;
+    const std::int64_t row = b_ * states.dim(1) + chunk;
+    panel_.scatter(h_, channels_,
+                   op_.chunk_states.data<float>() + (row * states.dim(2) + channel_) * d_state_);
+  }
+
   void tile(std::int64_t t, std::int64_t steps) {
-    load_B_and_C(t, steps);
+    load_rows<T>(op_.B, b_, t, steps, B_);
+    load_rows<T>(op_.C, b_, t, steps, C_);
     for (std::int64_t c = 0; c < channels_; c += block_channels) {
       const std::int64_t count = std::min(block_channels, channels_ - c);
       prepare(t, steps, c, count);
       advance(steps, A_ + c * d_state_, h_ + c * d_state_, count);
       finish(t, steps, c, count);
-    }
-  }
-
-  void load_B_and_C(std::int64_t t, std::int64_t steps) {
-    for (std::int64_t s = 0; s < steps; ++s) {
-      const T* B = op_.B.data<T>() + b_ * op_.B.row_pitch() + (t + s) * op_.B.step_pitch();
-      const T* C = op_.C.data<T>() + b_ * op_.C.row_pitch() + (t + s) * op_.C.step_pitch();
-      for (std::int64_t n = 0; n < d_state_; n += lanes_) {
-        store_channels(load_channels(B + n, d_state_ - n), B_ + s * d_state_ + n, d_state_ - n);
-        store_channels(load_channels(C + n, d_state_ - n), C_ + s * d_state_ + n, d_state_ - n);
-      }
     }
   }
 
@@ -253,8 +229,9 @@ class Scan {
   const Items items_;
   const StateRows rows_;
   const std::int64_t time_, d_state_;
+  const Panel panel_;
   float *delta_, *delta_x_, *y_;  // [tile_steps][block_channels]
-  float *A_, *h_;                 // [blocks of the panel][d_state][block_channels]
+  float *A_, *h_;                 // panels
   float *B_, *C_;                 // [tile_steps][d_state]
   // The item at hand.
   std::int64_t b_ = 0, channel_ = 0, channels_ = 0;
@@ -277,6 +254,10 @@ HWY_AFTER_NAMESPACE();
 namespace mamba::host {
 
 HWY_EXPORT(scan_items);
+
+// The states of a chunk that the gradient recomputes stay in the first-level cache: with their
+// decays 16 KB for four states of a vector of 16 channels.
+std::int64_t scan_chunk_steps(const SelectiveScan&, const Stream&) { return 32; }
 
 void run(const SelectiveScan& op, Stream& stream) {
   if (op.x.dim(0) == 0 || op.x.dim(2) == 0) return;

@@ -89,6 +89,20 @@ Track<T> track(const TensorView& view, std::int64_t b, std::int64_t channel,
   return {view.data<T>() + b * view.row_pitch() + channel * width, view.step_pitch()};
 }
 
+// A weight's gradient from those of the batch rows, [batch, ...] in `rows`, added in their order.
+// `to` is dense f32 and may be absent.
+inline void add_batch_rows(const float* rows, std::int64_t batch, const TensorView& to,
+                           bool accumulate) {
+  if (!to) return;
+  float* y = to.data<float>();
+  const std::int64_t width = to.count();
+  for (std::int64_t i = 0; i < width; ++i) {
+    float sum = 0;
+    for (std::int64_t b = 0; b < batch; ++b) sum += rows[b * width + i];
+    y[i] = accumulate ? y[i] + sum : sum;
+  }
+}
+
 // The state rows of a batch row (see RowMap).
 class StateRows {
  public:

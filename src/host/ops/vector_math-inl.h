@@ -113,6 +113,29 @@ HWY_INLINE V silu(D d, V z) {
   return hn::Div(hn::Mul(z, numerator), hn::Add(one, e));
 }
 
+// sigmoid(z) and 1 - sigmoid(z), neither a difference.
+template <class D, class V = hn::VFromD<D>>
+struct Sigmoid {
+  V value, rest;
+
+  HWY_INLINE Sigmoid(D d, V z) {
+    const V one = hn::Set(d, 1.0f);
+    const V e = exp(d, hn::Neg(hn::Abs(z)));
+    const V larger = hn::Div(one, hn::Add(one, e));
+    const V smaller = hn::Mul(e, larger);
+    const auto negative = hn::Lt(z, hn::Zero(d));
+    value = hn::IfThenElse(negative, smaller, larger);
+    rest = hn::IfThenElse(negative, larger, smaller);
+  }
+};
+
+// silu'(z) = s + z s (1 - s) with s = sigmoid(z).
+template <class D, class V = hn::VFromD<D>>
+HWY_INLINE V silu_slope(D d, V z) {
+  const Sigmoid<D> s(d, z);
+  return hn::MulAdd(hn::Mul(z, s.value), s.rest, s.value);
+}
+
 }  // namespace mamba::host::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

@@ -1,0 +1,109 @@
+#include "corpus.hpp"
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+
+#include <mamba/error.hpp>
+
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* where = "train-lm";
+
+std::string read(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::string bytes(std::istreambuf_iterator<char>(file), {});
+  if (!file && bytes.empty()) {
+    throw mamba::Error(where, path.string(), "a file that can be read", "a failure");
+  }
+  return bytes;
+}
+
+std::vector<fs::path> files_of(const std::string& path) {
+  std::error_code error;
+  if (!fs::exists(path, error)) throw mamba::Error(where, path, "a file or folder", "nothing");
+  if (!fs::is_directory(path)) return {path};
+  std::vector<fs::path> files;
+  for (const auto& entry : fs::recursive_directory_iterator(path)) {
+    if (entry.is_regular_file()) files.push_back(entry.path());
+  }
+  std::sort(files.begin(), files.end());
+  return files;
+}
+
+std::vector<std::string> split(const std::string& text, const std::string& separator) {
+  if (separator.empty()) return {text};
+  std::vector<std::string> parts;
+  std::size_t first = 0;
+  for (;;) {
+    const std::size_t end = text.find(separator, first);
+    parts.push_back(text.substr(first, end - first));
+    if (end == std::string::npos) return parts;
+    first = end + separator.size();
+  }
+}
+
+}  // namespace
+
+void Text::add(const std::string& document) {
+  if (document.empty()) return;
+  begins_.resize(bytes_.size() + document.size(), false);
+  begins_[bytes_.size()] = true;
+  bytes_ += document;
+  ++documents_;
+}
+
+Corpus Corpus::load(const std::string& path, const std::string& separator, double share) {
+  std::vector<std::string> documents;
+  std::size_t total = 0;
+  for (const fs::path& file : files_of(path)) {
+    for (std::string& document : split(read(file), separator)) {
+      total += document.size();
+      documents.push_back(std::move(document));
+    }
+  }
+  const auto kept = static_cast<std::size_t>(static_cast<double>(total) * (1 - share));
+  Corpus corpus;
+  std::size_t seen = 0;
+  for (const std::string& document : documents) {  // the one that the cut falls into is cut
+    const std::size_t count = std::min(document.size(), kept > seen ? kept - seen : 0);
+    corpus.train.add(document.substr(0, count));
+    corpus.valid.add(document.substr(count));
+    seen += document.size();
+  }
+  if (corpus.train.size() < 2 || corpus.valid.size() < 2) {
+    throw mamba::Error(where, path, "text to train on and to validate with",
+                       std::to_string(total) + " bytes");
+  }
+  return corpus;
+}
+
+std::vector<std::int64_t> spread(const Text& text, std::int64_t rows) {
+  std::vector<std::int64_t> positions;
+  for (std::int64_t b = 0; b < rows; ++b) positions.push_back(text.size() * b / rows);
+  return positions;
+}
+
+Batch next_batch(const Text& text, std::int64_t time, std::vector<std::int64_t>& positions) {
+  std::vector<std::int32_t> ids, targets, resets;
+  Batch batch;
+  for (std::int64_t& position : positions) {
+    for (std::int64_t t = 0; t < time; ++t) {
+      const std::int64_t next = (position + 1) % text.size();
+      const bool ends = next == 0 || text.begins(next);
+      ids.push_back(text.byte(position));
+      targets.push_back(ends ? -1 : text.byte(next));
+      resets.push_back(text.begins(position) ? 1 : 0);
+      batch.counted += ends ? 0 : 1;
+      position = next;
+    }
+  }
+  const mamba::Shape shape{static_cast<std::int64_t>(positions.size()), time};
+  batch.ids = mamba::Tensor::from(ids, shape);
+  batch.targets = mamba::Tensor::from(targets, shape);
+  batch.reset = mamba::Tensor::from(resets, shape);
+  return batch;
+}

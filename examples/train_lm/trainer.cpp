@@ -1,0 +1,116 @@
+#include "trainer.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+
+#include <mamba/generator.hpp>
+
+namespace {
+
+constexpr const char* where = "train-lm";
+constexpr double ln_2 = 0.6931471805599453;
+
+}  // namespace
+
+Trainer::Trainer(const TrainerOptions& options, const Text& text)
+    : options_(options),
+      text_(text),
+      stream_(options.device, options.threads),
+      model_(
+          mamba::LanguageModel::random(options.model, options.seed, options.dtype, options.device)),
+      gradients_(mamba::zero_gradients(model_.config(), options.device)),
+      optimizer_(mamba::parameters(model_, gradients_), options.adamw),
+      state_(model_.make_state(options.batch)),
+      logits_({options.batch, options.time, model_.config().vocab_size}, mamba::DType::f32,
+              options.device),
+      dlogits_(logits_.shape(), options.dtype, options.device) {
+  progress_.seed = options.seed;
+  progress_.positions = spread(text, options.batch);
+  progress_.notes["config"] = mamba::to_json(model_.config());
+  progress_.notes["shape"] = logits_.shape().to_string();
+  progress_.notes["text"] = std::to_string(text.size()) + " bytes";
+  tape_.stack.recompute = options.recompute;
+}
+
+StepResult Trainer::step() {
+  const Batch batch = next_batch(text_, options_.time, progress_.positions);
+  const mamba::Tensor ids = there(batch.ids), targets = there(batch.targets);
+  const mamba::Tensor reset = there(batch.reset);
+  mamba::ModelOptions run;
+  run.tape = &tape_;
+  run.reset = reset;
+  model_.forward(ids, state_, logits_, stream_, run);
+  loss_.run(logits_, targets, std::max<std::int64_t>(1, batch.counted), dlogits_, stream_);
+  model_.backward(tape_, dlogits_, nullptr, gradients_, stream_);
+  const float rate = mamba::warmup_cosine(steps() + 1, options_.warmup, options_.steps,
+                                          options_.rate, options_.last_rate);
+  optimizer_.step(rate, stream_);
+  const StepResult result{loss_.mean(stream_), optimizer_.gradient_norm(stream_), rate};
+  if (!std::isfinite(result.loss) || !std::isfinite(result.norm)) {
+    const std::string first = optimizer_.first_not_finite(stream_);
+    throw mamba::Error(where, "step " + std::to_string(steps()), "a finite loss and gradient",
+                       "a loss of " + std::to_string(result.loss) +
+                           (first.empty() ? "" : ", first in the gradient of " + first));
+  }
+  return result;
+}
+
+double Trainer::validate(const Text& text, std::int64_t most) {
+  const std::int64_t rows = std::min<std::int64_t>(options_.batch, text.size() / 2);
+  const std::int64_t length = std::min(text.size() / rows, std::max<std::int64_t>(1, most / rows));
+  std::vector<std::int64_t> positions = spread(text, rows);
+  mamba::StackState state = model_.make_state(rows);
+  mamba::TokenLoss loss;
+  double sum = 0, counted = 0;
+  for (std::int64_t done = 0; done < length;) {
+    const std::int64_t time = std::min(options_.time, length - done);
+    const Batch batch = next_batch(text, time, positions);
+    const mamba::Tensor ids = there(batch.ids), targets = there(batch.targets);
+    const mamba::Tensor reset = there(batch.reset);
+    mamba::Tensor logits({rows, time, model_.config().vocab_size}, mamba::DType::f32,
+                         options_.device);
+    mamba::ModelOptions run;
+    run.reset = reset;
+    model_.forward(ids, state, logits, stream_, run);
+    if (batch.counted > 0) {
+      loss.run(logits, targets, batch.counted, {}, stream_);
+      sum += loss.mean(stream_) * static_cast<double>(batch.counted);
+    }
+    counted += static_cast<double>(batch.counted);
+    done += time;
+  }
+  return sum / std::max(1.0, counted) / ln_2;
+}
+
+std::string Trainer::sample(const std::string& prompt, std::int64_t count, float temperature) {
+  mamba::SamplingOptions sampling;
+  sampling.temperature = temperature;
+  sampling.seed = options_.seed + static_cast<std::uint64_t>(steps());
+  mamba::Generator generator(model_, sampling, stream_);
+  const mamba::Tokenizer bytes = mamba::Tokenizer::bytes();
+  generator.read(bytes.encode(prompt));
+  mamba::GenerateOptions options;
+  options.max_tokens = count;
+  options.ignore_eos = true;
+  return bytes.decode(generator.generate(options).tokens);
+}
+
+void Trainer::save(const std::string& path) {
+  mamba::save_training(path, optimizer_, &state_, progress_);
+}
+
+void Trainer::load(const std::string& path) {
+  const mamba::TrainingProgress ours = progress_;
+  const mamba::TrainingProgress found = mamba::load_training(path, optimizer_, &state_);
+  for (const auto& [key, value] : ours.notes) {
+    const auto note = found.notes.find(key);
+    const std::string got = note == found.notes.end() ? "nothing" : note->second;
+    if (got != value) throw mamba::Error(where, path, key + " " + value, got);
+  }
+  if (found.positions.size() != ours.positions.size()) {
+    throw mamba::Error(where, path, std::to_string(ours.positions.size()) + " positions",
+                       std::to_string(found.positions.size()));
+  }
+  progress_ = found;
+}

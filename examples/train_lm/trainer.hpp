@@ -1,0 +1,70 @@
+// A language model of bytes that learns from a text: truncated backpropagation through time that
+// carries the state from step to step and forgets it where a document ends.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include <mamba/checkpoint.hpp>
+#include <mamba/language_model.hpp>
+#include <mamba/loss.hpp>
+#include <mamba/optimizer.hpp>
+
+#include "corpus.hpp"
+
+struct TrainerOptions {
+  mamba::ModelConfig model;
+  mamba::DType dtype = mamba::DType::f32;
+  mamba::Device device;
+  int threads = 0;
+  std::uint64_t seed = 0;
+  std::int64_t batch = 16;
+  std::int64_t time = 256;
+  std::int64_t steps = 1000;
+  std::int64_t warmup = 100;
+  float rate = 3e-3f;
+  float last_rate = 3e-4f;
+  bool recompute = false;
+  mamba::AdamWOptions adamw;
+};
+
+struct StepResult {
+  double loss = 0;  // nats per byte
+  double norm = 0;  // of the gradients
+  double rate = 0;
+};
+
+class Trainer {
+ public:
+  Trainer(const TrainerOptions& options, const Text& text);
+
+  // One step. A loss or gradient that is not finite is an Error that says at which step and whose.
+  StepResult step();
+  std::int64_t steps() const { return optimizer_.steps(); }
+
+  // Bits per byte on the first `most` bytes of another text, read in order, the state carried.
+  double validate(const Text& text, std::int64_t most);
+  // What the model writes after `prompt`.
+  std::string sample(const std::string& prompt, std::int64_t count, float temperature);
+
+  const mamba::LanguageModel& model() const { return model_; }
+  void save(const std::string& path);
+  // A checkpoint of other options is refused.
+  void load(const std::string& path);
+
+ private:
+  mamba::Tensor there(const mamba::Tensor& host) const { return host.to(options_.device); }
+
+  TrainerOptions options_;
+  const Text& text_;
+  mamba::Stream stream_;
+  mamba::LanguageModel model_;
+  mamba::ModelWeights gradients_;
+  mamba::AdamW optimizer_;
+  mamba::StackState state_;
+  mamba::TrainingProgress progress_;
+  mamba::ModelTape tape_;
+  mamba::TokenLoss loss_;
+  mamba::Tensor logits_, dlogits_;
+};

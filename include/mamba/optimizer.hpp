@@ -1,0 +1,86 @@
+// AdamW over the weights of a layer, a stack or a model, and the usual schedule of its rate.
+//
+//   ModelWeights gradients = zero_gradients(model.config(), device);
+//   AdamW optimizer(parameters(model, gradients));
+//   ...  model.backward(tape, dlogits, &dstate, gradients, stream);
+//   optimizer.step(warmup_cosine(optimizer.steps() + 1, 100, 1000, 3e-3f, 3e-4f), stream);
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include <mamba/language_model.hpp>
+#include <mamba/stream.hpp>
+#include <mamba/tensor.hpp>
+
+namespace mamba {
+
+// One weight that is trained. Views: what they show must stay where it is.
+struct Parameter {
+  std::string name;
+  TensorView weight;         // dense, any storage dtype
+  ConstTensorView gradient;  // dense f32, the same shape
+  bool decay = true;
+};
+
+// Every weight whose gradient is there, by its published name. Matrices decay; A_log, D, dt bias,
+// norms, biases and the convolution (it has a row of few weights per channel) do not.
+std::vector<Parameter> parameters(Layer& layer, const LayerWeights& gradients);
+std::vector<Parameter> parameters(Stack& stack, const StackWeights& gradients);
+std::vector<Parameter> parameters(LanguageModel& model, const ModelWeights& gradients);
+
+struct AdamWOptions {
+  float beta1 = 0.9f;
+  float beta2 = 0.95f;
+  float epsilon = 1e-8f;
+  float weight_decay = 0.1f;  // decoupled, of the parameters that decay
+  float max_norm = 1;         // of all gradients together; 0: not clipped
+};
+
+// Moments are f32. A weight in 16 bits has an f32 master copy here, which is what learns; the
+// weight is the master rounded.
+class AdamW {
+ public:
+  // Names must differ; shapes, dtypes and devices are checked (ArgumentError).
+  explicit AdamW(std::vector<Parameter> parameters, const AdamWOptions& options = {});
+
+  // One step with the gradients as they are. If one of them is not finite nothing is changed: see
+  // gradient_norm().
+  void step(float learning_rate, Stream& stream);
+  std::int64_t steps() const { return steps_; }
+  const AdamWOptions& options() const { return options_; }
+
+  // Of the last step's gradients, before they were clipped. Waits for the stream. Not finite: that
+  // step changed nothing, and first_not_finite() says whose gradient it was.
+  float gradient_norm(Stream& stream) const;
+  // The first parameter whose gradient holds a NaN or an infinity; empty if none does. Waits.
+  std::string first_not_finite(Stream& stream) const;
+
+  // f(name, tensor) for the weights ("weight.NAME"), masters ("master.NAME") and moments ("m.NAME",
+  // "v.NAME"), for a checkpoint.
+  void each_tensor(const std::function<void(const std::string&, ConstTensorView)>& f) const;
+  // The same to be written, and the count of steps that belongs to it.
+  void each_tensor(const std::function<void(const std::string&, TensorView)>& f);
+  void set_steps(std::int64_t steps);
+
+ private:
+  struct Slot {
+    Parameter parameter;
+    Tensor master;  // absent: the weight is f32 itself
+    Tensor m, v;
+  };
+
+  std::vector<Slot> slots_;
+  AdamWOptions options_;
+  Tensor squares_;  // [1] f32
+  std::int64_t steps_ = 0;
+};
+
+// Linear from 0 to `peak` over the first `warmup` steps (step counts from 1), then half a cosine
+// down to `last` at step `total`, and `last` from there on.
+float warmup_cosine(std::int64_t step, std::int64_t warmup, std::int64_t total, float peak,
+                    float last);
+
+}  // namespace mamba

@@ -1,0 +1,36 @@
+#include <mamba/loss.hpp>
+
+#include <mamba/check.hpp>
+#include <mamba/grad_ops.hpp>
+
+namespace mamba {
+
+void TokenLoss::run(ConstTensorView logits, ConstTensorView targets, std::int64_t counted,
+                    TensorView dlogits, Stream& stream) {
+  check::rank("TokenLoss::run", "targets", targets, 2);
+  check::range("TokenLoss::run", "counted", counted, 1, targets.count());
+  if (losses_.shape() != targets.shape() || losses_.device() != stream.device()) {
+    losses_ = Tensor(targets.shape(), DType::f32, stream.device());
+    sum_ = Tensor({1}, DType::f32, stream.device());
+  }
+  CrossEntropy loss;
+  loss.logits = logits;
+  loss.targets = targets;
+  loss.loss = losses_;
+  loss.dlogits = dlogits;
+  loss.scale = 1 / static_cast<float>(counted);
+  mamba::run(loss, stream);
+  SumRows sum;
+  sum.x = losses_.view().reshape({targets.count(), 1});
+  sum.y = sum_;
+  mamba::run(sum, stream);
+  counted_ = counted;
+}
+
+float TokenLoss::mean(Stream& stream) const {
+  check::present("TokenLoss::mean", "run", sum_);
+  stream.synchronize();
+  return sum_.to(Device::cpu()).data<float>()[0] / static_cast<float>(counted_);
+}
+
+}  // namespace mamba

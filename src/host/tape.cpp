@@ -1,0 +1,21 @@
+#include <mamba/tape.hpp>
+
+namespace mamba {
+
+std::int64_t LayerTape::bytes() const {
+  std::int64_t sum = 0;
+  for (const Tensor* tensor : {&x_, &reset_, &conv_state_, &ssm_state_, &xz_, &u_, &raw_selection_,
+                               &selection_, &dt_, &scanned_, &chunk_states_}) {
+    sum += tensor->bytes();
+  }
+  return sum;
+}
+
+std::int64_t StackTape::bytes() const {
+  std::int64_t sum = 0;
+  for (const LayerTape& layer : layers_) sum += layer.bytes();
+  for (const Tensor& tensor : sums_) sum += tensor.bytes();
+  return sum;
+}
+
+}  // namespace mamba

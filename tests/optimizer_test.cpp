@@ -1,0 +1,194 @@
+// AdamW over a model: which weights decay, what a step is, and that it learns.
+#include <mamba/optimizer.hpp>
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+#include <mamba/train_ops.hpp>
+
+#include "training_run.hpp"
+
+namespace mamba {
+namespace {
+
+using testing::bits;
+using testing::devices;
+using testing::expect_error;
+using testing::Random;
+using testing::TrainingRun;
+using testing::values;
+
+TEST(Optimizer, MatricesDecayAndNothingElse) {
+  ModelConfig config = TrainingRun::config();
+  config.layer.use_bias = true;
+  config.layer.gated_norm = true;
+  config.tie_embeddings = false;
+  LanguageModel model = LanguageModel::random(config, 1);
+  const ModelWeights gradients = zero_gradients(config);
+  std::vector<std::string> names, decaying;
+  for (const Parameter& p : parameters(model, gradients)) {
+    names.push_back(p.name);
+    if (p.decay) decaying.push_back(p.name);
+  }
+  std::vector<std::string> expected{"backbone.embeddings.weight"};
+  for (const char* layer : {"backbone.layers.0.mixer.", "backbone.layers.1.mixer."}) {
+    for (const char* name :
+         {"in_proj.weight", "x_proj.weight", "dt_proj.weight", "out_proj.weight"}) {
+      expected.push_back(std::string(layer) + name);
+    }
+  }
+  expected.push_back("lm_head.weight");
+  EXPECT_EQ(decaying, expected);
+  std::vector<std::string> all;
+  static_cast<const LanguageModel&>(model).each_weight(
+      [&](const std::string& name, const Tensor&) { all.push_back(name); });
+  EXPECT_EQ(names, all);
+}
+
+TEST(Optimizer, OnlyWhatHasAGradientIsTrained) {
+  LanguageModel model = LanguageModel::random(TrainingRun::config(), 1);
+  ModelWeights gradients;
+  gradients.stack.layers.resize(2);
+  gradients.stack.norms.resize(2);
+  EXPECT_TRUE(parameters(model, gradients).empty());
+  gradients.stack.layers[1].D = Tensor::zeros({64}, DType::f32);
+  const std::vector<Parameter> one = parameters(model, gradients);
+  ASSERT_EQ(one.size(), 1);
+  EXPECT_EQ(one[0].name, "backbone.layers.1.mixer.D");
+}
+
+// The step of two tensors is AdamWStep on each, with the norm of both.
+TEST(Optimizer, AStepIsAdamWOfEveryParameterUnderTheirCommonNorm) {
+  for (Device device : devices()) {
+    for (DType dtype : testing::storage_dtypes()) {
+      Random random(1);
+      Tensor a = random.normal_tensor({30, 7}, dtype).to(device);
+      Tensor b = random.normal_tensor({11}).to(device);
+      const Tensor da = random.normal_tensor({30, 7}).to(device),
+                   db = random.normal_tensor({11}).to(device);
+      Tensor master = a.to(device, DType::f32), b_alone = b.clone();
+      Tensor m = Tensor::zeros({30, 7}, DType::f32, device), v = m.clone();
+      Tensor bm = Tensor::zeros({11}, DType::f32, device), bv = bm.clone();
+      Tensor stored = a.clone(), squares({1}, DType::f32, device);
+      AdamWOptions options;
+      options.max_norm = 2;
+      AdamW optimizer({{"a", a, da, true}, {"b", b, db, false}}, options);
+      Stream& stream = default_stream(device);
+      for (std::int64_t step = 1; step <= 3; ++step) {
+        optimizer.step(0.01f, stream);
+        SumSquares sum;
+        sum.x = da;
+        sum.y = squares;
+        run(sum, stream);
+        sum.x = db;
+        sum.accumulate = true;
+        run(sum, stream);
+        AdamWStep op;
+        op.weight = master;
+        op.stored = stored;
+        op.gradient = da;
+        op.m = m;
+        op.v = v;
+        op.squares = squares;
+        op.max_norm = 2;
+        op.learning_rate = 0.01f;
+        op.beta2 = options.beta2;
+        op.weight_decay = options.weight_decay;
+        op.step = step;
+        run(op, stream);
+        op.weight = b_alone;
+        op.stored = {};
+        op.gradient = db;
+        op.m = bm;
+        op.v = bv;
+        op.weight_decay = 0;
+        run(op, stream);
+      }
+      stream.synchronize();
+      EXPECT_EQ(bits(a), bits(stored));
+      EXPECT_EQ(bits(b), bits(b_alone));
+      double norm = 0;
+      for (double g : values(da)) norm += g * g;
+      for (double g : values(db)) norm += g * g;
+      EXPECT_NEAR(optimizer.gradient_norm(stream), std::sqrt(norm), 1e-5 * std::sqrt(norm));
+    }
+  }
+}
+
+// Steps far below a bf16 rounding add up in the master.
+TEST(Optimizer, SmallStepsAreNotLostIn16Bits) {
+  for (Device device : devices()) {
+    Tensor weight = Tensor::from<float>({1}, {1}).to(device, DType::bf16);
+    const Tensor gradient = Tensor::from<float>({1}, {1}).to(device);
+    AdamWOptions options;
+    options.weight_decay = 0;
+    AdamW optimizer({{"w", weight, gradient, false}}, options);
+    for (int i = 0; i < 1000; ++i) optimizer.step(1e-4f, default_stream(device));
+    default_stream(device).synchronize();
+    EXPECT_NEAR(values(weight)[0], 0.9, 0.004);
+  }
+}
+
+TEST(Optimizer, AGradientThatIsNotFiniteIsNamedAndChangesNothing) {
+  for (Device device : devices()) {
+    TrainingRun training(DType::f32, device);
+    training.step();
+    training.step();
+    Tensor bad = training.gradients.stack.layers[1].x_proj.to(Device::cpu());
+    bad.data<float>()[3] = std::numeric_limits<float>::quiet_NaN();
+    Stream& stream = default_stream(device);
+    copy(bad, training.gradients.stack.layers[1].x_proj, stream);
+    std::vector<std::vector<unsigned char>> before;
+    const auto& model = training.model;
+    model.each_weight(
+        [&](const std::string&, const Tensor& tensor) { before.push_back(bits(tensor)); });
+    training.optimizer.step(0.1f, stream);
+    EXPECT_FALSE(std::isfinite(training.optimizer.gradient_norm(stream)));
+    EXPECT_EQ(training.optimizer.first_not_finite(stream), "backbone.layers.1.mixer.x_proj.weight");
+    std::size_t i = 0;
+    model.each_weight([&](const std::string& name, const Tensor& tensor) {
+      EXPECT_EQ(bits(tensor), before[i++]) << name;
+    });
+  }
+}
+
+TEST(Optimizer, WarmupAndCosine) {
+  EXPECT_FLOAT_EQ(warmup_cosine(1, 10, 110, 1, 0.1f), 0.1f);
+  EXPECT_FLOAT_EQ(warmup_cosine(5, 10, 110, 1, 0.1f), 0.5f);
+  EXPECT_FLOAT_EQ(warmup_cosine(10, 10, 110, 1, 0.1f), 1);
+  EXPECT_FLOAT_EQ(warmup_cosine(60, 10, 110, 1, 0.1f), 0.55f);
+  EXPECT_FLOAT_EQ(warmup_cosine(110, 10, 110, 1, 0.1f), 0.1f);
+  EXPECT_FLOAT_EQ(warmup_cosine(500, 10, 110, 1, 0.1f), 0.1f);
+  EXPECT_FLOAT_EQ(warmup_cosine(1, 0, 0, 1, 0.1f), 0.1f);
+}
+
+// A model that counts, from state to state across truncated pieces: without memory two of the four
+// rows could not be told apart.
+TEST(Training, ATinyModelLearnsToCount) {
+  for (Device device : devices()) {
+    for (DType dtype : {DType::f32, DType::bf16}) {
+      TrainingRun training(dtype, device);
+      const float first = training.step();
+      EXPECT_NEAR(first, std::log(16.0), 0.2);
+      float last = first;
+      for (int i = 0; i < 80; ++i) last = training.step();
+      EXPECT_LT(last, 0.2) << name_of(dtype) << " on " << device.name();
+    }
+  }
+}
+
+TEST(Optimizer, Errors) {
+  Tensor a({3}, DType::f32), b({2}, DType::f32), ids({3}, DType::i32);
+  const auto expect = [&](const std::string& text, std::vector<Parameter> list) {
+    expect_error<ArgumentError>("AdamW: " + text, [&] { AdamW optimizer(std::move(list)); });
+  };
+  expect("parameters: expected at least one, got none", {});
+  expect("gradient of w: expected [3], got [2]", {{"w", a, b, true}});
+  expect("w: expected f32 or bf16 or f16, got i32", {{"w", ids, a, true}});
+  expect("w: expected every name once, got it twice", {{"w", a, a, true}, {"w", b, b, true}});
+}
+
+}  // namespace
+}  // namespace mamba

@@ -1,0 +1,88 @@
+// Random operands of SelectiveScan as a layer would hold them.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include <mamba/ops.hpp>
+
+#include "testing.hpp"
+
+namespace mamba::testing {
+
+struct ScanCase {
+  std::int64_t batch = 2, time = 9, channels = 17, d_state = 16;
+  DType dtype = DType::f32;
+  bool D = true, z = true, dt_bias = true, initial = true, reset = false;
+  double scale = 1;  // of x, dt, B, C and z
+
+  std::string name() const {
+    return Shape{batch, time, channels, d_state}.to_string() + " " + name_of(dtype) +
+           (D ? " D" : "") + (z ? " z" : "") + (dt_bias ? " bias" : "") +
+           (initial ? " initial" : "") + (reset ? " reset" : "");
+  }
+};
+
+// x and z are columns of one projection, dt, B and C of
+// another, neither aligned.
+struct ScanInputs {
+  ScanCase shape;
+  Tensor xz, dbc, A_log, D, dt_bias, initial, reset;
+
+  explicit ScanInputs(const ScanCase& c, std::uint64_t seed = 1) : shape(c) {
+    Random random(seed);
+    const auto wide = [&] { return c.scale * random.normal(); };
+    xz = random.tensor({c.batch, c.time, 2 * c.channels + 3}, c.dtype, wide);
+    dbc = random.tensor({c.batch, c.time, c.channels + 2 * c.d_state + 1}, c.dtype, wide);
+    std::int64_t i = 0;
+    A_log = random.tensor({c.channels, c.d_state}, DType::f32, [&] {
+      return std::log(1.0 + static_cast<double>(i++ % c.d_state)) + random.normal(0.2);
+    });
+    if (c.D) D = random.normal_tensor({c.channels});
+    if (c.dt_bias) dt_bias = random.uniform_tensor({c.channels}, -7, 1);
+    if (c.initial) initial = random.normal_tensor({c.batch, c.channels, c.d_state});
+    if (c.reset) reset = random_resets(random);
+  }
+
+  Tensor random_resets(Random& random) const {
+    std::vector<std::int32_t> flags(static_cast<std::size_t>(shape.batch * shape.time));
+    for (std::int32_t& flag : flags) flag = random.uniform(0, 1) < 0.2 ? -7 : 0;
+    return Tensor::from(flags, {shape.batch, shape.time});
+  }
+
+  ScanInputs to(Device device) const {
+    ScanInputs moved(ScanCase{0, 0, 0, 1});
+    moved.shape = shape;
+    moved.xz = xz.to(device);
+    moved.dbc = dbc.to(device);
+    moved.A_log = A_log.to(device);
+    moved.D = D.to(device);
+    moved.dt_bias = dt_bias.to(device);
+    moved.initial = initial.to(device);
+    moved.reset = reset.to(device);
+    return moved;
+  }
+
+  SelectiveScan op() const {
+    const ScanCase& c = shape;
+    SelectiveScan scan;
+    scan.x = xz.view().columns(1, c.channels);
+    scan.z = c.z ? xz.view().columns(c.channels + 2, c.channels) : ConstTensorView();
+    scan.dt = dbc.view().columns(0, c.channels);
+    scan.B = dbc.view().columns(c.channels, c.d_state);
+    scan.C = dbc.view().columns(c.channels + c.d_state + 1, c.d_state);
+    scan.A_log = A_log;
+    scan.D = D;
+    scan.dt_bias = dt_bias;
+    scan.initial_state = initial;
+    scan.reset = reset;
+    return scan;
+  }
+  Shape state_shape() const { return {shape.batch, shape.channels, shape.d_state}; }
+  Shape step_shape() const { return {shape.batch, shape.time, shape.channels, shape.d_state}; }
+  Shape y_shape() const { return {shape.batch, shape.time, shape.channels}; }
+};
+
+}  // namespace mamba::testing
