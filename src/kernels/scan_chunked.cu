@@ -24,73 +24,30 @@
 #include "kernels/scan_launch.hpp"
 #include "kernels/scan_math.cuh"
 #include "kernels/scan_operands.cuh"
+#include "kernels/scan_ring.cuh"
 
 namespace mamba::cuda {
 
 namespace {
 
-constexpr unsigned all_lanes = 0xffffffffu;
-constexpr int chunk = 16;                           // steps of a lane
-constexpr int states_at_once = 16;                  // whose B and C a warp keeps in shared memory
+constexpr int chunk = scan_chunk;                   // steps of a lane
 constexpr int most_warps = 16, general_warps = 12;  // of a block, for the registers they need
 
-// The state that one warp hands to the next.
-struct Passed {
-  float h;
-  int round;
-};
-__device__ __forceinline__ void pass(Passed* to, Passed value) {  // both words at once
-  asm volatile("{ .reg .b64 v; mov.b64 v, {%1, %2}; st.volatile.shared.b64 [%0], v; }" ::"r"(
-                   shared_address(to)),
-               "f"(value.h), "r"(value.round)
-               : "memory");
-}
-__device__ __forceinline__ Passed look(const Passed* from) {
-  Passed value;
-  asm volatile("{ .reg .b64 v; ld.volatile.shared.b64 v, [%2]; mov.b64 {%0, %1}, v; }"
-               : "=f"(value.h), "=r"(value.round)
-               : "r"(shared_address(from))
-               : "memory");
-  return value;
-}
-
-// (P, h) of this lane's chunks joined with those of the lane `apart` before it, where there is one
-// and no cut between.
-template <bool Cuts>
-__device__ __forceinline__ void join_chunk_before(int apart, bool cut, float& P, float& h) {
-  if constexpr (Cuts) {
-    const float P_before = __shfl_up_sync(all_lanes, P, apart);
-    const float h_before = __shfl_up_sync(all_lanes, h, apart);
-    if (static_cast<int>(threadIdx.x) % 32 < apart || cut) return;
-    h = __fmaf_rn(P, h_before, h);
-    P = __fmul_rn(P, P_before);
-  } else {  // the shuffle itself says whether there is such a lane
-    asm volatile(
-        "{ .reg .pred there; .reg .f32 P_before, h_before;\n"
-        "shfl.sync.up.b32 P_before, %0, %2, 0, 0xffffffff;\n"
-        "shfl.sync.up.b32 h_before|there, %1, %2, 0, 0xffffffff;\n"
-        "@there fma.rn.f32 %1, %0, h_before, %1;\n"
-        "@there mul.rn.f32 %0, %0, P_before; }"
-        : "+f"(P), "+f"(h)
-        : "r"(apart));
-  }
-}
-
-// What lies in shared memory for one warp. Between chunks an empty row or four words, so that what
-// the chunks of a warp read together lies in different banks.
+// What lies in shared memory for one warp. An empty row follows each chunk, so that what the chunks
+// of a warp read together lies in different banks.
 template <class T, int Channels>
 struct RingMemory {
   static constexpr int chunks = 32 / Channels, steps = chunks * chunk, rows = steps + chunks;
-  static constexpr int line = chunks * (chunk + 4);
   T x[rows][Channels], dt[rows][Channels], z[rows][Channels];
-  T raw[2][steps][states_at_once];  // B and C as they come
-  float B[states_at_once][line], C[states_at_once][line];
+  RingStates<T, steps> BC;
 };
 
-template <class T, int Channels, bool Plain>
+// Plain: see is_plain. Leaves: the state before each chunk goes to chunk_states.
+template <class T, int Channels, bool Plain, bool Leaves>
 struct Ring {
   using Memory = RingMemory<T, Channels>;
   static constexpr int chunks = Memory::chunks, steps = Memory::steps;  // of a warp
+  static constexpr int line = RingStates<T, steps>::line;
 
   const ScanOperands& op;
   Memory* memory;            // this warp's
@@ -177,30 +134,11 @@ struct Ring {
     copy_tile<Plain, 32, steps, Channels, chunk>(channels_of(track, tile), &rows[0][0], Channels);
   }
   __device__ __forceinline__ void copy_BC(int tile, int n) const {
-    const auto copy = [&](const ScanTrack& track, T(&rows)[steps][states_at_once]) {
-      copy_states_tile<32, steps, states_at_once>(
-          ScanTile::of<T>(track, b, std::int64_t{tile} * steps, steps_of(tile), n, op.d_state - n),
-          &rows[0][0], op.copy_bits);
+    const auto tile_of = [&](const ScanTrack& track) {
+      return ScanTile::of<T>(track, b, std::int64_t{tile} * steps, steps_of(tile), n,
+                             op.d_state - n);
     };
-    copy(op.B, memory->raw[0]);
-    copy(op.C, memory->raw[1]);
-  }
-  // B and C as f32 with time innermost: a lane takes eight states of a step.
-  __device__ __forceinline__ void turn_BC() const {
-#pragma unroll 2
-    for (int i = 0; i < 4 * steps; i += 32) {
-      const int t = (i + lane) % steps, half = (i + lane) / steps % 2 * 8;
-      const int which = (i + lane) / (2 * steps);
-      float* line = which == 0 ? &memory->B[half][0] : &memory->C[half][0];
-      line += t + t / chunk * 4;
-      constexpr int in_piece = 16 / static_cast<int>(sizeof(T));
-#pragma unroll
-      for (int k = 0; k < 8; k += in_piece) {
-        const auto piece = load_vec<in_piece>(&memory->raw[which][t][half + k]);
-#pragma unroll
-        for (int j = 0; j < in_piece; ++j) line[(k + j) * Memory::line] = to_float(piece.at[j]);
-      }
-    }
+    memory->BC.copy(tile_of(op.B), tile_of(op.C), op.copy_bits);
   }
 
   // The first step of this lane's chunk of a tile.
@@ -257,89 +195,69 @@ struct Ring {
     Passed* next_slot;
 
     __device__ __forceinline__ Place on(int states) const {
-      return {A + states * Channels, B + states * Memory::line, slot + states * Channels,
+      return {A + states * Channels, B + states * line, slot + states * Channels,
               next_slot + states * Channels};
     }
   };
 
-  // `Count` neighbouring states over the chunk, from state n on.
-  template <int Count>
-  __device__ __forceinline__ void states_over_chunk(const Place& at, int tile, int round, int n,
-                                                    Steps& s) const {
-    Passed before[Count];
-    float a[Count][chunk], u[Count][chunk], h[Count], P[Count], A_n[Count];
-#pragma unroll
-    for (int j = 0; j < Count; ++j) {
-      A_n[j] = at.A[j * Channels];
-      before[j] = look(at.slot + j * Channels);  // early: it is mostly there
-      h[j] = 0;
-    }
+  // State n over the chunk.
+  __device__ __forceinline__ void one_state(const Place& at, int tile, int round, int n,
+                                            Steps& s) const {
+    const float A_n = *at.A;
+    const Passed seen = look(at.slot);  // early: it is mostly there
+    float a[chunk], u[chunk];
+    float h = 0;
 #pragma unroll
     for (int k = 0; k < chunk; k += 4) {
+      const auto B4 = load_vec<4>(at.B + k);
 #pragma unroll
-      for (int j = 0; j < Count; ++j) {
-        const auto B4 = load_vec<4>(at.B + j * Memory::line + k);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          a[j][k + i] = decay(s.delta[k + i], A_n[j]);
-          u[j][k + i] = __fmul_rn(s.delta_x[k + i], B4.at[i]);
-          if (!Plain && (s.resets >> (k + i) & 1) != 0) h[j] = 0;
-          h[j] = k + i == 0 ? u[j][0] : __fmaf_rn(a[j][k + i], h[j], u[j][k + i]);
-        }
+      for (int i = 0; i < 4; ++i) {
+        a[k + i] = decay(s.delta[k + i], A_n);
+        u[k + i] = __fmul_rn(s.delta_x[k + i], B4.at[i]);
+        if (!Plain && (s.resets >> (k + i) & 1) != 0) h = 0;
+        h = k + i == 0 ? u[0] : __fmaf_rn(a[k + i], h, u[k + i]);
       }
     }
-#pragma unroll
-    for (int j = 0; j < Count; ++j) P[j] = decay(s.sum, A_n[j]);
+    float P = decay(s.sum, A_n);
 #pragma unroll
     for (int stage = 0; 1 << stage < chunks; ++stage) {
-#pragma unroll
-      for (int j = 0; j < Count; ++j) {
-        join_chunk_before<!Plain>(Channels << stage, !Plain && (s.cuts >> stage & 1) != 0, P[j],
-                                  h[j]);
-      }
+      join_neighbour<!Plain, false>(Channels << stage, !Plain && (s.cuts >> stage & 1) != 0, P, h);
     }
-    // The last slot is written after the others.
-    while (__any_sync(all_lanes, before[Count - 1].round != round || before[0].round != round)) {
-      __nanosleep(40);  // else a warp that waits takes turns from those that work
-#pragma unroll
-      for (int j = 0; j < Count; ++j) before[j] = look(at.slot + j * Channels);
-    }
+    const float before = wait_for(at.slot, seen, round);
     constexpr int all_cuts = chunks == 1 ? 0 : chunks == 2 ? 1 : 2;
     const bool from_zero = !Plain && (s.cuts >> all_cuts & 1) != 0;
-#pragma unroll
-    for (int j = 0; j < Count; ++j) {
-      const float after = from_zero ? h[j] : __fmaf_rn(P[j], before[j].h, h[j]);
-      if (q == chunks - 1) pass(at.next_slot + j * Channels, {after, round + round_step});
-      h[j] = before[j].h;
-      if constexpr (chunks > 1) {
-        const float entering = __shfl_up_sync(all_lanes, after, Channels);
-        if (q > 0) h[j] = entering;
-      }
+    const float after = from_zero ? h : __fmaf_rn(P, before, h);
+    if (q == chunks - 1) pass(at.next_slot, {after, round + round_step});
+    h = before;
+    if constexpr (chunks > 1) {
+      const float entering = __shfl_up_sync(all_lanes, after, Channels);
+      if (q > 0) h = entering;
     }
+    const float begins = h;
 #pragma unroll
     for (int k = 0; k < chunk; k += 4) {
+      const auto C4 = load_vec<4>(at.B + ring_states * line + k);
 #pragma unroll
-      for (int j = 0; j < Count; ++j) {
-        const auto C4 = load_vec<4>(at.B + (states_at_once + j) * Memory::line + k);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          if (!Plain && (s.resets >> (k + i) & 1) != 0) h[j] = 0;
-          h[j] = __fmaf_rn(a[j][k + i], h[j], u[j][k + i]);
-          s.y[k + i] = __fmaf_rn(C4.at[i], h[j], s.y[k + i]);
-          if (!Plain && op.step_states.data != nullptr && works() && k + i < s.left) {
-            op.step_states.out<float>(
-                b, first_step(tile) + k + i)[std::int64_t{channel()} * op.d_state + n + j] = h[j];
-          }
+      for (int i = 0; i < 4; ++i) {
+        if (!Plain && (s.resets >> (k + i) & 1) != 0) h = 0;
+        h = __fmaf_rn(a[k + i], h, u[k + i]);
+        s.y[k + i] = __fmaf_rn(C4.at[i], h, s.y[k + i]);
+        if (!Plain && op.step_states.data != nullptr && works() && k + i < s.left) {
+          op.step_states.out<float>(
+              b, first_step(tile) + k + i)[std::int64_t{channel()} * op.d_state + n] = h;
         }
       }
+    }
+    if (Leaves && op.chunk_states != nullptr && s.left > 0) {
+      op.chunk_states[op.state(b * op.chunks() + tile * chunks + q, channel()) + n] = begins;
     }
   }
   __device__ __forceinline__ void some_states(int tile, int n, int count, int round,
                                               Steps& s) const {
-    Place at{A + n * Channels, &memory->B[0][q * (chunk + 4)], from + n * Channels,
+    Place at{A + n * Channels, &memory->BC.turned[0][0][q * (chunk + 4)], from + n * Channels,
              to + n * Channels};
 #pragma unroll 1
-    for (int k = 0; k < count; ++k, at = at.on(1)) states_over_chunk<1>(at, tile, round, n + k, s);
+    for (int k = 0; k < count; ++k, at = at.on(1)) one_state(at, tile, round, n + k, s);
   }
 
   // y takes the place of z.
@@ -371,14 +289,14 @@ struct Ring {
       if (Plain || op.z.data != nullptr) copy_channels(op.z, tile, memory->z);
       copy_channels(op.x, tile + warps, memory->x);
       copy_channels(op.dt, tile + warps, memory->dt);
-      for (int n = 0; n < op.d_state; n += states_at_once) {
+      for (int n = 0; n < op.d_state; n += ring_states) {
         if (n > 0) copies_wait();
         __syncwarp();
-        turn_BC();
+        memory->BC.turn();
         __syncwarp();
-        const bool more = n + states_at_once < op.d_state;
-        copy_BC(more ? tile : tile + warps, more ? n + states_at_once : 0);
-        some_states(tile, n, min(states_at_once, op.d_state - n), round, s);
+        const bool more = n + ring_states < op.d_state;
+        copy_BC(more ? tile : tile + warps, more ? n + ring_states : 0);
+        some_states(tile, n, min(ring_states, op.d_state - n), round, s);
       }
       copies_wait();
       __syncwarp();
@@ -406,26 +324,32 @@ struct Ring {
   }
 };
 
-template <class T, int Channels, bool Plain>
-__global__ void __launch_bounds__(32 * (Plain ? most_warps : general_warps), 1)
+constexpr int warps_of(bool plain, bool leaves) {
+  return plain && !leaves ? most_warps : general_warps;
+}
+
+template <class T, int Channels, bool Plain, bool Leaves>
+__global__ void __launch_bounds__(32 * warps_of(Plain, Leaves), 1)
     ring_kernel(const __grid_constant__ ScanOperands op) {
   extern __shared__ __align__(16) char scan_memory[];
-  const Ring<T, Channels, Plain> ring(op, scan_memory);
+  const Ring<T, Channels, Plain, Leaves> ring(op, scan_memory);
   const ScanRows rows = op.rows(ring.b);
   rows.is_absent() ? ring.absent(rows) : ring.run(rows);
 }
 
 template <class T, int Channels>
 void launch(const SelectiveScan& op, Stream& stream, const ScanGeometry& geometry) {
-  using Block = Ring<T, Channels, true>;
+  using Block = Ring<T, Channels, true, true>;
+  const bool plain = is_plain(op), leaves = static_cast<bool>(op.chunk_states);
   const std::int64_t blocks = op.x.dim(0) * ((op.x.dim(2) + Channels - 1) / Channels);
   const auto d_state = static_cast<int>(op.A_log.dim(1));
   constexpr int most_shared = 200 * 1024;
-  int warps = std::clamp(geometry.warps, 1, is_plain(op) ? most_warps : general_warps);
+  int warps = std::clamp(geometry.warps, 1, warps_of(plain, leaves));
   while (warps > 1 && Block::shared_bytes(warps, d_state) > most_shared) --warps;
   const int shared = Block::shared_bytes(warps, d_state);
-  const auto kernel =
-      is_plain(op) ? ring_kernel<T, Channels, true> : ring_kernel<T, Channels, false>;
+  const auto kernel = !plain   ? ring_kernel<T, Channels, false, true>
+                      : leaves ? ring_kernel<T, Channels, true, true>
+                               : ring_kernel<T, Channels, true, false>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
         "selective_scan");
   ScanOperands operands(op, stream);

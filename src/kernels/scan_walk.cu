@@ -21,13 +21,13 @@
 #include "kernels/scan_math.cuh"
 #include "kernels/scan_operands.cuh"
 #include "kernels/scan_relay.cuh"
+#include "kernels/scan_ring.cuh"
 
 namespace mamba::cuda {
 
 namespace {
 
 constexpr int threads = 128;
-constexpr unsigned all_lanes = 0xffffffffu;
 
 // What lies in shared memory. Rows of channels are padded so that the steps that one warp reads
 // together lie in different banks.
@@ -255,11 +255,27 @@ struct Walk {
     memory.x[stage][t][column] = from_float<T>(sum);
   }
 
+  // The state before step `first` of the tile, for the gradient.
+  __device__ __forceinline__ void leave_chunk(int first) const {
+    if (first >= left) return;
+    const std::int64_t row = b * op.chunks() + (leg.end - left + first) / scan_chunk;
+    float* to = op.chunk_states + op.state(row, channel) + lane * States;
+    if (works && op.d_state == padded) {
+#pragma unroll
+      for (int k = 0; k < States; k += 4) {
+        store_vec(to + k, Vec<float, 4>{h[k], h[k + 1], h[k + 2], h[k + 3]});
+      }
+    } else {
+      store_states(op.chunk_states + op.state(row, 0));
+    }
+  }
+
   // Short: time ends within the tile.
   template <bool Short>
   __device__ __forceinline__ void walk_tile(int stage) {
 #pragma unroll 1
     for (int first = 0; first < steps; first += prepared * Lanes) {
+      if (op.chunk_states != nullptr && first % scan_chunk == 0) leave_chunk(first);
       Step mine[prepared];
 #pragma unroll
       for (int g = 0; g < prepared; ++g) {

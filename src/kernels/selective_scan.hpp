@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include <mamba/grad_ops.hpp>
 #include <mamba/ops.hpp>
 
 namespace mamba::cuda {
@@ -30,5 +31,8 @@ struct ScanGeometry {
 };
 ScanGeometry geometry(const SelectiveScan& op, ScanPlan plan, int sm_count);
 void run_scan(const SelectiveScan& op, Stream& stream, ScanPlan plan, const ScanGeometry& geometry);
+
+// SelectiveScanGrad with another geometry (channels and warps of it) than run() takes.
+void run_scan_grad(const SelectiveScanGrad& op, Stream& stream, const ScanGeometry& geometry);
 
 }  // namespace mamba::cuda
