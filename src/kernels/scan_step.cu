@@ -137,16 +137,14 @@ struct StepStates {
     float sum = 0;
 #pragma unroll
     for (int q = 0; q < Quads; ++q) {
-      float weighted[4];
+      float four = 0;
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         float& state = h[q].at[k];
         state = advance(fresh ? 0 : state, delta, A[4 * q + k], delta_x, to_float(B[q].at[k]));
         const float weight = to_float(C[q].at[k]);
-        weighted[k] =
-            k % 2 == 0 ? __fmul_rn(weight, state) : __fmaf_rn(weight, state, weighted[k - 1]);
+        four = k == 0 ? __fmul_rn(weight, state) : __fmaf_rn(weight, state, four);
       }
-      const float four = __fadd_rn(weighted[1], weighted[3]);
       sum = q == 0 ? four : __fadd_rn(sum, four);
     }
     return sum;

@@ -1,117 +1,342 @@
-// Launches of the kernel that walks time.
+// Sequential in time: a thread block walks all of it for some channels of one batch row.
+//
+// `Lanes` neighbouring threads share a channel and hold `States` states each, in registers. Memory
+// and the functions of one element (softplus, gate) know nothing of states: there the same lanes
+// take one step each, of a group of `Lanes` steps:
+//
+//   lane j   reads x, dt, z of step j; works out delta = softplus(dt + bias) and delta x
+//   all      for every step: delta and delta x by shuffle from its lane, B and C from shared
+//            memory, h = exp(delta A) h + delta x B, and this lane's part of sum(C h)
+//   lane j   gets the sum for step j, adds D x, multiplies by silu(z), leaves y
+//
+// Time comes in tiles through shared memory, copied a tile ahead without registers (cp.async); B
+// and C a tile earlier, because they are wanted as f32 and turned a tile ahead. y leaves through
+// the place of x.
 #include <algorithm>
 
 #include "detail/visit.hpp"
 #include "kernels/cuda.cuh"
+#include "kernels/scan_copy.cuh"
 #include "kernels/scan_launch.hpp"
-#include "kernels/scan_sequence.cuh"
+#include "kernels/scan_math.cuh"
+#include "kernels/scan_operands.cuh"
 
 namespace mamba::cuda {
 
 namespace {
 
-constexpr std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
-  return (value + multiple - 1) / multiple * multiple;
-}
+constexpr int threads = 128;
+constexpr unsigned all_lanes = 0xffffffffu;
 
-// Bytes of the widest copies for which every row of these views is aligned, when blocks begin at
-// multiples of `block` elements.
-int copy_granule_of(std::initializer_list<const ConstTensorView*> views, std::int64_t block) {
-  const std::int64_t size = size_of((*views.begin())->dtype());
-  for (const int bytes : {16, 8, 4}) {
-    const bool fits = std::all_of(views.begin(), views.end(), [&](const ConstTensorView* view) {
-      return !*view || (is_aligned(view->data(), view->row_pitch() * size, bytes) &&
-                        view->step_pitch() * size % bytes == 0 && block * size % bytes == 0);
-    });
-    if (fits) return bytes;
+// What lies in shared memory. Rows of channels are padded so that the steps that one warp reads
+// together lie in different banks.
+template <class T, int States, int Lanes>
+struct WalkMemory {
+  static constexpr int channels = threads / Lanes;  // of a block
+  static constexpr int padded = States * Lanes;     // states of a channel
+  static constexpr int size = static_cast<int>(sizeof(T));
+  static constexpr int steps = size == 2 && padded <= 32 ? 32 : 16;  // of a tile
+  static constexpr int pad = std::max(32 / Lanes, 16 / size);
+  static constexpr int row = channels + pad;  // elements
+  T x[2][steps][row], dt[2][steps][row], z[2][steps][row];
+  T raw[2][2][steps][padded];  // B and C as they come
+  float BC[2][steps][2][padded];
+};
+
+// Plain: see is_plain.
+template <class T, int States, int Lanes, bool Plain>
+struct Walk {
+  using Memory = WalkMemory<T, States, Lanes>;
+  static constexpr int channels = Memory::channels, padded = Memory::padded;
+  static constexpr int steps = Memory::steps, groups = steps / Lanes;  // of a tile
+  static constexpr int prepared = std::min(groups, 2);  // at once: one fills the other's gaps
+  static constexpr int at_once = std::min(Lanes, 4);  // steps whose sums are exchanged together
+
+  const ScanOperands& op;
+  Memory& memory;
+  std::int64_t b;
+  ScanRows rows;
+  int block_channel;        // the block's first
+  int column, lane;         // this thread's channel in the block, and its place among its lanes
+  int channel;
+  bool works;               // on a channel that exists
+  float A[States], h[States];
+  float bias, D;
+  int left;                     // steps from the present tile's first on
+
+  __device__ __forceinline__ Walk(const ScanOperands& operands, Memory& m)
+      : op(operands), memory(m) {
+    const int blocks = (op.channels + channels - 1) / channels;
+    b = blockIdx.x / blocks;
+    rows = op.rows(b);
+    block_channel = static_cast<int>(blockIdx.x % blocks) * channels;
+    column = static_cast<int>(threadIdx.x) / Lanes;
+    lane = static_cast<int>(threadIdx.x) % Lanes;
+    works = block_channel + column < op.channels;
+    channel = works ? block_channel + column : op.channels - 1;
+    bias = op.dt_bias != nullptr ? op.dt_bias[channel] : 0;
+    D = op.D != nullptr ? op.D[channel] : 0;
+    left = static_cast<int>(op.time);
   }
-  return static_cast<int>(size);
-}
 
-int lanes_of(std::int64_t d_state, int states) {
-  int lanes = 1;
-  while (lanes * states < d_state) lanes *= 2;
-  return lanes;
-}
+  __device__ __forceinline__ int count() const { return op.d_state - lane * States; }
 
-struct ScanLaunch {
-  ScanCut cut;
-  int threads = 0;
-  int shared = 0;
-
-  template <class Block>
-  ScanLaunch(const SelectiveScan& op, const ScanChunks& chunks, ScanPass pass, int states,
-             const Block*) {
-    constexpr int size = Block::element;
-    cut.lanes = lanes_of(op.A_log.dim(1), states);
-    cut.padded_states = cut.lanes * states;
-    cut.channel_blocks = static_cast<int>((op.x.dim(2) + Block::channels - 1) / Block::channels);
-    threads = Block::channels * cut.lanes;
-    cut.granule = copy_granule_of({&op.x, &op.dt, &op.z}, Block::channels);
-    cut.granule_BC = copy_granule_of({&op.B, &op.C}, 16);
-    cut.paired_y = copy_granule_of({&op.y}, Block::channels) >= 2 * size;
-    cut.row_bytes_BC = static_cast<int>(round_up(cut.padded_states * size, 16));
-    cut.stage = 3 * Block::raw_bytes + (Block::pitch - 4) * (2 * cut.row_bytes_BC + 4);
-    cut.sources = Block::front_bytes + 2 * cut.stage;
-    cut.prepared = cut.sources + 3 * 8 * threads;
-    shared = cut.prepared + 16 +
-             4 * 2 * (Block::channels * Block::pitch + cut.lanes * Block::lane_pitch);
-    cut.part_channel = Block::pitch;
-    cut.part_lane = Block::channels * Block::pitch;
-    cut.parts = cut.prepared;
-    if (cut.lanes > 2) {
-      cut.part_lane = Block::pitch;
-      cut.part_channel = cut.lanes * Block::pitch;
-      if (cut.part_channel / 4 % 2 == 0) cut.part_channel += 4;  // odd: neighbours in other banks
-      cut.parts = shared;
-      shared += 4 * Block::channels * cut.part_channel;
+  __device__ void load_states() {
+    const float* A_log = op.A_log + channel * op.A_log_pitch + lane * States;
+    const bool fresh = op.initial == nullptr || rows.read < 0;
+    const float* from = op.initial + op.state(fresh ? 0 : rows.read, channel) + lane * States;
+#pragma unroll
+    for (int k = 0; k < States; ++k) {
+      A[k] = k < count() ? scaled_A(A_log[k]) : 0;
+      h[k] = !fresh && k < count() ? from[k] : 0;
     }
-    cut.chunk = chunks.length;
-    cut.chunks = chunks.count;
-    cut.first_chunk = pass == ScanPass::second ? 1 : 0;
-    cut.launched_chunks = static_cast<int>(pass == ScanPass::whole ? 1 : chunks.count - 1);
-    cut.entries = chunks.entries;
-    cut.sums = chunks.sums;
+  }
+  __device__ __forceinline__ void store_states(float* channel_states) const {
+    float* to = channel_states + lane * States;
+#pragma unroll
+    for (int k = 0; k < States; ++k) {
+      if (works && k < count()) to[k] = h[k];
+    }
+  }
+
+  // The tile of an operand from `ahead` steps after the present one's first.
+  __device__ __forceinline__ ScanTile channels_of(const ScanTrack& track, int ahead) const {
+    return ScanTile::of<T>(track, b, op.time - left + ahead, left - ahead, block_channel,
+                           op.channels - block_channel);
+  }
+  // Begins to copy a tile's elements, or B and C.
+  __device__ __forceinline__ void copy_elements(int stage, int ahead) {
+    const auto copy = [&](const ScanTrack& track, T(&to)[steps][Memory::row]) {
+      copy_tile<Plain, threads, steps, channels>(channels_of(track, ahead), &to[0][0], Memory::row);
+    };
+    copy(op.x, memory.x[stage]);
+    copy(op.dt, memory.dt[stage]);
+    if (Plain || op.z.data != nullptr) copy(op.z, memory.z[stage]);
+  }
+  __device__ __forceinline__ void copy_BC(int stage, int ahead) {
+    const auto copy = [&](const ScanTrack& track, T(&to)[steps][padded]) {
+      copy_tile<Plain, threads, steps, padded>(
+          ScanTile::of<T>(track, b, op.time - left + ahead, left - ahead, 0, op.d_state), &to[0][0],
+          padded);
+    };
+    copy(op.B, memory.raw[stage][0]);
+    copy(op.C, memory.raw[stage][1]);
+  }
+  // B and C of a tile as f32, eight at a time.
+  __device__ __forceinline__ void turn_BC(int stage) const {
+    constexpr int eights = padded / 8;
+    for (int i = static_cast<int>(threadIdx.x); i < 2 * steps * eights; i += threads) {
+      const int which = i / (steps * eights), t = i / eights % steps, n = i % eights * 8;
+      const T* from = &memory.raw[stage][which][t][n];
+      float* to = &memory.BC[stage][t][which][n];
+      constexpr int in_piece = 16 / static_cast<int>(sizeof(T));
+      float eight[8];
+#pragma unroll
+      for (int k = 0; k < 8; k += in_piece) {
+        const auto piece = load_vec<in_piece>(from + k);
+#pragma unroll
+        for (int j = 0; j < in_piece; ++j) eight[k + j] = to_float(piece.at[j]);
+      }
+#pragma unroll
+      for (int k = 0; k < 8; k += 4) {
+        store_vec(to + k, Vec<float, 4>{eight[k], eight[k + 1], eight[k + 2], eight[k + 3]});
+      }
+    }
+  }
+  __device__ __forceinline__ void store_y(int stage, int ahead) {
+    store_tile<Plain, threads, steps, channels>(&memory.x[stage][0][0], Memory::row,
+                                                channels_of(op.y, ahead));
+  }
+
+  // One step of this lane's states, and its part of sum(C h): fours in order, then by a tree.
+  template <int First, int Count>
+  __device__ __forceinline__ float advance_states(float delta, float delta_x, const float* BC) {
+    if constexpr (Count > 4) {
+      const float low = advance_states<First, Count / 2>(delta, delta_x, BC);
+      return __fadd_rn(low, advance_states<First + Count / 2, Count / 2>(delta, delta_x, BC));
+    } else {
+      const auto B = load_vec<Count>(BC + First), C = load_vec<Count>(BC + padded + First);
+      float sum = 0;
+#pragma unroll
+      for (int i = 0; i < Count; ++i) {
+        float& state = h[First + i];
+        state = advance(state, delta, A[First + i], delta_x, B.at[i]);
+        sum = i == 0 ? __fmul_rn(C.at[i], state) : __fmaf_rn(C.at[i], state, sum);
+      }
+      return sum;
+    }
+  }
+
+  // The parts of `Count` steps summed over the lanes of a channel; lane j is left with step
+  // j % Count. Each exchange halves what is carried.
+  __device__ __forceinline__ float exchange(float even, float odd, int apart) const {
+    const bool second = (lane & apart) != 0;
+    const float other = __shfl_xor_sync(all_lanes, second ? even : odd, apart);
+    return __fadd_rn(second ? odd : even, other);
+  }
+  template <int Count>
+  __device__ __forceinline__ float sum_over_lanes(const float (&part)[Count]) const {
+    static_assert(Count == 2 || Count == 4);
+    float mine = exchange(part[0], part[1], 1);
+    if constexpr (Count == 4) mine = exchange(mine, exchange(part[2], part[3], 1), 2);
+#pragma unroll
+    for (int apart = Count; apart < Lanes; apart *= 2) {
+      mine = __fadd_rn(mine, __shfl_xor_sync(all_lanes, mine, apart));
+    }
+    return mine;
+  }
+
+  // What this lane works out for its step of a group.
+  struct Step {
+    float delta, delta_x;
+  };
+  template <bool Short>
+  __device__ __forceinline__ Step prepare(int stage, int t) const {
+    Step step;
+    step.delta = softplus(__fadd_rn(to_float(memory.dt[stage][t][column]), bias));
+    if (Short && left <= t) step.delta = 0;
+    step.delta_x = __fmul_rn(step.delta, to_float(memory.x[stage][t][column]));
+    return step;
+  }
+
+  // A group of steps of the present tile, from `first` on.
+  __device__ __forceinline__ void group(const Step& mine, int stage, int first) {
+    const int t = first + lane;
+    const std::int64_t at = op.time - left;  // the tile's first step
+    unsigned resets = 0;
+    if constexpr (!Plain) {
+      resets = __ballot_sync(all_lanes, op.reset != nullptr && t < left &&
+                                            op.reset[b * op.reset_pitch + at + t] != 0);
+    }
+    float sum = 0;
+#pragma unroll
+    for (int some = 0; some < Lanes; some += at_once) {
+      float part[at_once];
+#pragma unroll
+      for (int j = 0; j < at_once; ++j) {
+        const float delta = __shfl_sync(all_lanes, mine.delta, some + j, Lanes);
+        const float delta_x = __shfl_sync(all_lanes, mine.delta_x, some + j, Lanes);
+        if constexpr (!Plain) {
+#pragma unroll
+          for (float& state : h) state = (resets >> (some + j) & 1) != 0 ? 0 : state;
+        }
+        const int step = first + some + j;
+        part[j] = advance_states<0, States>(delta, delta_x,
+                                            &memory.BC[stage][step][0][lane * States]);
+        if constexpr (!Plain) {
+          if (op.step_states.data != nullptr && step < left) {
+            store_states(op.step_states.out<float>(b, at + step) +
+                         std::int64_t{channel} * op.d_state);
+          }
+        }
+      }
+      const float whole = sum_over_lanes(part);
+      sum = Lanes == at_once || lane / at_once * at_once == some ? whole : sum;
+    }
+    if (Plain || op.D != nullptr) sum = __fmaf_rn(D, to_float(memory.x[stage][t][column]), sum);
+    if (Plain || op.z.data != nullptr) {
+      sum = __fmul_rn(sum, silu<T>(to_float(memory.z[stage][t][column])));
+    }
+    memory.x[stage][t][column] = from_float<T>(sum);
+  }
+
+  // Short: time ends within the tile.
+  template <bool Short>
+  __device__ __forceinline__ void walk_tile(int stage) {
+#pragma unroll 1
+    for (int first = 0; first < steps; first += prepared * Lanes) {
+      Step mine[prepared];
+#pragma unroll
+      for (int g = 0; g < prepared; ++g) {
+        mine[g] = prepare<Short>(stage, first + g * Lanes + lane);
+      }
+#pragma unroll
+      for (int g = 0; g < prepared; ++g) group(mine[g], stage, first + g * Lanes);
+    }
+  }
+
+  __device__ __forceinline__ void all_of_time() {
+    copy_elements(0, 0);
+    copy_BC(0, 0);
+    copies_wait();
+    __syncthreads();
+    turn_BC(0);
+    copy_BC(1, steps);
+    int stage = 0;
+    for (; left > 0; left -= steps, stage ^= 1) {
+      // Everybody's copies and turns for this tile are there, and the tile before is done with.
+      copies_wait();
+      __syncthreads();
+      if (left < op.time) store_y(stage ^ 1, -steps);
+      if (left > steps) {
+        copy_elements(stage ^ 1, steps);
+        turn_BC(stage ^ 1);
+        copy_BC(stage, 2 * steps);
+      }
+      left < steps ? walk_tile<true>(stage) : walk_tile<false>(stage);
+    }
+    __syncthreads();
+    if (op.time > 0) store_y(stage ^ 1, -steps);
+  }
+
+  // A batch row that is padding, or whose state row does not exist.
+  __device__ void absent() {
+    const float value = rows.bad ? __int_as_float(0x7fffffff) : 0;
+    if (rows.bad && op.flag != nullptr && threadIdx.x == 0) *op.flag = 1;
+    for (int k = 0; k < States; ++k) h[k] = value;
+    for (std::int64_t t = 0; t < op.time; ++t) {
+      if (works && t % Lanes == lane) op.y.out<T>(b, t)[channel] = from_float<T>(value);
+      if (op.step_states.data == nullptr) continue;
+      store_states(op.step_states.out<float>(b, t) + std::int64_t{channel} * op.d_state);
+    }
   }
 };
 
-template <class Kernel>
-void launch_scan(Kernel kernel, const ScanLaunch& launch, const SelectiveScan& op, Stream& stream) {
-  const std::int64_t blocks = op.x.dim(0) * launch.cut.launched_chunks * launch.cut.channel_blocks;
-  if (launch.shared > 48 * 1024) {
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, launch.shared),
-          "selective_scan");
+template <class T, int States, int Lanes, bool Plain>
+__global__ void __launch_bounds__(threads, Lanes == 2 ? 5 : States > 8 ? 3 : 4)
+    walk_kernel(const __grid_constant__ ScanOperands op) {
+  extern __shared__ __align__(16) char scan_memory[];
+  using Memory = WalkMemory<T, States, Lanes>;
+  Walk<T, States, Lanes, Plain> walk(op, *reinterpret_cast<Memory*>(scan_memory));
+  if (walk.rows.is_absent()) return walk.absent();
+  walk.load_states();
+  walk.all_of_time();
+  if (op.final_state != nullptr && walk.rows.write >= 0) {
+    walk.store_states(op.final_state + op.state(walk.rows.write, walk.channel));
   }
-  kernel<<<static_cast<unsigned>(blocks), launch.threads, launch.shared, handle(stream)>>>(
-      ScanOperands(op, stream), launch.cut);
-  check(cudaGetLastError(), "selective_scan");
 }
 
-// Which of the kernels: what a thread holds, the steps of a tile, the channels of a block.
-template <class T, int States, int Steps, int Channels, bool FewLanes>
-void walk(const SelectiveScan& op, Stream& stream, const ScanChunks& chunks, ScanPass pass) {
-  constexpr const ScanBlock<T, States, Steps, Channels, FewLanes>* kind = nullptr;
-  const ScanLaunch launch(op, chunks, pass, States, kind);
-  launch_scan(pass == ScanPass::first ? scan_kernel<T, States, Steps, Channels, FewLanes, true>
-                                      : scan_kernel<T, States, Steps, Channels, FewLanes, false>,
-              launch, op, stream);
+template <class T, int States, int Lanes>
+void launch(const SelectiveScan& op, Stream& stream) {
+  using Memory = WalkMemory<T, States, Lanes>;
+  const std::int64_t blocks =
+      op.x.dim(0) * ((op.x.dim(2) + Memory::channels - 1) / Memory::channels);
+  const auto kernel =
+      is_plain(op) ? walk_kernel<T, States, Lanes, true> : walk_kernel<T, States, Lanes, false>;
+  constexpr int shared = static_cast<int>(sizeof(Memory));
+  if (shared > 48 * 1024) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
+          "selective_scan");
+  }
+  kernel<<<static_cast<unsigned>(blocks), threads, shared, handle(stream)>>>(
+      ScanOperands(op, stream));
+  check(cudaGetLastError(), "selective_scan");
 }
 
 }  // namespace
 
-void scan_walk(const SelectiveScan& op, Stream& stream, const ScanGeometry& geometry,
-               const ScanChunks& chunks, ScanPass pass) {
+void scan_walk(const SelectiveScan& op, Stream& stream, const ScanGeometry& geometry) {
+  const std::int64_t d_state = op.A_log.dim(1);
   detail::visit(op.x.dtype(), [&](auto type) {
     using T = typename decltype(type)::type;
-    if (lanes_of(op.A_log.dim(1), 4) > 32) {
-      walk<T, 4, 8, 2, false>(op, stream, chunks, pass);
-    } else if (lanes_of(op.A_log.dim(1), 4) > 8) {
-      walk<T, 4, 8, 8, false>(op, stream, chunks, pass);
-    } else if (geometry.states == 8 || lanes_of(op.A_log.dim(1), 4) > 4) {
-      walk<T, 8, 16, 64, true>(op, stream, chunks, pass);
-    } else {
-      walk<T, 4, 32, 32, true>(op, stream, chunks, pass);
+    if (d_state <= 8) return launch<T, 4, 2>(op, stream);
+    if (d_state <= 16) {
+      return geometry.states == 8 ? launch<T, 8, 2>(op, stream) : launch<T, 4, 4>(op, stream);
     }
+    if (d_state <= 32) return launch<T, 8, 4>(op, stream);
+    if (d_state <= 64) return launch<T, 8, 8>(op, stream);
+    if (d_state <= 128) return launch<T, 8, 16>(op, stream);
+    launch<T, 16, 16>(op, stream);
   });
 }
 

@@ -21,10 +21,11 @@ ScanPlan plan(const SelectiveScan& op, int sm_count);
 // run() with another plan. A plan that cannot do the operation is an ArgumentError.
 void run_scan(const SelectiveScan& op, Stream& stream, ScanPlan plan);
 
-// How the kernels that walk time are cut.
+// How the work is cut.
 struct ScanGeometry {
-  int states = 8;  // of a channel held by one thread, 4 or 8; d_state 17 and more decides alone
-  std::int64_t chunk = 0;  // steps of a chunk, for ScanPlan::chunked
+  int states = 8;    // sequential: of a channel held by one thread, 4 or 8, where d_state <= 16
+  int channels = 8;  // chunked: of a warp, 8, 16 or 32
+  int warps = 8;     // chunked: of a block, 1 to 16
 };
 ScanGeometry geometry(const SelectiveScan& op, ScanPlan plan, int sm_count);
 void run_scan(const SelectiveScan& op, Stream& stream, ScanPlan plan, const ScanGeometry& geometry);

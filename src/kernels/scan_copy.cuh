@@ -1,0 +1,102 @@
+// Tiles of [steps, columns] between memory and shared memory, 16 bytes at a time where that is
+// aligned. What is beyond the end of time or of the columns arrives as zeros.
+#pragma once
+
+#include <algorithm>
+
+#include "kernels/scan_operands.cuh"
+#include "kernels/vec.cuh"
+
+namespace mamba::cuda {
+
+// Whether the fast kernels can do it: D and z are there, neither resets nor the states of every step
+// are, and all rows are whole 16-byte pieces wherever a tile begins.
+inline bool is_plain(const SelectiveScan& op) {
+  const auto wide = [](const ConstTensorView& view) {
+    const std::int64_t size = size_of(view.dtype());
+    return is_aligned(view.data(), view.row_pitch() * size, 16) &&
+           view.step_pitch() * size % 16 == 0;
+  };
+  return op.D && op.z && !op.reset && !op.step_states && wide(op.x) && wide(op.dt) && wide(op.z) &&
+         wide(op.B) && wide(op.C) && wide(op.y);
+}
+
+__device__ __forceinline__ unsigned shared_address(const void* pointer) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
+}
+
+// Past the registers; the first `valid` bytes come from memory and the rest are zeros.
+__device__ __forceinline__ void copy_16_bytes(void* to, const void* from, int valid) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+               "r"(valid)
+               : "memory");
+}
+__device__ __forceinline__ void copies_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+// A tile of an operand in memory: `steps` steps and `columns` columns of it exist.
+struct ScanTile {
+  const char* data;
+  unsigned pitch;  // bytes from step to step
+  int steps, columns;
+
+  template <class T>
+  __device__ __forceinline__ static ScanTile of(const ScanTrack& track, std::int64_t b,
+                                                std::int64_t first, int steps, int column,
+                                                int columns) {
+    return {reinterpret_cast<const char*>(track.at<T>(b, first) + column),
+            static_cast<unsigned>(track.step_pitch) * static_cast<unsigned>(sizeof(T)), steps,
+            columns};
+  }
+  template <class T>
+  __device__ __forceinline__ T* at(int t, int c) const {
+    const char* step = data + std::uint64_t{static_cast<unsigned>(t)} * pitch;
+    return reinterpret_cast<T*>(const_cast<char*>(step)) + c;
+  }
+};
+
+// Begins to copy a tile into rows of `pitch` elements, with one row left out after every `Run` of
+// them. Wide: in 16-byte pieces; else one element at a time.
+template <bool Wide, int Threads, int Steps, int Columns, int Run = Steps, class T>
+__device__ __forceinline__ void copy_tile(const ScanTile& tile, T* to, int pitch) {
+  constexpr int size = static_cast<int>(sizeof(T)), width = Wide ? 16 / size : 1;
+  constexpr int pieces = Columns / width;
+#pragma unroll(Wide ? 8 : 1)
+  for (int i = 0; i < Steps * pieces; i += Threads) {
+    const int piece = i + static_cast<int>(threadIdx.x) % Threads;
+    if (Steps * pieces % Threads != 0 && piece >= Steps * pieces) break;
+    const int t = piece / pieces, c = piece % pieces * width;
+    const bool there = t < tile.steps && c < tile.columns;
+    T* at = to + (t + t / Run) * pitch + c;
+    const T* from = there ? tile.at<T>(t, c) : reinterpret_cast<const T*>(tile.data);
+    if constexpr (Wide) {
+      copy_16_bytes(at, from, there ? min(tile.columns - c, width) * size : 0);
+    } else {
+      *at = there ? *from : from_float<T>(0);
+    }
+  }
+}
+
+// The way back, of what exists.
+template <bool Wide, int Threads, int Steps, int Columns, int Run = Steps, class T>
+__device__ __forceinline__ void store_tile(const T* from, int pitch, const ScanTile& tile) {
+  constexpr int size = static_cast<int>(sizeof(T)), width = Wide ? 16 / size : 1;
+  constexpr int pieces = Columns / width;
+#pragma unroll(Wide ? 8 : 1)
+  for (int i = 0; i < Steps * pieces; i += Threads) {
+    const int piece = i + static_cast<int>(threadIdx.x) % Threads;
+    if (Steps * pieces % Threads != 0 && piece >= Steps * pieces) break;
+    const int t = piece / pieces, c = piece % pieces * width;
+    if (t >= tile.steps || c >= tile.columns) continue;
+    const auto values = load_vec<width>(from + (t + t / Run) * pitch + c);
+    if (c + width <= tile.columns) {
+      store_vec(tile.at<T>(t, c), values);
+    } else {
+#pragma unroll
+      for (int k = 0; k < width; ++k) {
+        if (c + k < tile.columns) *tile.at<T>(t, c + k) = values.at[k];
+      }
+    }
+  }
+}
+
+}  // namespace mamba::cuda
