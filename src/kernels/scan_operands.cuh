@@ -53,7 +53,8 @@ struct ScanOperands {
   float* final_state;
   const std::int32_t *read, *write;
   std::int64_t state_rows;
-  int* flag;  // the stream's error flag, set when a row is outside the state
+  int* flag;          // the stream's error flag, set when a row is outside the state
+  int copy_bits = 1;  // see copy_bits_of_states
 
   ScanOperands(const SelectiveScan& op, Stream& stream)
       : batch(op.x.dim(0)),

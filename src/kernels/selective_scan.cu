@@ -17,14 +17,63 @@ int sm_count(Device device) {
 
 }  // namespace
 
-ScanPlan plan(const SelectiveScan& op, int sm_count) {
-  if (op.x.dim(1) == 1) return ScanPlan::step;
-  return ScanPlan::sequential;
+namespace {
+
+// Lanes of a channel in the sequential plan, with eight states a lane or four.
+std::int64_t lanes_of(const SelectiveScan& op, int states) {
+  std::int64_t lanes = 2;
+  while (lanes * states < op.A_log.dim(1)) lanes *= 2;
+  return lanes;
 }
 
-ScanGeometry geometry(const SelectiveScan& op, ScanPlan, int sm_count) {
+std::int64_t divide_up(std::int64_t value, std::int64_t by) { return (value + by - 1) / by; }
+
+// Warps of the sequential plan for every scheduler of the device, of which a multiprocessor has
+// four.
+double warps_each(const SelectiveScan& op, int states, int sm_count) {
+  return static_cast<double>(op.x.dim(0) * op.x.dim(2) * lanes_of(op, states)) /
+         (32 * 4 * sm_count);
+}
+
+}  // namespace
+
+ScanPlan plan(const SelectiveScan& op, int sm_count) {
+  const std::int64_t time = op.x.dim(1);
+  if (time == 1) return ScanPlan::step;
+  constexpr std::int64_t longest = std::int64_t{1} << 30;  // steps that one block counts
+  if (time > longest) return ScanPlan::chunked;
+  // Measured on an H200: below 2.5 warps a scheduler, and with more than four lanes a channel,
+  // chunks are faster; a short sequence is not worth them.
+  const bool wide = op.A_log.dim(1) > 32;
+  return time >= 128 && (wide || warps_each(op, 4, sm_count) < 2.5) ? ScanPlan::chunked
+                                                                    : ScanPlan::sequential;
+}
+
+ScanGeometry geometry(const SelectiveScan& op, ScanPlan plan, int sm_count) {
   ScanGeometry g;
-  g.states = op.x.dim(0) * op.x.dim(2) * 2 >= std::int64_t{4} * 128 * sm_count ? 8 : 4;
+  const std::int64_t rows = op.x.dim(0), channels = op.x.dim(2), time = op.x.dim(1);
+  if (plan == ScanPlan::sequential) {
+    // Two lanes a channel save work, four keep more warps busy. Where the chip is full, legs keep
+    // its multiprocessors' youngest warps from ending alone.
+    const bool full = warps_each(op, 8, sm_count) >= 4;
+    g.states = full ? 8 : 4;
+    if (full && time >= 1024) g.leg = 256;
+    return g;
+  }
+  if (plan != ScanPlan::chunked) return g;
+  // The fewest channels on the busiest multiprocessor; narrow warps cost more per channel.
+  double least = 0;
+  for (const auto& [width, cost] : {std::pair{32, 1.0}, {16, 1.08}, {8, 1.4}}) {
+    if (width == 32 && op.A_log.dim(1) > 64) continue;  // the ring's slots would leave few warps
+    const std::int64_t blocks = rows * divide_up(channels, width);
+    const double busiest = static_cast<double>(divide_up(blocks, sm_count) * width) * cost;
+    if (least != 0 && busiest >= least) continue;
+    least = busiest;
+    g.channels = width;
+    g.warps = blocks <= sm_count ? 16 : 8;
+  }
+  const std::int64_t steps = std::int64_t{32} / g.channels * 16;  // of a warp
+  g.warps = static_cast<int>(std::clamp<std::int64_t>(divide_up(time, steps), 1, g.warps));
   return g;
 }
 
