@@ -75,7 +75,7 @@ BREAKS = {
         "src/host/ops/selective_scan_grad.cpp", "if (resets.at(t)) panel_.clear(dh_, channels_);", "",
         "SelectiveScanGrad*"),
     "the scan's gradient forgets faster": (
-        "src/host/ops/selective_scan_grad.cpp", "carry[k] = hn::Mul(hn::Load(d_, decay_ + at), dh);",
+        "src/host/ops/scan_grad_block-inl.h", "carry[k] = hn::Mul(hn::Load(d_, decay_ + at), dh);",
         "carry[k] = hn::Mul(hn::Mul(hn::Load(d_, decay_ + at), dh), hn::Set(d_, 0.99999f));", "SelectiveScanGrad*"),
     "a segment after a reset starts from the chunk's state": (
         "src/host/ops/selective_scan_grad.cpp", "segment(chunk, t, end - t, resets.at(t));",

@@ -348,6 +348,28 @@ TEST(LayerGrad, AbsentGradientsAreNotComputedAndChangeNothing) {
   }
 }
 
+TEST(LayerGrad, DxMayBeDy) {
+  for (Device device : devices()) {
+    for (const auto& variant : variants()) {
+      const Layer layer = lively_layer(variant.config, DType::f32, device, 7);
+      const Inputs inputs(layer, 2, 20, false);
+      const Outputs apart = run_layer(layer, inputs);
+      LayerTape tape;
+      ForwardOptions options;
+      options.tape = &tape;
+      MambaState state = inputs.state.clone(), dstate = inputs.dstate.clone();
+      Tensor y(inputs.x.shape(), DType::f32, device), both = inputs.dy.clone();
+      LayerWeights gradients = zero_gradients(layer.config(), device);
+      Stream& stream = default_stream(device);
+      layer.forward(inputs.x, state, y, stream, options);
+      layer.backward(tape, both, &dstate, both, gradients, stream);
+      stream.synchronize();
+      EXPECT_EQ(bits(both), bits(apart.dx)) << variant.name;
+      EXPECT_EQ(bits(gradients.out_proj), bits(apart.gradients.out_proj)) << variant.name;
+    }
+  }
+}
+
 TEST(LayerGrad, NothingToDo) {
   for (Device device : devices()) {
     const Layer layer = lively_layer(config_of(12, 8, 4), DType::f32, device, 7);

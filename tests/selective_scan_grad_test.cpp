@@ -178,6 +178,45 @@ TEST(SelectiveScanGrad, ReferenceIsTheDerivativeOfTheForwardReference) {
 
 // ---- against the reference ---------------------------------------------------------------------
 
+// What the forward run leaves for the gradient: h as it was handed to the first step of each chunk.
+TEST(SelectiveScanGrad, ChunkStatesAreWhatWasHandedToTheirFirstStep) {
+  for (Device device : devices()) {
+    for (std::int64_t time : {0, 1, 31, 32, 33, 64, 200, 1000}) {
+      ScanCase c;
+      c.time = time;
+      c.channels = 37;
+      c.reset = true;
+      const ScanInputs host(c);
+      const SequenceResult reference = scan_reference(host.op());
+      const std::vector<double> initial = values(host.initial);
+      const ScanInputs inputs = host.to(device);
+      Stream& stream = default_stream(device);
+      SelectiveScan scan = inputs.op();
+      scan.chunk_steps = scan_chunk_steps(scan, stream);
+      const std::int64_t chunks = (time + scan.chunk_steps - 1) / scan.chunk_steps;
+      const Guarded states({c.batch, chunks, c.channels, c.d_state}, DType::f32, device);
+      Tensor y(inputs.y_shape(), c.dtype, device);
+      scan.y = y;
+      scan.chunk_states = states.view();
+      run(scan, stream);
+      std::vector<Bounded> expected;
+      const std::int64_t row = c.channels * c.d_state;
+      for (std::int64_t b = 0; b < c.batch; ++b) {
+        for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
+          for (std::int64_t i = 0; i < row; ++i) {
+            const std::int64_t step = b * time + chunk * scan.chunk_steps - 1;
+            expected.push_back(
+                chunk == 0 ? Bounded{initial[static_cast<std::size_t>(b * row + i)], 0}
+                           : reference.step_states[static_cast<std::size_t>(step * row + i)]);
+          }
+        }
+      }
+      expect_within(states.view(), expected, "time " + std::to_string(time));
+      states.expect_untouched("time " + std::to_string(time));
+    }
+  }
+}
+
 TEST(SelectiveScanGrad, MatchesReferenceForEveryStateSizeAndChannelCount) {
   for (Device device : devices()) {
     for (DType dtype : storage_dtypes()) {

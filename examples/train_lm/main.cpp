@@ -55,6 +55,7 @@ void add_flags(CLI::App& app, Flags& flags) {
   app.add_option("--stop-at", flags.stop_at, "Stop at this step, to be resumed; 0: at the last");
   app.add_option("--batch", t.batch)->check(CLI::PositiveNumber);
   app.add_option("--time", t.time, "Bytes a step and row")->check(CLI::PositiveNumber);
+  app.add_option("--start", t.start, "A model of bytes to start from (its own sizes count)");
   app.add_option("--d-model", t.model.layer.d_model)->check(CLI::PositiveNumber);
   app.add_option("--d-state", t.model.layer.d_state)->check(CLI::PositiveNumber);
   app.add_option("--layers", t.model.n_layer)->check(CLI::PositiveNumber);

@@ -11,14 +11,26 @@ namespace {
 constexpr const char* where = "train-lm";
 constexpr double ln_2 = 0.6931471805599453;
 
+mamba::LanguageModel start_of(const TrainerOptions& options) {
+  if (options.start.empty()) {
+    return mamba::LanguageModel::random(options.model, options.seed, options.dtype, options.device);
+  }
+  mamba::LanguageModel model =
+      mamba::LanguageModel::load(options.start, options.dtype, options.device);
+  if (model.config().vocab_size != 256) {
+    throw mamba::Error(where, options.start, "a model of 256 bytes",
+                       std::to_string(model.config().vocab_size) + " tokens");
+  }
+  return model;
+}
+
 }  // namespace
 
 Trainer::Trainer(const TrainerOptions& options, const Text& text)
     : options_(options),
       text_(text),
       stream_(options.device, options.threads),
-      model_(
-          mamba::LanguageModel::random(options.model, options.seed, options.dtype, options.device)),
+      model_(start_of(options)),
       gradients_(mamba::zero_gradients(model_.config(), options.device)),
       optimizer_(mamba::parameters(model_, gradients_), options.adamw),
       state_(model_.make_state(options.batch)),

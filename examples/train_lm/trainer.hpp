@@ -15,6 +15,7 @@
 
 struct TrainerOptions {
   mamba::ModelConfig model;
+  std::string start;  // a folder with a model of bytes to start from, instead of `model` and random
   mamba::DType dtype = mamba::DType::f32;
   mamba::Device device;
   int threads = 0;

@@ -35,11 +35,15 @@ struct CausalConvGrad {
 };
 
 // Of SelectiveScan. With g = dy silu(z) and a[t] = exp(delta[t] A), from the last step to the first
-//   dh[t]  = C[t] g[t] + a[t + 1] dh[t + 1]      dh[time] (times 1) is dfinal_state
-//   dC[t]  = sum_c h[t] g[t]                     dB[t] = sum_c delta[t] x[t] dh[t]
-//   ddelta = sum_n dh (A a h[t - 1] + B x)       ddt = ddelta sigmoid(dt + dt_bias), ddelta above
-//   20 dx     = D g + delta sum_n B dh              dz = dy (sum_n C h + D x) silu'(z) dA_log = A
-//   sum_t,b dh delta a h[t - 1]       dinitial_state = a[0] dh[0]
+//   dh[t]  = C[t] g[t] + a[t + 1] dh[t + 1]     (the last: dfinal_state for a[t + 1] dh[t + 1])
+//   dC[t]  = sum_c h[t] g[t]
+//   dB[t]  = sum_c delta[t] x[t] dh[t]
+//   ddelta = sum_n dh (A a h[t - 1] + B x)
+//   ddt    = ddelta sigmoid(dt + dt_bias)       (ddelta where that is above 20)
+//   dx     = D g + delta sum_n B dh
+//   dz     = dy (sum_n C h + D x) silu'(z)
+//   dA_log = A sum_t,b dh delta a h[t - 1]
+//   dinitial_state = a[0] dh[0]
 // where a[t + 1] dh[t + 1] and a h[t - 1] are zero across a reset (a select). h is recomputed chunk
 // by chunk from the states that the forward run left in chunk_states: nothing of size [batch, time,
 // channels, d_state] is ever in memory.

@@ -76,9 +76,9 @@ class Layer {
   // The gradients of the run on `tape`, which is empty afterwards. dy [batch, time, d_model] is
   // that of y. `dstate` comes in as that of the final state and goes out as that of the initial
   // one, so pieces of a sequence run backward in reverse order hand it on; zero it, or give
-  // nullptr, to stop there (truncated backpropagation). dx may be absent. `gradients` is of this
-  // layer's shapes, all f32 (zero_gradients); what is absent in it is not computed. A tape without
-  // a run, or of another layer, is an ArgumentError.
+  // nullptr, to stop there (truncated backpropagation). dx may be absent, or be dy. `gradients` is
+  // of this layer's shapes, all f32 (zero_gradients); what is absent in it is not computed. A tape
+  // without a run, or of another layer, is an ArgumentError.
   void backward(LayerTape& tape, ConstTensorView dy, MambaState* dstate, TensorView dx,
                 LayerWeights& gradients, Stream& stream, const BackwardOptions& options = {}) const;
 

@@ -3,14 +3,13 @@
 // is known (the chunk's, or zero). Per segment and block of channels:
 //
 //   prepare   delta, x and g = dy silu(z) of every step
-//   sweep     four states at a time: forward for h and the decays, backward for the gradients
+//   run       over the states, forward and back (scan_grad_block-inl.h)
 //   finish    the gradients of what belongs to a channel and step
 //
 // dB and dC are sums over channels: over the vectors of a block lane by lane, over the lanes, over
 // the blocks of the panel, and at last over panels in their order. dA_log, dD and ddt_bias are kept
 // for each batch row and added in the order of the rows.
 #include <algorithm>
-#include <utility>
 
 #include "detail/backend.hpp"
 #include "detail/visit.hpp"
@@ -21,7 +20,7 @@
 #define HWY_TARGET_INCLUDE "host/ops/selective_scan_grad.cpp"
 #include <hwy/foreach_target.h>
 
-#include "host/ops/scan_panel-inl.h"
+#include "host/ops/scan_grad_block-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace mamba::host::HWY_NAMESPACE {
@@ -38,30 +37,17 @@ class ScanGrad {
         sums_(sums),
         time_(op.x.dim(1)),
         d_state_(op.A_log.dim(1)),
-        longest_(longest_segment(op)),
-        panel_(d_state_, items.panel_channels) {
-    const auto next = [&](std::int64_t count) { return std::exchange(memory, memory + count); };
-    for (float** rows : {&delta_, &x_, &g_, &y_, &B_dh_, &A_dh_}) {
-      *rows = next(longest_ * block_channels);
-    }
-    B_ = next(round_up(longest_ * d_state_, line));
-    C_ = next(round_up(longest_ * d_state_, line));
-    h_ = next((longest_ + 1) * four_vectors);
-    decay_ = next(longest_ * four_vectors);
-    dB_ = next(longest_ * four_vectors);
-    dC_ = next(longest_ * four_vectors);
-    start_ = next(d_state_ * block_channels);
-    A_ = next(panel_.size());
-    dh_ = next(panel_.size());
-    dA_ = next(panel_.size());
+        panel_(d_state_, items.panel_channels),
+        block_(longest_segment(op), d_state_, memory) {
+    A_ = memory + ScanGradBlock::memory(longest_segment(op), d_state_);
+    dh_ = A_ + panel_.size();
+    dA_ = dh_ + panel_.size();
   }
 
   // In floats; a multiple of cache lines.
   static std::int64_t memory(const SelectiveScanGrad& op, std::int64_t panel_channels) {
     const std::int64_t d_state = op.A_log.dim(1);
-    const std::int64_t longest = longest_segment(op);
-    return 6 * longest * block_channels + 2 * round_up(longest * d_state, line) +
-           (4 * longest + 1) * four_vectors + d_state * block_channels +
+    return ScanGradBlock::memory(longest_segment(op), d_state) +
            3 * Panel(d_state, panel_channels).size();
   }
 
@@ -81,11 +67,6 @@ class ScanGrad {
   }
 
  private:
-  static constexpr std::int64_t line = 16;  // floats in a cache line
-  // Not of this target's lanes: memory() is asked of another target than the one that runs.
-  static constexpr std::int64_t four_vectors = 4 * 16;
-  static_assert(max_lanes <= 16, "a vector of channels is at most 512 bits");
-
   static std::int64_t longest_segment(const SelectiveScanGrad& op) {
     return std::max<std::int64_t>(1, std::min(op.chunk_steps, op.x.dim(1)));
   }
@@ -129,21 +110,22 @@ class ScanGrad {
   }
 
   void segment(std::int64_t chunk, std::int64_t t, std::int64_t steps, bool from_zero) {
-    load_rows<T>(op_.B, b_, t, steps, B_);
-    load_rows<T>(op_.C, b_, t, steps, C_);
-    const Panel block(d_state_, block_channels);
+    load_rows<T>(op_.B, b_, t, steps, block_.B);
+    load_rows<T>(op_.C, b_, t, steps, block_.C);
+    const Panel one(d_state_, block_channels);
     for (std::int64_t c = 0; c < channels_; c += block_channels) {
       const std::int64_t count = std::min(block_channels, channels_ - c);
-      block.clear(start_, count);
+      one.clear(block_.start, count);
       if (!from_zero) {
         const std::int64_t row = b_ * op_.chunk_states.dim(1) + chunk;
         const std::int64_t channel = row * op_.x.dim(2) + channel_ + c;
-        block.gather(op_.chunk_states.data<float>() + channel * d_state_, d_state_, count, start_);
+        one.gather(op_.chunk_states.data<float>() + channel * d_state_, d_state_, count,
+                   block_.start);
       }
       prepare(t, steps, c, count);
-      std::int64_t n = 0;
-      for (; n + 4 <= d_state_; n += 4) sweep<4>(t, steps, c, count, n);
-      for (; n < d_state_; ++n) sweep<1>(t, steps, c, count, n);
+      const std::int64_t offset = c * d_state_;
+      block_.run({A_ + offset, dh_ + offset, dA_ + offset, dB_out_ + t * 2 * d_state_}, steps,
+                 count);
       finish(t, steps, c, count);
     }
   }
@@ -182,101 +164,14 @@ class ScanGrad {
         const F32Vec u = load_channels(x + c, left);
         F32Vec g = load_channels(dy + c, left);
         if (z != nullptr) g = hn::Mul(g, silu(d_, load_channels(z + c, left)));
-        hn::Store(softplus(d_, load_dt(dt, bias, c, left)), d_, delta_ + i);
-        hn::Store(u, d_, x_ + i);
-        hn::Store(g, d_, g_ + i);
-        hn::Store(D == nullptr ? hn::Zero(d_) : hn::Mul(load_channels(D + c, left), u), d_, y_ + i);
-        hn::Store(hn::Zero(d_), d_, B_dh_ + i);
-        hn::Store(hn::Zero(d_), d_, A_dh_ + i);
+        hn::Store(softplus(d_, load_dt(dt, bias, c, left)), d_, block_.delta + i);
+        hn::Store(u, d_, block_.x + i);
+        hn::Store(g, d_, block_.g + i);
+        hn::Store(D == nullptr ? hn::Zero(d_) : hn::Mul(load_channels(D + c, left), u), d_,
+                  block_.y + i);
+        hn::Store(hn::Zero(d_), d_, block_.B_dh + i);
+        hn::Store(hn::Zero(d_), d_, block_.A_dh + i);
       }
-    }
-  }
-
-  // States n to n + kStates - 1 of a block.
-  template <int kStates>
-  void sweep(std::int64_t t, std::int64_t steps, std::int64_t first, std::int64_t count,
-             std::int64_t n) {
-    const std::int64_t vectors = steps * kStates * lanes_;
-    std::fill_n(dB_, vectors, 0.0f);
-    std::fill_n(dC_, vectors, 0.0f);
-    const std::int64_t panel = first * d_state_ + n * block_channels;
-    for (std::int64_t c = 0; c < count; c += lanes_) {
-      forward<kStates>(steps, A_ + panel + c, start_ + n * block_channels + c, n, c);
-      backward<kStates>(steps, panel + c, n, c);
-    }
-    for (std::int64_t s = 0; s < steps; ++s) {
-      float* dB = dB_out_ + (t + s) * 2 * d_state_ + n;
-      float* dC = dB + d_state_;
-      for (int k = 0; k < kStates; ++k) {
-        const std::int64_t i = (s * kStates + k) * lanes_;
-        dB[k] += hn::GetLane(hn::SumOfLanes(d_, hn::Load(d_, dB_ + i)));
-        dC[k] += hn::GetLane(hn::SumOfLanes(d_, hn::Load(d_, dC_ + i)));
-      }
-    }
-  }
-
-  // h_[s] becomes the state before step s.
-  template <int kStates>
-  HWY_INLINE void forward(std::int64_t steps, const float* A_at, const float* start, std::int64_t n,
-                          std::int64_t c) {
-    F32Vec A[kStates], h[kStates];
-    for (int k = 0; k < kStates; ++k) {
-      A[k] = hn::Load(d_, A_at + k * block_channels);
-      h[k] = hn::Load(d_, start + k * block_channels);
-      hn::Store(h[k], d_, h_ + k * lanes_);
-    }
-    for (std::int64_t s = 0; s < steps; ++s) {
-      const std::int64_t i = s * block_channels + c;
-      const F32Vec delta = hn::Load(d_, delta_ + i);
-      const F32Vec delta_x = hn::Mul(delta, hn::Load(d_, x_ + i));
-      F32Vec y = hn::Load(d_, y_ + i);
-      float* decays = decay_ + s * kStates * lanes_;
-      float* states = h_ + (s + 1) * kStates * lanes_;
-      for (int k = 0; k < kStates; ++k) {
-        const F32Vec decay = exp2_nonpositive(d_, hn::Mul(delta, A[k]));
-        h[k] = hn::MulAdd(decay, h[k], hn::Mul(delta_x, hn::Set(d_, B_[s * d_state_ + n + k])));
-        y = hn::MulAdd(hn::Set(d_, C_[s * d_state_ + n + k]), h[k], y);
-        hn::Store(decay, d_, decays + k * lanes_);
-        hn::Store(h[k], d_, states + k * lanes_);
-      }
-      hn::Store(y, d_, y_ + i);
-    }
-  }
-
-  template <int kStates>
-  HWY_INLINE void backward(std::int64_t steps, std::int64_t panel, std::int64_t n, std::int64_t c) {
-    F32Vec A[kStates], dA[kStates], carry[kStates];
-    for (int k = 0; k < kStates; ++k) {
-      A[k] = hn::Load(d_, A_ + panel + k * block_channels);
-      carry[k] = hn::Load(d_, dh_ + panel + k * block_channels);
-      dA[k] = hn::Zero(d_);
-    }
-    for (std::int64_t s = steps - 1; s >= 0; --s) {
-      const std::int64_t i = s * block_channels + c;
-      const F32Vec g = hn::Load(d_, g_ + i);
-      const F32Vec delta = hn::Load(d_, delta_ + i);
-      const F32Vec delta_x = hn::Mul(delta, hn::Load(d_, x_ + i));
-      F32Vec B_dh = hn::Load(d_, B_dh_ + i);
-      F32Vec A_dh = hn::Load(d_, A_dh_ + i);
-      for (int k = 0; k < kStates; ++k) {
-        const std::int64_t at = (s * kStates + k) * lanes_;
-        const F32Vec dh = hn::MulAdd(hn::Set(d_, C_[s * d_state_ + n + k]), g, carry[k]);
-        const F32Vec after = hn::Load(d_, h_ + at + kStates * lanes_);
-        hn::Store(hn::MulAdd(after, g, hn::Load(d_, dC_ + at)), d_, dC_ + at);
-        hn::Store(hn::MulAdd(delta_x, dh, hn::Load(d_, dB_ + at)), d_, dB_ + at);
-        B_dh = hn::MulAdd(hn::Set(d_, B_[s * d_state_ + n + k]), dh, B_dh);
-        carry[k] = hn::Mul(hn::Load(d_, decay_ + at), dh);
-        const F32Vec dexponent = hn::Mul(carry[k], hn::Load(d_, h_ + at));
-        A_dh = hn::MulAdd(A[k], dexponent, A_dh);
-        dA[k] = hn::MulAdd(delta, dexponent, dA[k]);
-      }
-      hn::Store(B_dh, d_, B_dh_ + i);
-      hn::Store(A_dh, d_, A_dh_ + i);
-    }
-    for (int k = 0; k < kStates; ++k) {
-      float* sum = dA_ + panel + k * block_channels;
-      hn::Store(carry[k], d_, dh_ + panel + k * block_channels);
-      hn::Store(hn::Add(hn::Load(d_, sum), dA[k]), d_, sum);
     }
   }
 
@@ -288,18 +183,18 @@ class ScanGrad {
       F32Vec dD = hn::Zero(d_), dbias = hn::Zero(d_);
       for (std::int64_t s = 0; s < steps; ++s) {
         const std::int64_t i = s * block_channels + c;
-        const F32Vec x = hn::Load(d_, x_ + i), g = hn::Load(d_, g_ + i);
-        const F32Vec B_dh = hn::Load(d_, B_dh_ + i);
-        const F32Vec A_dh = hn::Mul(hn::Load(d_, A_dh_ + i), hn::Set(d_, ln_2));
+        const F32Vec x = hn::Load(d_, block_.x + i), g = hn::Load(d_, block_.g + i);
+        const F32Vec B_dh = hn::Load(d_, block_.B_dh + i);
+        const F32Vec A_dh = hn::Mul(hn::Load(d_, block_.A_dh + i), hn::Set(d_, ln_2));
         const F32Vec v = load_dt(row(op_.dt, t + s, first), bias, c, left);
         const F32Vec ddt = hn::Mul(hn::MulAdd(x, B_dh, A_dh), Sigmoid<F32>(d_, v).value);
-        F32Vec dx = hn::Mul(hn::Load(d_, delta_ + i), B_dh);
+        F32Vec dx = hn::Mul(hn::Load(d_, block_.delta + i), B_dh);
         if (D != nullptr) dx = hn::MulAdd(load_channels(D + c, left), g, dx);
         dD = hn::MulAdd(g, x, dD);
         dbias = hn::Add(dbias, ddt);
         store_channels(dx, row(op_.dx, t + s, first) + c, left);
         store_channels(ddt, row(op_.ddt, t + s, first) + c, left);
-        finish_y(t + s, first, c, left, hn::Load(d_, y_ + i));
+        finish_y(t + s, first, c, left, hn::Load(d_, block_.y + i));
       }
       add_to(sums_.dD(b_), first + c, left, dD);
       add_to(sums_.ddt_bias(b_), first + c, left, dbias);
@@ -329,15 +224,11 @@ class ScanGrad {
   const SelectiveScanGrad& op_;
   const Items items_;
   const ScanGradSums& sums_;
-  const std::int64_t time_, d_state_, longest_;
+  const std::int64_t time_, d_state_;
   const Panel panel_;
-  float *delta_, *x_, *g_, *y_;    // [steps][block_channels]; y before its gate
-  float *B_dh_, *A_dh_;            // [steps][block_channels]: sums over states
-  float *B_, *C_;                  // [steps][d_state]
-  float *h_, *decay_, *dB_, *dC_;  // [steps][4 states][lanes]; h_ one step more
-  float* start_;                   // [d_state][block_channels]: the segment's first state
-  float *A_, *dh_, *dA_;           // panels
-  float* dB_out_ = nullptr;        // the item's [time][dB, dC]
+  ScanGradBlock block_;
+  float *A_, *dh_, *dA_;                             // panels
+  float* dB_out_ = nullptr;                          // the item's [time][dB, dC]
   std::int64_t b_ = 0, channel_ = 0, channels_ = 0;  // the item at hand
 };
 
