@@ -36,11 +36,18 @@ __device__ __forceinline__ float sigmoid(float x) {
   }
 }
 
-// dy silu'(x), where silu(x) = x sigmoid(x).
+// dy silu'(x), where silu(x) = x s and silu'(x) = s + x s (1 - s), s = sigmoid(x). In f32 1 - s is a
+// sigmoid of its own: where s is near 1 the difference has few digits.
 template <class T>
 __device__ __forceinline__ float silu_grad(float x, float dy) {
-  const float s = sigmoid<T>(x);
-  return dy * fmaf(x * s, 1 - s, s);
+  if constexpr (std::is_same_v<T, float>) {
+    const float e = expf(-fabsf(x)), large = 1 / (1 + e), small = e * large;
+    const float s = x < 0 ? small : large, rest = x < 0 ? large : small;
+    return dy * fmaf(x * s, rest, s);
+  } else {
+    const float s = sigmoid_approx(x);
+    return dy * fmaf(x * s, 1 - s, s);
+  }
 }
 
 }  // namespace mamba::cuda

@@ -125,6 +125,8 @@ ConstTensorView even_rows(const ConstTensorView& view, Scratch& scratch, Stream&
 
 // False, with nothing queued but copied operands, where cuBLASLt has no algorithm.
 bool blaslt(Matmul op, Stream& stream) {
+  // Its epilogue rounds between the bias and what is there already.
+  if (op.bias && op.accumulate && op.y.dtype() != DType::f32) return false;
   const AllocationsInCapture allowed;
   BlasLt& blas = BlasLt::of(stream);
   Scratch scratch(stream);

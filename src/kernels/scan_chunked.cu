@@ -41,6 +41,8 @@ struct RingMemory {
   T x[rows][Channels], dt[rows][Channels], z[rows][Channels];
   RingStates<T, steps> BC;
 };
+// The states before the chunks of a warp, on their way to chunk_states.
+using RingBegins = float[32][ring_states + 1];
 
 // Plain: see is_plain. Leaves: the state before each chunk goes to chunk_states.
 template <class T, int Channels, bool Plain, bool Leaves>
@@ -58,9 +60,15 @@ struct Ring {
   int b, block_channel;
 
   static int shared_bytes(int warps, int d_state) {
-    return warps * static_cast<int>(sizeof(Memory)) +
+    const int begins = Leaves ? static_cast<int>(sizeof(RingBegins)) : 0;
+    return warps * (static_cast<int>(sizeof(Memory)) + begins) +
            d_state * Channels *
                (warps * static_cast<int>(sizeof(Passed)) + static_cast<int>(sizeof(float)));
+  }
+  // Behind everything else.
+  __device__ __forceinline__ RingBegins* left_states() const {
+    float* A_end = A - lane % Channels + op.d_state * Channels;
+    return reinterpret_cast<RingBegins*>(A_end) + warp;
   }
 
   __device__ __forceinline__ Ring(const ScanOperands& operands, char* shared) : op(operands) {
@@ -248,9 +256,19 @@ struct Ring {
         }
       }
     }
-    if (Leaves && op.chunk_states != nullptr && s.left > 0) {
-      op.chunk_states[op.state(b * op.chunks() + tile * chunks + q, channel()) + n] = begins;
+    if constexpr (Leaves) (*left_states())[lane][n % ring_states] = begins;
+  }
+  // `count` states from n on, of every lane: its neighbours' are next to them in memory.
+  __device__ __forceinline__ void leave_chunks(int tile, int n, int count) const {
+    if (op.chunk_states == nullptr) return;
+    __syncwarp();
+    for (int i = lane; i < 32 * count; i += 32) {
+      const int of = i / count, k = i % count, c = block_channel + of % Channels;
+      const std::int64_t row = b * op.chunks() + std::int64_t{tile} * chunks + of / Channels;
+      if (c >= op.channels || steps_of(tile) <= of / Channels * chunk) continue;
+      op.chunk_states[op.state(row, c) + n + k] = (*left_states())[of][k];
     }
+    __syncwarp();
   }
   __device__ __forceinline__ void some_states(int tile, int n, int count, int round,
                                               Steps& s) const {
@@ -297,6 +315,7 @@ struct Ring {
         const bool more = n + ring_states < op.d_state;
         copy_BC(more ? tile : tile + warps, more ? n + ring_states : 0);
         some_states(tile, n, min(ring_states, op.d_state - n), round, s);
+        if constexpr (Leaves) leave_chunks(tile, n, min(ring_states, op.d_state - n));
       }
       copies_wait();
       __syncwarp();
@@ -339,14 +358,17 @@ __global__ void __launch_bounds__(32 * warps_of(Plain, Leaves), 1)
 
 template <class T, int Channels>
 void launch(const SelectiveScan& op, Stream& stream, const ScanGeometry& geometry) {
-  using Block = Ring<T, Channels, true, true>;
   const bool plain = is_plain(op), leaves = static_cast<bool>(op.chunk_states);
   const std::int64_t blocks = op.x.dim(0) * ((op.x.dim(2) + Channels - 1) / Channels);
   const auto d_state = static_cast<int>(op.A_log.dim(1));
   constexpr int most_shared = 200 * 1024;
   int warps = std::clamp(geometry.warps, 1, warps_of(plain, leaves));
-  while (warps > 1 && Block::shared_bytes(warps, d_state) > most_shared) --warps;
-  const int shared = Block::shared_bytes(warps, d_state);
+  const auto bytes = [&] {
+    return !plain || leaves ? Ring<T, Channels, true, true>::shared_bytes(warps, d_state)
+                            : Ring<T, Channels, true, false>::shared_bytes(warps, d_state);
+  };
+  while (warps > 1 && bytes() > most_shared) --warps;
+  const int shared = bytes();
   const auto kernel = !plain   ? ring_kernel<T, Channels, false, true>
                       : leaves ? ring_kernel<T, Channels, true, true>
                                : ring_kernel<T, Channels, true, false>;

@@ -10,6 +10,12 @@ namespace mamba::cuda {
 constexpr unsigned all_lanes = 0xffffffffu;
 constexpr int ring_states = 16;  // whose B and C a warp keeps in shared memory
 
+// The same value, but opaque: what follows from it is not computed ahead and kept in registers.
+__device__ __forceinline__ unsigned recomputed(unsigned value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 // The state that one warp hands to the next: eight bytes, written and read at once.
 struct Passed {
   float h;

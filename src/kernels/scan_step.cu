@@ -246,13 +246,15 @@ __global__ void __launch_bounds__(threads, 6)
   if (thread.works && mine.there && thread.lane < 4) mine.store_y(op, c, total, mine.gate());
 }
 
-// Whether everything over states can be taken four at a time wherever it is.
+// Whether everything over states can be taken four at a time wherever it is, by every lane: their
+// number is a power of two.
 bool in_whole_quads(const SelectiveScan& op) {
+  const std::int64_t d_state = op.A_log.dim(1);
   const auto fits = [](const ConstTensorView& view) {
     const std::int64_t size = view ? size_of(view.dtype()) : 4;
     return !view || is_aligned(view.data(), view.row_pitch() * size, 4 * size);
   };
-  return op.A_log.dim(1) % 4 == 0 && fits(op.A_log) && fits(op.B) && fits(op.C) &&
+  return d_state % 4 == 0 && (d_state & (d_state - 1)) == 0 && fits(op.A_log) && fits(op.B) && fits(op.C) &&
          fits(op.initial_state) && fits(op.final_state) && fits(op.step_states);
 }
 

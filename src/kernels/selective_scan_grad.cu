@@ -262,6 +262,7 @@ struct GradRing {
     const float* B = &memory->BC.turned[0][at][q * (chunk + 4)];
     const float* C = &memory->BC.turned[1][at][q * (chunk + 4)];
     float* product = memory->product[lane];
+    const unsigned resets = Plain ? 0 : recomputed(s.resets);
     float a[chunk], e[chunk];  // the decays, and a h[t - 1]
 #pragma unroll
     for (int k = 0; k < chunk; k += 4) {
@@ -271,7 +272,7 @@ struct GradRing {
       for (int i = 0; i < 4; ++i) {
         a[k + i] = decay(s.delta[k + i], A_n);
         e[k + i] = __fmul_rn(a[k + i], h);
-        if (!Plain && (s.resets >> (k + i) & 1) != 0) e[k + i] = 0;
+        if (!Plain && (resets >> (k + i) & 1) != 0) e[k + i] = 0;
         h = __fmaf_rn(s.delta_x[k + i], B4.at[i], e[k + i]);
         s.y[k + i] = __fmaf_rn(C4.at[i], h, s.y[k + i]);
         g_h.at[i] = __fmul_rn(s.g[k + i], h);
@@ -285,7 +286,7 @@ struct GradRing {
 #pragma unroll
       for (int i = 3; i >= 0; --i) {
         carry = __fmul_rn(a[k + i], __fmaf_rn(C4.at[i], s.g[k + i], carry));
-        if (!Plain && (s.resets >> (k + i) & 1) != 0) carry = 0;
+        if (!Plain && (resets >> (k + i) & 1) != 0) carry = 0;
       }
     }
 #pragma unroll
@@ -317,7 +318,7 @@ struct GradRing {
         s.A_dh[k + i] = __fmaf_rn(A_n, dexponent, s.A_dh[k + i]);
         sum = __fmaf_rn(s.delta[k + i], dexponent, sum);
         carry = __fmul_rn(a[k + i], dh);
-        if (!Plain && (s.resets >> (k + i) & 1) != 0) carry = 0;
+        if (!Plain && (resets >> (k + i) & 1) != 0) carry = 0;
       }
       store_vec(product + k, x_dh);
     }
@@ -541,8 +542,10 @@ void launch(const SelectiveScanGrad& op, Stream& stream, int warps) {
       plain ? grad_ring_kernel<T, Channels, true> : grad_ring_kernel<T, Channels, false>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
         "selective_scan_grad");
-  kernel<<<static_cast<unsigned>(op.x.dim(0) * across), 32 * warps, shared, handle(stream)>>>(
-      operands);
+  if (op.x.dim(0) > 0) {
+    kernel<<<static_cast<unsigned>(op.x.dim(0) * across), 32 * warps, shared, handle(stream)>>>(
+        operands);
+  }
   check(cudaGetLastError(), "selective_scan_grad");
   add_blocks(operands.dBC, across, op.x.dim(0) * op.x.dim(1) * 2 * op.B.dim(2),
              PutStates<T>{ScanTrack(op.dB), ScanTrack(op.dC), op.x.dim(1), operands.d_state},
