@@ -36,8 +36,8 @@ __device__ __forceinline__ float sigmoid(float x) {
   }
 }
 
-// dy silu'(x), where silu(x) = x s and silu'(x) = s + x s (1 - s), s = sigmoid(x). In f32 1 - s is a
-// sigmoid of its own: where s is near 1 the difference has few digits.
+// dy silu'(x), where silu(x) = x s and silu'(x) = s + x s (1 - s), s = sigmoid(x). In f32 1 - s is
+// a sigmoid of its own: where s is near 1 the difference has few digits.
 template <class T>
 __device__ __forceinline__ float silu_grad(float x, float dy) {
   if constexpr (std::is_same_v<T, float>) {

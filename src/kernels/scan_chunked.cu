@@ -362,7 +362,9 @@ void launch(const SelectiveScan& op, Stream& stream, const ScanGeometry& geometr
   const std::int64_t blocks = op.x.dim(0) * ((op.x.dim(2) + Channels - 1) / Channels);
   const auto d_state = static_cast<int>(op.A_log.dim(1));
   constexpr int most_shared = 200 * 1024;
-  int warps = std::clamp(geometry.warps, 1, warps_of(plain, leaves));
+  // Fewer, where they need more registers: as many blocks share a multiprocessor.
+  const int wanted = geometry.warps * warps_of(plain, leaves) / most_warps;
+  int warps = std::clamp(wanted, 1, most_warps);
   const auto bytes = [&] {
     return !plain || leaves ? Ring<T, Channels, true, true>::shared_bytes(warps, d_state)
                             : Ring<T, Channels, true, false>::shared_bytes(warps, d_state);

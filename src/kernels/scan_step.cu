@@ -254,8 +254,8 @@ bool in_whole_quads(const SelectiveScan& op) {
     const std::int64_t size = view ? size_of(view.dtype()) : 4;
     return !view || is_aligned(view.data(), view.row_pitch() * size, 4 * size);
   };
-  return d_state % 4 == 0 && (d_state & (d_state - 1)) == 0 && fits(op.A_log) && fits(op.B) && fits(op.C) &&
-         fits(op.initial_state) && fits(op.final_state) && fits(op.step_states);
+  return d_state % 4 == 0 && (d_state & (d_state - 1)) == 0 && fits(op.A_log) && fits(op.B) &&
+         fits(op.C) && fits(op.initial_state) && fits(op.final_state) && fits(op.step_states);
 }
 
 template <class T, bool Whole>

@@ -38,10 +38,11 @@ double warps_each(const SelectiveScan& op, int states, int sm_count) {
 
 // Rings: the fewest channels on the busiest multiprocessor. Narrow warps cost more per channel.
 ScanGeometry ring_geometry(std::int64_t rows, std::int64_t channels, std::int64_t d_state,
-                           int sm_count, int warps_of_two, int warps_of_one) {
+                           int sm_count, int narrowest, int warps_of_two, int warps_of_one) {
   ScanGeometry g;
   double least = 0;
   for (const auto& [width, cost] : {std::pair{32, 1.0}, {16, 1.08}, {8, 1.4}}) {
+    if (width < narrowest) continue;
     if (width == 32 && d_state > 64) continue;  // the ring's slots would leave few warps
     const std::int64_t blocks = rows * divide_up(channels, width);
     const double busiest = static_cast<double>(divide_up(blocks, sm_count) * width) * cost;
@@ -79,7 +80,7 @@ ScanGeometry geometry(const SelectiveScan& op, ScanPlan plan, int sm_count) {
     return g;
   }
   if (plan != ScanPlan::chunked) return g;
-  g = ring_geometry(rows, channels, op.A_log.dim(1), sm_count, 8, 16);
+  g = ring_geometry(rows, channels, op.A_log.dim(1), sm_count, 8, 8, 16);
   const std::int64_t steps = std::int64_t{32} / g.channels * scan_chunk;  // of a warp
   g.warps = static_cast<int>(std::clamp<std::int64_t>(divide_up(time, steps), 1, g.warps));
   return g;
@@ -122,7 +123,7 @@ void run(const SelectiveScan& op, Stream& stream) {
 
 void run(const SelectiveScanGrad& op, Stream& stream) {
   ScanGeometry g =
-      ring_geometry(op.x.dim(0), op.x.dim(2), op.A_log.dim(1), sm_count(stream.device()), 4, 8);
+      ring_geometry(op.x.dim(0), op.x.dim(2), op.A_log.dim(1), sm_count(stream.device()), 16, 4, 8);
   const std::int64_t steps = std::int64_t{32} / g.channels * scan_chunk;  // of a warp
   g.warps = static_cast<int>(std::clamp<std::int64_t>(divide_up(op.x.dim(1), steps), 1, g.warps));
   run_scan_grad(op, stream, g);

@@ -93,13 +93,12 @@ struct GradRing {
   static constexpr int chunks = Memory::chunks, steps = Memory::steps;  // of a warp
 
   const GradOperands& op;
-  Memory* memory;            // this warp's
-  Passed *from, *to;         // [d_state, Channels], at this lane's channel
-  int round_step;            // to the round of the warp after this one
-  float* A;                  // [d_state, Channels], at this lane's channel: A log2(e)
-  float* dA;                 // [d_state + 2, 32], at this lane: sums over its steps
-  int warps, warp, lane, q;  // q: this lane's chunk among the warp's
-  int b, block, block_channel;
+  Memory* memory;     // this warp's
+  Passed *from, *to;  // [d_state, Channels], at this lane's channel
+  float* A;           // [d_state, Channels], at this lane's channel: A log2(e)
+  float* dA;          // [d_state + 2, 32], at this lane: sums over its steps
+  int warp, lane, q;  // q: this lane's chunk among the warp's
+  int b, block_channel;
 
   static int shared_bytes(int warps, int d_state) {
     constexpr int size = static_cast<int>(sizeof(float));
@@ -110,24 +109,23 @@ struct GradRing {
 
   __device__ __forceinline__ GradRing(const GradOperands& operands, char* shared) : op(operands) {
     const int blocks = (op.channels + Channels - 1) / Channels;
-    warps = static_cast<int>(blockDim.x) / 32;
     warp = static_cast<int>(threadIdx.x) / 32;
     lane = static_cast<int>(threadIdx.x) % 32;
     q = lane / Channels;
     b = static_cast<int>(blockIdx.x / blocks);
-    block = static_cast<int>(blockIdx.x % blocks);
-    block_channel = block * Channels;
+    block_channel = static_cast<int>(blockIdx.x % blocks) * Channels;
     memory = reinterpret_cast<Memory*>(shared) + warp;
-    auto* ring = reinterpret_cast<Passed*>(shared + warps * sizeof(Memory));
+    auto* ring = reinterpret_cast<Passed*>(shared + warps() * sizeof(Memory));
     const int slots = op.d_state * Channels;
-    A = reinterpret_cast<float*>(ring + warps * slots);
+    A = reinterpret_cast<float*>(ring + warps() * slots);
     dA = A + slots + warp * 32 * (op.d_state + 2) + lane;
     A += lane % Channels;
     ring += lane % Channels;
     from = ring + warp * slots;
-    to = ring + (warp + 1 == warps ? 0 : warp + 1) * slots;
-    round_step = warp + 1 == warps ? 1 : 0;
+    to = ring + (warp + 1 == warps() ? 0 : warp + 1) * slots;
   }
+  // Of the block.
+  __device__ __forceinline__ static int warps() { return static_cast<int>(blockDim.x) / 32; }
   // This lane's channel, and whether there is one: if not, the last one's work is done again.
   __device__ __forceinline__ bool works() const {
     return block_channel + lane % Channels < op.channels;
@@ -138,7 +136,7 @@ struct GradRing {
 
   __device__ __forceinline__ void begin() const {
     const float* A_log = op.A_log + channel() * op.A_log_pitch;
-    for (int n = warp * chunks + q; n < op.d_state; n += warps * chunks) {
+    for (int n = warp * chunks + q; n < op.d_state; n += warps() * chunks) {
       A[n * Channels] = scaled_A(A_log[n]);
     }
     for (int n = 0; n < op.d_state + 2; ++n) dA[n * 32] = 0;
@@ -154,23 +152,23 @@ struct GradRing {
   // where the warp after the first steps would read it.
   __device__ __forceinline__ void end() const {
     const int tiles = static_cast<int>((op.time + steps - 1) / steps);
-    if (op.dinitial != nullptr && tiles % warps == warp) {
+    if (op.dinitial != nullptr && tiles % warps() == warp) {
       for (int n = q; n < op.d_state; n += chunks) {
         const Passed* slot = from + n * Channels;
         Passed last;
         do last = look(slot);
-        while (last.round != tiles / warps);
+        while (last.round != tiles / warps());
         if (works()) op.dinitial[op.state(b, channel()) + n] = last.h;
       }
     }
     __syncthreads();
     const int rows = op.d_state + 2;
     const float* all = dA - lane - warp * 32 * rows;
-    for (int i = static_cast<int>(threadIdx.x); i < rows * Channels; i += 32 * warps) {
+    for (int i = static_cast<int>(threadIdx.x); i < rows * Channels; i += 32 * warps()) {
       const int n = i % rows, c = i / rows;
       if (block_channel + c >= op.channels) break;
       float sum = 0;
-      for (int w = 0; w < warps; ++w) {
+      for (int w = 0; w < warps(); ++w) {
         for (int k = 0; k < chunks; ++k) sum += all[(w * rows + n) * 32 + k * Channels + c];
       }
       if (n < op.d_state) sum *= ln2 * (A - lane % Channels)[n * Channels + c];
@@ -203,14 +201,14 @@ struct GradRing {
     memory->BC.copy(tile_of(op.B), tile_of(op.C), op.copy_bits);
   }
 
+  // Steps of the sequence from the first of this lane's chunk on.
+  __device__ __forceinline__ int left_in(int tile) const { return steps_of(tile) - q * chunk; }
   // What a lane knows of its chunk.
   struct Steps {
-    int left;  // steps of the sequence from its first on
     float delta[chunk], delta_x[chunk], g[chunk];
     float y[chunk], B_dh[chunk], A_dh[chunk];  // sums over states
     float sum;                                 // of delta
-    unsigned resets;                           // a bit a step
-    unsigned cuts;  // bit s: a reset among the 2^s chunks of the warp from this one on
+    unsigned resets;  // a bit a step; bit 16 + s: a reset in the 2^s chunks from this one on
   };
   // This lane's column of its chunk.
   __device__ __forceinline__ T* mine(T (&rows)[Memory::rows][Channels]) const {
@@ -223,11 +221,12 @@ struct GradRing {
   __device__ __forceinline__ void begin_steps(int tile, Steps& s) const {
     const T *x = mine(memory->x), *dt = mine(memory->dt), *z = mine(memory->z);
     const T* dy = mine(memory->dy);
+    const int left = left_in(tile);
     s.sum = 0;
 #pragma unroll
     for (int k = 0; k < chunk; ++k) {
       const float delta = softplus(__fadd_rn(to_float(dt[k * Channels]), bias()));
-      s.delta[k] = k < s.left ? delta : 0;
+      s.delta[k] = k < left ? delta : 0;
       s.delta_x[k] = __fmul_rn(s.delta[k], to_float(x[k * Channels]));
       s.sum = __fadd_rn(s.sum, s.delta[k]);
       s.g[k] = to_float(dy[k * Channels]);
@@ -239,16 +238,16 @@ struct GradRing {
     if constexpr (!Plain) begin_resets(tile, s);
   }
   __device__ __forceinline__ void begin_resets(int tile, Steps& s) const {
-    s.resets = s.cuts = 0;
+    s.resets = 0;
     if (op.reset == nullptr) return;
     const std::int64_t first = std::int64_t{tile} * steps + q * chunk;
-    for (int k = 0; k < chunk && k < s.left; ++k) {
+    for (int k = 0; k < chunk && k < left_in(tile); ++k) {
       if (op.reset[b * op.reset_pitch + first + k] != 0) s.resets |= 1u << k;
     }
     const unsigned lanes = __ballot_sync(all_lanes, s.resets != 0);
     for (int stage = 0; 1 << stage <= chunks; ++stage) {
       for (int on = 0; on < 1 << stage && q + on < chunks; ++on) {
-        if ((lanes >> (lane + on * Channels) & 1) != 0) s.cuts |= 1u << stage;
+        if ((lanes >> (lane + on * Channels) & 1) != 0) s.resets |= 1u << (16 + stage);
       }
     }
   }
@@ -262,7 +261,7 @@ struct GradRing {
     const float* B = &memory->BC.turned[0][at][q * (chunk + 4)];
     const float* C = &memory->BC.turned[1][at][q * (chunk + 4)];
     float* product = memory->product[lane];
-    const unsigned resets = Plain ? 0 : recomputed(s.resets);
+    if (!Plain) make_opaque(s.resets);
     float a[chunk], e[chunk];  // the decays, and a h[t - 1]
 #pragma unroll
     for (int k = 0; k < chunk; k += 4) {
@@ -272,13 +271,14 @@ struct GradRing {
       for (int i = 0; i < 4; ++i) {
         a[k + i] = decay(s.delta[k + i], A_n);
         e[k + i] = __fmul_rn(a[k + i], h);
-        if (!Plain && (resets >> (k + i) & 1) != 0) e[k + i] = 0;
+        if (!Plain && (s.resets >> (k + i) & 1) != 0) e[k + i] = 0;
         h = __fmaf_rn(s.delta_x[k + i], B4.at[i], e[k + i]);
         s.y[k + i] = __fmaf_rn(C4.at[i], h, s.y[k + i]);
         g_h.at[i] = __fmul_rn(s.g[k + i], h);
       }
       store_vec(product + chunk + k, g_h);
     }
+    if (!Plain) make_opaque(s.resets);
     float P = decay(s.sum, A_n), carry = 0;
 #pragma unroll
     for (int k = chunk - 4; k >= 0; k -= 4) {
@@ -286,24 +286,25 @@ struct GradRing {
 #pragma unroll
       for (int i = 3; i >= 0; --i) {
         carry = __fmul_rn(a[k + i], __fmaf_rn(C4.at[i], s.g[k + i], carry));
-        if (!Plain && (resets >> (k + i) & 1) != 0) carry = 0;
+        if (!Plain && (s.resets >> (k + i) & 1) != 0) carry = 0;
       }
     }
 #pragma unroll
     for (int stage = 0; 1 << stage < chunks; ++stage) {
-      join_neighbour<!Plain, true>(Channels << stage, !Plain && (s.cuts >> stage & 1) != 0, P,
-                                   carry);
+      join_neighbour<!Plain, true>(Channels << stage, !Plain && (s.resets >> (16 + stage) & 1) != 0,
+                                   P, carry);
     }
     const float behind = wait_for(slot, seen, round);
-    constexpr int all_cuts = chunks == 1 ? 0 : chunks == 2 ? 1 : 2;
-    const bool cut = !Plain && (s.cuts >> all_cuts & 1) != 0;
+    constexpr int all_cuts = chunks == 1 ? 0 : 1;
+    const bool cut = !Plain && (s.resets >> (16 + all_cuts) & 1) != 0;
     const float left_over = cut ? carry : __fmaf_rn(P, behind, carry);
-    if (q == 0) pass(to + n * Channels, {left_over, round + round_step});
+    if (q == 0) pass(to + n * Channels, {left_over, round + (warp + 1 == warps() ? 1 : 0)});
     carry = behind;
     if constexpr (chunks > 1) {
       const float entering = __shfl_down_sync(all_lanes, left_over, Channels);
       if (q < chunks - 1) carry = entering;
     }
+    if (!Plain) make_opaque(s.resets);
     float sum = 0;
 #pragma unroll
     for (int k = chunk - 4; k >= 0; k -= 4) {
@@ -318,7 +319,7 @@ struct GradRing {
         s.A_dh[k + i] = __fmaf_rn(A_n, dexponent, s.A_dh[k + i]);
         sum = __fmaf_rn(s.delta[k + i], dexponent, sum);
         carry = __fmul_rn(a[k + i], dh);
-        if (!Plain && (resets >> (k + i) & 1) != 0) carry = 0;
+        if (!Plain && (s.resets >> (k + i) & 1) != 0) carry = 0;
       }
       store_vec(product + k, x_dh);
     }
@@ -349,25 +350,20 @@ struct GradRing {
       const int t = of_chunk * chunk + (column + c) % chunk;
       memory->dBC[t][(column + c) / chunk][at] = value;
     };
-    if constexpr (Channels == 8) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) put(i, lane / 8, sum[i]);
+    const float even_sum = exchange(odd, sum[0], sum[2], 8);
+    const float odd_sum = exchange(odd, sum[1], sum[3], 8);
+    const int c = odd ? 2 : 0;
+    if constexpr (Channels == 16) {
+      put(c, lane / 16, even_sum);
+      put(c + 1, lane / 16, odd_sum);
     } else {
-      const float even_sum = exchange(odd, sum[0], sum[2], 8);
-      const float odd_sum = exchange(odd, sum[1], sum[3], 8);
-      const int c = odd ? 2 : 0;
-      if constexpr (Channels == 16) {
-        put(c, lane / 16, even_sum);
-        put(c + 1, lane / 16, odd_sum);
-      } else {
-        put(upper ? c + 1 : c, 0, exchange(upper, even_sum, odd_sum, 16));
-      }
+      put(upper ? c + 1 : c, 0, exchange(upper, even_sum, odd_sum, 16));
     }
   }
 
   __device__ __forceinline__ void some_states(int tile, int n, int count, int round,
                                               Steps& s) const {
-    const bool there = s.left > 0;
+    const bool there = left_in(tile) > 0;
     const std::int64_t chunks_in_time = (op.time + chunk - 1) / chunk;
     const float* begins = op.chunk_states + n;
     if (there) begins += op.state(b * chunks_in_time + tile * chunks + q, channel());
@@ -382,7 +378,7 @@ struct GradRing {
   }
   __device__ __forceinline__ void store_dBC(int tile, int n, int count) const {
     const int left = steps_of(tile);
-    const std::int64_t row = (std::int64_t{block} * op.batch + b) * op.time + tile * steps;
+    const std::int64_t row = (block_channel / Channels * op.batch + b) * op.time + tile * steps;
     for (int i = lane; i < left * 2 * ring_states; i += 32) {
       const int k = i % ring_states, which = i / ring_states % 2, t = i / (2 * ring_states);
       if (k < count) {
@@ -392,9 +388,10 @@ struct GradRing {
   }
 
   // What belongs to a channel and step; it takes the place of the operands in shared memory.
-  __device__ __forceinline__ void end_steps(Steps& s) const {
+  __device__ __forceinline__ void end_steps(int tile, Steps& s) const {
     T *x = mine(memory->x), *dt = mine(memory->dt), *z = mine(memory->z), *dy = mine(memory->dy);
     const float D = op.D != nullptr ? op.D[channel()] : 0;
+    const int left = left_in(tile);
     float dD = 0, dbias = 0;
 #pragma unroll
     for (int k = 0; k < chunk; ++k) {
@@ -407,7 +404,7 @@ struct GradRing {
         dx = __fmaf_rn(D, s.g[k], dx);
         y = __fmaf_rn(D, x_k, y);
       }
-      if (k < s.left) {
+      if (k < left) {
         dD = __fmaf_rn(s.g[k], x_k, dD);
         dbias += ddt;
       }
@@ -429,14 +426,13 @@ struct GradRing {
     const int tiles = static_cast<int>((op.time + steps - 1) / steps);
     int round = 0;
 #pragma unroll 1
-    for (int tile = tiles - 1 - warp; tile >= 0; tile -= warps, ++round) {
+    for (int tile = tiles - 1 - warp; tile >= 0; tile -= warps(), ++round) {
       copy_channels(op.x, tile, memory->x);
       copy_channels(op.dt, tile, memory->dt);
       copy_channels(op.dy, tile, memory->dy);
       if (Plain || op.z.data != nullptr) copy_channels(op.z, tile, memory->z);
       copy_BC(tile, 0);
       Steps s;
-      s.left = steps_of(tile) - q * chunk;
       copies_wait();
       __syncwarp();
       begin_steps(tile, s);
@@ -453,7 +449,7 @@ struct GradRing {
         store_dBC(tile, n, count);
         __syncwarp();
       }
-      end_steps(s);
+      end_steps(tile, s);
       __syncwarp();
       store_channels(memory->x, op.dx, tile);
       store_channels(memory->dt, op.ddt, tile);
@@ -542,7 +538,7 @@ void launch(const SelectiveScanGrad& op, Stream& stream, int warps) {
       plain ? grad_ring_kernel<T, Channels, true> : grad_ring_kernel<T, Channels, false>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
         "selective_scan_grad");
-  if (op.x.dim(0) > 0) {
+  if (op.x.dim(0) * across > 0) {
     kernel<<<static_cast<unsigned>(op.x.dim(0) * across), 32 * warps, shared, handle(stream)>>>(
         operands);
   }
@@ -560,7 +556,6 @@ void launch(const SelectiveScanGrad& op, Stream& stream, int warps) {
 }  // namespace
 
 void run_scan_grad(const SelectiveScanGrad& op, Stream& stream, const ScanGeometry& geometry) {
-  if (op.x.dim(2) == 0) return;
   if (op.chunk_steps != scan_chunk) {
     throw ArgumentError("selective_scan_grad", "chunk_steps",
                         "scan_chunk_steps() of the device, " + std::to_string(scan_chunk),
@@ -569,14 +564,8 @@ void run_scan_grad(const SelectiveScanGrad& op, Stream& stream, const ScanGeomet
   const OnDevice current(stream.device(), "selective_scan_grad");
   detail::visit(op.x.dtype(), [&](auto type) {
     using T = typename decltype(type)::type;
-    switch (geometry.channels) {
-      case 8:
-        return launch<T, 8>(op, stream, geometry.warps);
-      case 16:
-        return launch<T, 16>(op, stream, geometry.warps);
-      default:
-        return launch<T, 32>(op, stream, geometry.warps);
-    }
+    geometry.channels == 32 ? launch<T, 32>(op, stream, geometry.warps)
+                            : launch<T, 16>(op, stream, geometry.warps);
   });
 }
 
