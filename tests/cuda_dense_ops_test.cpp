@@ -8,20 +8,15 @@
 #include <string>
 #include <vector>
 
+#include <mamba/grad_ops.hpp>
 #include <mamba/ops.hpp>
+#include <mamba/train_ops.hpp>
 
 #include "dense_reference.hpp"
 #include "testing.hpp"
 
 namespace mamba::testing {
 namespace {
-
-template <class F>
-void each_cuda_device(F f) {
-  for (const Device device : devices()) {
-    if (device.is_cuda()) f(device);
-  }
-}
 
 std::vector<std::int32_t> integers(ConstTensorView view) {
   const std::vector<unsigned char> bytes = bits(view);
@@ -125,6 +120,86 @@ TEST(CudaBadValues, AConvStateRowThatDoesNotExist) {
         }
       }
     }
+  });
+}
+
+TEST(CudaBadValues, AGradientOfATokenIdOutsideTheTableAddsNothing) {
+  each_cuda_device([](Device device) {
+    Stream stream(device);
+    const Tensor dy = Random(1).normal_tensor({2, 2, 5}).to(device);
+    const Tensor ids = Tensor::from<std::int32_t>({3, 4, -1, 3}, {2, 2}).to(device);
+    Tensor dtable({4, 5}, DType::f32, device);
+    EmbeddingGrad op;
+    op.ids = ids;
+    op.dy = dy;
+    op.dtable = dtable;
+    run(op, stream);
+    expect_thrown_once(stream, "embedding: ids: expected ids of the table, got one outside of it");
+    const std::vector<double> got = values(dtable), all = values(dy);
+    for (std::size_t c = 0; c < 5; ++c) {
+      EXPECT_EQ(got[15 + c], static_cast<float>(all[c]) + static_cast<float>(all[15 + c]));
+      for (std::size_t row = 0; row < 3; ++row) EXPECT_EQ(got[row * 5 + c], 0);
+    }
+  });
+}
+
+TEST(CudaBadValues, ATargetAboveTheVocabulary) {
+  each_cuda_device([](Device device) {
+    for (const std::int64_t vocab : {8, 5, 3000}) {
+      Stream stream(device);
+      const Tensor logits = Random(1).normal_tensor({3, vocab}).to(device);
+      const Tensor targets = list({0, static_cast<std::int32_t>(vocab), -1}, device);
+      Tensor loss({3}, DType::f32, device), dlogits({3, vocab}, DType::f32, device);
+      CrossEntropy op;
+      op.logits = logits;
+      op.targets = targets;
+      op.loss = loss;
+      op.dlogits = dlogits;
+      run(op, stream);
+      expect_thrown_once(
+          stream, "cross_entropy: targets: expected targets below the vocabulary, got one above");
+      const std::vector<double> losses = values(loss);
+      EXPECT_TRUE(std::isfinite(losses[0]));
+      EXPECT_TRUE(std::isnan(losses[1]));
+      EXPECT_EQ(losses[2], 0);
+      for (const double value : values(dlogits.view().rows(0, 1)))
+        EXPECT_TRUE(std::isfinite(value));
+      for (const double value : values(dlogits.view().rows(1, 1))) EXPECT_TRUE(std::isnan(value));
+      for (const double value : values(dlogits.view().rows(2, 1))) EXPECT_EQ(value, 0);
+    }
+  });
+}
+
+TEST(CudaBadValues, AnActionOutOfRange) {
+  each_cuda_device([](Device device) {
+    const std::string text =
+        "categorical: actions: expected actions of the distribution, got one outside of it";
+    Stream stream(device);
+    const Tensor logits = Random(1).normal_tensor({3, 4}).to(device);
+    const Tensor actions = list({3, 4, -1}, device);
+    Tensor log_prob({3}, DType::f32, device), entropy({3}, DType::f32, device);
+    Categorical op;
+    op.logits = logits;
+    op.actions = actions;
+    op.log_prob = log_prob;
+    op.entropy = entropy;
+    run(op, stream);
+    expect_thrown_once(stream, text);
+    EXPECT_TRUE(std::isfinite(values(log_prob)[0]));
+    for (const std::size_t row : {1, 2}) EXPECT_TRUE(std::isnan(values(log_prob)[row]));
+    for (const double value : values(entropy)) EXPECT_TRUE(std::isfinite(value));
+
+    const Tensor ones = Tensor::from<float>({1, 1, 1}, {3}).to(device);
+    Tensor dlogits({3, 4}, DType::f32, device);
+    CategoricalGrad grad;
+    grad.logits = logits;
+    grad.actions = actions;
+    grad.dlog_prob = ones;
+    grad.dlogits = dlogits;
+    run(grad, stream);
+    expect_thrown_once(stream, text);
+    for (const double value : values(dlogits.view().rows(0, 1))) EXPECT_TRUE(std::isfinite(value));
+    for (const double value : values(dlogits.view().rows(1, 2))) EXPECT_TRUE(std::isnan(value));
   });
 }
 
@@ -277,6 +352,50 @@ TEST(CudaCausalConv, MoreBatchRowsThanAGridDimensionMayHave) {
 }
 
 // ---- norms of every length ----------------------------------------------------------------------
+
+// So many channels that a tile has its full length, and so many steps that a block has not all of
+// them. Nothing cancels where everything is positive: each sum is within as many roundings as it
+// has terms on the CPU, and fewer on CUDA.
+TEST(CudaCausalConvGrad, LongTilesAgreeWithTheCpu) {
+  constexpr std::int64_t batch = 8, time = 4099, channels = 1024;
+  Random random(6);
+  const auto positive = [&](const Shape& shape) { return random.uniform_tensor(shape, 0.5, 1); };
+  const Tensor x = positive({batch, time, channels}), dy = positive({batch, time, channels});
+  const Tensor weight = positive({channels, 4}), state = positive({batch, channels, 3});
+  const auto gradients = [&](Device device) {
+    const Tensor there[] = {x.to(device), dy.to(device), weight.to(device), state.to(device)};
+    Tensor dx({batch, time, channels}, DType::f32, device), dstate = state.to(device);
+    Tensor dweight({channels, 4}, DType::f32, device), dbias({channels}, DType::f32, device);
+    CausalConvGrad op;
+    op.x = there[0];
+    op.dy = there[1];
+    op.weight = there[2];
+    op.initial_state = there[3];
+    op.dfinal_state = op.dinitial_state = dstate;
+    op.dx = dx;
+    op.dweight = dweight;
+    op.dbias = dbias;
+    op.silu = false;
+    Stream stream(device);
+    run(op, stream);
+    stream.synchronize();
+    return std::vector<std::vector<double>>{values(dx), values(dstate), values(dweight),
+                                            values(dbias)};
+  };
+  if (cuda_device_count() == 0) GTEST_SKIP() << "needs a CUDA device";
+  const auto expected = gradients(Device::cpu());
+  const double terms[] = {5, 5, batch * time, batch * time};
+  const std::string names[] = {"dx", "dstate", "dweight", "dbias"};
+  each_cuda_device([&](Device device) {
+    const auto got = gradients(device);
+    for (std::size_t n = 0; n < 4; ++n) {
+      for (std::size_t i = 0; i < got[n].size(); ++i) {
+        const double bound = 2 * terms[n] * roundoff(DType::f32) * expected[n][i];
+        ASSERT_LE(std::abs(got[n][i] - expected[n][i]), bound) << names[n] << " " << i;
+      }
+    }
+  });
+}
 
 TEST(CudaAddRmsNorm, EveryWayToSpreadARow) {
   each_cuda_device([](Device device) {

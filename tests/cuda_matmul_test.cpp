@@ -15,19 +15,13 @@ namespace {
 
 using cuda::MatmulPlan;
 using testing::bits;
+using testing::each_cuda_device;
 using testing::expect_within;
 using testing::Guarded;
 using testing::Padded;
 using testing::Random;
 
 constexpr MatmulPlan all_plans[] = {MatmulPlan::gemv, MatmulPlan::blaslt, MatmulPlan::tiled};
-
-template <class F>
-void each_cuda_device(F f) {
-  for (const Device device : testing::devices()) {
-    if (device.is_cuda()) f(device);
-  }
-}
 
 Matmul operation(ConstTensorView x, ConstTensorView weight, ConstTensorView bias, TensorView y) {
   Matmul op;

@@ -3,8 +3,10 @@
 #include <mamba/generator.hpp>
 #include <mamba/language_model.hpp>
 #include <mamba/safetensors.hpp>
+#include <mamba/state_file.hpp>
 
 #include <cstring>
+#include <list>
 
 #include "testing.hpp"
 
@@ -99,6 +101,51 @@ TEST_P(GoldenTest, LogitsAndStatesWithin1e5OfFloat64InAnyChunks) {
       EXPECT_LE(relative_error(run.logits, whole.logits), 5e-6);
       EXPECT_LE(relative_error(run.conv, whole.conv), 5e-6);
       EXPECT_LE(relative_error(run.ssm, whole.ssm), 5e-6);
+    }
+  }
+}
+
+// Half of the text is read on one device; its state goes through a file to another, which reads on.
+TEST_P(GoldenTest, AStateSavedOnOneDeviceGoesOnOnAnother) {
+  constexpr std::int64_t half = 37;
+  const Golden golden(GetParam());
+  const testing::TemporaryFolder folder;
+  std::list<LanguageModel> models;
+  for (Device device : devices()) {
+    models.push_back(LanguageModel::load(golden_folder(GetParam()), DType::f32, device));
+  }
+  const auto read = [&](const LanguageModel& model, std::int64_t first, std::int64_t count,
+                        StackState& state) {
+    const Tensor ids = golden.ids.to(model.device());
+    Tensor logits({2, count, model.config().vocab_size}, DType::f32, model.device());
+    Stream& stream = default_stream(model.device());
+    model.forward(ids.view().columns(first, count), state, logits, stream);
+    stream.synchronize();
+    return values(logits);
+  };
+  const auto vocab = static_cast<std::size_t>(models.front().config().vocab_size);
+  std::vector<double> expected;  // logits of the second half
+  for (std::size_t b = 0; b < 2; ++b) {
+    const auto row = golden.logits.begin() + static_cast<long>(b * 70 * vocab);
+    expected.insert(expected.end(), row + static_cast<long>(half * vocab),
+                    row + static_cast<long>(70 * vocab));
+  }
+  for (const LanguageModel& first : models) {
+    StackState state = first.make_state(2);
+    read(first, 0, half, state);
+    StateMetadata metadata;
+    metadata.fingerprint = first.fingerprint();
+    metadata.tokens_seen = {half, half};
+    save(folder.file("state"), state, metadata);
+    for (const LanguageModel& second : models) {
+      SCOPED_TRACE(first.device().name() + " to " + second.device().name());
+      SavedState saved = load_state(folder.file("state"), second.device());
+      EXPECT_EQ(saved.metadata.fingerprint, second.fingerprint());
+      const std::vector<double> logits = read(second, half, 70 - half, saved.state);
+      EXPECT_LE(relative_error(logits, expected), 1e-5);
+      EXPECT_LE(relative_error(all_layers(saved.state, &MambaState::conv), golden.conv_states),
+                1e-5);
+      EXPECT_LE(relative_error(all_layers(saved.state, &MambaState::ssm), golden.ssm_states), 1e-5);
     }
   }
 }

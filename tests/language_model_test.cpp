@@ -288,10 +288,25 @@ TEST_F(BadFolder, ShardsThatAreNotWhereTheIndexSays) {
   expect_format_error("backbone.norm_f.weight in model-00001-of-00003.safetensors");
   with_shard("absent.safetensors");
   EXPECT_THROW(LanguageModel::load(model()), Error);
-  std::ofstream(file("model.safetensors.index.json")) << "{\"weight_map\": 3}";
-  expect_format_error("an index with a weight_map of names");
-  std::ofstream(file("model.safetensors.index.json")) << "{";
-  expect_format_error("an index with a weight_map of names");
+}
+
+TEST_F(BadFolder, AnIndexThatIsNone) {
+  fs::remove(file("model.safetensors"));
+  const std::pair<const char*, const char*> cases[] = {
+      {"{", "an index with a weight_map of names: expected valid JSON, got an error at byte 2"},
+      {"[]", "expected an index with a weight_map of names, got a list"},
+      {"{}", "expected an index with a weight_map of names, got an object"},
+      {"{\"weight_map\": 3}",
+       "expected an index with a weight_map of names, got a weight_map that is 3"},
+      {"{\"weight_map\": {\"a\": 3}}",
+       "expected an index with a weight_map of names, got 3 for \"a\""},
+      {"{\"weight_map\": {\"a\": \"x\", \"a\": \"y\"}}",
+       "\"a\": expected a key given once, got it twice"},
+  };
+  for (const auto& [text, error] : cases) {
+    std::ofstream(file("model.safetensors.index.json")) << text;
+    expect_format_error(error);
+  }
 }
 
 }  // namespace

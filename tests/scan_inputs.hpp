@@ -16,17 +16,17 @@ struct ScanCase {
   std::int64_t batch = 2, time = 9, channels = 17, d_state = 16;
   DType dtype = DType::f32;
   bool D = true, z = true, dt_bias = true, initial = true, reset = false;
-  double scale = 1;  // of x, dt, B, C and z
+  bool aligned = false;  // rows begin at multiples of 16 bytes, where the sizes allow
+  double scale = 1;      // of x, dt, B, C and z
 
   std::string name() const {
     return Shape{batch, time, channels, d_state}.to_string() + " " + name_of(dtype) +
            (D ? " D" : "") + (z ? " z" : "") + (dt_bias ? " bias" : "") +
-           (initial ? " initial" : "") + (reset ? " reset" : "");
+           (initial ? " initial" : "") + (reset ? " reset" : "") + (aligned ? " aligned" : "");
   }
 };
 
-// x and z are columns of one projection, dt, B and C of
-// another, neither aligned.
+// x and z are columns of one projection, dt, B and C of another.
 struct ScanInputs {
   ScanCase shape;
   Tensor xz, dbc, A_log, D, dt_bias, initial, reset;
@@ -34,8 +34,9 @@ struct ScanInputs {
   explicit ScanInputs(const ScanCase& c, std::uint64_t seed = 1) : shape(c) {
     Random random(seed);
     const auto wide = [&] { return c.scale * random.normal(); };
-    xz = random.tensor({c.batch, c.time, 2 * c.channels + 3}, c.dtype, wide);
-    dbc = random.tensor({c.batch, c.time, c.channels + 2 * c.d_state + 1}, c.dtype, wide);
+    const std::int64_t odd = c.aligned ? 0 : 1;
+    xz = random.tensor({c.batch, c.time, 2 * c.channels + 3 * odd}, c.dtype, wide);
+    dbc = random.tensor({c.batch, c.time, c.channels + 2 * c.d_state + odd}, c.dtype, wide);
     std::int64_t i = 0;
     A_log = random.tensor({c.channels, c.d_state}, DType::f32, [&] {
       return std::log(1.0 + static_cast<double>(i++ % c.d_state)) + random.normal(0.2);
@@ -68,11 +69,12 @@ struct ScanInputs {
   SelectiveScan op() const {
     const ScanCase& c = shape;
     SelectiveScan scan;
-    scan.x = xz.view().columns(1, c.channels);
-    scan.z = c.z ? xz.view().columns(c.channels + 2, c.channels) : ConstTensorView();
+    const std::int64_t odd = c.aligned ? 0 : 1;
+    scan.x = xz.view().columns(odd, c.channels);
+    scan.z = c.z ? xz.view().columns(c.channels + 2 * odd, c.channels) : ConstTensorView();
     scan.dt = dbc.view().columns(0, c.channels);
     scan.B = dbc.view().columns(c.channels, c.d_state);
-    scan.C = dbc.view().columns(c.channels + c.d_state + 1, c.d_state);
+    scan.C = dbc.view().columns(c.channels + c.d_state + odd, c.d_state);
     scan.A_log = A_log;
     scan.D = D;
     scan.dt_bias = dt_bias;

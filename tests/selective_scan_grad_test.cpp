@@ -18,11 +18,13 @@ namespace {
 // The forward operands and the gradients that come in.
 struct GradInputs {
   ScanInputs scan;
-  Tensor dy, dfinal;  // dy with a column to spare
+  Tensor dy, dfinal;  // dy with a column to spare, unless aligned
 
   explicit GradInputs(const ScanCase& c, std::uint64_t seed = 1) : scan(c, seed) {
     Random random(seed + 1000);
-    dy = random.tensor({c.batch, c.time, c.channels + 1}, c.dtype, [&] { return random.normal(); });
+    const std::int64_t spare = c.aligned ? 0 : 1;
+    dy = random.tensor({c.batch, c.time, c.channels + spare}, c.dtype,
+                       [&] { return random.normal(); });
     if (c.initial) dfinal = random.normal_tensor(scan.state_shape());
   }
   GradInputs to(Device device) const {
@@ -33,7 +35,9 @@ struct GradInputs {
     return moved;
   }
   const ScanCase& shape() const { return scan.shape; }
-  ConstTensorView dy_view() const { return dy.view().columns(1, shape().channels); }
+  ConstTensorView dy_view() const {
+    return dy.view().columns(shape().aligned ? 0 : 1, shape().channels);
+  }
 };
 
 // Every output of one call, guarded.
@@ -41,10 +45,10 @@ struct Gradients {
   Guarded dx, ddt, dz, y, dB, dC, dA_log, dD, ddt_bias, dinitial;
 
   Gradients(const ScanCase& c, Device device)
-      : dx({c.batch, c.time, c.channels}, c.dtype, device, 3),
-        ddt({c.batch, c.time, c.channels}, c.dtype, device, 1),
-        dz({c.batch, c.time, c.channels}, c.dtype, device, 2),
-        y({c.batch, c.time, c.channels}, c.dtype, device, 1),
+      : dx({c.batch, c.time, c.channels}, c.dtype, device, c.aligned ? 8 : 3),
+        ddt({c.batch, c.time, c.channels}, c.dtype, device, c.aligned ? 8 : 1),
+        dz({c.batch, c.time, c.channels}, c.dtype, device, c.aligned ? 8 : 2),
+        y({c.batch, c.time, c.channels}, c.dtype, device, c.aligned ? 8 : 1),
         dB({c.batch, c.time, c.d_state}, c.dtype, device, 5),
         dC({c.batch, c.time, c.d_state}, c.dtype, device, 5),
         dA_log({c.channels, c.d_state}, DType::f32, device),
@@ -233,6 +237,15 @@ TEST(SelectiveScanGrad, MatchesReferenceForEveryStateSizeAndChannelCount) {
         c.time = time;
         c.reset = time % 2 == 0;
         expect_matches_reference(c, device);
+      }
+      c.aligned = true;
+      c.reset = false;
+      for (std::int64_t channels : {8, 16, 40}) {
+        for (std::int64_t time : {1, 15, 16, 33, 150}) {
+          c.channels = channels;
+          c.time = time;
+          expect_matches_reference(c, device);
+        }
       }
     }
   }

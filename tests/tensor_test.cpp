@@ -301,13 +301,19 @@ TEST(Zero, OverwritesNaN) {
   }
 }
 
-TEST(Tensor, AMissingDeviceIsNamed) {
-  if (cuda_device_count() > 0) GTEST_SKIP() << "has CUDA";
-  EXPECT_THROW(Tensor({1}, DType::f32, Device::cuda()), DeviceError);
-  EXPECT_THROW(Tensor::pinned({1}, DType::f32), DeviceError);
-  expect_error<DeviceError>("Tensor: device: expected cpu (this build has no CUDA), got cuda:0",
-                            [] { Tensor({1}, DType::f32, Device::cuda()); });
+#ifndef MAMBA_HAS_CUDA  // with it: cuda_device_test.cpp
+TEST(Tensor, ABuildWithoutCudaSaysSo) {
+  const std::string none = ": device: expected cpu (this build has no CUDA), got cuda:0";
+  expect_error<DeviceError>("Tensor" + none, [] { Tensor({1}, DType::f32, Device::cuda()); });
+  expect_error<DeviceError>("Tensor::pinned" + none, [] { Tensor::pinned({1}, DType::f32); });
+  expect_error<DeviceError>("Stream" + none, [] { Stream{Device::cuda()}; });
+  expect_error<DeviceError>("Stream::borrow" + none,
+                            [] { Stream::borrow(Device::cuda(), nullptr); });
+  expect_error<DeviceError>("Stream" + none,
+                            [] { Tensor::zeros({1}, DType::f32).to(Device::cuda()); });
+  EXPECT_EQ(testing::values(Tensor::zeros({1}, DType::f32)), std::vector<double>{0});
 }
+#endif
 
 }  // namespace
 }  // namespace mamba

@@ -32,6 +32,14 @@ inline std::vector<Device> devices() {
   return list;
 }
 
+// f(device) for each CUDA device.
+template <class F>
+void each_cuda_device(F f) {
+  for (const Device device : devices()) {
+    if (device.is_cuda()) f(device);
+  }
+}
+
 inline const std::vector<DType>& storage_dtypes() {
   static const std::vector<DType> list{DType::f32, DType::bf16, DType::f16};
   return list;

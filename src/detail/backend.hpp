@@ -41,6 +41,7 @@ void run(const AdamWStep& op, Stream& stream);
 namespace mamba::cuda {
 
 int device_count();
+void check_present(const char* where, Device device);  // a DeviceError if there is no such device
 void* allocate(Device device, std::int64_t bytes);
 void release(Device device, void* memory) noexcept;
 void* allocate_pinned(std::int64_t bytes);

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <type_traits>
 #include <utility>
 
 #define XXH_INLINE_ALL
@@ -40,35 +41,51 @@ LanguageModel LanguageModel::random(const ModelConfig& config, std::uint64_t see
   return LanguageModel(config, std::move(weights));
 }
 
-void LanguageModel::each_weight(const WeightVisitor& f) const {
-  f("backbone.embeddings.weight", embedding_);
-  for (std::size_t i = 0; i < stack_.size(); ++i) {
-    const std::string prefix = fmt::format("backbone.layers.{}.", i);
-    f(prefix + "norm.weight", stack_.norm(i));
-    const Layer& layer = stack_.layer(i);
-    LayerWeights::each(layer.weights(), layer.config(), layer.dtype(),
-                       [&](const char* name, const Tensor& tensor, const Shape&, DType) {
-                         f(prefix + "mixer." + name, tensor);
-                       });
+namespace {
+
+// A model's weights, which its layers own, as ModelWeights::each wants to see them; to be changed
+// where S is Stack, to be read where it is const Stack.
+template <class S>
+struct OwnedWeights {
+  using T = std::conditional_t<std::is_const_v<S>, const Tensor, Tensor>;
+  struct Layers {
+    S& of;
+    std::size_t size() const { return of.size(); }
+    auto& operator[](std::size_t i) const { return of.layer(i).weights(); }
+  };
+  struct Norms {
+    S& of;
+    T& operator[](std::size_t i) const { return of.norm(i); }
+  };
+  struct OwnedStack {
+    Layers layers;
+    Norms norms;
+    T& norm_f;
+  };
+  T& embedding;
+  OwnedStack stack;
+  T& head;
+
+  OwnedWeights(T& embedding_, S& stack_, T& head_)
+      : embedding(embedding_), stack{{stack_}, {stack_}, stack_.norm(stack_.size())}, head(head_) {}
+
+  template <class F>
+  void each(const ModelConfig& config, const F& f) const {
+    ModelWeights::each(
+        *this, config, embedding.dtype(),
+        [&](const std::string& name, T& tensor, const Shape&, DType) { f(name, tensor); });
   }
-  f("backbone.norm_f.weight", stack_.norm(stack_.size()));
-  if (head_) f("lm_head.weight", head_);
+};
+
+}  // namespace
+
+void LanguageModel::each_weight(const WeightVisitor& f) const {
+  OwnedWeights<const Stack>(embedding_, stack_, head_).each(config_, f);
 }
 
 void LanguageModel::each_weight(const std::function<void(const std::string&, Tensor&)>& f) {
   loaded_fingerprint_.clear();  // of weights that may change now
-  f("backbone.embeddings.weight", embedding_);
-  for (std::size_t i = 0; i < stack_.size(); ++i) {
-    const std::string prefix = fmt::format("backbone.layers.{}.", i);
-    f(prefix + "norm.weight", stack_.norm(i));
-    Layer& layer = stack_.layer(i);
-    LayerWeights::each(layer.weights(), layer.config(), layer.dtype(),
-                       [&](const char* name, Tensor& tensor, const Shape&, DType) {
-                         f(prefix + "mixer." + name, tensor);
-                       });
-  }
-  f("backbone.norm_f.weight", stack_.norm(stack_.size()));
-  if (head_) f("lm_head.weight", head_);
+  OwnedWeights<Stack>(embedding_, stack_, head_).each(config_, f);
 }
 
 std::int64_t LanguageModel::parameters() const {

@@ -4,7 +4,6 @@
 #include <filesystem>
 #include <fstream>
 #include <list>
-#include <nlohmann/json.hpp>
 #include <set>
 #include <sstream>
 
@@ -12,6 +11,7 @@
 #include <mamba/safetensors.hpp>
 
 #include "host/fingerprint.hpp"
+#include "host/json.hpp"
 
 namespace mamba {
 
@@ -92,13 +92,7 @@ class Checkpoint {
   }
 
   void add_shards(const fs::path& folder, const fs::path& index) {
-    std::map<std::string, std::string> shard_of;
-    try {
-      const auto json = nlohmann::json::parse(read_text(index));
-      json.at("weight_map").get_to(shard_of);
-    } catch (const nlohmann::json::exception& error) {
-      throw FormatError(where, index.string(), "an index with a weight_map of names", error.what());
-    }
+    const std::map<std::string, std::string> shard_of = read_index(index);
     std::set<std::string> names;
     for (const auto& [tensor, shard] : shard_of) {
       if (fs::path(shard).filename() != fs::path(shard) || shard == "..") {
@@ -117,6 +111,24 @@ class Checkpoint {
     }
   }
 
+  // Which shard has which tensor.
+  static std::map<std::string, std::string> read_index(const fs::path& path) {
+    constexpr const char* expected = "an index with a weight_map of names";
+    const Json index = parse_json(read_text(path), path.string(), expected);
+    const auto refuse = [&](const std::string& got) {
+      throw FormatError(where, path.string(), expected, got);
+    };
+    if (!index.is_object() || !index.contains("weight_map")) refuse(describe(index));
+    const Json& map = index["weight_map"];
+    if (!map.is_object()) refuse("a weight_map that is " + describe(map));
+    std::map<std::string, std::string> shard_of;
+    for (const auto& [tensor, shard] : map.items()) {
+      if (!shard.is_string()) refuse(describe(shard) + " for " + in_quotes(tensor));
+      shard_of.emplace(tensor, shard.get<std::string>());
+    }
+    return shard_of;
+  }
+
   std::list<SafetensorsFile> files_;  // entries are pointed to: they must not move
   std::map<std::string, Found> tensors_;
 };
@@ -124,7 +136,7 @@ class Checkpoint {
 // What a config may leave to the tensors: whether there are biases, and how the vocabulary is
 // padded.
 void settle(ModelConfig& config, const Checkpoint& checkpoint) {
-  const auto json = nlohmann::json::parse(config.source_json);
+  const Json json = parse_json(config.source_json, where, "config.json");
   const std::string mixer = "backbone.layers.0.mixer.";
   if (!json.contains("use_bias") && !json.contains("ssm_cfg")) {
     config.layer.use_bias = static_cast<bool>(checkpoint.find(mixer + "in_proj.bias"));

@@ -12,6 +12,7 @@ namespace {
 }  // namespace
 
 int device_count() { return 0; }
+void check_present(const char* where, Device device) { refuse(where, device); }
 void* allocate(Device device, std::int64_t) { refuse("Tensor", device); }
 void release(Device, void*) noexcept {}
 void* allocate_pinned(std::int64_t) { refuse("Tensor::pinned"); }

@@ -23,6 +23,14 @@ auto finished(Device device, Work&& work) {
   }
 }
 
+// The same for a move from one device to another, on the stream that Tensor::to() takes.
+template <class Work>
+auto finished_move(Device from, Device to, Work&& work) {
+  // What is still to be written is on the source's stream.
+  if (from.is_cuda() && to.is_cuda() && from != to) default_stream(from).synchronize();
+  return finished(to.is_cuda() ? to : from, work);
+}
+
 Tensor rows_like(const Tensor& tensor, std::int64_t rows) {
   return Tensor(tensor.shape().with(0, rows), tensor.dtype(), tensor.device());
 }
@@ -271,8 +279,7 @@ void MambaState::reset(ConstTensorView mask) {
   finished(device(), [&](Stream& stream) { reset(mask, stream); });
 }
 MambaState MambaState::to(Device target, DType dtype) const {
-  return finished(target.is_cuda() ? target : device(),
-                  [&](Stream& stream) { return to(target, dtype, stream); });
+  return finished_move(device(), target, [&](Stream& stream) { return to(target, dtype, stream); });
 }
 MambaState MambaState::gather(ConstTensorView rows) const {
   return finished(device(), [&](Stream& stream) { return gather(rows, stream); });
@@ -300,8 +307,7 @@ void StackState::reset(ConstTensorView mask) {
   finished(device(), [&](Stream& stream) { reset(mask, stream); });
 }
 StackState StackState::to(Device target, DType dtype) const {
-  return finished(target.is_cuda() ? target : device(),
-                  [&](Stream& stream) { return to(target, dtype, stream); });
+  return finished_move(device(), target, [&](Stream& stream) { return to(target, dtype, stream); });
 }
 StackState StackState::gather(ConstTensorView rows) const {
   return finished(device(), [&](Stream& stream) { return gather(rows, stream); });

@@ -69,6 +69,7 @@ Stream Stream::borrow(Device device, void* cuda_stream) {
   if (device.is_cpu()) {
     throw ArgumentError("Stream::borrow", "device", "a CUDA device", device.name());
   }
+  cuda::check_present("Stream::borrow", device);
   auto impl = std::make_unique<Impl>();
   impl->device = device;
   impl->cuda_stream = cuda_stream;
@@ -102,6 +103,13 @@ void Stream::Impl::throw_bad_values() {
   }
   if (found(BadValue::logits)) {
     throw ArgumentError("sample", "logits", "a finite largest value in each row", "none");
+  }
+  if (found(BadValue::target)) {
+    throw ArgumentError("cross_entropy", "targets", "targets below the vocabulary", "one above");
+  }
+  if (found(BadValue::action)) {
+    throw ArgumentError("categorical", "actions", "actions of the distribution",
+                        "one outside of it");
   }
 }
 

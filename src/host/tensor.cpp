@@ -206,6 +206,9 @@ Tensor Tensor::to(Device device) const { return to(device, dtype_); }
 
 Tensor Tensor::to(Device device, DType dtype) const {
   Stream& stream = default_stream(device.is_cuda() ? device : device_);
+  if (device_.is_cuda() && stream.device() != device_) {
+    default_stream(device_).synchronize();  // what is still to be written is on that stream
+  }
   Tensor result = to(device, dtype, stream);
   stream.synchronize();
   return result;

@@ -10,19 +10,16 @@
 
 #include "detail/visit.hpp"
 #include "kernels/cuda.cuh"
-#include "kernels/rows.cuh"
+#include "kernels/row_sums.cuh"
 #include "kernels/vec.cuh"
 
 namespace mamba::cuda {
 
 namespace {
 
-constexpr int small_block = 128;    // threads, where a row needs no more than a warp
-constexpr int largest_block = 512;  // where one row has a block
-
 // At most 2 vectors to a thread while 256 threads do, then 4, then 8: up to 16384 channels in
 // registers.
-constexpr int most_threads(int vectors) { return vectors <= 2 ? 256 : largest_block; }
+constexpr int most_threads(int vectors) { return vectors <= 2 ? 256 : row_block_largest; }
 
 template <class T>
 struct Norm {
@@ -36,21 +33,6 @@ struct Norm {
   float epsilon;
   int lanes;
 };
-
-// The sum over the `lanes` threads of a row, in each of them. Butterflies first, then the warps in
-// order: the same order every time.
-__device__ __forceinline__ float sum_over_row(float value, int lanes) {
-  for (int offset = min(lanes, 32) / 2; offset > 0; offset /= 2) {
-    value += __shfl_xor_sync(0xffffffffu, value, offset);
-  }
-  if (lanes <= 32) return value;
-  __shared__ float warps[largest_block / 32];
-  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = value;
-  __syncthreads();
-  value = 0;
-  for (int w = 0; w < lanes / 32; ++w) value += warps[w];
-  return value;
-}
 
 // The sum of V channels from channel i on, kept in the residual if both operands are there.
 template <int V, class T>
@@ -96,13 +78,14 @@ __global__ void __launch_bounds__(most_threads(kVectors)) add_rms_norm_kernel(co
     const int i = (lane + j * norm.lanes) * V;
     if (inside && i < channels) add<V>(x, residual, i, sum[j]);
   }
-  float squares = 0;
+  float squares[1] = {};
 #pragma unroll
   for (int j = 0; j < kVectors; ++j) {
 #pragma unroll
-    for (int k = 0; k < V; ++k) squares = fmaf(sum[j][k], sum[j][k], squares);
+    for (int k = 0; k < V; ++k) squares[0] = fmaf(sum[j][k], sum[j][k], squares[0]);
   }
-  const float mean = sum_over_row(squares, norm.lanes) / static_cast<float>(channels);
+  sum_over_row(squares, norm.lanes);
+  const float mean = squares[0] / static_cast<float>(channels);
   const float factor = 1 / sqrtf(mean + norm.epsilon);
   T* y = norm.y + norm.y_rows.offset(row);
 #pragma unroll
@@ -117,23 +100,24 @@ __global__ void __launch_bounds__(most_threads(kVectors)) add_rms_norm_kernel(co
 // A row too long for the registers of a block: read twice. A thread reads again what it wrote
 // itself.
 template <int V, class T>
-__global__ void __launch_bounds__(largest_block) add_rms_norm_long_kernel(const Norm<T> norm) {
+__global__ void __launch_bounds__(row_block_largest) add_rms_norm_long_kernel(const Norm<T> norm) {
   const std::int64_t row = blockIdx.x;
   const T* x = norm.x == nullptr ? nullptr : norm.x + norm.x_rows.offset(row);
   float* residual =
       norm.residual == nullptr ? nullptr : norm.residual + norm.residual_rows.offset(row);
   const std::int64_t first = std::int64_t{threadIdx.x} * V;
-  const std::int64_t stride = std::int64_t{largest_block} * V;
-  float squares = 0;
+  const std::int64_t stride = std::int64_t{row_block_largest} * V;
+  float squares[1] = {};
 #pragma unroll 1
   for (std::int64_t i = first; i < norm.channels; i += stride) {
     float sum[V];
     add<V>(x, residual, i, sum);
 #pragma unroll
-    for (int k = 0; k < V; ++k) squares = fmaf(sum[k], sum[k], squares);
+    for (int k = 0; k < V; ++k) squares[0] = fmaf(sum[k], sum[k], squares[0]);
     if (x != nullptr && residual != nullptr) store_floats<V>(residual + i, sum);
   }
-  const float mean = sum_over_row(squares, largest_block) / static_cast<float>(norm.channels);
+  sum_over_row(squares, row_block_largest);
+  const float mean = squares[0] / static_cast<float>(norm.channels);
   const float factor = 1 / sqrtf(mean + norm.epsilon);
   T* y = norm.y + norm.y_rows.offset(row);
 #pragma unroll 1
@@ -146,12 +130,10 @@ __global__ void __launch_bounds__(largest_block) add_rms_norm_long_kernel(const 
 
 template <int V, int kVectors, class T>
 void launch_short(Norm<T> norm, cudaStream_t stream) {
-  const std::int64_t needed = divide_up(divide_up(norm.channels, V), kVectors);
-  norm.lanes =
-      needed <= 32 ? lanes_per_row(needed, 32) : static_cast<int>(divide_up(needed, 32) * 32);
-  const int threads = norm.lanes <= 32 ? small_block : norm.lanes;
-  const auto blocks = static_cast<unsigned>(divide_up(norm.rows, threads / norm.lanes));
-  add_rms_norm_kernel<V, kVectors><<<blocks, threads, 0, stream>>>(norm);
+  const RowBlocks spread(norm.channels, V, kVectors);
+  norm.lanes = spread.lanes;
+  const auto blocks = static_cast<unsigned>(divide_up(norm.rows, spread.rows()));
+  add_rms_norm_kernel<V, kVectors><<<blocks, spread.threads, 0, stream>>>(norm);
 }
 
 template <int V, class T>
@@ -167,7 +149,7 @@ void launch(const Norm<T>& norm, cudaStream_t stream) {
     launch_short<V, 8>(norm, stream);
   } else {
     const auto blocks = static_cast<unsigned>(norm.rows);
-    add_rms_norm_long_kernel<V><<<blocks, largest_block, 0, stream>>>(norm);
+    add_rms_norm_long_kernel<V><<<blocks, row_block_largest, 0, stream>>>(norm);
   }
 }
 

@@ -3,6 +3,7 @@
 // in the same order, so that it cannot matter where time is cut or which kernel ran.
 #pragma once
 
+#include "kernels/math.cuh"
 #include "kernels/vec.cuh"
 
 namespace mamba::cuda::conv {
@@ -47,22 +48,8 @@ struct StateRow {
   __device__ __forceinline__ bool is_padding() const { return read < 0 && write < 0; }
 };
 
-// One instruction each: 2 and 1 units in the last place.
-__device__ __forceinline__ float fast_exp2(float x) {
-  float result;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
-}
-__device__ __forceinline__ float fast_reciprocal(float x) {
-  float result;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
-}
-// x / (1 + exp(-x)). Below -88 the exponential is infinite and the result -0.
-__device__ __forceinline__ float silu(float x) {
-  constexpr float log2_e = 1.44269504f;
-  return x * fast_reciprocal(1 + fast_exp2(-log2_e * x));
-}
+// x / (1 + exp(-x)), -0 below -88.
+__device__ __forceinline__ float silu(float x) { return x * sigmoid_approx(x); }
 
 // V neighbouring elements as they lie in memory: 2, 4, 8 or 16 bytes that move at once. Whole
 // words, and not an array of V elements, because the compiler keeps each of those in a register of

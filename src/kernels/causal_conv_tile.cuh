@@ -31,7 +31,8 @@ struct Grid {
 // Inputs on their way from memory, `depth` steps ahead of the step at work: the loads of a thread
 // then do not wait for its arithmetic. Vectors go around the registers into shared memory, each
 // thread to slots of its own, so that no barrier is needed; single channels wait in registers.
-template <int V, class T>
+// kOperand tells several of them in one kernel apart.
+template <int V, class T, int kOperand = 0>
 struct Ahead {
   using Words = typename Packed<T, V>::Words;
   static constexpr bool staged = sizeof(Words) >= 8;
@@ -41,7 +42,8 @@ struct Ahead {
     __shared__ Words memory[depth * tile_threads];
     return memory + i * tile_threads + threadIdx.x;
   }
-  // Slot i will have the inputs at `from`. Called once per step, wanted or not.
+  // Slot i will have the inputs at `from`. Called once per step, wanted or not; then, once for all
+  // operands, end_of_step().
   __device__ __forceinline__ void request(int i, const T* from, bool wanted) {
     if constexpr (staged) {
       const auto to = static_cast<unsigned>(__cvta_generic_to_shared(shared_slot(i)));
@@ -50,15 +52,19 @@ struct Ahead {
                      "n"(sizeof(Words))
                      : "memory");
       }
-      asm volatile("cp.async.commit_group;" ::: "memory");
     } else {
       if (wanted) slots[i] = Packed<T, V>::load(from);
     }
   }
-  // What slot i was requested to have, `depth` requests ago.
-  __device__ __forceinline__ Packed<T, V> take(int i) const {
+  static __device__ __forceinline__ void end_of_step() {
+    if constexpr (staged) asm volatile("cp.async.commit_group;" ::: "memory");
+  }
+  // Waits until what was requested `depth` steps ago is there.
+  static __device__ __forceinline__ void wait() {
+    if constexpr (staged) asm volatile("cp.async.wait_group %0;" ::"n"(depth - 1) : "memory");
+  }
+  __device__ __forceinline__ Packed<T, V> slot(int i) const {
     if constexpr (staged) {
-      asm volatile("cp.async.wait_group %0;" ::"n"(depth - 1) : "memory");
       return {*shared_slot(i)};
     } else {
       return slots[i];
@@ -194,7 +200,10 @@ __global__ void __launch_bounds__(tile_threads, kExtras ? 3 : 4)
   const T* x = track.x;
   Ahead<V, T> ahead;
 #pragma unroll
-  for (int i = 0; i < depth; ++i, x += op.x_step) ahead.request(i, x, i < steps);
+  for (int i = 0; i < depth; ++i, x += op.x_step) {
+    ahead.request(i, x, i < steps);
+    ahead.end_of_step();
+  }
   if (t > 0) {
     track.load_past(0, track.past);
   } else {
@@ -207,8 +216,10 @@ __global__ void __launch_bounds__(tile_threads, kExtras ? 3 : 4)
 #pragma unroll
     for (int i = 0; i < depth; ++i, x += op.x_step) {
       if (s + i >= steps) break;
-      track.step(s + i, i, ahead.take(i));
+      ahead.wait();
+      track.step(s + i, i, ahead.slot(i));
       ahead.request(i, x, s + i + depth < steps);
+      ahead.end_of_step();
     }
   }
 }

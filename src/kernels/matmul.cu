@@ -42,11 +42,11 @@ struct Algorithm {
 // cuBLASLt's own first choice for the key. Where a sum is split over blocks, its parts are kept in
 // f32 and added in a second pass, in order: the other schemes go through the 16-bit output. Not
 // with a bias and a 16-bit y: version 13.1 then rounds the sum before it adds the bias (measured;
-// only bf16 was seen).
+// only bf16 was seen); and not where a 16-bit y is added to, lest it do the same.
 Algorithm choose(cublasLtHandle_t handle, const Product& product, const void* bias) {
   const Key& key = product.key;
-  const Matrix x = product.x.canonical(key.rows);
-  const Matrix weight = product.weight.canonical(key.out);
+  const Matrix x = product.x.canonical(key.x_rows());
+  const Matrix weight = product.weight.canonical(key.weight_rows());
   const Matrix y = product.y.canonical(key.rows);
   Descriptors descriptors(key, x, weight, y, bias);
   cublasLtMatmulPreferenceOpaque_t preference;
@@ -55,7 +55,7 @@ Algorithm choose(cublasLtHandle_t handle, const Product& product, const void* bi
     check_blas(cublasLtMatmulPreferenceSetAttribute(&preference, attribute, &value, sizeof(value)));
   };
   set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, workspace_limit);
-  const bool may_split = bias == nullptr || y.type == CUDA_R_32F;
+  const bool may_split = (bias == nullptr && !key.accumulate) || y.type == CUDA_R_32F;
   const std::uint32_t schemes =
       may_split ? CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE : CUBLASLT_REDUCTION_SCHEME_NONE;
   set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, schemes);
@@ -115,12 +115,24 @@ const void* usable_bias(const Matmul& op, Scratch& scratch, Stream& stream) {
   return copied.data();
 }
 
-// False, with nothing queued but a copied bias, where cuBLASLt has no algorithm.
-bool blaslt(const Matmul& op, Stream& stream) {
+// The view itself, or a dense copy where batch and time are not one dimension of rows.
+ConstTensorView even_rows(const ConstTensorView& view, Scratch& scratch, Stream& stream) {
+  if (detail::ChannelRows(view).evenly_pitched()) return view;
+  const TensorView copied = scratch.take(view.shape(), view.dtype());
+  cuda::copy(view, copied, stream);
+  return copied;
+}
+
+// False, with nothing queued but copied operands, where cuBLASLt has no algorithm.
+bool blaslt(Matmul op, Stream& stream) {
   const AllocationsInCapture allowed;
   BlasLt& blas = BlasLt::of(stream);
-  const Product product(op);
   Scratch scratch(stream);
+  if (op.transpose_x) {  // sums over all rows
+    op.x = even_rows(op.x, scratch, stream);
+    op.weight = even_rows(op.weight, scratch, stream);
+  }
+  const Product product(op);
   const void* bias = usable_bias(op, scratch, stream);
   const Algorithm& algorithm = blas.algorithm(product, bias);
   if (!algorithm.found) return false;
@@ -131,10 +143,10 @@ bool blaslt(const Matmul& op, Stream& stream) {
   }
   Descriptors descriptors(product.key, product.x, product.weight, product.y, bias);
   const float one = 1;
-  const float zero = 0;
+  const float kept = op.accumulate ? 1 : 0;
   const cublasStatus_t status = cublasLtMatmul(
       blas.handle, &descriptors.operation, &one, op.weight.data(), &descriptors.weight, op.x.data(),
-      &descriptors.x, &zero, op.y.data(), &descriptors.y, op.y.data(), &descriptors.y,
+      &descriptors.x, &kept, op.y.data(), &descriptors.y, op.y.data(), &descriptors.y,
       &algorithm.choice, workspace, algorithm.workspace, handle(stream));
   if (status == CUBLAS_STATUS_NOT_SUPPORTED) return false;
   check_blas(status);
@@ -142,11 +154,11 @@ bool blaslt(const Matmul& op, Stream& stream) {
 }
 
 void tiled(const Matmul& op, Stream& stream) {
-  const std::int64_t rows = detail::ChannelRows(op.x).count();
+  const std::int64_t rows = detail::ChannelRows(op.y).count();
   const auto tiles = [](std::int64_t size) { return (size + tile_side - 1) / tile_side; };
   detail::visit(op.x.dtype(), [&](auto type) {
     using T = typename decltype(type)::type;
-    tiled_matmul_kernel<T><<<static_cast<unsigned>(tiles(rows) * tiles(op.weight.dim(0))),
+    tiled_matmul_kernel<T><<<static_cast<unsigned>(tiles(rows) * tiles(op.y.shape().back())),
                              tile_threads, 0, handle(stream)>>>(MatmulOperands<T>(op));
   });
   check(cudaGetLastError(), where);
@@ -155,10 +167,11 @@ void tiled(const Matmul& op, Stream& stream) {
 }  // namespace
 
 bool can_run(const Matmul& op, MatmulPlan plan) {
-  const std::int64_t in = op.weight.dim(1);
+  const std::int64_t rows = detail::ChannelRows(op.y).count();
+  const std::int64_t in = op.transpose_x ? detail::ChannelRows(op.x).count() : op.x.shape().back();
   switch (plan) {
     case MatmulPlan::gemv:
-      return detail::ChannelRows(op.x).count() <= gemv_max_rows && in <= gemv_max_in;
+      return !op.transpose_weight && rows <= gemv_max_rows && in <= gemv_max_in;
     case MatmulPlan::blaslt:
       return in > 0;
     default:
@@ -167,7 +180,7 @@ bool can_run(const Matmul& op, MatmulPlan plan) {
 }
 
 MatmulPlan plan(const Matmul& op) {
-  const bool few = detail::ChannelRows(op.x).count() <= gemv_good_rows(op);
+  const bool few = detail::ChannelRows(op.y).count() <= gemv_good_rows(op);
   if (few && can_run(op, MatmulPlan::gemv)) return MatmulPlan::gemv;
   return can_run(op, MatmulPlan::blaslt) ? MatmulPlan::blaslt : MatmulPlan::tiled;
 }
@@ -180,12 +193,6 @@ void run(const Matmul& op, Stream& stream, MatmulPlan plan) {
   tiled(op, stream);
 }
 
-void run(const Matmul& op, Stream& stream) {
-  if (op.transpose_x || op.transpose_weight || op.accumulate) {
-    throw DeviceError(where, "device", "cpu (a transposed or accumulated product)",
-                      stream.device().name());
-  }
-  run(op, stream, plan(op));
-}
+void run(const Matmul& op, Stream& stream) { run(op, stream, plan(op)); }
 
 }  // namespace mamba::cuda

@@ -26,12 +26,15 @@ struct MatmulOperands {
   const T* bias;  // or nullptr
   void* y;
   RowOffsets x_row;
+  RowOffsets weight_row;
   RowOffsets y_row;
   std::int64_t weight_pitch;
-  std::int64_t rows;
-  std::int64_t in;
+  std::int64_t rows;  // of y
+  std::int64_t in;    // summed
   std::int64_t out;
   bool y_is_f32;
+  bool transpose_weight, transpose_x;
+  bool accumulate;
 
   explicit MatmulOperands(const Matmul& op)
       : x(static_cast<const T*>(op.x.data())),
@@ -39,21 +42,35 @@ struct MatmulOperands {
         bias(op.bias ? static_cast<const T*>(op.bias.data()) : nullptr),
         y(op.y.data()),
         x_row(detail::ChannelRows(op.x)),
+        weight_row(detail::ChannelRows(op.weight)),
         y_row(detail::ChannelRows(op.y)),
         weight_pitch(op.weight.row_pitch()),
-        rows(detail::ChannelRows(op.x).count()),
-        in(op.weight.dim(1)),
-        out(op.weight.dim(0)),
-        y_is_f32(op.y.dtype() == DType::f32) {}
+        rows(detail::ChannelRows(op.y).count()),
+        in(op.transpose_x ? detail::ChannelRows(op.x).count() : op.x.shape().back()),
+        out(op.y.shape().back()),
+        y_is_f32(op.y.dtype() == DType::f32),
+        transpose_weight(op.transpose_weight),
+        transpose_x(op.transpose_x),
+        accumulate(op.accumulate) {}
 
-  // y[row, column] = sum + bias, rounded once.
+  // Element i of the sum that row `row` of y, or column `column`, takes part in.
+  __device__ float x_at(std::int64_t row, std::int64_t i) const {
+    return to_float(x[transpose_x ? x_row(i) + row : x_row(row) + i]);
+  }
+  __device__ float weight_at(std::int64_t column, std::int64_t i) const {
+    return to_float(weight[transpose_weight ? weight_row(i) + column : weight_row(column) + i]);
+  }
+
+  // y[row, column] = sum + bias, with what was there if it accumulates, rounded once.
   __device__ void finish(std::int64_t row, std::int64_t column, float sum) const {
     if (bias != nullptr) sum += to_float(bias[column]);
     const std::int64_t at = y_row(row) + column;
     if (y_is_f32) {
-      static_cast<float*>(y)[at] = sum;
+      float* to = static_cast<float*>(y) + at;
+      *to = accumulate ? *to + sum : sum;
     } else {
-      static_cast<T*>(y)[at] = from_float<T>(sum);
+      T* to = static_cast<T*>(y) + at;
+      *to = from_float<T>(accumulate ? to_float(*to) + sum : sum);
     }
   }
 };

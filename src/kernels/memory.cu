@@ -1,11 +1,9 @@
 // Devices, memory, streams, and copies between any two devices, pitches and floating-point dtypes.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include <algorithm>
 
 #include "detail/visit.hpp"
 #include "kernels/cuda.cuh"
+#include "kernels/vec.cuh"
 
 namespace mamba::cuda {
 
@@ -18,17 +16,14 @@ int device_count() {
   return count;
 }
 
-namespace {
-
 void check_present(const char* where, Device device) {
   const int count = device_count();
-  if (device.index() >= count) {
-    throw DeviceError(where, "device", "one of " + std::to_string(count) + " CUDA devices",
-                      device.name());
-  }
+  if (device.index() < count) return;
+  throw DeviceError(where, "device",
+                    count == 0 ? "cpu (no CUDA device or no driver on this machine)"
+                               : "one of " + std::to_string(count) + " CUDA devices",
+                    device.name());
 }
-
-}  // namespace
 
 void* allocate(Device device, std::int64_t bytes) {
   check_present("Tensor", device);
@@ -54,12 +49,13 @@ void release(Device device, void* memory) noexcept {
 }
 
 void* allocate_pinned(std::int64_t bytes) {
-  if (device_count() == 0) {
-    throw DeviceError("Tensor::pinned", "device", "a CUDA device", "none");
-  }
+  check_present("Tensor::pinned", Device::cuda());
   void* memory = nullptr;
-  if (bytes > 0) {
-    check(cudaMallocHost(&memory, static_cast<std::size_t>(bytes)), "Tensor::pinned");
+  if (bytes == 0) return memory;
+  if (cudaMallocHost(&memory, static_cast<std::size_t>(bytes)) != cudaSuccess) {
+    cudaGetLastError();
+    throw DeviceError("Tensor::pinned", "memory",
+                      std::to_string(bytes) + " bytes that can be locked in host memory", "fewer");
   }
   return memory;
 }
@@ -115,27 +111,6 @@ struct Layout {
   }
 };
 
-template <class T>
-__device__ float to_float(T value);
-template <>
-__device__ float to_float(float value) {
-  return value;
-}
-template <>
-__device__ float to_float(bf16 value) {
-  return __uint_as_float(std::uint32_t{value.bits} << 16);
-}
-template <>
-__device__ float to_float(f16 value) {
-  return __half2float(__ushort_as_half(value.bits));
-}
-
-__device__ void store(float* to, float value) { *to = value; }
-__device__ void store(bf16* to, float value) {
-  to->bits = __bfloat16_as_ushort(__float2bfloat16_rn(value));
-}
-__device__ void store(f16* to, float value) { to->bits = __half_as_ushort(__float2half_rn(value)); }
-
 template <class From, class To>
 __global__ void convert_kernel(const From* from, Layout source, To* to, Layout target,
                                std::int64_t count) {
@@ -146,8 +121,8 @@ __global__ void convert_kernel(const From* from, Layout source, To* to, Layout t
     const std::int64_t row = i / source.inner;
     const std::int64_t j = row % source.middle;
     const std::int64_t o = row / source.middle;
-    store(to + o * target.outer_pitch + j * target.middle_pitch + k,
-          to_float(from[o * source.outer_pitch + j * source.middle_pitch + k]));
+    to[o * target.outer_pitch + j * target.middle_pitch + k] =
+        from_float<To>(to_float(from[o * source.outer_pitch + j * source.middle_pitch + k]));
   }
 }
 

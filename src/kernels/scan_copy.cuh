@@ -9,16 +9,36 @@
 
 namespace mamba::cuda {
 
-// Whether the fast kernels can do it: D and z are there, neither resets nor the states of every step
-// are, and all rows are whole 16-byte pieces wherever a tile begins.
-inline bool is_plain(const SelectiveScan& op) {
-  const auto wide = [](const ConstTensorView& view) {
+// Whether rows of channels are whole 16-byte pieces wherever a tile begins.
+inline bool are_wide(std::initializer_list<ConstTensorView> views) {
+  return std::all_of(views.begin(), views.end(), [](const ConstTensorView& view) {
+    if (!view) return true;
     const std::int64_t size = size_of(view.dtype());
     return is_aligned(view.data(), view.row_pitch() * size, 16) &&
            view.step_pitch() * size % 16 == 0;
-  };
-  return op.D && op.z && !op.reset && !op.step_states && wide(op.x) && wide(op.dt) && wide(op.z) &&
-         wide(op.B) && wide(op.C) && wide(op.y);
+  });
+}
+
+// Whether the fast kernels can do it: D and z are there, neither resets nor the states of every
+// step are.
+inline bool is_plain(const SelectiveScan& op) {
+  return op.D && op.z && !op.reset && !op.step_states && are_wide({op.x, op.dt, op.z, op.y});
+}
+
+// log2 of the bytes in which B and C can be copied: 4 (16 bytes) to 1 (lone 16-bit elements). They
+// are slices of a projection, behind dt_rank columns, so they are often not aligned to 16.
+template <class Op>
+int copy_bits_of_states(const Op& op) {
+  int bits = 4;
+  for (const ConstTensorView* view : {&op.B, &op.C}) {
+    const std::int64_t size = size_of(view->dtype());
+    while ((std::int64_t{1} << bits) > size &&
+           !(is_aligned(view->data(), view->row_pitch() * size, std::int64_t{1} << bits) &&
+             view->step_pitch() * size % (std::int64_t{1} << bits) == 0)) {
+      --bits;
+    }
+  }
+  return bits;
 }
 
 __device__ __forceinline__ unsigned shared_address(const void* pointer) {
@@ -26,6 +46,12 @@ __device__ __forceinline__ unsigned shared_address(const void* pointer) {
 }
 
 // Past the registers; the first `valid` bytes come from memory and the rest are zeros.
+template <int Bytes>
+__device__ __forceinline__ void copy_bytes(void* to, const void* from, int valid) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(to)), "l"(from),
+               "n"(Bytes), "r"(valid)
+               : "memory");
+}
 __device__ __forceinline__ void copy_16_bytes(void* to, const void* from, int valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
                "r"(valid)
@@ -60,7 +86,7 @@ template <bool Wide, int Threads, int Steps, int Columns, int Run = Steps, class
 __device__ __forceinline__ void copy_tile(const ScanTile& tile, T* to, int pitch) {
   constexpr int size = static_cast<int>(sizeof(T)), width = Wide ? 16 / size : 1;
   constexpr int pieces = Columns / width;
-#pragma unroll(Wide ? 8 : 1)
+#pragma unroll(Wide ? 2 : 1)
   for (int i = 0; i < Steps * pieces; i += Threads) {
     const int piece = i + static_cast<int>(threadIdx.x) % Threads;
     if (Steps * pieces % Threads != 0 && piece >= Steps * pieces) break;
@@ -76,12 +102,37 @@ __device__ __forceinline__ void copy_tile(const ScanTile& tile, T* to, int pitch
   }
 }
 
+// The same for B and C, in pieces of 1 << bits bytes; rows have no gaps, and 2^n bytes.
+template <int Threads, int Steps, int Columns, class T>
+__device__ __forceinline__ void copy_states_tile(const ScanTile& tile, T* to, int bits) {
+  if (bits == 4) return copy_tile<true, Threads, Steps, Columns>(tile, to, Columns);
+  constexpr int row = Columns * static_cast<int>(sizeof(T));
+  const int columns = tile.columns * static_cast<int>(sizeof(T));
+#pragma unroll 1
+  for (int at = static_cast<int>(threadIdx.x) % Threads << bits; at < Steps * row;
+       at += Threads << bits) {
+    const int t = at / row, c = at % row;
+    const bool there = t < tile.steps && c < columns;
+    const char* from = there ? tile.at<char>(t, c) : tile.data;
+    char* place = reinterpret_cast<char*>(to) + at;
+    const int valid = there ? min(columns - c, 1 << bits) : 0;
+    if (bits == 3) {
+      copy_bytes<8>(place, from, valid);
+    } else if (bits == 2) {
+      copy_bytes<4>(place, from, valid);
+    } else {
+      *reinterpret_cast<std::uint16_t*>(place) =
+          there ? *reinterpret_cast<const std::uint16_t*>(from) : std::uint16_t{0};
+    }
+  }
+}
+
 // The way back, of what exists.
 template <bool Wide, int Threads, int Steps, int Columns, int Run = Steps, class T>
 __device__ __forceinline__ void store_tile(const T* from, int pitch, const ScanTile& tile) {
   constexpr int size = static_cast<int>(sizeof(T)), width = Wide ? 16 / size : 1;
   constexpr int pieces = Columns / width;
-#pragma unroll(Wide ? 8 : 1)
+#pragma unroll(Wide ? 2 : 1)
   for (int i = 0; i < Steps * pieces; i += Threads) {
     const int piece = i + static_cast<int>(threadIdx.x) % Threads;
     if (Steps * pieces % Threads != 0 && piece >= Steps * pieces) break;

@@ -11,21 +11,10 @@
 #include <cfloat>
 #include <type_traits>
 
+#include "kernels/math.cuh"
 #include "kernels/vec.cuh"
 
 namespace mamba::cuda {
-
-__device__ __forceinline__ float exp2_approx(float x) {
-  float result;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
-}
-
-__device__ __forceinline__ float reciprocal_approx(float x) {
-  float result;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
-}
 
 // The larger one, or NaN if there is one.
 __device__ __forceinline__ float max_or_nan(float a, float b) {
@@ -34,7 +23,6 @@ __device__ __forceinline__ float max_or_nan(float a, float b) {
   return result;
 }
 
-constexpr float log2e = 1.44269502e+0f;
 constexpr float ln2 = 6.93147182e-1f;  // ln(2) rounded to f32, and what the rounding left out
 constexpr float ln2_rest = -1.90465430e-9f;
 

@@ -9,6 +9,8 @@
 
 namespace mamba::cuda {
 
+constexpr int scan_chunk = 16;  // steps, in the chunked plan and between the states in chunk_states
+
 // [batch, time, ...] with contiguous last dimensions; pitches in elements.
 struct ScanTrack {
   const void* data = nullptr;
@@ -53,7 +55,9 @@ struct ScanOperands {
   float* final_state;
   const std::int32_t *read, *write;
   std::int64_t state_rows;
-  int* flag;  // the stream's error flag, set when a row is outside the state
+  int* flag;            // the stream's error flag, set when a row is outside the state
+  int copy_bits = 1;    // see copy_bits_of_states
+  float* chunk_states;  // [batch, chunks, channels, d_state], or absent
 
   ScanOperands(const SelectiveScan& op, Stream& stream)
       : batch(op.x.dim(0)),
@@ -80,7 +84,11 @@ struct ScanOperands {
         state_rows(op.initial_state ? op.initial_state.dim(0)
                    : op.final_state ? op.final_state.dim(0)
                                     : batch),
-        flag(StreamAccess::flag(stream, BadValue::state_row)) {}
+        flag(StreamAccess::flag(stream, BadValue::state_row)),
+        chunk_states(op.chunk_states ? op.chunk_states.data<float>() : nullptr) {}
+
+  // Of scan_chunk steps each.
+  __device__ std::int64_t chunks() const { return (time + scan_chunk - 1) / scan_chunk; }
 
   __device__ ScanRows rows(std::int64_t b) const {
     if (read == nullptr) return {b, b, false, false};

@@ -20,13 +20,14 @@
 #include "kernels/scan_launch.hpp"
 #include "kernels/scan_math.cuh"
 #include "kernels/scan_operands.cuh"
+#include "kernels/scan_relay.cuh"
+#include "kernels/scan_ring.cuh"
 
 namespace mamba::cuda {
 
 namespace {
 
 constexpr int threads = 128;
-constexpr unsigned all_lanes = 0xffffffffu;
 
 // What lies in shared memory. Rows of channels are padded so that the steps that one warp reads
 // together lie in different banks.
@@ -50,58 +51,73 @@ struct Walk {
   static constexpr int channels = Memory::channels, padded = Memory::padded;
   static constexpr int steps = Memory::steps, groups = steps / Lanes;  // of a tile
   static constexpr int prepared = std::min(groups, 2);  // at once: one fills the other's gaps
-  static constexpr int at_once = std::min(Lanes, 4);  // steps whose sums are exchanged together
+  static constexpr int at_once = std::min(Lanes, 4);    // steps whose sums are exchanged together
 
   const ScanOperands& op;
+  const ScanLeg& leg;
   Memory& memory;
   std::int64_t b;
   ScanRows rows;
-  int block_channel;        // the block's first
-  int column, lane;         // this thread's channel in the block, and its place among its lanes
+  int block_channel;  // the block's first
+  int column, lane;   // this thread's channel in the block, and its place among its lanes
   int channel;
-  bool works;               // on a channel that exists
+  bool works;  // on a channel that exists
   float A[States], h[States];
   float bias, D;
-  int left;                     // steps from the present tile's first on
+  int left;  // steps from the present tile's first on
 
-  __device__ __forceinline__ Walk(const ScanOperands& operands, Memory& m)
-      : op(operands), memory(m) {
+  __device__ __forceinline__ Walk(const ScanOperands& operands, const ScanLeg& l, Memory& m)
+      : op(operands), leg(l), memory(m) {
     const int blocks = (op.channels + channels - 1) / channels;
-    b = blockIdx.x / blocks;
+    b = leg.group / blocks;
     rows = op.rows(b);
-    block_channel = static_cast<int>(blockIdx.x % blocks) * channels;
+    block_channel = static_cast<int>(leg.group % blocks) * channels;
     column = static_cast<int>(threadIdx.x) / Lanes;
     lane = static_cast<int>(threadIdx.x) % Lanes;
     works = block_channel + column < op.channels;
     channel = works ? block_channel + column : op.channels - 1;
     bias = op.dt_bias != nullptr ? op.dt_bias[channel] : 0;
     D = op.D != nullptr ? op.D[channel] : 0;
-    left = static_cast<int>(op.time);
+    left = static_cast<int>(leg.end - leg.begin);
   }
 
   __device__ __forceinline__ int count() const { return op.d_state - lane * States; }
 
-  __device__ void load_states() {
+  __device__ __forceinline__ void load_A() {
     const float* A_log = op.A_log + channel * op.A_log_pitch + lane * States;
-    const bool fresh = op.initial == nullptr || rows.read < 0;
-    const float* from = op.initial + op.state(fresh ? 0 : rows.read, channel) + lane * States;
+#pragma unroll
+    for (int k = 0; k < States; ++k) A[k] = k < count() ? scaled_A(A_log[k]) : 0;
+  }
+  // From [channels, d_state]; null: zeros. Past the first-level cache, which does not see what
+  // another block left.
+  __device__ __forceinline__ void load_states(const float* from) {
 #pragma unroll
     for (int k = 0; k < States; ++k) {
-      A[k] = k < count() ? scaled_A(A_log[k]) : 0;
-      h[k] = !fresh && k < count() ? from[k] : 0;
+      const bool there = from != nullptr && k < count();
+      h[k] = there ? __ldcg(from + std::int64_t{channel} * op.d_state + lane * States + k) : 0;
     }
   }
-  __device__ __forceinline__ void store_states(float* channel_states) const {
-    float* to = channel_states + lane * States;
+  __device__ __forceinline__ void store_states(float* to) const {
 #pragma unroll
     for (int k = 0; k < States; ++k) {
-      if (works && k < count()) to[k] = h[k];
+      if (works && k < count()) to[std::int64_t{channel} * op.d_state + lane * States + k] = h[k];
+    }
+  }
+  __device__ __forceinline__ const float* states_before(const ScanRelay& relay) const {
+    if (!leg.first) return relay.states + op.state(b, 0);
+    return op.initial != nullptr && rows.read >= 0 ? op.initial + op.state(rows.read, 0) : nullptr;
+  }
+  __device__ __forceinline__ void leave_states(const ScanRelay& relay) const {
+    if (!leg.last) {
+      store_states(relay.states + op.state(b, 0));
+    } else if (op.final_state != nullptr && rows.write >= 0) {
+      store_states(op.final_state + op.state(rows.write, 0));
     }
   }
 
   // The tile of an operand from `ahead` steps after the present one's first.
   __device__ __forceinline__ ScanTile channels_of(const ScanTrack& track, int ahead) const {
-    return ScanTile::of<T>(track, b, op.time - left + ahead, left - ahead, block_channel,
+    return ScanTile::of<T>(track, b, leg.end - left + ahead, left - ahead, block_channel,
                            op.channels - block_channel);
   }
   // Begins to copy a tile's elements, or B and C.
@@ -115,9 +131,9 @@ struct Walk {
   }
   __device__ __forceinline__ void copy_BC(int stage, int ahead) {
     const auto copy = [&](const ScanTrack& track, T(&to)[steps][padded]) {
-      copy_tile<Plain, threads, steps, padded>(
-          ScanTile::of<T>(track, b, op.time - left + ahead, left - ahead, 0, op.d_state), &to[0][0],
-          padded);
+      const auto tile =
+          ScanTile::of<T>(track, b, leg.end - left + ahead, left - ahead, 0, op.d_state);
+      copy_states_tile<threads, steps, padded>(tile, &to[0][0], op.copy_bits);
     };
     copy(op.B, memory.raw[stage][0]);
     copy(op.C, memory.raw[stage][1]);
@@ -202,11 +218,11 @@ struct Walk {
   // A group of steps of the present tile, from `first` on.
   __device__ __forceinline__ void group(const Step& mine, int stage, int first) {
     const int t = first + lane;
-    const std::int64_t at = op.time - left;  // the tile's first step
+    const std::int64_t at = leg.end - left;  // the tile's first step
     unsigned resets = 0;
     if constexpr (!Plain) {
-      resets = __ballot_sync(all_lanes, op.reset != nullptr && t < left &&
-                                            op.reset[b * op.reset_pitch + at + t] != 0);
+      resets = __ballot_sync(
+          all_lanes, op.reset != nullptr && t < left && op.reset[b * op.reset_pitch + at + t] != 0);
     }
     float sum = 0;
 #pragma unroll
@@ -221,12 +237,11 @@ struct Walk {
           for (float& state : h) state = (resets >> (some + j) & 1) != 0 ? 0 : state;
         }
         const int step = first + some + j;
-        part[j] = advance_states<0, States>(delta, delta_x,
-                                            &memory.BC[stage][step][0][lane * States]);
+        part[j] =
+            advance_states<0, States>(delta, delta_x, &memory.BC[stage][step][0][lane * States]);
         if constexpr (!Plain) {
           if (op.step_states.data != nullptr && step < left) {
-            store_states(op.step_states.out<float>(b, at + step) +
-                         std::int64_t{channel} * op.d_state);
+            store_states(op.step_states.out<float>(b, at + step));
           }
         }
       }
@@ -240,11 +255,27 @@ struct Walk {
     memory.x[stage][t][column] = from_float<T>(sum);
   }
 
+  // The state before step `first` of the tile, for the gradient.
+  __device__ __forceinline__ void leave_chunk(int first) const {
+    if (first >= left) return;
+    const std::int64_t row = b * op.chunks() + (leg.end - left + first) / scan_chunk;
+    float* to = op.chunk_states + op.state(row, channel) + lane * States;
+    if (works && op.d_state == padded) {
+#pragma unroll
+      for (int k = 0; k < States; k += 4) {
+        store_vec(to + k, Vec<float, 4>{h[k], h[k + 1], h[k + 2], h[k + 3]});
+      }
+    } else {
+      store_states(op.chunk_states + op.state(row, 0));
+    }
+  }
+
   // Short: time ends within the tile.
   template <bool Short>
   __device__ __forceinline__ void walk_tile(int stage) {
 #pragma unroll 1
     for (int first = 0; first < steps; first += prepared * Lanes) {
+      if (op.chunk_states != nullptr && first % scan_chunk == 0) leave_chunk(first);
       Step mine[prepared];
 #pragma unroll
       for (int g = 0; g < prepared; ++g) {
@@ -255,19 +286,23 @@ struct Walk {
     }
   }
 
-  __device__ __forceinline__ void all_of_time() {
+  __device__ __forceinline__ void run(const ScanRelay& relay) {
     copy_elements(0, 0);
     copy_BC(0, 0);
+    load_A();
+    relay.wait(leg);
+    load_states(states_before(relay));
     copies_wait();
     __syncthreads();
     turn_BC(0);
     copy_BC(1, steps);
     int stage = 0;
+    const int all = left;
     for (; left > 0; left -= steps, stage ^= 1) {
       // Everybody's copies and turns for this tile are there, and the tile before is done with.
       copies_wait();
       __syncthreads();
-      if (left < op.time) store_y(stage ^ 1, -steps);
+      if (left < all) store_y(stage ^ 1, -steps);
       if (left > steps) {
         copy_elements(stage ^ 1, steps);
         turn_BC(stage ^ 1);
@@ -275,8 +310,10 @@ struct Walk {
       }
       left < steps ? walk_tile<true>(stage) : walk_tile<false>(stage);
     }
+    leave_states(relay);
     __syncthreads();
-    if (op.time > 0) store_y(stage ^ 1, -steps);
+    if (all > 0) store_y(stage ^ 1, -steps);
+    relay.pass_on(leg);
   }
 
   // A batch row that is padding, or whose state row does not exist.
@@ -284,33 +321,31 @@ struct Walk {
     const float value = rows.bad ? __int_as_float(0x7fffffff) : 0;
     if (rows.bad && op.flag != nullptr && threadIdx.x == 0) *op.flag = 1;
     for (int k = 0; k < States; ++k) h[k] = value;
-    for (std::int64_t t = 0; t < op.time; ++t) {
+    for (std::int64_t t = leg.begin; t < leg.end; ++t) {
       if (works && t % Lanes == lane) op.y.out<T>(b, t)[channel] = from_float<T>(value);
-      if (op.step_states.data == nullptr) continue;
-      store_states(op.step_states.out<float>(b, t) + std::int64_t{channel} * op.d_state);
+      if (op.step_states.data != nullptr) store_states(op.step_states.out<float>(b, t));
     }
   }
 };
 
 template <class T, int States, int Lanes, bool Plain>
-__global__ void __launch_bounds__(threads, Lanes == 2 ? 5 : States > 8 ? 3 : 4)
-    walk_kernel(const __grid_constant__ ScanOperands op) {
+__global__ void __launch_bounds__(threads, Lanes == 2   ? 5
+                                           : Lanes < 16 ? 4
+                                                        : 2)
+    walk_kernel(const __grid_constant__ ScanOperands op, const __grid_constant__ ScanRelay relay) {
   extern __shared__ __align__(16) char scan_memory[];
   using Memory = WalkMemory<T, States, Lanes>;
-  Walk<T, States, Lanes, Plain> walk(op, *reinterpret_cast<Memory*>(scan_memory));
-  if (walk.rows.is_absent()) return walk.absent();
-  walk.load_states();
-  walk.all_of_time();
-  if (op.final_state != nullptr && walk.rows.write >= 0) {
-    walk.store_states(op.final_state + op.state(walk.rows.write, walk.channel));
-  }
+  const ScanLeg leg = relay.take(op.time);
+  Walk<T, States, Lanes, Plain> walk(op, leg, *reinterpret_cast<Memory*>(scan_memory));
+  walk.rows.is_absent() ? walk.absent() : walk.run(relay);
 }
 
 template <class T, int States, int Lanes>
-void launch(const SelectiveScan& op, Stream& stream) {
+void launch(const SelectiveScan& op, Stream& stream, std::int64_t leg) {
   using Memory = WalkMemory<T, States, Lanes>;
-  const std::int64_t blocks =
-      op.x.dim(0) * ((op.x.dim(2) + Memory::channels - 1) / Memory::channels);
+  Scratch scratch(stream);
+  const ScanRelay relay(op.x.dim(0) * ((op.x.dim(2) + Memory::channels - 1) / Memory::channels),
+                        leg, op, scratch, stream);
   const auto kernel =
       is_plain(op) ? walk_kernel<T, States, Lanes, true> : walk_kernel<T, States, Lanes, false>;
   constexpr int shared = static_cast<int>(sizeof(Memory));
@@ -318,8 +353,9 @@ void launch(const SelectiveScan& op, Stream& stream) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
           "selective_scan");
   }
-  kernel<<<static_cast<unsigned>(blocks), threads, shared, handle(stream)>>>(
-      ScanOperands(op, stream));
+  ScanOperands operands(op, stream);
+  operands.copy_bits = copy_bits_of_states(op);
+  kernel<<<relay.blocks(), threads, shared, handle(stream)>>>(operands, relay);
   check(cudaGetLastError(), "selective_scan");
 }
 
@@ -329,14 +365,16 @@ void scan_walk(const SelectiveScan& op, Stream& stream, const ScanGeometry& geom
   const std::int64_t d_state = op.A_log.dim(1);
   detail::visit(op.x.dtype(), [&](auto type) {
     using T = typename decltype(type)::type;
-    if (d_state <= 8) return launch<T, 4, 2>(op, stream);
+    const std::int64_t leg = (geometry.leg + 31) / 32 * 32;  // whole tiles
+    if (d_state <= 8) return launch<T, 4, 2>(op, stream, leg);
     if (d_state <= 16) {
-      return geometry.states == 8 ? launch<T, 8, 2>(op, stream) : launch<T, 4, 4>(op, stream);
+      return geometry.states == 8 ? launch<T, 8, 2>(op, stream, leg)
+                                  : launch<T, 4, 4>(op, stream, leg);
     }
-    if (d_state <= 32) return launch<T, 8, 4>(op, stream);
-    if (d_state <= 64) return launch<T, 8, 8>(op, stream);
-    if (d_state <= 128) return launch<T, 8, 16>(op, stream);
-    launch<T, 16, 16>(op, stream);
+    if (d_state <= 32) return launch<T, 8, 4>(op, stream, leg);
+    if (d_state <= 64) return launch<T, 8, 8>(op, stream, leg);
+    if (d_state <= 128) return launch<T, 8, 16>(op, stream, leg);
+    launch<T, 16, 16>(op, stream, leg);
   });
 }
 

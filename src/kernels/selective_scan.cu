@@ -3,6 +3,7 @@
 
 #include "kernels/cuda.cuh"
 #include "kernels/scan_launch.hpp"
+#include "kernels/scan_operands.cuh"
 
 namespace mamba::cuda {
 
@@ -17,14 +18,70 @@ int sm_count(Device device) {
 
 }  // namespace
 
-ScanPlan plan(const SelectiveScan& op, int sm_count) {
-  if (op.x.dim(1) == 1) return ScanPlan::step;
-  return ScanPlan::sequential;
+namespace {
+
+// Lanes of a channel in the sequential plan, with eight states a lane or four.
+std::int64_t lanes_of(const SelectiveScan& op, int states) {
+  std::int64_t lanes = 2;
+  while (lanes * states < op.A_log.dim(1)) lanes *= 2;
+  return lanes;
 }
 
-ScanGeometry geometry(const SelectiveScan& op, ScanPlan, int sm_count) {
+std::int64_t divide_up(std::int64_t value, std::int64_t by) { return (value + by - 1) / by; }
+
+// Warps of the sequential plan for every scheduler of the device, of which a multiprocessor has
+// four.
+double warps_each(const SelectiveScan& op, int states, int sm_count) {
+  return static_cast<double>(op.x.dim(0) * op.x.dim(2) * lanes_of(op, states)) /
+         (32 * 4 * sm_count);
+}
+
+// Rings: the fewest channels on the busiest multiprocessor. Narrow warps cost more per channel.
+ScanGeometry ring_geometry(std::int64_t rows, std::int64_t channels, std::int64_t d_state,
+                           int sm_count, int warps_of_two, int warps_of_one) {
   ScanGeometry g;
-  g.states = op.x.dim(0) * op.x.dim(2) * 2 >= std::int64_t{4} * 128 * sm_count ? 8 : 4;
+  double least = 0;
+  for (const auto& [width, cost] : {std::pair{32, 1.0}, {16, 1.08}, {8, 1.4}}) {
+    if (width == 32 && d_state > 64) continue;  // the ring's slots would leave few warps
+    const std::int64_t blocks = rows * divide_up(channels, width);
+    const double busiest = static_cast<double>(divide_up(blocks, sm_count) * width) * cost;
+    if (least != 0 && busiest >= least) continue;
+    least = busiest;
+    g.channels = width;
+    g.warps = blocks <= sm_count ? warps_of_one : warps_of_two;
+  }
+  return g;
+}
+
+}  // namespace
+
+ScanPlan plan(const SelectiveScan& op, int sm_count) {
+  const std::int64_t time = op.x.dim(1);
+  if (time == 1 && !op.chunk_states) return ScanPlan::step;
+  constexpr std::int64_t longest = std::int64_t{1} << 30;  // steps that one block counts
+  if (time > longest) return ScanPlan::chunked;
+  // Measured on an H200: below 2.5 warps a scheduler, and with more than four lanes a channel,
+  // chunks are faster; a short sequence is not worth them.
+  const bool wide = op.A_log.dim(1) > 32;
+  return time >= 128 && (wide || warps_each(op, 4, sm_count) < 2.5) ? ScanPlan::chunked
+                                                                    : ScanPlan::sequential;
+}
+
+ScanGeometry geometry(const SelectiveScan& op, ScanPlan plan, int sm_count) {
+  ScanGeometry g;
+  const std::int64_t rows = op.x.dim(0), channels = op.x.dim(2), time = op.x.dim(1);
+  if (plan == ScanPlan::sequential) {
+    // Two lanes a channel save work, four keep more warps busy. Where the chip is full, legs keep
+    // its multiprocessors' youngest warps from ending alone.
+    const bool full = warps_each(op, 8, sm_count) >= 4;
+    g.states = full ? 8 : 4;
+    if (full && time >= 1024) g.leg = 256;
+    return g;
+  }
+  if (plan != ScanPlan::chunked) return g;
+  g = ring_geometry(rows, channels, op.A_log.dim(1), sm_count, 8, 16);
+  const std::int64_t steps = std::int64_t{32} / g.channels * scan_chunk;  // of a warp
+  g.warps = static_cast<int>(std::clamp<std::int64_t>(divide_up(time, steps), 1, g.warps));
   return g;
 }
 
@@ -33,6 +90,11 @@ void run_scan(const SelectiveScan& op, Stream& stream, ScanPlan plan,
   if (plan == ScanPlan::step && op.x.dim(1) != 1) {
     throw ArgumentError("selective_scan", "plan", "time 1 for one step",
                         std::to_string(op.x.dim(1)));
+  }
+  if (op.chunk_states && op.chunk_steps != scan_chunk) {
+    throw ArgumentError("selective_scan", "chunk_steps",
+                        "scan_chunk_steps() of the device, " + std::to_string(scan_chunk),
+                        std::to_string(op.chunk_steps));
   }
   if (op.x.dim(0) == 0 || op.x.dim(2) == 0) return;
   const OnDevice current(stream.device(), "selective_scan");
@@ -46,17 +108,24 @@ void run_scan(const SelectiveScan& op, Stream& stream, ScanPlan plan,
   }
 }
 
+std::int64_t scan_chunk_steps(const SelectiveScan&, const Stream&) { return scan_chunk; }
+
 void run_scan(const SelectiveScan& op, Stream& stream, ScanPlan plan) {
   run_scan(op, stream, plan, geometry(op, plan, sm_count(stream.device())));
 }
 
 void run(const SelectiveScan& op, Stream& stream) {
-  if (op.chunk_states) {
-    throw DeviceError("selective_scan", "device", "cpu (for chunk_states)", stream.device().name());
-  }
   const int count = sm_count(stream.device());
   const ScanPlan chosen = plan(op, count);
   run_scan(op, stream, chosen, geometry(op, chosen, count));
+}
+
+void run(const SelectiveScanGrad& op, Stream& stream) {
+  ScanGeometry g =
+      ring_geometry(op.x.dim(0), op.x.dim(2), op.A_log.dim(1), sm_count(stream.device()), 4, 8);
+  const std::int64_t steps = std::int64_t{32} / g.channels * scan_chunk;  // of a warp
+  g.warps = static_cast<int>(std::clamp<std::int64_t>(divide_up(op.x.dim(1), steps), 1, g.warps));
+  run_scan_grad(op, stream, g);
 }
 
 }  // namespace mamba::cuda

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include <mamba/grad_ops.hpp>
 #include <mamba/ops.hpp>
 
 namespace mamba::cuda {
@@ -23,11 +24,15 @@ void run_scan(const SelectiveScan& op, Stream& stream, ScanPlan plan);
 
 // How the work is cut.
 struct ScanGeometry {
-  int states = 8;    // sequential: of a channel held by one thread, 4 or 8, where d_state <= 16
-  int channels = 8;  // chunked: of a warp, 8, 16 or 32
-  int warps = 8;     // chunked: of a block, 1 to 16
+  int states = 8;        // sequential: of a channel held by one thread, 4 or 8, where d_state <= 16
+  int channels = 8;      // chunked: of a warp, 8, 16 or 32
+  int warps = 8;         // chunked: of a block, 1 to 16
+  std::int64_t leg = 0;  // steps that one block walks before another takes over; 0: all
 };
 ScanGeometry geometry(const SelectiveScan& op, ScanPlan plan, int sm_count);
 void run_scan(const SelectiveScan& op, Stream& stream, ScanPlan plan, const ScanGeometry& geometry);
+
+// SelectiveScanGrad with another geometry (channels and warps of it) than run() takes.
+void run_scan_grad(const SelectiveScanGrad& op, Stream& stream, const ScanGeometry& geometry);
 
 }  // namespace mamba::cuda

@@ -1,0 +1,178 @@
+// The CUDA kernels of training at the sizes of a 2.8b layer and a 130m model, beside the bytes that
+// they move (see cuda_timing.hpp).
+#include <benchmark/benchmark.h>
+
+#include <mamba/grad_ops.hpp>
+#include <mamba/train_ops.hpp>
+
+#include <memory>
+#include <vector>
+
+#include "cuda_timing.hpp"
+
+namespace {
+
+using namespace mamba;
+
+// Times call(operands, stream) on as many sets of operands, made by make(), as overflow the cache.
+template <class Make, class Run>
+void time_bytes(benchmark::State& bench, std::int64_t bytes, const Make& make, const Run& call) {
+  std::vector<Call> calls;
+  for (std::size_t i = 0; i < copies_of(bytes); ++i) {
+    const auto operands = std::make_shared<std::vector<Tensor>>(make());
+    calls.push_back([=](Stream& stream) { call(*operands, stream); });
+  }
+  report(bench, seconds_per_call(calls), static_cast<double>(bytes) / bytes_per_second);
+}
+
+template <class... T>
+std::vector<Tensor> list(T&&... tensors) {
+  std::vector<Tensor> result;
+  (result.push_back(std::move(tensors)), ...);
+  return result;
+}
+
+// {batch, channels, time}
+void conv_grad(benchmark::State& bench) {
+  const std::int64_t batch = bench.range(0), channels = bench.range(1), time = bench.range(2);
+  const auto make = [=] {
+    return list(random_tensor({batch, time, 2 * channels}, DType::bf16, -1, 1),  // x and z
+                random_tensor({batch, time, channels}, DType::bf16, -1, 1),      // dy
+                Tensor({batch, time, 2 * channels}, DType::bf16, gpu),           // dx and dz
+                random_tensor({channels, 4}, DType::f32, -1, 1),
+                random_tensor({channels}, DType::f32, -1, 1),
+                Tensor({channels, 4}, DType::f32, gpu), Tensor({channels}, DType::f32, gpu),
+                Tensor::zeros({batch, channels, 3}, DType::bf16, gpu),
+                Tensor::zeros({batch, channels, 3}, DType::bf16, gpu));
+  };
+  time_bytes(bench, 3 * batch * channels * time * 2, make, [=](auto& t, Stream& stream) {
+    CausalConvGrad op;
+    op.x = t[0].view().columns(0, channels);
+    op.dy = t[1];
+    op.dx = t[2].view().columns(0, channels);
+    op.weight = t[3];
+    op.bias = t[4];
+    op.dweight = t[5];
+    op.dbias = t[6];
+    op.initial_state = t[7];
+    op.dfinal_state = op.dinitial_state = t[8];
+    run(op, stream);
+  });
+}
+
+// {rows, channels}
+void norm_grad(benchmark::State& bench) {
+  const Shape shape{bench.range(0), bench.range(1)};
+  const auto make = [=] {
+    return list(random_tensor(shape, DType::f32, -1, 1), random_tensor(shape, DType::bf16, -1, 1),
+                random_tensor(shape, DType::f32, -1, 1),
+                random_tensor({shape.back()}, DType::f32, -1, 1),
+                Tensor({shape.back()}, DType::f32, gpu));
+  };
+  time_bytes(bench, shape.count() * (4 + 2 + 8 + 2), make, [](auto& t, Stream& stream) {
+    AddRmsNormGrad op;
+    op.sum = t[0];
+    op.dy = op.dx = t[1];
+    op.dresidual = t[2];
+    op.weight = t[3];
+    op.dweight = t[4];
+    run(op, stream);
+  });
+}
+
+// {rows, vocab}
+void cross_entropy(benchmark::State& bench) {
+  const Shape shape{bench.range(0), bench.range(1)};
+  const auto make = [=] {
+    return list(random_tensor(shape, DType::bf16, -5, 5),
+                Tensor::zeros({shape[0]}, DType::i32, gpu), Tensor({shape[0]}, DType::f32, gpu));
+  };
+  time_bytes(bench, shape.count() * (2 + 2), make, [](auto& t, Stream& stream) {
+    CrossEntropy op;
+    op.logits = op.dlogits = t[0];
+    op.targets = t[1];
+    op.loss = t[2];
+    run(op, stream);
+  });
+}
+
+// {tokens, vocab, d_model}
+void embedding_grad(benchmark::State& bench) {
+  const std::int64_t tokens = bench.range(0), vocab = bench.range(1), width = bench.range(2);
+  const auto make = [=] {
+    std::vector<std::int32_t> ids(static_cast<std::size_t>(tokens));
+    std::mt19937 engine(1);
+    for (auto& id : ids) id = static_cast<std::int32_t>(engine() % static_cast<unsigned>(vocab));
+    return list(Tensor::from(ids, {1, tokens}).to(gpu),
+                random_tensor({1, tokens, width}, DType::bf16, -1, 1),
+                Tensor::zeros({vocab, width}, DType::f32, gpu));
+  };
+  time_bytes(bench, tokens * width * (2 + 8), make, [](auto& t, Stream& stream) {
+    EmbeddingGrad op;
+    op.ids = t[0];
+    op.dy = t[1];
+    op.dtable = t[2];
+    op.accumulate = true;
+    run(op, stream);
+  });
+}
+
+// {elements}
+void adamw(benchmark::State& bench) {
+  const Shape shape{bench.range(0)};
+  const auto make = [=] {
+    return list(random_tensor(shape, DType::f32, -1, 1), random_tensor(shape, DType::f32, -1, 1),
+                Tensor::zeros(shape, DType::f32, gpu), Tensor::zeros(shape, DType::f32, gpu),
+                Tensor(shape, DType::bf16, gpu), Tensor::zeros({1}, DType::f32, gpu));
+  };
+  time_bytes(bench, shape.count() * (16 + 12 + 2), make, [](auto& t, Stream& stream) {
+    AdamWStep op;
+    op.weight = t[0];
+    op.gradient = t[1];
+    op.m = t[2];
+    op.v = t[3];
+    op.stored = t[4];
+    op.squares = t[5];
+    op.max_norm = 1;
+    run(op, stream);
+  });
+}
+
+void sum_squares(benchmark::State& bench) {
+  const Shape shape{bench.range(0)};
+  const auto make = [=] {
+    return list(random_tensor(shape, DType::f32, -1, 1), Tensor({1}, DType::f32, gpu));
+  };
+  time_bytes(bench, shape.count() * 4, make, [](auto& t, Stream& stream) {
+    SumSquares op;
+    op.x = t[0];
+    op.y = t[1];
+    run(op, stream);
+  });
+}
+
+int registered = [] {
+  if (cuda_device_count() == 0) return 0;
+  const auto add = [](const char* name, auto function) {
+    return benchmark::RegisterBenchmark(name, function)->UseManualTime()->Iterations(1);
+  };
+  add("cuda_conv_grad_bf16", conv_grad)
+      ->ArgNames({"batch", "d_inner", "time"})
+      ->Args({8, 5120, 2048})
+      ->Args({8, 1536, 2048})
+      ->Args({1, 5120, 2048});
+  add("cuda_add_rms_norm_grad_bf16", norm_grad)
+      ->ArgNames({"rows", "channels"})
+      ->Args({16384, 2560})
+      ->Args({16384, 768});
+  add("cuda_cross_entropy_bf16", cross_entropy)->ArgNames({"rows", "vocab"})->Args({4096, 50280});
+  add("cuda_embedding_grad_bf16", embedding_grad)
+      ->ArgNames({"tokens", "vocab", "d_model"})
+      ->Args({16384, 50280, 768})
+      ->Args({16384, 256, 768});
+  add("cuda_adamw", adamw)->ArgNames({"elements"})->Args({std::int64_t{1} << 26});
+  add("cuda_sum_squares", sum_squares)->ArgNames({"elements"})->Args({std::int64_t{1} << 26});
+  return 1;
+}();
+
+}  // namespace

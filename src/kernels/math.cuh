@@ -1,0 +1,46 @@
+// Scalar functions that kernels share, each a few instructions whose accuracy is stated.
+#pragma once
+
+#include <type_traits>
+
+namespace mamba::cuda {
+
+constexpr float log2e = 1.44269502e+0f;  // log2(e) rounded to f32
+
+// One instruction each: 2 and 1 units in the last place. Subnormals count as zero.
+__device__ __forceinline__ float exp2_approx(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
+__device__ __forceinline__ float reciprocal_approx(float x) {
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
+// 1 / (1 + exp(-x)), relative error about |x| + 4 roundings. Below -88 the exponential is infinite
+// and the result 0.
+__device__ __forceinline__ float sigmoid_approx(float x) {
+  return reciprocal_approx(1 + exp2_approx(-log2e * x));
+}
+
+// The same as accurately as the storage type T shows it.
+template <class T>
+__device__ __forceinline__ float sigmoid(float x) {
+  if constexpr (std::is_same_v<T, float>) {
+    return 1 / (1 + expf(-x));
+  } else {
+    return sigmoid_approx(x);
+  }
+}
+
+// dy silu'(x), where silu(x) = x sigmoid(x).
+template <class T>
+__device__ __forceinline__ float silu_grad(float x, float dy) {
+  const float s = sigmoid<T>(x);
+  return dy * fmaf(x * s, 1 - s, s);
+}
+
+}  // namespace mamba::cuda

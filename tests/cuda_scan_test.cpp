@@ -1,0 +1,246 @@
+// How a selective scan and its gradient are cut on CUDA: every plan and geometry on every case that
+// it can do, and which one is chosen. What holds for the chosen one is in selective_scan_test.cpp
+// and selective_scan_grad_test.cpp, on every device.
+#ifdef MAMBA_HAS_CUDA  // set by the build: the plans are in the library only then
+#include <gtest/gtest.h>
+
+#include <limits>
+
+#include "kernels/selective_scan.hpp"
+#include "scan_inputs.hpp"
+#include "sequence_reference.hpp"
+#include "testing.hpp"
+
+namespace mamba::testing {
+namespace {
+
+using cuda::ScanGeometry;
+using cuda::ScanPlan;
+
+constexpr std::int64_t chunk = 16;  // steps, the answer of scan_chunk_steps()
+
+struct Cut {
+  ScanPlan plan;
+  ScanGeometry geometry;
+  std::string name() const {
+    return "plan " + std::to_string(static_cast<int>(plan)) + " states " +
+           std::to_string(geometry.states) + " leg " + std::to_string(geometry.leg) + " channels " +
+           std::to_string(geometry.channels) + " warps " + std::to_string(geometry.warps);
+  }
+};
+
+std::vector<Cut> cuts(std::int64_t time) {
+  std::vector<Cut> all;
+  if (time == 1) all.push_back({ScanPlan::step, {}});
+  for (const int states : {4, 8}) {
+    for (const std::int64_t leg : {0, 32, 96}) {
+      ScanGeometry geometry;
+      geometry.states = states;
+      geometry.leg = leg;
+      all.push_back({ScanPlan::sequential, geometry});
+    }
+  }
+  for (const auto& [channels, warps] : {std::pair{8, 1}, {8, 3}, {16, 2}, {16, 5}, {32, 4}}) {
+    ScanGeometry geometry;
+    geometry.channels = channels;
+    geometry.warps = warps;
+    all.push_back({ScanPlan::chunked, geometry});
+  }
+  return all;
+}
+
+// The state before each chunk, from the states after every step.
+std::vector<Bounded> chunk_states(const ScanCase& c, const SequenceResult& result,
+                                  const SelectiveScan& op) {
+  const std::vector<double> initial = optional_values(op.initial_state);
+  const std::int64_t state = c.channels * c.d_state;
+  std::vector<Bounded> all;
+  for (std::int64_t b = 0; b < c.batch; ++b) {
+    for (std::int64_t t = 0; t < c.time; t += chunk) {
+      for (std::int64_t i = 0; i < state; ++i) {
+        if (t > 0) {
+          all.push_back(
+              result.step_states[static_cast<std::size_t>((b * c.time + t - 1) * state + i)]);
+        } else {
+          all.push_back(
+              {initial.empty() ? 0 : initial[static_cast<std::size_t>(b * state + i)], 0});
+        }
+      }
+    }
+  }
+  return all;
+}
+
+// Everything that a scan can leave, by every cut. Plans that are not chunked agree to the bit.
+void expect_every_cut_matches(const ScanCase& c, Device device, bool leaves_steps,
+                              std::uint64_t seed = 1) {
+  const ScanInputs host(c, seed);
+  const SequenceResult expected = scan_reference(host.op());
+  const std::vector<Bounded> expected_chunks = chunk_states(c, expected, host.op());
+  const ScanInputs inputs = host.to(device);
+  Stream& stream = default_stream(device);
+  std::vector<unsigned char> same;
+  for (const Cut& cut : cuts(c.time)) {
+    SCOPED_TRACE(c.name() + " " + cut.name());
+    const Guarded y(inputs.y_shape(), c.dtype, device, c.aligned ? 8 : 3);
+    const Guarded last(inputs.state_shape(), DType::f32, device);
+    const Guarded steps(inputs.step_shape(), DType::f32, device);
+    const Guarded chunks({c.batch, (c.time + chunk - 1) / chunk, c.channels, c.d_state}, DType::f32,
+                         device);
+    SelectiveScan op = inputs.op();
+    op.y = y.view();
+    op.final_state = last.view();
+    if (leaves_steps) op.step_states = steps.view();
+    if (cut.plan != ScanPlan::step) {
+      op.chunk_states = chunks.view();
+      op.chunk_steps = chunk;
+    }
+    cuda::run_scan(op, stream, cut.plan, cut.geometry);
+    stream.synchronize();
+    expect_within(y.view(), expected.y, "y");
+    expect_within(last.view(), expected.final_state, "final state");
+    if (leaves_steps) expect_within(steps.view(), expected.step_states, "step states");
+    if (cut.plan != ScanPlan::step) expect_within(chunks.view(), expected_chunks, "chunk states");
+    for (const Guarded* output : {&y, &last, &steps, &chunks}) output->expect_untouched("around");
+    if (cut.plan != ScanPlan::chunked) {
+      const std::vector<unsigned char> now = bits(y.view());
+      if (same.empty()) same = now;
+      EXPECT_EQ(now, same);
+    }
+    if (::testing::Test::HasFailure()) return;
+  }
+}
+
+TEST(CudaScan, EveryCutForEveryStateSize) {
+  each_cuda_device([](Device device) {
+    for (const DType dtype : storage_dtypes()) {
+      for (const std::int64_t d_state : {1, 3, 4, 8, 9, 16, 17, 33, 65, 130, 256}) {
+        for (const std::int64_t time : {0, 1, 17, 45}) {
+          ScanCase c;
+          c.dtype = dtype;
+          c.d_state = d_state;
+          c.time = time;
+          c.channels = d_state > 64 ? 5 : 19;
+          expect_every_cut_matches(c, device, false);
+          if (::testing::Test::HasFailure()) return;
+        }
+      }
+    }
+  });
+}
+
+// Whole rows of 16-byte pieces take other kernels; B and C may be aligned to less.
+TEST(CudaScan, EveryCutOfAlignedOperands) {
+  each_cuda_device([](Device device) {
+    for (const DType dtype : storage_dtypes()) {
+      for (const std::int64_t channels : {8, 24, 40, 136}) {
+        for (const std::int64_t d_state : {2, 4, 16, 24}) {
+          for (const std::int64_t time : {1, 16, 31, 129}) {
+            ScanCase c;
+            c.dtype = dtype;
+            c.aligned = true;
+            c.channels = channels;
+            c.d_state = d_state;
+            c.time = time;
+            expect_every_cut_matches(c, device, false);
+            if (::testing::Test::HasFailure()) return;
+          }
+        }
+      }
+    }
+  });
+}
+
+TEST(CudaScan, EveryCutWithEveryOption) {
+  each_cuda_device([](Device device) {
+    for (const DType dtype : storage_dtypes()) {
+      for (int options = 0; options < 64; ++options) {
+        ScanCase c;
+        c.dtype = dtype;
+        c.aligned = options % 2 == 1;
+        c.channels = 16;
+        c.d_state = 7;
+        c.time = 70;
+        c.D = options & 2;
+        c.z = options & 4;
+        c.dt_bias = options & 8;
+        c.initial = options & 16;
+        c.reset = options & 32;
+        expect_every_cut_matches(c, device, options % 3 == 0, static_cast<std::uint64_t>(options));
+        if (::testing::Test::HasFailure()) return;
+      }
+    }
+  });
+}
+
+// A ring goes round many times, and the last warp is not the one with the last step.
+TEST(CudaScan, EveryCutOfALongSequence) {
+  each_cuda_device([](Device device) {
+    for (const bool reset : {false, true}) {
+      ScanCase c;
+      c.batch = 1;
+      c.channels = 24;
+      c.time = 2081;
+      c.aligned = true;
+      c.reset = reset;
+      expect_every_cut_matches(c, device, false);
+    }
+  });
+}
+
+// Where a reset is, what the state held does not matter.
+TEST(CudaScan, EveryCutSelectsAtAReset) {
+  each_cuda_device([](Device device) {
+    for (const Cut& cut : cuts(70)) {
+      SCOPED_TRACE(cut.name());
+      ScanCase c;
+      c.time = 70;
+      ScanInputs host(c);
+      std::vector<std::int32_t> flags(static_cast<std::size_t>(c.batch * c.time));
+      for (std::int64_t b = 0; b < c.batch; ++b) flags[static_cast<std::size_t>(b * c.time)] = 1;
+      host.reset = Tensor::from(flags, {c.batch, c.time});
+      const ScanInputs inputs = host.to(device);
+      const SequenceResult expected = scan_reference(host.op());
+      Tensor y(inputs.y_shape(), c.dtype, device);
+      SelectiveScan op = inputs.op();
+      const auto count = static_cast<std::size_t>(c.batch * c.channels * c.d_state);
+      const Tensor nan = Tensor::from(
+          std::vector<float>(count, std::numeric_limits<float>::quiet_NaN()), inputs.state_shape());
+      const Tensor bad = nan.to(device);
+      op.initial_state = bad;
+      op.y = y;
+      Stream& stream = default_stream(device);
+      cuda::run_scan(op, stream, cut.plan, cut.geometry);
+      stream.synchronize();
+      expect_within(y.view(), expected.y, "y");
+    }
+  });
+}
+
+TEST(CudaScan, ChoosesByShape) {
+  const auto chosen = [](std::int64_t batch, std::int64_t channels, std::int64_t time) {
+    SelectiveScan op;  // plan() looks at shapes alone
+    const Tensor x({batch, time, channels}, DType::bf16), A_log({channels, 16}, DType::f32);
+    op.x = x;
+    op.A_log = A_log;
+    return cuda::plan(op, 132);
+  };
+  EXPECT_EQ(chosen(8, 1536, 1), ScanPlan::step);
+  EXPECT_EQ(chosen(1, 1536, 100), ScanPlan::sequential);
+  EXPECT_EQ(chosen(1, 1536, 512), ScanPlan::chunked);
+  EXPECT_EQ(chosen(8, 5120, 128), ScanPlan::sequential);
+}
+
+TEST(CudaScan, OneStepPlanRefusesMore) {
+  each_cuda_device([](Device device) {
+    const ScanInputs inputs = ScanInputs(ScanCase{}).to(device);
+    Tensor y(inputs.y_shape(), DType::f32, device);
+    SelectiveScan op = inputs.op();
+    op.y = y;
+    EXPECT_THROW(cuda::run_scan(op, default_stream(device), ScanPlan::step), ArgumentError);
+  });
+}
+
+}  // namespace
+}  // namespace mamba::testing
+#endif
