@@ -176,7 +176,7 @@ TEST(ModelGrad, CutAnywhereEqualsTheWhole) {
       const Inputs inputs(model, 2, 40);
       const Outputs whole = run_in_pieces(model, inputs, {40});
       for (const std::vector<std::int64_t>& pieces :
-           {std::vector<std::int64_t>{1, 39}, {33, 7}, {10, 10, 20}}) {
+           {std::vector<std::int64_t>{1, 39}, {0, 40}, {33, 7}, {10, 10, 20}}) {
         const Outputs cut = run_in_pieces(model, inputs, pieces);
         std::vector<std::vector<double>> all;
         each_gradient(model, whole, [&](const std::string&, const Tensor& tensor) {

@@ -47,6 +47,28 @@ TEST(Optimizer, MatricesDecayAndNothingElse) {
   EXPECT_EQ(names, all);
 }
 
+TEST(Optimizer, OfALayerAndOfAStack) {
+  LayerConfig config;
+  config.d_model = 16;
+  Layer layer = Layer::random(config, 1);
+  const std::vector<Parameter> of_layer = parameters(layer, zero_gradients(config));
+  ASSERT_EQ(of_layer.size(), 9);
+  EXPECT_EQ(of_layer.front().name, "in_proj.weight");
+  EXPECT_EQ(of_layer.front().weight.data(), layer.weights().in_proj.view().data());
+  EXPECT_EQ(of_layer.back().name, "out_proj.weight");
+
+  const ModelConfig model = TrainingRun::config();
+  Stack stack(model.resolved(), std::move(random_model_weights(model, DType::f32, 1).stack));
+  const std::vector<Parameter> of_stack = parameters(stack, zero_gradients(model).stack);
+  ASSERT_EQ(of_stack.size(), 2 * 10 + 1);
+  EXPECT_EQ(of_stack[1].name, "backbone.layers.0.mixer.in_proj.weight");
+  EXPECT_EQ(of_stack.back().name, "backbone.norm_f.weight");
+  StackWeights wrong;
+  expect_error<ArgumentError>(
+      "parameters: gradients: expected 2 layers and as many norms, got 0 and 0",
+      [&] { parameters(stack, wrong); });
+}
+
 TEST(Optimizer, OnlyWhatHasAGradientIsTrained) {
   LanguageModel model = LanguageModel::random(TrainingRun::config(), 1);
   ModelWeights gradients;
