@@ -3,6 +3,8 @@
 #include <benchmark/benchmark.h>
 
 #include <mamba/grad_ops.hpp>
+#include <mamba/layer.hpp>
+#include <mamba/tape.hpp>
 #include <mamba/train_ops.hpp>
 
 #include <memory>
@@ -58,6 +60,82 @@ void conv_grad(benchmark::State& bench) {
     op.dfinal_state = op.dinitial_state = t[8];
     run(op, stream);
   });
+}
+
+// {batch, channels, time}, 16 states. The floor is 21 special functions per channel and step, or
+// the bytes: x, dt, z, dy, the states before each chunk and the gradients.
+void scan_grad(benchmark::State& bench, DType dtype) {
+  const std::int64_t batch = bench.range(0), channels = bench.range(1), time = bench.range(2);
+  const Shape steps{batch, time, channels}, state{batch, channels, 16};
+  SelectiveScan forward;
+  Stream stream(gpu);
+  const std::int64_t chunk = scan_chunk_steps(forward, stream), chunks = (time + chunk - 1) / chunk;
+  const std::int64_t elements = batch * time * channels;
+  const std::int64_t bytes = 7 * elements * size_of(dtype) + batch * chunks * channels * 16 * 4;
+  std::vector<Call> calls;
+  for (std::size_t i = 0; i < copies_of(bytes); ++i) {
+    const auto operands = std::make_shared<std::vector<Tensor>>(list(
+        random_tensor({batch, time, 2 * channels}, dtype, -2, 2),
+        random_tensor(steps, dtype, -1, 1), random_tensor({batch, time, 32}, dtype, -1, 1),
+        random_tensor(steps, dtype, -1, 1), random_tensor({channels, 16}, DType::f32, 0, 2.7f),
+        random_tensor({channels}, DType::f32, 0, 1), random_tensor({channels}, DType::f32, -6, -2),
+        random_tensor({batch, chunks, channels, 16}, DType::f32, -1, 1),
+        random_tensor(state, DType::f32, -1, 1), Tensor({batch, time, 2 * channels}, dtype, gpu),
+        Tensor(steps, dtype, gpu), Tensor({batch, time, 32}, dtype, gpu),
+        Tensor({channels, 16}, DType::f32, gpu), Tensor({channels}, DType::f32, gpu),
+        Tensor({channels}, DType::f32, gpu)));
+    calls.push_back([=](Stream& on) {
+      std::vector<Tensor>& t = *operands;
+      SelectiveScanGrad op;
+      op.x = t[0].view().columns(0, channels);
+      op.z = t[0].view().columns(channels, channels);
+      op.dt = t[1];
+      op.B = t[2].view().columns(0, 16);
+      op.C = t[2].view().columns(16, 16);
+      op.dy = t[3];
+      op.A_log = t[4];
+      op.D = t[5];
+      op.dt_bias = t[6];
+      op.chunk_states = t[7];
+      op.chunk_steps = chunk;
+      op.dfinal_state = op.dinitial_state = t[8];
+      op.dx = t[9].view().columns(0, channels);
+      op.dz = t[9].view().columns(channels, channels);
+      op.ddt = t[10];
+      op.dB = t[11].view().columns(0, 16);
+      op.dC = t[11].view().columns(16, 16);
+      op.dA_log = t[12];
+      op.dD = t[13];
+      op.ddt_bias = t[14];
+      run(op, on);
+    });
+  }
+  const double arithmetic = static_cast<double>(elements) * 21 / special_functions_per_second;
+  report(bench, seconds_per_call(calls),
+         std::max(arithmetic, static_cast<double>(bytes) / bytes_per_second));
+}
+
+// {batch, d_model, time}: forward with a tape, and backward or not.
+void layer_training(benchmark::State& bench, bool backward) {
+  LayerConfig config;
+  config.d_model = bench.range(1);
+  const std::int64_t batch = bench.range(0), time = bench.range(2);
+  const Layer layer = Layer::random(config, 1, DType::bf16, gpu);
+  LayerWeights gradients = zero_gradients(layer.config(), gpu);
+  LayerTape tape;
+  const Tensor x = random_tensor({batch, time, config.d_model}, DType::bf16, -1, 1);
+  const Tensor dy = random_tensor({batch, time, config.d_model}, DType::bf16, -1, 1);
+  Tensor y(x.shape(), DType::bf16, gpu), dx(x.shape(), DType::bf16, gpu);
+  MambaState state = layer.make_state(batch);
+  const std::vector<Call> calls{[&](Stream& stream) {
+    ForwardOptions options;
+    options.tape = &tape;
+    layer.forward(x, state, y, stream, options);
+    if (backward) layer.backward(tape, dy, nullptr, dx, gradients, stream);
+  }};
+  const double seconds = seconds_per_call(calls);
+  for (auto _ : bench) bench.SetIterationTime(seconds);
+  bench.counters["us"] = seconds * 1e6;
 }
 
 // {rows, channels}
@@ -161,6 +239,29 @@ int registered = [] {
       ->Args({8, 5120, 2048})
       ->Args({8, 1536, 2048})
       ->Args({1, 5120, 2048});
+  const auto add_scan = [](const char* name, DType dtype) {
+    return benchmark::RegisterBenchmark(name, scan_grad, dtype)
+        ->UseManualTime()
+        ->Iterations(1)
+        ->ArgNames({"batch", "d_inner", "time"})
+        ->Args({64, 128, 20000});
+  };
+  add_scan("cuda_scan_grad_bf16", DType::bf16)
+      ->Args({8, 5120, 2048})
+      ->Args({8, 1536, 2048})
+      ->Args({1, 1536, 2048});
+  add_scan("cuda_scan_grad_f32", DType::f32);
+  for (const bool backward : {false, true}) {
+    benchmark::RegisterBenchmark(
+        backward ? "cuda_layer_forward_backward_bf16" : "cuda_layer_forward_tape_bf16",
+        layer_training, backward)
+        ->UseManualTime()
+        ->Iterations(1)
+        ->ArgNames({"batch", "d_model", "time"})
+        ->Args({8, 768, 2048})
+        ->Args({8, 2560, 2048})
+        ->Args({64, 64, 20000});
+  }
   add("cuda_add_rms_norm_grad_bf16", norm_grad)
       ->ArgNames({"rows", "channels"})
       ->Args({16384, 2560})

@@ -37,6 +37,7 @@ operations+=':SelectiveScan.RowMap*:SelectiveScan.YMay*:CausalConv.*Choice*:Caus
 operations+=':CausalConv.RowMap*:CausalConv.StepStates*:AddRmsNorm.AnyOperand*:Embedding.*'
 operations+=':Sample.LimitsAct*:Sample.ThePenalty*:StateTest.*:CudaBadValues.*:CudaRows.*'
 operations+=':CausalConvGrad.CutAnywhere*:CausalConvGrad.NothingCrosses*:NormGrad.Accumulate*:SumRows.*'
+operations+=':CudaScan.EveryCutSelects*:SelectiveScanGrad.CutAnywhere*:SelectiveScanGrad.NothingCrosses*'
 operations+=':EmbeddingGrad.*:CrossEntropy.*:Categorical.*:Activate.*:SumSquares.*:AdamWStep.*'
 models='LayerTest.SplitAnywhere:LayerTest.RowMaps*:Matmul.TheBias*:Graph.*Error*'
 
