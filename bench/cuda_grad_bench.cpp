@@ -67,8 +67,11 @@ void conv_grad(benchmark::State& bench) {
 void scan_grad(benchmark::State& bench, DType dtype) {
   const std::int64_t batch = bench.range(0), channels = bench.range(1), time = bench.range(2);
   const Shape steps{batch, time, channels}, state{batch, channels, 16};
+  const Tensor probe(steps, dtype, gpu), A_log({channels, 16}, DType::f32, gpu);
   SelectiveScan forward;
-  Stream stream(gpu);
+  forward.x = probe;
+  forward.A_log = A_log;
+  const Stream stream(gpu);
   const std::int64_t chunk = scan_chunk_steps(forward, stream), chunks = (time + chunk - 1) / chunk;
   const std::int64_t elements = batch * time * channels;
   const std::int64_t bytes = 7 * elements * size_of(dtype) + batch * chunks * channels * 16 * 4;

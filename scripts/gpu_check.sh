@@ -30,8 +30,10 @@ done
 program=${found:?no $program in $folder}
 export MAMBA_REQUIRE_CUDA=1 MAMBA_GOLDEN_DIR=$PWD/tests/golden
 
-# Small cases that reach every kernel of ours. initcheck has the operations alone: it does not see
-# what cuBLASLt writes and would call it uninitialised.
+# Small cases that reach every kernel of ours. initcheck has the operations alone, without the
+# embedding's gradient: it does not see what cuBLASLt and CUB's sort write and would call it
+# uninitialised. racecheck leaves out the scan's rings: their warps hand each other values and round
+# numbers in single 8-byte accesses, without a barrier, which it takes for a race.
 operations='SelectiveScan.*Choice*:SelectiveScan.CutAnywhere*:SelectiveScan.StepStates*'
 operations+=':SelectiveScan.RowMap*:SelectiveScan.YMay*:CausalConv.*Choice*:CausalConv.CutAnywhere*'
 operations+=':CausalConv.RowMap*:CausalConv.StepStates*:AddRmsNorm.AnyOperand*:Embedding.*'
@@ -49,8 +51,13 @@ case $part in
     declare -A running
     for tool in memcheck racecheck synccheck initcheck; do  # at once: they wait more than they work
       cases=$operations
-      if [ $tool != initcheck ]; then cases+=:$models; fi
-      timeout 450 compute-sanitizer --tool $tool --kernel-name kernel_substring=mamba \
+      kernels=(--kernel-name kernel_substring=mamba)
+      case $tool in
+        initcheck) cases=${cases/:EmbeddingGrad.\*/} ;;
+        racecheck) kernels=(--kernel-name-exclude kernel_substring=ring_kernel) ;;&
+        *) cases+=:$models ;;
+      esac
+      timeout 450 compute-sanitizer --tool $tool "${kernels[@]}" \
         --error-exitcode 9 --print-limit 5 "$program" --gtest_brief=1 --gtest_filter="$cases" \
         >"$out/$tool.txt" 2>&1 &
       running[$tool]=$!
