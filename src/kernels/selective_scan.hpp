@@ -9,8 +9,8 @@
 namespace mamba::cuda {
 
 // step        time 1, straight from and to the state
-// sequential  one block walks all of time for some channels; d_state is cut over lanes
-// chunked     time is cut too: the state at the end of each chunk first, then all chunks at once
+// sequential  a block walks time for some channels; d_state is cut over lanes
+// chunked     lanes have a chunk of time each, and the warps of a block hand states on in a ring
 //
 // Each can do every case but step, which needs time 1. step and sequential give the same bits
 // however time is cut and whoever else is in the batch; chunked rounds differently.
@@ -24,10 +24,10 @@ void run_scan(const SelectiveScan& op, Stream& stream, ScanPlan plan);
 
 // How the work is cut.
 struct ScanGeometry {
-  int states = 8;        // sequential: of a channel held by one thread, 4 or 8, where d_state <= 16
-  int channels = 8;      // chunked: of a warp, 8, 16 or 32
-  int warps = 8;         // chunked: of a block, 1 to 16
-  std::int64_t leg = 0;  // steps that one block walks before another takes over; 0: all
+  int states = 8;  // sequential: of a channel held by one thread, 4 or 8; d_state 9 to 16 only
+  std::int64_t leg = 0;  // sequential: steps that one block walks before another goes on; 0: all
+  int channels = 8;      // rings: of a warp, 8 (not the gradient), 16 or 32
+  int warps = 8;         // rings: of a block, at most 16, or 8 (the gradient)
 };
 ScanGeometry geometry(const SelectiveScan& op, ScanPlan plan, int sm_count);
 void run_scan(const SelectiveScan& op, Stream& stream, ScanPlan plan, const ScanGeometry& geometry);
