@@ -376,8 +376,7 @@ void launch(const SelectiveScan& op, Stream& stream, const ScanGeometry& geometr
                                : ring_kernel<T, Channels, true, false>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
         "selective_scan");
-  ScanOperands operands(op, stream);
-  operands.copy_bits = copy_bits_of_states(op);
+  const ScanOperands operands(op, stream);
   kernel<<<static_cast<unsigned>(blocks), 32 * warps, shared, handle(stream)>>>(operands);
   check(cudaGetLastError(), "selective_scan");
 }

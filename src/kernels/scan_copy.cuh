@@ -12,10 +12,7 @@ namespace mamba::cuda {
 // Whether rows of channels are whole 16-byte pieces wherever a tile begins.
 inline bool are_wide(std::initializer_list<ConstTensorView> views) {
   return std::all_of(views.begin(), views.end(), [](const ConstTensorView& view) {
-    if (!view) return true;
-    const std::int64_t size = size_of(view.dtype());
-    return is_aligned(view.data(), view.row_pitch() * size, 16) &&
-           view.step_pitch() * size % 16 == 0;
+    return !view || steps_are_aligned(view, 16);
   });
 }
 
@@ -23,22 +20,6 @@ inline bool are_wide(std::initializer_list<ConstTensorView> views) {
 // step are.
 inline bool is_plain(const SelectiveScan& op) {
   return op.D && op.z && !op.reset && !op.step_states && are_wide({op.x, op.dt, op.z, op.y});
-}
-
-// log2 of the bytes in which B and C can be copied: 4 (16 bytes) to 1 (lone 16-bit elements). They
-// are slices of a projection, behind dt_rank columns, so they are often not aligned to 16.
-template <class Op>
-int copy_bits_of_states(const Op& op) {
-  int bits = 4;
-  for (const ConstTensorView* view : {&op.B, &op.C}) {
-    const std::int64_t size = size_of(view->dtype());
-    while ((std::int64_t{1} << bits) > size &&
-           !(is_aligned(view->data(), view->row_pitch() * size, std::int64_t{1} << bits) &&
-             view->step_pitch() * size % (std::int64_t{1} << bits) == 0)) {
-      --bits;
-    }
-  }
-  return bits;
 }
 
 __device__ __forceinline__ unsigned shared_address(const void* pointer) {

@@ -1,8 +1,8 @@
 // The arithmetic of the selective scan, which every plan shares so that they agree to the bit: a
 // decay or a delta is computed by the same instructions in the one-step kernel and in the long
 // ones, and sums over states follow one tree whoever holds the states. Every rounding is spelled
-// out
-// (__fmul_rn, __fmaf_rn), because the compiler's own choice of what to fuse may differ by kernel.
+// out (__fmul_rn, __fmaf_rn), because the compiler's own choice of what to fuse may differ by
+// kernel.
 //
 // Special functions (ex2, rcp) start at 16 lanes a clock and SM against 128 for FMAs: with 16
 // states they are what bounds the scan, so the logarithm in softplus is a polynomial.

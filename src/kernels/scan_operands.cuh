@@ -6,6 +6,7 @@
 #include <mamba/ops.hpp>
 
 #include "detail/stream_access.hpp"
+#include "kernels/vec.cuh"
 
 namespace mamba::cuda {
 
@@ -33,6 +34,27 @@ struct ScanTrack {
   }
 };
 
+// Whether every step of [batch, time, ...] begins at a multiple of `bytes`.
+inline bool steps_are_aligned(const ConstTensorView& view, std::int64_t bytes) {
+  const std::int64_t size = size_of(view.dtype());
+  return is_aligned(view.data(), view.row_pitch() * size, bytes) &&
+         view.step_pitch() * size % bytes == 0;
+}
+
+// log2 of the bytes in which B and C can be copied: 4 (16 bytes) to 1 (lone 16-bit elements). They
+// are slices of a projection, behind dt_rank columns, so they are often not aligned to 16.
+template <class Op>
+int copy_bits_of_states(const Op& op) {
+  int bits = 4;
+  for (const ConstTensorView* view : {&op.B, &op.C}) {
+    while ((std::int64_t{1} << bits) > size_of(view->dtype()) &&
+           !steps_are_aligned(*view, std::int64_t{1} << bits)) {
+      --bits;
+    }
+  }
+  return bits;
+}
+
 // Where a batch row's state comes from and goes to; -1: zeros, and nowhere.
 struct ScanRows {
   std::int64_t read, write;
@@ -56,7 +78,7 @@ struct ScanOperands {
   const std::int32_t *read, *write;
   std::int64_t state_rows;
   int* flag;            // the stream's error flag, set when a row is outside the state
-  int copy_bits = 1;    // see copy_bits_of_states
+  int copy_bits;        // see copy_bits_of_states
   float* chunk_states;  // [batch, chunks, channels, d_state], or absent
 
   ScanOperands(const SelectiveScan& op, Stream& stream)
@@ -85,6 +107,7 @@ struct ScanOperands {
                    : op.final_state ? op.final_state.dim(0)
                                     : batch),
         flag(StreamAccess::flag(stream, BadValue::state_row)),
+        copy_bits(copy_bits_of_states(op)),
         chunk_states(op.chunk_states ? op.chunk_states.data<float>() : nullptr) {}
 
   // Of scan_chunk steps each.

@@ -353,8 +353,7 @@ void launch(const SelectiveScan& op, Stream& stream, std::int64_t leg) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
           "selective_scan");
   }
-  ScanOperands operands(op, stream);
-  operands.copy_bits = copy_bits_of_states(op);
+  const ScanOperands operands(op, stream);
   kernel<<<relay.blocks(), threads, shared, handle(stream)>>>(operands, relay);
   check(cudaGetLastError(), "selective_scan");
 }

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "kernels/cuda.cuh"
+#include "kernels/rows.cuh"
 #include "kernels/scan_launch.hpp"
 #include "kernels/scan_operands.cuh"
 
@@ -16,18 +17,12 @@ int sm_count(Device device) {
   return count;
 }
 
-}  // namespace
-
-namespace {
-
 // Lanes of a channel in the sequential plan, with eight states a lane or four.
 std::int64_t lanes_of(const SelectiveScan& op, int states) {
   std::int64_t lanes = 2;
   while (lanes * states < op.A_log.dim(1)) lanes *= 2;
   return lanes;
 }
-
-std::int64_t divide_up(std::int64_t value, std::int64_t by) { return (value + by - 1) / by; }
 
 // Warps of the sequential plan for every scheduler of the device, of which a multiprocessor has
 // four.
@@ -36,21 +31,24 @@ double warps_each(const SelectiveScan& op, int states, int sm_count) {
          (32 * 4 * sm_count);
 }
 
-// Rings: the fewest channels on the busiest multiprocessor. Narrow warps cost more per channel.
-ScanGeometry ring_geometry(std::int64_t rows, std::int64_t channels, std::int64_t d_state,
-                           int sm_count, int narrowest, int warps_of_two, int warps_of_one) {
+// Rings: the fewest channels on the busiest multiprocessor, and two blocks on it where there are
+// more blocks than multiprocessors. Narrow warps cost more per channel.
+template <class Op>
+ScanGeometry ring_geometry(const Op& op, int sm_count, int narrowest, int most_warps) {
   ScanGeometry g;
   double least = 0;
   for (const auto& [width, cost] : {std::pair{32, 1.0}, {16, 1.08}, {8, 1.4}}) {
     if (width < narrowest) continue;
-    if (width == 32 && d_state > 64) continue;  // the ring's slots would leave few warps
-    const std::int64_t blocks = rows * divide_up(channels, width);
+    if (width == 32 && op.A_log.dim(1) > 64) continue;  // the ring's slots would leave few warps
+    const std::int64_t blocks = op.x.dim(0) * divide_up(op.x.dim(2), width);
     const double busiest = static_cast<double>(divide_up(blocks, sm_count) * width) * cost;
     if (least != 0 && busiest >= least) continue;
     least = busiest;
     g.channels = width;
-    g.warps = blocks <= sm_count ? warps_of_one : warps_of_two;
+    g.warps = blocks <= sm_count ? most_warps : most_warps / 2;
   }
+  const std::int64_t steps = std::int64_t{32} / g.channels * scan_chunk;  // of a warp
+  g.warps = static_cast<int>(std::clamp<std::int64_t>(divide_up(op.x.dim(1), steps), 1, g.warps));
   return g;
 }
 
@@ -69,20 +67,15 @@ ScanPlan plan(const SelectiveScan& op, int sm_count) {
 }
 
 ScanGeometry geometry(const SelectiveScan& op, ScanPlan plan, int sm_count) {
+  if (plan == ScanPlan::chunked) return ring_geometry(op, sm_count, 8, 16);
   ScanGeometry g;
-  const std::int64_t rows = op.x.dim(0), channels = op.x.dim(2), time = op.x.dim(1);
   if (plan == ScanPlan::sequential) {
     // Two lanes a channel save work, four keep more warps busy. Where the chip is full, legs keep
     // its multiprocessors' youngest warps from ending alone.
     const bool full = warps_each(op, 8, sm_count) >= 4;
     g.states = full ? 8 : 4;
-    if (full && time >= 1024) g.leg = 256;
-    return g;
+    if (full && op.x.dim(1) >= 1024) g.leg = 256;
   }
-  if (plan != ScanPlan::chunked) return g;
-  g = ring_geometry(rows, channels, op.A_log.dim(1), sm_count, 8, 8, 16);
-  const std::int64_t steps = std::int64_t{32} / g.channels * scan_chunk;  // of a warp
-  g.warps = static_cast<int>(std::clamp<std::int64_t>(divide_up(time, steps), 1, g.warps));
   return g;
 }
 
@@ -122,11 +115,7 @@ void run(const SelectiveScan& op, Stream& stream) {
 }
 
 void run(const SelectiveScanGrad& op, Stream& stream) {
-  ScanGeometry g =
-      ring_geometry(op.x.dim(0), op.x.dim(2), op.A_log.dim(1), sm_count(stream.device()), 16, 4, 8);
-  const std::int64_t steps = std::int64_t{32} / g.channels * scan_chunk;  // of a warp
-  g.warps = static_cast<int>(std::clamp<std::int64_t>(divide_up(op.x.dim(1), steps), 1, g.warps));
-  run_scan_grad(op, stream, g);
+  run_scan_grad(op, stream, ring_geometry(op, sm_count(stream.device()), 16, 8));
 }
 
 }  // namespace mamba::cuda
