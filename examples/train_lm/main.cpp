@@ -2,6 +2,7 @@
 //
 //   train-lm book.txt --out run          trains, writes run/config.json, run/model.safetensors
 //   train-lm book.txt --out run --resume goes on from run/checkpoint as if it had never stopped
+//   train-lm book.txt --out run --device cuda:0,cuda:1   shares the batch out to two GPUs
 //   mamba-lm generate run --prompt "It was"
 #include <CLI/CLI.hpp>
 
