@@ -414,6 +414,23 @@ TEST(DataParallel, ListsThatDifferAreRefusedByEveryRank) {
   });
 }
 
+TEST(DataParallel, CallsThatDifferAreRefusedByEveryRank) {
+  each_group(2, [](const DataParallel& group) {
+    group.run([](Rank& rank) {
+      if (rank.index() == 0) {
+        expect_error<ArgumentError>(
+            "Rank: call: expected all_reduce of a number, as that of rank 1, got barrier",
+            [&] { rank.barrier(); });
+      } else {
+        expect_error<ArgumentError>(
+            "Rank: call: expected barrier, as that of rank 0, got all_reduce of a number",
+            [&] { rank.all_reduce(1.0); });
+      }
+      EXPECT_EQ(rank.all_reduce(1.0), rank.count());
+    });
+  });
+}
+
 TEST(DataParallel, Errors) {
   expect_error<ArgumentError>("DataParallel: devices: expected at least one, got none",
                               [] { DataParallel group({}); });

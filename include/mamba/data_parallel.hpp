@@ -27,11 +27,11 @@
 
 namespace mamba {
 
-// One of the group, in the hands of its thread. Every rank must make the same calls in the same
-// order. Each call waits on the host until all ranks have made it, so that none is left waiting on
-// its GPU for one that never comes, and none frees memory while another waits there for it; no call
-// waits for a GPU. If a rank fails, every call of the others, under way or later, is a DeviceError
-// that says which and why.
+// One of the group, in the hands of its thread. Every rank makes the same calls in the same order;
+// where they differ, each of them gets an ArgumentError. Each call waits on the host until all
+// ranks have made it, so that none is left waiting on its GPU for one that never comes, and none
+// frees memory while another waits there for it; no call waits for a GPU. If a rank fails, every
+// call of the others, under way or later, is a DeviceError that says which and why.
 class Rank {
  public:
   int index() const { return index_; }
@@ -54,13 +54,17 @@ class Rank {
  private:
   friend class DataParallel;
   struct Group;
+  struct Call;
   Rank(Group& group, int index, int count, Device device)
       : group_(group), index_(index), count_(count), device_(device) {}
-  void agree(const char* where, const std::vector<TensorView>& tensors, const Stream& stream);
+  const std::vector<Call>& meet(Call call);
+  void together(const char* name, const std::vector<TensorView>& tensors, const Stream& stream,
+                const std::function<void(const TensorView&)>& call);
 
   Group& group_;
   int index_, count_;
   Device device_;
+  unsigned meetings_ = 0;
 };
 
 class DataParallel {

@@ -71,13 +71,13 @@ void Communicator::join(const ncclUniqueId& id, int count) {
         communicator_);
 }
 
-void Communicator::queue(const std::function<void(ncclComm_t)>& calls) {
+void Communicator::queue(const std::function<void()>& calls) {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     require();
     check(ncclGroupStart(), communicator_);
     try {
-      calls(communicator_);
+      calls();
     } catch (...) {
       ncclGroupEnd();  // a group that is left open would swallow the thread's next calls
       throw;
@@ -85,6 +85,18 @@ void Communicator::queue(const std::function<void(ncclComm_t)>& calls) {
     check(ncclGroupEnd(), communicator_);
   }
   settle();
+}
+
+void Communicator::sum(float* data, std::int64_t count, cudaStream_t stream) {
+  check(ncclAllReduce(data, data, static_cast<std::size_t>(count), ncclFloat32, sum_, communicator_,
+                      stream),
+        communicator_);
+}
+
+void Communicator::broadcast(void* data, std::int64_t bytes, cudaStream_t stream) {
+  check(ncclBroadcast(data, data, static_cast<std::size_t>(bytes), ncclInt8, 0, communicator_,
+                      stream),
+        communicator_);
 }
 
 void Communicator::close() {

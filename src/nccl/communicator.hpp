@@ -4,6 +4,7 @@
 
 #include <nccl.h>
 
+#include <cstdint>
 #include <functional>
 #include <mutex>
 #include <string>
@@ -25,10 +26,11 @@ class Communicator {
 
   // On the calling thread's CUDA device; returns when all ranks are in.
   void join(const ncclUniqueId& id, int count);
-  // `calls` go to NCCL together; returns when they are queued on their streams.
-  void queue(const std::function<void(ncclComm_t)>& calls);
-  // The sum that all_reduce asks for.
-  ncclRedOp_t sum() const { return sum_; }
+  // What `calls` asks for goes to NCCL together; returns when it is queued on its streams.
+  void queue(const std::function<void()>& calls);
+  // Within queue(). In place: becomes the sum over all ranks, or what rank 0 has.
+  void sum(float* data, std::int64_t count, cudaStream_t stream);
+  void broadcast(void* data, std::int64_t bytes, cudaStream_t stream);
   // When all that was queued by all ranks is done.
   void close();
 

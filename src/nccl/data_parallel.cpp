@@ -2,6 +2,7 @@
 
 #include <cuda_runtime.h>
 
+#include <array>
 #include <chrono>
 #include <deque>
 #include <set>
@@ -14,18 +15,23 @@
 
 namespace mamba {
 
+// What a rank brings to a meeting.
+struct Rank::Call {
+  std::string name;
+  std::vector<TensorView> tensors;
+  double number = 0;
+};
+
 // What the threads of one run share.
 struct Rank::Group {
   detail::Meeting meeting;
   std::deque<nccl::Communicator> communicators;
-  // What each rank brings to a meeting; read by all between this one and the next.
-  std::vector<std::vector<TensorView>> tensors;
-  std::vector<double> numbers;
+  // Of every rank, for even and odd meetings: nobody is more than one ahead of another, so what was
+  // brought to a meeting can be read until the next.
+  std::array<std::vector<Call>, 2> calls;
 
-  explicit Group(int count)
-      : meeting(count),
-        tensors(static_cast<std::size_t>(count)),
-        numbers(static_cast<std::size_t>(count)) {
+  explicit Group(int count) : meeting(count) {
+    for (std::vector<Call>& each : calls) each.resize(static_cast<std::size_t>(count));
     for (int i = 0; i < count; ++i) communicators.emplace_back(meeting, i);
   }
   nccl::Communicator& communicator(int rank) {
@@ -58,69 +64,67 @@ bool alike(const std::vector<TensorView>& a, const std::vector<TensorView>& b) {
 }  // namespace
 
 // Every rank compares with every other, so that all of them refuse what one of them would.
-void Rank::agree(const char* where, const std::vector<TensorView>& tensors, const Stream& stream) {
+const std::vector<Rank::Call>& Rank::meet(Call call) {
+  std::vector<Call>& calls = group_.calls[meetings_++ % 2];
+  const Call& ours = calls[static_cast<std::size_t>(index_)] = std::move(call);
+  group_.meeting.meet(index_);
+  for (int other = 0; other < count_; ++other) {
+    const Call& theirs = calls[static_cast<std::size_t>(other)];
+    const std::string of_them = " of rank " + std::to_string(other);
+    if (ours.name != theirs.name) {
+      throw ArgumentError("Rank", "call", theirs.name + ", as that" + of_them, ours.name);
+    }
+    if (!alike(ours.tensors, theirs.tensors)) {
+      throw ArgumentError("Rank::" + ours.name, "tensors",
+                          "those" + of_them + ", " + described(theirs.tensors),
+                          described(ours.tensors));
+    }
+  }
+  return calls;
+}
+
+void Rank::together(const char* name, const std::vector<TensorView>& tensors, const Stream& stream,
+                    const std::function<void(const TensorView&)>& call) {
+  const std::string where = std::string("Rank::") + name;
   if (stream.device() != device_) {
     throw ArgumentError(where, "stream", device_.name(), stream.device().name());
   }
   for (const TensorView& tensor : tensors) {
-    check::device(where, "tensors", tensor, device_);
+    check::device(where.c_str(), "tensors", tensor, device_);
     if (!tensor.is_dense()) throw ArgumentError(where, "tensors", "dense ones", "a strided view");
   }
-  group_.tensors[static_cast<std::size_t>(index_)] = tensors;
-  barrier();
-  for (int other = 0; other < count_; ++other) {
-    const std::vector<TensorView>& theirs = group_.tensors[static_cast<std::size_t>(other)];
-    if (alike(tensors, theirs)) continue;
-    const ArgumentError error(where, "tensors",
-                              "those of rank " + std::to_string(other) + ", " + described(theirs),
-                              described(tensors));
-    barrier();  // everyone has looked, comes to the same end and may bring another list
-    throw error;
-  }
+  meet({name, tensors});
+  group_.communicator(index_).queue([&] {
+    for (const TensorView& tensor : tensors) {
+      if (tensor.count() > 0) call(tensor);
+    }
+  });
+  meet({std::string(name) + " that is queued", {}});
 }
 
 void Rank::all_reduce(const std::vector<TensorView>& tensors, Stream& stream) {
   for (const TensorView& tensor : tensors) {
     check::dtype("Rank::all_reduce", "tensors", tensor, DType::f32);
   }
-  agree("Rank::all_reduce", tensors, stream);
-  nccl::Communicator& communicator = group_.communicator(index_);
-  communicator.queue([&](ncclComm_t end) {
-    for (const TensorView& tensor : tensors) {
-      if (tensor.count() == 0) continue;
-      nccl::check(
-          ncclAllReduce(tensor.data(), tensor.data(), static_cast<std::size_t>(tensor.count()),
-                        ncclFloat32, communicator.sum(), end, handle(stream)),
-          end);
-    }
+  together("all_reduce", tensors, stream, [&](const TensorView& tensor) {
+    group_.communicator(index_).sum(tensor.data<float>(), tensor.count(), handle(stream));
   });
-  barrier();
 }
 
 void Rank::broadcast(const std::vector<TensorView>& tensors, Stream& stream) {
-  agree("Rank::broadcast", tensors, stream);
-  group_.communicator(index_).queue([&](ncclComm_t end) {
-    for (const TensorView& tensor : tensors) {
-      const std::int64_t bytes = tensor.count() * size_of(tensor.dtype());
-      if (bytes == 0) continue;
-      nccl::check(ncclBroadcast(tensor.data(), tensor.data(), static_cast<std::size_t>(bytes),
-                                ncclInt8, 0, end, handle(stream)),
-                  end);
-    }
+  together("broadcast", tensors, stream, [&](const TensorView& tensor) {
+    group_.communicator(index_).broadcast(tensor.data(), tensor.count() * size_of(tensor.dtype()),
+                                          handle(stream));
   });
-  barrier();
 }
 
 double Rank::all_reduce(double value) {
-  group_.numbers[static_cast<std::size_t>(index_)] = value;
-  barrier();
   double sum = 0;
-  for (const double number : group_.numbers) sum += number;
-  barrier();  // before one of them is written again
+  for (const Call& call : meet({"all_reduce of a number", {}, value})) sum += call.number;
   return sum;
 }
 
-void Rank::barrier() { group_.meeting.meet(index_); }
+void Rank::barrier() { meet({"barrier", {}}); }
 
 // ---- the group ----------------------------------------------------------------------------------
 
