@@ -123,6 +123,8 @@ class Generator {
   void push(std::int32_t token);
   void copy_to(Generator& other) const;
   void check(const GenerateOptions& options) const;
+  std::optional<StopReason> hear(const GenerateOptions& options, std::int32_t token,
+                                 Generated& result);
   bool is_eos(std::int32_t token) const;
 
   std::unique_ptr<GeneratorSlot> slot_;

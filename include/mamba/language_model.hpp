@@ -21,8 +21,9 @@ struct ModelOptions : SequenceOptions {
   // not grow with the prompt. A call whose row map reads other rows than it writes goes through
   // whole (rows.read and rows.write are then not the same memory).
   std::int64_t piece_tokens = 2048;
-  ModelTape* tape =
-      nullptr;  // receives what backward needs; not with a row map. Goes through whole
+  // With one of these a call goes through whole.
+  ModelTape* tape = nullptr;    // receives what backward needs; not with a row map
+  StackSteps* steps = nullptr;  // receives the states after every step
 };
 
 // Constant once made, like Layer; what trains it owns it without const.
@@ -99,7 +100,7 @@ inline void LanguageModel::forward(ConstTensorView ids, StackState& state, Tenso
   const std::int64_t time = ids.dim(1);
   const bool every_position = logits && logits.rank() == 3;
   const bool moves = options.rows.read && options.rows.read.data() != options.rows.write.data();
-  const std::int64_t piece = moves || options.tape != nullptr
+  const std::int64_t piece = moves || options.tape != nullptr || options.steps != nullptr
                                  ? time
                                  : options.piece_tokens / std::max<std::int64_t>(1, batch);
   std::int64_t first = 0;
@@ -109,6 +110,7 @@ inline void LanguageModel::forward(ConstTensorView ids, StackState& state, Tenso
     if (options.reset) piece_options.reset = options.reset.columns(first, count);
     piece_options.rows = options.rows;
     if (options.tape != nullptr) piece_options.tape = &options.tape->stack;
+    piece_options.steps = options.steps;
     TensorView wanted;
     if (every_position) {
       wanted = logits.steps(first, count);

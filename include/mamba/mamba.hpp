@@ -18,6 +18,7 @@
 #include <mamba/optimizer.hpp>
 #include <mamba/safetensors.hpp>
 #include <mamba/sampling.hpp>
+#include <mamba/speculative.hpp>
 #include <mamba/stack.hpp>
 #include <mamba/state.hpp>
 #include <mamba/state_file.hpp>

@@ -111,10 +111,11 @@ Generator::Generator(const LanguageModel& model, const SamplingOptions& options)
     : Generator(model, options, default_stream(model.device())) {}
 
 Generator::Generator(const LanguageModel& model, const SamplingOptions& options, Stream& stream)
-    : Generator((options.check(), slot_alone(model, stream)), options) {}
+    : Generator(slot_alone(model, stream), options) {}
 
 Generator::Generator(std::unique_ptr<GeneratorSlot> slot, const SamplingOptions& options)
     : slot_(std::move(slot)), options_(options) {
+  options.check();
   slot_->set_seed(options.seed);
 }
 
@@ -186,6 +187,16 @@ std::optional<StopReason> Generator::stopped(const GenerateOptions& options) con
                text.compare(text.size() - stop.size(), stop.size(), stop) == 0;
       });
   return complete ? std::optional(StopReason::stop_string) : std::nullopt;
+}
+
+// A token just chosen: kept, told, and the reason to end after it if there is one.
+std::optional<StopReason> Generator::hear(const GenerateOptions& options, std::int32_t token,
+                                          Generated& result) {
+  result.tokens.push_back(token);
+  const bool heard = !options.on_token || options.on_token(token);
+  const std::string text = options.on_text ? this->text(options) : "";
+  const bool read = text.empty() || options.on_text(text);
+  return heard && read ? stopped(options) : StopReason::callback;
 }
 
 std::string Generator::text(const GenerateOptions& options) {
@@ -442,17 +453,10 @@ std::vector<Generated> Generator::generate(const Group& group,
     std::vector<std::size_t> left;
     for (std::size_t j = 0; j < active.size(); ++j) {
       const std::size_t i = active[j];
-      const GenerateOptions& told = options_of(i);
-      Generated& result = results[i];
-      result.tokens.push_back(tokens[j]);
-      const bool heard = !told.on_token || told.on_token(tokens[j]);
-      const std::string text = told.on_text ? group[i]->text(told) : "";
-      const bool read = text.empty() || told.on_text(text);
-      const std::optional<StopReason> reason =
-          heard && read ? group[i]->stopped(told) : StopReason::callback;
+      const std::optional<StopReason> reason = group[i]->hear(options_of(i), tokens[j], results[i]);
       if (reason) {
-        result.reason = *reason;
-      } else if (static_cast<std::int64_t>(result.tokens.size()) < told.max_tokens) {
+        results[i].reason = *reason;
+      } else if (static_cast<std::int64_t>(results[i].tokens.size()) < options_of(i).max_tokens) {
         left.push_back(i);
       }
     }

@@ -53,6 +53,12 @@ void GeneratorSlot::set_seed(std::uint64_t value) {
   slots->stream->synchronize();
 }
 
+void GeneratorSlot::set_token(std::int32_t value) {
+  const Tensor token = Tensor::from<std::int32_t>({value}, {1});
+  copy(token, slots->token.view().rows(row, 1), *slots->stream);
+  slots->stream->synchronize();
+}
+
 StackState GeneratorSlot::copy_state() const {
   StackState result = slots->model->make_state(1);
   each_state(result, 0, [&](const TensorView& mine, const TensorView& other) {
@@ -71,7 +77,6 @@ GeneratorPool::GeneratorPool(const LanguageModel& model, std::int64_t capacity, 
     : slots_(std::make_shared<GeneratorSlots>(model, capacity, stream)) {}
 
 Generator GeneratorPool::make(const SamplingOptions& options) {
-  options.check();
   return Generator(std::make_unique<GeneratorSlot>("GeneratorPool::make", slots_), options);
 }
 

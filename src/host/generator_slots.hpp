@@ -37,6 +37,7 @@ struct GeneratorSlot {
   GeneratorSlot& operator=(const GeneratorSlot&) = delete;
 
   void set_seed(std::uint64_t value);
+  void set_token(std::int32_t value);
   TensorView logits() const { return slots->logits.view().rows(row, 1); }
   TensorView draws() const { return slots->draws.view().rows(row, 1); }
   TensorView seen() const { return slots->seen.view().rows(row, 1); }
