@@ -21,6 +21,7 @@
 #include <mamba/speculative.hpp>
 #include <mamba/stack.hpp>
 #include <mamba/state.hpp>
+#include <mamba/state_cache.hpp>
 #include <mamba/state_file.hpp>
 #include <mamba/stream.hpp>
 #include <mamba/tape.hpp>
