@@ -75,7 +75,8 @@ std::optional<mamba::Tokenizer> tokenizer_of(const GenerateFlags& flags,
   const std::int64_t vocab = model.config().vocab_size;
   if (flags.tokenizer.empty() && !std::filesystem::exists(beside)) {
     if (vocab == 256) return mamba::Tokenizer::bytes();
-    throw mamba::ArgumentError("generate", flag, beside + ", or --tokenizer", "neither");
+    throw mamba::ArgumentError("generate", flag, beside + ", or --tokenizer",
+                               "neither (--prompt-ids and --as ids do without)");
   }
   mamba::Tokenizer tokenizer = mamba::Tokenizer::load(path);
   if (tokenizer.vocab_size() > vocab) {
