@@ -140,14 +140,21 @@ std::int64_t PrefixFiles::write(const PrefixKey& key, const KnownPrefix& prefix)
   metadata.notes[hash_note] = content_hash(prefix.ids, prefix.state, prefix.logits);
   const Tensor ids = Tensor::from(prefix.ids, {key.length});
   save(path(key), prefix.state, metadata, {{ids_name, ids}, {logits_name, prefix.logits}});
-  return static_cast<std::int64_t>(fs::file_size(path(key)));
+  std::error_code gone;  // by another thread or process that had no room for it
+  const auto size = fs::file_size(path(key), gone);
+  return gone ? prefix.bytes() : static_cast<std::int64_t>(size);
 }
 
 std::shared_ptr<const KnownPrefix> PrefixFiles::read(const PrefixKey& key) const {
   const std::string file = path(key);
   std::error_code ignored;
-  if (!fs::exists(file, ignored)) return nullptr;
-  SavedState saved = load_state(file);
+  SavedState saved;
+  try {
+    saved = load_state(file);
+  } catch (const Error&) {
+    if (!fs::exists(file, ignored)) return nullptr;
+    throw;
+  }
   const auto ids = saved.extras.find(ids_name);
   const auto logits = saved.extras.find(logits_name);
   if (ids == saved.extras.end() || logits == saved.extras.end() ||
