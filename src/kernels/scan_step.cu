@@ -10,7 +10,7 @@
 #include <algorithm>
 
 #include "detail/visit.hpp"
-#include "kernels/cuda.cuh"
+#include "kernels/chained.cuh"
 #include "kernels/scan_launch.hpp"
 #include "kernels/scan_math.cuh"
 #include "kernels/scan_operands.cuh"
@@ -183,6 +183,8 @@ __global__ void __launch_bounds__(threads, 6)
     step_kernel(const __grid_constant__ ScanOperands op, const StepCut cut) {
   const StepThread thread(op, cut);
   const int c = thread.channel, n = 4 * Quads * thread.lane;
+  let_next_begin();
+  wait_for_previous();
   if (thread.group >= op.batch) return;
   StepInput<T, Plain> input;
   StepStates<T, Whole, Plain, Quads> states;
@@ -223,6 +225,8 @@ __global__ void __launch_bounds__(threads, 6)
   const StepThread thread(op, cut);
   const int c = thread.channel, n = 4 * thread.lane;
   const std::int64_t b0 = 4 * thread.group;
+  let_next_begin();
+  wait_for_previous();
   if (b0 >= op.batch) return;
   StepInput<T, Plain> mine;
   StepStates<T, true, Plain, 1> states[4];
@@ -273,8 +277,8 @@ void step(const SelectiveScan& op, Stream& stream) {
     const dim3 grid(static_cast<unsigned>((row_threads + threads - 1) / threads),
                     static_cast<unsigned>(std::min(groups, most)),
                     static_cast<unsigned>((groups + most - 1) / most));
-    kernel<<<grid, threads, 0, handle(stream)>>>(ScanOperands(op, stream), cut);
-    check(cudaGetLastError(), "selective_scan");
+    launch_chained(kernel, grid, threads, 0, handle(stream), "selective_scan",
+                   ScanOperands(op, stream), cut);
   };
   const bool plain =
       Whole && op.initial_state && op.final_state && !op.rows.read && !op.reset && !op.step_states;
