@@ -108,6 +108,11 @@ void run_scan(const SelectiveScan& op, Stream& stream, ScanPlan plan,
   }
 }
 
+// With more rows every one of them would read all of the weight.
+bool projects_dt(const SelectiveScan& op) {
+  return op.x.dim(1) == 1 && op.x.dim(0) <= 8 && !op.chunk_states;
+}
+
 std::int64_t scan_chunk_steps(const SelectiveScan&, const Stream&) { return scan_chunk; }
 
 void run_scan(const SelectiveScan& op, Stream& stream, ScanPlan plan) {
