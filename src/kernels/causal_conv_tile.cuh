@@ -10,6 +10,7 @@
 #pragma once
 
 #include "kernels/causal_conv.cuh"
+#include "kernels/chained.cuh"
 
 namespace mamba::cuda::conv {
 
