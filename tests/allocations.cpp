@@ -23,7 +23,7 @@ void add_one() {
   ++count;
   ++here;
 }
-}
+}  // namespace
 
 namespace mamba::testing {
 bool allocations_are_counted() { return MAMBA_COUNTS_ALLOCATIONS != 0; }

@@ -126,7 +126,7 @@ TEST(SelectiveScan, MatchesReferenceOnEveryTarget) {
 
 // Factors whose products and sums are exact in every storage type, so that dt is known to the bit.
 TEST(SelectiveScan, ProjectsDt) {
-  each_backend([](Device device) {
+  for (const Device device : devices()) {
     for (const DType dtype : storage_dtypes()) {
       for (const std::int64_t dt_rank : {1, 5, 14, 48}) {
         for (const auto& [batch, time, d_state] : {std::array<std::int64_t, 3>{1, 1, 16},
@@ -181,7 +181,7 @@ TEST(SelectiveScan, ProjectsDt) {
         }
       }
     }
-  });
+  }
 }
 
 TEST(SelectiveScan, LongSequenceMatchesReference) {
