@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(row_block_largest) add_rms_norm_long_kernel(co
 }
 
 template <int V, int kVectors, class T>
-void launch_short(Norm<T> norm, cudaStream_t stream) {
+void launch_short(Norm<T> norm, Stream& stream) {
   const RowBlocks spread(norm.channels, V, kVectors);
   norm.lanes = spread.lanes;
   const auto blocks = static_cast<unsigned>(divide_up(norm.rows, spread.rows()));
@@ -140,7 +140,7 @@ void launch_short(Norm<T> norm, cudaStream_t stream) {
 }
 
 template <int V, class T>
-void launch(const Norm<T>& norm, cudaStream_t stream) {
+void launch(const Norm<T>& norm, Stream& stream) {
   const std::int64_t vectors = divide_up(norm.channels, V);
   if (vectors <= 32) {
     launch_short<V, 1>(norm, stream);
@@ -152,7 +152,7 @@ void launch(const Norm<T>& norm, cudaStream_t stream) {
     launch_short<V, 8>(norm, stream);
   } else {
     const auto blocks = static_cast<unsigned>(norm.rows);
-    add_rms_norm_long_kernel<V><<<blocks, row_block_largest, 0, stream>>>(norm);
+    add_rms_norm_long_kernel<V><<<blocks, row_block_largest, 0, handle(stream)>>>(norm);
   }
 }
 
@@ -179,7 +179,7 @@ void run(const AddRmsNorm& op, Stream& stream) {
                          norm.y_rows.aligned(norm.y, size, V * size) &&
                          norm.residual_rows.aligned(norm.residual, 4, 16) &&
                          is_aligned(norm.weight, 0, 16);
-    vectors ? launch<V>(norm, handle(stream)) : launch<1>(norm, handle(stream));
+    vectors ? launch<V>(norm, stream) : launch<1>(norm, stream);
   });
   check(cudaGetLastError(), "add_rms_norm");
 }
