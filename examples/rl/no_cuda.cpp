@@ -1,0 +1,27 @@
+// Stands in for the kernels in a build without CUDA.
+#include "cuda.hpp"
+
+#include <mamba/error.hpp>
+
+namespace mamba_rl::cuda {
+
+namespace {
+
+[[noreturn]] void refuse() {
+  throw mamba::DeviceError("mamba_rl", "device", "a build with CUDA", "one without");
+}
+
+}  // namespace
+
+void observe(const Environments&, const StepViews&, mamba::Stream&) { refuse(); }
+void act(Environments&, mamba::ConstTensorView, bool, const StepViews&, mamba::Stream&) {
+  refuse();
+}
+void run(const Add&, mamba::Stream&) { refuse(); }
+void run(const Advantages&, mamba::Stream&) { refuse(); }
+void run(const NormaliseAdvantages&, mamba::Stream&) { refuse(); }
+void run(const PpoLoss&, mamba::Stream&) { refuse(); }
+void run(const GruSequence&, mamba::Stream&) { refuse(); }
+void run(const GruSequenceGrad&, mamba::Stream&) { refuse(); }
+
+}  // namespace mamba_rl::cuda
