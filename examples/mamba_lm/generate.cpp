@@ -14,7 +14,7 @@
 #include <mamba/generator.hpp>
 
 #include "commands.hpp"
-#include "interrupt.hpp"
+#include "../programs/interrupt.hpp"
 #include "sampling_flags.hpp"
 
 namespace {

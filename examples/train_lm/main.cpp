@@ -12,7 +12,7 @@
 #include <filesystem>
 #include <string>
 
-#include "../mamba_lm/interrupt.hpp"
+#include "../programs/interrupt.hpp"
 #include "corpus.hpp"
 #include "report.hpp"
 #include "trainer.hpp"
