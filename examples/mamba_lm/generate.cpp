@@ -13,8 +13,8 @@
 
 #include <mamba/generator.hpp>
 
-#include "commands.hpp"
 #include "../programs/interrupt.hpp"
+#include "commands.hpp"
 #include "sampling_flags.hpp"
 
 namespace {

@@ -43,8 +43,8 @@ class Controller {
   virtual std::unique_ptr<ControllerTape> make_tape() const = 0;
 
   // x [batch, time, width] f32 -> y the same, from `state` on, which goes on. Any time: a step, a
-  // chunk. `reset` [batch, time] i32, or absent: not 0 where the state becomes zero before the step.
-  // `tape` may be nullptr.
+  // chunk. `reset` [batch, time] i32, or absent: not 0 where the state becomes zero before the
+  // step. `tape` may be nullptr.
   virtual void forward(mamba::ConstTensorView x, mamba::StackState& state,
                        mamba::ConstTensorView reset, mamba::TensorView y, ControllerTape* tape,
                        mamba::Stream& stream) const = 0;

@@ -18,6 +18,7 @@ struct StepViews;
 
 namespace cuda {
 
+std::int64_t memory_of(mamba::Device device);
 void observe(const Environments& environments, const StepViews& step, mamba::Stream& stream);
 void act(Environments& environments, mamba::ConstTensorView logits, bool greedy,
          const StepViews& step, mamba::Stream& stream);

@@ -101,8 +101,7 @@ constexpr std::int32_t cue_at(const EnvironmentConfig& config, std::int32_t envi
 // A number in (0, 1) for the choice of an action at this step.
 constexpr float action_uniform(const EnvironmentConfig& config, std::int32_t environment,
                                const EnvironmentState& state) {
-  return open_uniform(
-      detail::draw(config, environment, state, state.step, detail::for_action).a);
+  return open_uniform(detail::draw(config, environment, state, state.step, detail::for_action).a);
 }
 
 constexpr Decision decision(const EnvironmentConfig& config, const EnvironmentState& state) {
@@ -131,8 +130,7 @@ constexpr void observe(const EnvironmentConfig& config, std::int32_t environment
   }
   observation[config.num_bits] = state.step == 0 ? 1.0f : 0.0f;
   observation[config.num_bits + 1] = decision(config, state) == query ? 1.0f : 0.0f;
-  const RandomWords words =
-      detail::draw(config, environment, state, state.step, detail::for_noise);
+  const RandomWords words = detail::draw(config, environment, state, state.step, detail::for_noise);
   observation[config.num_bits + 2] = config.noise * normal(words.a, words.b);
 }
 

@@ -1,4 +1,5 @@
-// The gated recurrent unit (Cho et al. 2014) over whole sequences, in the form of cuDNN and PyTorch:
+// The gated recurrent unit (Cho et al. 2014) over whole sequences, in the form of cuDNN and
+// PyTorch:
 //   r = sigmoid(i_r + W_r h + b_r)
 //   z = sigmoid(i_z + W_z h + b_z)
 //   n = tanh(i_n + r (W_n h + b_n))
@@ -17,8 +18,8 @@ struct GruSequence {
   mamba::ConstTensorView bias;           // [3 hidden]
   mamba::ConstTensorView initial_state;  // [batch, hidden]
   mamba::TensorView final_state;         // the same; may be the same memory as initial_state
-  mamba::ConstTensorView reset;          // [batch, time] i32, optional: h becomes zero before a step
-  mamba::TensorView y;                   // [batch, time, hidden]: h after every step
+  mamba::ConstTensorView reset;  // [batch, time] i32, optional: h becomes zero before a step
+  mamba::TensorView y;           // [batch, time, hidden]: h after every step
 };
 
 // The final state's gradient comes in and the initial state's goes out. Nothing passes a reset.

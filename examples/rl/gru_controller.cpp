@@ -76,8 +76,7 @@ void GruController::forward(mamba::ConstTensorView x, mamba::StackState& state,
                             mamba::ConstTensorView reset, mamba::TensorView y, ControllerTape* tape,
                             mamba::Stream& stream) const {
   mamba::Scratch scratch(stream);
-  const mamba::TensorView inputs =
-      scratch.take({x.dim(0), x.dim(1), 3 * width_}, DType::f32);
+  const mamba::TensorView inputs = scratch.take({x.dim(0), x.dim(1), 3 * width_}, DType::f32);
   run(input_projection(x, weights_.weight_ih, weights_.bias_ih, inputs), stream);
   auto* kept = static_cast<GruTape*>(tape);
   if (kept != nullptr) keep(hidden(state), kept->initial, stream);
@@ -97,8 +96,8 @@ void GruController::forward(mamba::ConstTensorView x, mamba::StackState& state,
 }
 
 void GruController::backward(ControllerTape& tape, mamba::ConstTensorView dy,
-                             mamba::StackState* dstate, mamba::TensorView dx,
-                             mamba::Stream& stream, const mamba::BackwardOptions& options) {
+                             mamba::StackState* dstate, mamba::TensorView dx, mamba::Stream& stream,
+                             const mamba::BackwardOptions& options) {
   auto& kept = static_cast<GruTape&>(tape);
   mamba::Scratch scratch(stream);
   GruSequenceGrad sequence;

@@ -30,12 +30,18 @@ ConstTensorView flat(const mamba::Tensor& tensor) {
 
 }  // namespace
 
-struct Trainer::Piece {
-  const Chunk* chunk = nullptr;
-  AgentTape* tape = nullptr;
-  TensorView hidden, dhidden;  // [rows, time, width]
-  // The steps that decide, counted through the chunk's elements and through this piece's.
+struct Trainer::Minibatch {
+  TensorView rows;             // [count] i32: environments
+  TensorView hidden, dhidden;  // [count, time, width]
+  // The steps that decide, counted through the elements of the rollout and of `hidden`.
   TensorView from, to;
+
+  std::int64_t count() const { return hidden.dim(0); }
+  // One chunk's part of [count, time, ...].
+  template <class View>
+  static View part(const View& view, std::int64_t k, std::int64_t length) {
+    return view.rank() == 2 ? view.columns(k * length, length) : view.steps(k * length, length);
+  }
 };
 
 TensorView Trainer::upload(const std::vector<std::int32_t>& list, mamba::Scratch& scratch) {
@@ -46,88 +52,82 @@ TensorView Trainer::upload(const std::vector<std::int32_t>& list, mamba::Scratch
   return there;
 }
 
-std::vector<Trainer::Piece> Trainer::cut(const std::vector<std::int32_t>& rows,
-                                         mamba::Scratch& scratch) {
-  const auto length = static_cast<std::int32_t>(options_.chunk_len);
-  const mamba::Shape shape{static_cast<std::int64_t>(rows.size()), length, agent_.width()};
-  std::vector<Piece> pieces(chunks_.size());
-  for (std::size_t k = 0; k < pieces.size(); ++k) {
-    std::vector<std::int32_t> from, to;
-    for (std::size_t i = 0; i < rows.size(); ++i) {
-      for (const std::int32_t t : decided_[k][static_cast<std::size_t>(rows[i])]) {
-        from.push_back(rows[i] * length + t);
-        to.push_back(static_cast<std::int32_t>(i) * length + t);
-      }
-    }
-    pieces[k] = {&chunks_[k],
-                 &tapes_[k],
-                 scratch.take(shape, DType::f32),
-                 scratch.take(shape, DType::f32),
-                 upload(from, scratch),
-                 upload(to, scratch)};
-  }
-  return pieces;
-}
-
 void Trainer::learn(const std::vector<std::int32_t>& rows, TensorView sums) {
-  mamba::Scratch scratch(stream_);
-  const std::vector<Piece> pieces = cut(rows, scratch);
-  std::int64_t counted = 0;
-  for (const Piece& piece : pieces) counted += piece.from.count();
-  if (counted == 0) return;  // nothing in these environments depended on the policy
-  const TensorView rows_there = upload(rows, scratch);
-  mamba::StackState state = chunks_.front().initial.gather(rows_there, stream_);
-  for (std::size_t k = 0; k < pieces.size(); ++k) {
-    if (k > 0 && !options_.across_chunks) {
-      state = chunks_[k].initial.gather(rows_there, stream_);
+  const auto time = static_cast<std::int32_t>(rollout_.time());
+  std::vector<std::int32_t> from, to;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    for (const std::int32_t t : decided_[static_cast<std::size_t>(rows[i])]) {
+      from.push_back(rows[i] * time + t);
+      to.push_back(static_cast<std::int32_t>(i) * time + t);
     }
-    remember(pieces[k], rows_there, state);
-    decide(pieces[k], counted, sums, k > 0);
   }
-  state.reset(stream_);  // from here on its gradient: that of the last state is zero
-  for (std::size_t k = pieces.size(); k-- > 0;) {
-    mamba::BackwardOptions options;
-    options.accumulate = k + 1 < pieces.size();
-    agent_.remember_backward(*pieces[k].tape, pieces[k].dhidden,
-                             options_.across_chunks ? &state : nullptr, stream_, options);
-  }
+  if (from.empty()) return;  // nothing in these environments depended on the policy
+  mamba::Scratch scratch(stream_);
+  const mamba::Shape shape{static_cast<std::int64_t>(rows.size()), time, agent_.width()};
+  const Minibatch batch{upload(rows, scratch), scratch.take(shape, DType::f32),
+                        scratch.take(shape, DType::f32), upload(from, scratch),
+                        upload(to, scratch)};
+  remember(batch);
+  decide(batch, sums);
+  remember_backward(batch);
   optimizer_.step(options_.ppo.rate, stream_);
 }
 
-void Trainer::remember(const Piece& piece, ConstTensorView rows, mamba::StackState& state) {
-  const Chunk& chunk = *piece.chunk;
-  const std::int64_t count = rows.dim(0), time = chunk.time();
+void Trainer::remember(const Minibatch& batch) {
+  const std::int64_t time = rollout_.time(), length = rollout_.length();
   mamba::Scratch scratch(stream_);
   const TensorView observations =
-      scratch.take({count, time, agent_.config().observation}, DType::f32);
-  const TensorView reset = scratch.take({count, time}, DType::i32);
-  copy_rows(chunk.observations, rows, observations, {}, stream_);
-  copy_rows(chunk.begins, rows, reset, {}, stream_);
-  agent_.remember(observations, state, reset, piece.hidden, piece.tape, stream_);
+      scratch.take({batch.count(), time, agent_.config().observation}, DType::f32);
+  const TensorView reset = scratch.take({batch.count(), time}, DType::i32);
+  copy_rows(rollout_.observations, batch.rows, observations, {}, stream_);
+  copy_rows(rollout_.begins, batch.rows, reset, {}, stream_);
+  mamba::StackState state;
+  for (std::size_t k = 0; k < tapes_.size(); ++k) {
+    if (k == 0 || !options_.across_chunks) {
+      state = rollout_.initial[k].gather(batch.rows, stream_);
+    }
+    const auto part = [&](const TensorView& whole) {
+      return Minibatch::part(whole, static_cast<std::int64_t>(k), length);
+    };
+    agent_.remember(part(observations), state, part(reset), part(batch.hidden), &tapes_[k],
+                    stream_);
+  }
+}
+
+void Trainer::remember_backward(const Minibatch& batch) {
+  mamba::StackState dstate;  // of the last state: zero
+  if (options_.across_chunks) dstate = agent_.make_state(batch.count());
+  for (std::size_t k = tapes_.size(); k-- > 0;) {
+    mamba::BackwardOptions options;
+    options.accumulate = k + 1 < tapes_.size();
+    const TensorView dhidden =
+        Minibatch::part(batch.dhidden, static_cast<std::int64_t>(k), rollout_.length());
+    agent_.remember_backward(tapes_[k], dhidden, options_.across_chunks ? &dstate : nullptr,
+                             stream_, options);
+  }
 }
 
 // The loss at the steps that decide, and its gradient on the way back to `dhidden`.
-void Trainer::decide(const Piece& piece, std::int64_t counted, TensorView sums, bool accumulate) {
-  const Chunk& chunk = *piece.chunk;
-  const std::int64_t n = piece.from.count(), width = agent_.width();
+void Trainer::decide(const Minibatch& batch, TensorView sums) {
+  const std::int64_t n = batch.from.count(), width = agent_.width();
   const std::int64_t actions = agent_.config().actions;
   mamba::Scratch scratch(stream_);
   const auto numbers = [&] { return scratch.take({n}, DType::f32); };
   const auto picked = [&](const mamba::Tensor& from) {
     const TensorView to = scratch.take({n}, from.dtype());
-    copy_rows(flat(from), piece.from, to, {}, stream_);
+    copy_rows(flat(from), batch.from, to, {}, stream_);
     return to;
   };
-  const mamba::Shape elements{piece.hidden.dim(0) * piece.hidden.dim(1), width};
+  const mamba::Shape elements{batch.count() * rollout_.time(), width};
   const TensorView hidden = scratch.take({n, width}, DType::f32);
-  copy_rows(piece.hidden.reshape(elements), piece.to, hidden, {}, stream_);
+  copy_rows(batch.hidden.reshape(elements), batch.to, hidden, {}, stream_);
   const TensorView out = scratch.take({n, actions + 1}, DType::f32);
   const TensorView dout = scratch.take({n, actions + 1}, DType::f32);
   agent_.decide(hidden, out, stream_);
 
   mamba::Categorical policy;
   policy.logits = out.columns(0, actions);
-  policy.actions = picked(chunk.actions);
+  policy.actions = picked(rollout_.actions);
   policy.log_prob = numbers();
   policy.entropy = numbers();
   run(policy, stream_);
@@ -135,9 +135,9 @@ void Trainer::decide(const Piece& piece, std::int64_t counted, TensorView sums, 
   loss.log_prob = policy.log_prob;
   loss.entropy = policy.entropy;
   loss.values = out.columns(actions, 1);
-  loss.old_log_prob = picked(chunk.log_probs);
-  loss.advantages = picked(chunk.advantages);
-  loss.returns = picked(chunk.returns);
+  loss.old_log_prob = picked(rollout_.log_probs);
+  loss.advantages = picked(rollout_.advantages);
+  loss.returns = picked(rollout_.returns);
   loss.dlog_prob = numbers();
   loss.dentropy = numbers();
   loss.dvalues = dout.columns(actions, 1);
@@ -145,7 +145,7 @@ void Trainer::decide(const Piece& piece, std::int64_t counted, TensorView sums, 
   loss.clip = options_.ppo.clip;
   loss.value_weight = options_.ppo.value_weight;
   loss.entropy_weight = options_.ppo.entropy_weight;
-  loss.counted = counted;
+  loss.counted = n;
   run(loss, stream_);
   mamba::CategoricalGrad grad;
   grad.logits = policy.logits;
@@ -156,11 +156,9 @@ void Trainer::decide(const Piece& piece, std::int64_t counted, TensorView sums, 
   run(grad, stream_);
 
   const TensorView dhidden = scratch.take({n, width}, DType::f32);
-  mamba::BackwardOptions options;
-  options.accumulate = accumulate;
-  agent_.decide_backward(hidden, dout, dhidden, stream_, options);
-  mamba::zero(piece.dhidden, stream_);
-  copy_rows(dhidden, {}, piece.dhidden.reshape(elements), piece.to, stream_);
+  agent_.decide_backward(hidden, dout, dhidden, stream_);
+  mamba::zero(batch.dhidden, stream_);
+  copy_rows(dhidden, {}, batch.dhidden.reshape(elements), batch.to, stream_);
 }
 
 }  // namespace mamba_rl

@@ -41,8 +41,9 @@ const std::map<std::string, mamba_rl::Task> tasks{{"cue", mamba_rl::Task::delaye
 void add_flags(CLI::App& app, Flags& flags) {
   app.option_defaults()->take_last();  // of a flag that is given twice
   mamba_rl::TrainerOptions& t = flags.run.trainer;
-  app.add_option("--mode", flags.mode, "quick: one run; scale: horizons, seeds and controllers; "
-                                       "evaluate: a run's agent at other horizons")
+  app.add_option("--mode", flags.mode,
+                 "quick: one run; scale: horizons, seeds and controllers; "
+                 "evaluate: a run's agent at other horizons")
       ->check(CLI::IsMember({"quick", "scale", "evaluate"}));
   app.add_option("--controller", flags.controller, "mamba or gru (scale: both if not given)")
       ->check(CLI::IsMember({"mamba", "gru"}));
@@ -69,8 +70,7 @@ void add_flags(CLI::App& app, Flags& flags) {
   app.add_option("--layers", t.controller.layers, "Of mamba")->check(CLI::PositiveNumber);
   app.add_option("--dt-min", flags.dt_min, "Of mamba (default: by the horizon)")
       ->check(CLI::PositiveNumber);
-  app.add_option("--rate", flags.rate, "Learning rate (default: by the controller)")
-      ->check(CLI::PositiveNumber);
+  app.add_option("--rate", flags.rate, "Learning rate")->check(CLI::PositiveNumber);
   app.add_option("--entropy", t.ppo.entropy_weight, "Its weight in the loss");
   app.add_option("--epochs", t.ppo.epochs)->check(CLI::PositiveNumber);
   app.add_option("--minibatches", t.ppo.minibatches)->check(CLI::PositiveNumber);
@@ -78,7 +78,8 @@ void add_flags(CLI::App& app, Flags& flags) {
   app.add_option("--eval-envs", flags.run.evaluations, "Episodes of an evaluation")
       ->check(CLI::Range(1, 1 << 20));
   app.add_option("--save-every", flags.run.save_every, "Updates")->check(CLI::PositiveNumber);
-  app.add_option("--stop-at", flags.run.stop_at, "Stop at this update, to be resumed; 0: at the last");
+  app.add_option("--stop-at", flags.run.stop_at,
+                 "Stop at this update, to be resumed; 0: at the last");
   app.add_option("--max-seconds", flags.seconds, "Stop then, to be resumed; 0: never");
   app.add_option("--seed", flags.seed)->check(CLI::NonNegativeNumber);
   app.add_option("--seeds", flags.seeds, "scale: how many, from --seed on")
@@ -102,8 +103,7 @@ RunOptions options_of(const Flags& flags, const std::string& controller, std::in
   // A memory that at first holds for about ten horizons, and never shorter than as published.
   const float dt_min = std::min(1e-3f, 0.1f / static_cast<float>(horizon));
   t.controller.dt_min = flags.dt_min > 0 ? static_cast<float>(flags.dt_min) : dt_min;
-  const float rate = controller == "gru" ? 3e-3f : 1e-3f;
-  t.ppo.rate = flags.rate > 0 ? static_cast<float>(flags.rate) : rate;
+  if (flags.rate > 0) t.ppo.rate = static_cast<float>(flags.rate);
   return options;
 }
 
@@ -160,13 +160,13 @@ int evaluate(const Flags& flags) {
     const auto at = static_cast<std::int32_t>(delay);
     const double greedy = trainer.evaluate(at, true, flags.run.evaluations).success();
     const double sampled = trainer.evaluate(at, false, flags.run.evaluations).success();
-    metrics.line(format("{\"controller\": \"%s\", \"seed\": %lld, \"num_envs\": %lld, \"horizon\": "
-                        "%lld, \"evaluated_at\": %lld, \"eval_success\": %.5f, \"eval_sampled\": "
-                        "%.5f}",
-                        controller.c_str(), static_cast<long long>(flags.seed),
-                        static_cast<long long>(flags.run.trainer.num_envs),
-                        static_cast<long long>(flags.horizon), static_cast<long long>(delay),
-                        greedy, sampled));
+    metrics.line(format(
+        "{\"controller\": \"%s\", \"seed\": %lld, \"num_envs\": %lld, \"horizon\": "
+        "%lld, \"evaluated_at\": %lld, \"eval_success\": %.5f, \"eval_sampled\": "
+        "%.5f}",
+        controller.c_str(), static_cast<long long>(flags.seed),
+        static_cast<long long>(flags.run.trainer.num_envs), static_cast<long long>(flags.horizon),
+        static_cast<long long>(delay), greedy, sampled));
     std::fprintf(stderr, "delay %lld: %.1f %% greedy, %.1f %% sampled\n",
                  static_cast<long long>(delay), 100 * greedy, 100 * sampled);
   }

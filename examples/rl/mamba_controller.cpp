@@ -30,8 +30,7 @@ mamba::LayerConfig layer_config(const ControllerConfig& config) {
 MambaController::MambaController(const ControllerConfig& config, mamba::Device device) {
   for (std::int64_t i = 0; i < config.layers; ++i) {
     const std::uint64_t seed = config.seed + static_cast<std::uint64_t>(i);
-    layers_.push_back(
-        mamba::Layer::random(layer_config(config), seed, mamba::DType::f32, device));
+    layers_.push_back(mamba::Layer::random(layer_config(config), seed, mamba::DType::f32, device));
     gradients_.push_back(mamba::zero_gradients(layers_.back().config(), device));
   }
 }

@@ -13,6 +13,7 @@ namespace {
 
 }  // namespace
 
+std::int64_t memory_of(mamba::Device) { refuse(); }
 void observe(const Environments&, const StepViews&, mamba::Stream&) { refuse(); }
 void act(Environments&, mamba::ConstTensorView, bool, const StepViews&, mamba::Stream&) {
   refuse();

@@ -47,7 +47,7 @@ struct PpoLoss {
   mamba::TensorView sums;
   float clip = 0.2f;
   float value_weight = 0.5f;
-  float entropy_weight = 0.003f;
+  float entropy_weight = 0.05f;
   std::int64_t counted = 1;
 };
 

@@ -26,9 +26,8 @@ constexpr PpoTerm ppo_term(float log_prob, float old_log_prob, float advantage, 
   const float cut = nearest * advantage;
   const bool clipped = cut < plain;  // then the loss does not depend on the policy
   const float error = value - target;
-  return {clipped ? -cut : -plain,       error * error / 2, ratio - 1 - change,
-          clipped ? 1.0f : 0.0f,         clipped ? 0.0f : -plain,
-          value_weight * error};
+  return {clipped ? -cut : -plain, error * error / 2,       ratio - 1 - change,
+          clipped ? 1.0f : 0.0f,   clipped ? 0.0f : -plain, value_weight * error};
 }
 
 }  // namespace mamba_rl

@@ -55,8 +55,8 @@ constexpr float log_uniform(float u) {
 // cos(pi v) for v in [0, 2), within 2 ulp away from its zeros: v is folded, exactly, into a
 // quarter around 0 or around 1/2, and the series of the cosine or the sine does the rest.
 constexpr float cos_pi(float v) {
-  const float w = v > 1 ? 2 - v : v;      // cos(pi v) is even round 1
-  const float x = w > 0.5f ? 1 - w : w;   // and odd round 1/2
+  const float w = v > 1 ? 2 - v : v;     // cos(pi v) is even round 1
+  const float x = w > 0.5f ? 1 - w : w;  // and odd round 1/2
   const float sign = w > 0.5f ? -1 : 1;
   float value = 0;
   if (x < 0.25f) {

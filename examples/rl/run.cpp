@@ -49,8 +49,8 @@ std::string line_of(const RunOptions& options, const UpdateResult& r, double sec
       t.controller.kind.c_str(), static_cast<unsigned long long>(t.environment.seed),
       static_cast<long long>(t.num_envs), t.environment.delay, static_cast<long long>(r.update),
       static_cast<long long>(r.env_steps), r.delay, r.score.success(),
-      static_cast<long long>(r.score.queries), r.policy_loss, r.value_loss, r.entropy,
-      r.divergence, r.clipped, r.gradient_norm, rollout_speed, speed, seconds, more.c_str());
+      static_cast<long long>(r.score.queries), r.policy_loss, r.value_loss, r.entropy, r.divergence,
+      r.clipped, r.gradient_norm, rollout_speed, speed, seconds, more.c_str());
 }
 
 }  // namespace
@@ -82,8 +82,7 @@ RunEnd run(const RunOptions& options, double seconds, MetricsFile& metrics) {
       const std::int32_t horizon = t.environment.delay;
       clock.last = trainer.evaluate(horizon, true, options.evaluations).success();
       const double sampled = trainer.evaluate(horizon, false, options.evaluations).success();
-      evaluated =
-          format(", \"eval_success\": %.5f, \"eval_sampled\": %.5f", clock.last, sampled);
+      evaluated = format(", \"eval_success\": %.5f, \"eval_sampled\": %.5f", clock.last, sampled);
       progress.say(format("update %lld: %.1f %% greedy, %.1f %% sampled at horizon %d",
                           static_cast<long long>(result.update), 100 * clock.last, 100 * sampled,
                           horizon));

@@ -24,6 +24,6 @@ struct RunEnd {
   double success = 0;     // of the last greedy evaluation
 };
 
-// Trains until it is done, interrupted(), or the clock passes `seconds` (0: no limit); what there is
-// is saved then. Metrics go to `metrics`, a JSON line an update.
+// Trains until it is done, interrupted(), or the clock passes `seconds` (0: no limit); what there
+// is is saved then. Metrics go to `metrics`, a JSON line an update.
 RunEnd run(const RunOptions& options, double seconds, MetricsFile& metrics);

@@ -8,6 +8,7 @@
 #include <numeric>
 #include <sstream>
 
+#include "memory.hpp"
 #include "ppo.hpp"
 #include "random.hpp"
 
@@ -38,8 +39,23 @@ TrainerOptions completed(TrainerOptions options) {
   if (options.chunk_len == 0) options.chunk_len = episode_steps(environment);
   constexpr std::int64_t most_steps = std::int64_t{1} << 31;  // lists of steps are of i32
   mamba::check::range(where, "chunk_len", options.chunk_len, 1,
-                      (most_steps - 1) / options.num_envs);
+                      (most_steps - 1) / options.num_envs / options.chunks);
   return options;
+}
+
+// Chunks that cannot fit are refused before anything is allocated.
+void check_memory(const TrainerOptions& options, const AgentConfig& agent) {
+  const std::int64_t rows =
+      (options.num_envs + options.ppo.minibatches - 1) / options.ppo.minibatches;
+  const std::int64_t wanted =
+      options.chunks * (bytes_of_rollout(agent, options.num_envs, options.chunk_len) +
+                        bytes_of_training(agent, rows, options.chunk_len));
+  const std::int64_t there = memory_of(options.device);
+  if (wanted <= there) return;
+  throw mamba::Error(
+      where, "chunk_len " + std::to_string(options.chunk_len),
+      "chunks that fit in the " + std::to_string(there) + " bytes of " + options.device.name(),
+      "about " + std::to_string(wanted) + " bytes");
 }
 
 EnvironmentConfig first_task(const TrainerOptions& options) {
@@ -71,9 +87,9 @@ Trainer::Trainer(const TrainerOptions& options)
       agent_(agent_config(options_), options_.device),
       optimizer_(agent_.parameters(), adamw(options_.ppo)),
       state_(agent_.make_state(options_.num_envs)) {
-  chunks_.resize(static_cast<std::size_t>(options_.chunks));
-  tapes_.resize(chunks_.size());
-  for (Chunk& chunk : chunks_) chunk.prepare(agent_, options_.num_envs, options_.chunk_len);
+  check_memory(options_, agent_.config());
+  tapes_.resize(static_cast<std::size_t>(options_.chunks));
+  rollout_.prepare(agent_, options_.num_envs, options_.chunks, options_.chunk_len);
 }
 
 UpdateResult Trainer::update() {
@@ -84,9 +100,7 @@ UpdateResult Trainer::update() {
   result.rollout_seconds = seconds_since(start);
   Tensor sums = Tensor::zeros({5}, DType::f32, options_.device);
   std::int64_t counted = 0;
-  for (const auto& chunk : decided_) {
-    for (const auto& row : chunk) counted += static_cast<std::int64_t>(row.size());
-  }
+  for (const auto& row : decided_) counted += static_cast<std::int64_t>(row.size());
   for (std::int64_t epoch = 0; epoch < options_.ppo.epochs; ++epoch) {
     const std::vector<std::int32_t> order = shuffled(epoch);
     const std::int64_t parts = options_.ppo.minibatches, count = options_.num_envs;
@@ -101,7 +115,8 @@ UpdateResult Trainer::update() {
   stream_.synchronize();
   uploads_.clear();
   const Tensor host = sums.to(mamba::Device::cpu());
-  const double terms = static_cast<double>(std::max<std::int64_t>(1, counted * options_.ppo.epochs));
+  const double terms =
+      static_cast<double>(std::max<std::int64_t>(1, counted * options_.ppo.epochs));
   double* const means[] = {&result.policy_loss, &result.value_loss, &result.entropy,
                            &result.divergence, &result.clipped};
   for (int i = 0; i < 5; ++i) *means[i] = host.data<float>()[i] / terms;
@@ -116,37 +131,30 @@ UpdateResult Trainer::update() {
 }
 
 void Trainer::roll_out(UpdateResult& result) {
-  for (Chunk& chunk : chunks_) {
-    collect(agent_, environments_, state_, chunk, false, true, stream_);
-    Advantages advantages;
-    advantages.rewards = chunk.rewards;
-    advantages.values = chunk.values;
-    advantages.ends = chunk.ends;
-    advantages.last_values = chunk.last_values;
-    advantages.advantages = chunk.advantages;
-    advantages.returns = chunk.returns;
-    advantages.gamma = options_.ppo.gamma;
-    advantages.lambda = options_.ppo.lambda;
-    run(advantages, stream_);
-    NormaliseAdvantages normalise;
-    normalise.decisions = chunk.decisions;
-    normalise.advantages = chunk.advantages;
-    run(normalise, stream_);
-  }
-  progress_.env_steps += options_.num_envs * options_.chunk_len * options_.chunks;
+  collect(agent_, environments_, state_, rollout_, false, true, stream_);
+  Advantages advantages;
+  advantages.rewards = rollout_.rewards;
+  advantages.values = rollout_.values;
+  advantages.ends = rollout_.ends;
+  advantages.last_values = rollout_.last_values;
+  advantages.advantages = rollout_.advantages;
+  advantages.returns = rollout_.returns;
+  advantages.gamma = options_.ppo.gamma;
+  advantages.lambda = options_.ppo.lambda;
+  run(advantages, stream_);
+  NormaliseAdvantages normalise;
+  normalise.decisions = rollout_.decisions;
+  normalise.advantages = rollout_.advantages;
+  run(normalise, stream_);
   stream_.synchronize();
-  decided_.assign(chunks_.size(), {});
-  for (std::size_t k = 0; k < chunks_.size(); ++k) {
-    const Tensor decisions = chunks_[k].decisions.to(mamba::Device::cpu());
-    const Score part = score(decisions, chunks_[k].rewards.to(mamba::Device::cpu()));
-    result.score.queries += part.queries;
-    result.score.right += part.right;
-    decided_[k].resize(static_cast<std::size_t>(options_.num_envs));
-    const auto* decision = decisions.data<std::int32_t>();
-    for (auto& row : decided_[k]) {
-      for (std::int32_t t = 0; t < options_.chunk_len; ++t) {
-        if (*decision++ != irrelevant) row.push_back(t);
-      }
+  progress_.env_steps += rollout_.batch() * rollout_.time();
+  const Tensor decisions = rollout_.decisions.to(mamba::Device::cpu());
+  result.score = score(decisions, rollout_.rewards.to(mamba::Device::cpu()));
+  decided_.assign(static_cast<std::size_t>(rollout_.batch()), {});
+  const auto* decision = decisions.data<std::int32_t>();
+  for (auto& row : decided_) {
+    for (std::int32_t t = 0; t < rollout_.time(); ++t) {
+      if (*decision++ != irrelevant) row.push_back(t);
     }
   }
 }
@@ -186,15 +194,15 @@ Score Trainer::evaluate(std::int32_t delay, bool greedy, std::int64_t episodes) 
   Environments environments(config, static_cast<std::int32_t>(episodes), first_evaluated,
                             options_.device);
   mamba::StackState state = agent_.make_state(episodes);
-  Chunk chunk;
+  Rollout rollout;
   Score total;
   for (std::int64_t done = 0; done < episode_steps(config);) {
     const std::int64_t time = std::min(most_steps, episode_steps(config) - done);
-    chunk.prepare(agent_, episodes, time);
-    collect(agent_, environments, state, chunk, greedy, false, stream_);
+    rollout.prepare(agent_, episodes, 1, time);
+    collect(agent_, environments, state, rollout, greedy, false, stream_);
     stream_.synchronize();
-    const Score part = score(chunk.decisions.to(mamba::Device::cpu()),
-                             chunk.rewards.to(mamba::Device::cpu()));
+    const Score part =
+        score(rollout.decisions.to(mamba::Device::cpu()), rollout.rewards.to(mamba::Device::cpu()));
     total.queries += part.queries;
     total.right += part.right;
     done += time;
@@ -258,7 +266,8 @@ std::map<std::string, std::string> Trainer::load(const std::string& path) {
   progress_.env_steps = static_cast<std::int64_t>(found.draws);
   progress_.successes.clear();
   std::istringstream successes(note("successes"));
-  for (std::string text; successes >> text;) progress_.successes.push_back(std::strtod(text.c_str(), nullptr));
+  for (std::string text; successes >> text;)
+    progress_.successes.push_back(std::strtod(text.c_str(), nullptr));
   environments_.restart(static_cast<std::int32_t>(found.positions[1]), stream_);
   std::vector<std::int32_t> numbers;
   for (std::size_t i = 2; i < expected; ++i) {

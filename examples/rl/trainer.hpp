@@ -22,7 +22,7 @@ struct PpoOptions {
   float lambda = 0.95f;
   float clip = 0.2f;
   float value_weight = 0.5f;
-  float entropy_weight = 0.003f;
+  float entropy_weight = 0.05f;
   float rate = 1e-3f;
   float max_norm = 1;
 };
@@ -83,17 +83,16 @@ class Trainer {
     std::int64_t env_steps = 0;
     std::vector<double> successes;  // of the last updates at this delay
   };
-  // A minibatch's share of one chunk.
-  struct Piece;
+  // What a minibatch of environments is trained on.
+  struct Minibatch;
 
   std::map<std::string, std::string> configuration() const;
   void roll_out(UpdateResult& result);
-  void find_decisions();
   mamba::TensorView upload(const std::vector<std::int32_t>& list, mamba::Scratch& scratch);
-  std::vector<Piece> cut(const std::vector<std::int32_t>& rows, mamba::Scratch& scratch);
   void learn(const std::vector<std::int32_t>& rows, mamba::TensorView sums);
-  void remember(const Piece& piece, mamba::ConstTensorView rows, mamba::StackState& state);
-  void decide(const Piece& piece, std::int64_t counted, mamba::TensorView sums, bool accumulate);
+  void remember(const Minibatch& batch);
+  void decide(const Minibatch& batch, mamba::TensorView sums);
+  void remember_backward(const Minibatch& batch);
   std::vector<std::int32_t> shuffled(std::int64_t epoch) const;
   void advance_curriculum(double success);
 
@@ -104,10 +103,10 @@ class Trainer {
   mamba::AdamW optimizer_;
   mamba::StackState state_;
   Progress progress_;
-  std::vector<Chunk> chunks_;
-  std::vector<AgentTape> tapes_;                                  // one for each chunk
-  std::vector<std::vector<std::vector<std::int32_t>>> decided_;  // [chunk][row]: steps that decide
-  std::vector<mamba::Tensor> uploads_;  // index lists that a queued copy may still read
+  Rollout rollout_;
+  std::vector<AgentTape> tapes_;                    // one for each chunk
+  std::vector<std::vector<std::int32_t>> decided_;  // of every row: the steps that decide
+  std::vector<mamba::Tensor> uploads_;              // index lists that a queued copy may still read
 };
 
 }  // namespace mamba_rl
