@@ -41,30 +41,33 @@ class Mamba(torch.nn.Module):
     def layer(self, i, x, conv, ssm, reset):
         """x [batch, time, d_model]; states of the layer; y and the new states."""
         p = f"backbone.layers.{i}.mixer."
-        inner, states, rank = self.c["intermediate_size"], self.c["state_size"], self.c["time_step_rank"]
+        inner, d_state, rank = self.c["intermediate_size"], self.c["state_size"], self.c["time_step_rank"]
         xz = x @ self.w(p + "in_proj.weight").T
         u, z = xz[..., :inner], xz[..., inner:]
         width = self.c["conv_kernel"]
-        past = [conv[..., k] for k in range(width - 1)]
-        kernel, us = self.w(p + "conv1d.weight")[:, 0, :], []
-        for t in range(x.shape[1]):
-            fresh = reset[:, t, None] != 0
-            past = [torch.where(fresh, torch.zeros_like(v), v) for v in past] + [u[:, t]]
-            us.append(sum(kernel[:, k] * past[k] for k in range(width)) + self.w(p + "conv1d.bias"))
-            past = past[1:]
-        u = torch.nn.functional.silu(torch.stack(us, 1))
+        fresh = reset != 0
+        document = fresh.cumsum(1)  # the carried inputs are of document 0
+        inputs = torch.cat([conv.transpose(1, 2), u], 1)
+        documents = torch.cat([torch.zeros(len(u), width - 1, dtype=document.dtype), document], 1)
+        kernel, summed = self.w(p + "conv1d.weight")[:, 0, :], self.w(p + "conv1d.bias")
+        for k in range(width):
+            tap, of = inputs[:, k : k + u.shape[1]], documents[:, k : k + u.shape[1]]
+            summed = summed + kernel[:, k] * torch.where((of == document)[..., None], tap, 0)
+        behind = torch.where((documents == document[:, -1:])[..., None], inputs, 0)[:, u.shape[1] :]
+        u = torch.nn.functional.silu(summed)
         low = u @ self.w(p + "x_proj.weight").T
-        dt, b, c = low.split([rank, states, states], dim=-1)
+        dt, b, c = low.split([rank, d_state, d_state], dim=-1)
         delta = torch.nn.functional.softplus(dt @ self.w(p + "dt_proj.weight").T + self.w(p + "dt_proj.bias"))
         decay = torch.exp(delta.unsqueeze(-1) * -torch.exp(self.w(p + "A_log")))
         added = (delta * u).unsqueeze(-1) * b.unsqueeze(2)
-        ys = []
-        for t in range(x.shape[1]):
-            ssm = torch.where(reset[:, t, None, None] != 0, torch.zeros_like(ssm), ssm)
-            ssm = decay[:, t] * ssm + added[:, t]
-            ys.append((ssm * c[:, t, None, :]).sum(-1))
-        y = (torch.stack(ys, 1) + self.w(p + "D") * u) * torch.nn.functional.silu(z)
-        return y @ self.w(p + "out_proj.weight").T, torch.stack(past, -1), ssm
+        decay = torch.where(fresh[..., None, None], 0, decay)
+        states = []
+        for decay_t, added_t in zip(decay.unbind(1), added.unbind(1)):
+            ssm = torch.addcmul(added_t, decay_t, ssm)
+            states.append(ssm)
+        y = torch.einsum("btdn,btn->btd", torch.stack(states, 1), c)
+        y = (y + self.w(p + "D") * u) * torch.nn.functional.silu(z)
+        return y @ self.w(p + "out_proj.weight").T, behind.transpose(1, 2), ssm
 
     def forward(self, ids, conv, ssm, reset):
         eps = self.c["layer_norm_epsilon"]

@@ -157,6 +157,7 @@ TEST(AddRmsNorm, ARowHasTheSameBitsInAnyCompanyAndWithAnyThreads) {
           Tensor y({rows, 1000}, dtype, device);
           Stream stream(device, threads);
           run(operation(x.view().rows(0, rows), sum.view().rows(0, rows), weight, y), stream);
+          stream.synchronize();
           const std::vector<unsigned char> got = testing::bits(y);
           if (first.empty()) first = got;
           EXPECT_TRUE(std::equal(got.begin(), got.end(), first.begin()));

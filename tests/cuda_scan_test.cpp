@@ -241,6 +241,22 @@ TEST(CudaScan, OneStepPlanRefusesMore) {
   });
 }
 
+TEST(CudaScan, RefusesStepsThatItCannotCountTheBytesBetween) {
+  each_cuda_device([](Device device) {
+    ScanCase c;
+    c.batch = 1;
+    c.time = 2;
+    const ScanInputs inputs = ScanInputs(c).to(device);
+    Tensor y(inputs.y_shape(), DType::f32, device);
+    SelectiveScan op = inputs.op();
+    op.y = TensorView(y.data<float>(), {1, 2, std::int64_t{1} << 30}, DType::f32, device)
+               .columns(0, c.channels);  // refused before it is written to
+    expect_error<ArgumentError>(
+        "selective_scan: bytes between steps: expected less than 4 GiB, got 4294967296",
+        [&] { run(op, default_stream(device)); });
+  });
+}
+
 }  // namespace
 }  // namespace mamba::testing
 #endif

@@ -267,6 +267,7 @@ TEST(Matmul, SameBitsTwiceAndInEveryPlace) {
           Tensor y({rows, 77}, dtype, device);
           Stream stream(device, 2);
           run(operation(x, weight, bias, y), stream);
+          stream.synchronize();
           if (i == 0) first = testing::bits(y);
           EXPECT_EQ(first, testing::bits(y));
         }

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
+#include <mamba/error.hpp>
 #include <mamba/ops.hpp>
 
 #include "detail/stream_access.hpp"
@@ -12,7 +14,8 @@ namespace mamba::cuda {
 
 constexpr int scan_chunk = 16;  // steps, in the chunked plan and between the states in chunk_states
 
-// [batch, time, ...] with contiguous last dimensions; pitches in elements.
+// [batch, time, ...] with contiguous last dimensions; pitches in elements. Kernels count the bytes
+// between steps in 32 bits.
 struct ScanTrack {
   const void* data = nullptr;
   std::int64_t row_pitch = 0, step_pitch = 0;
@@ -23,6 +26,11 @@ struct ScanTrack {
     data = view.data();
     row_pitch = view.row_pitch();
     step_pitch = view.step_pitch();
+    const std::int64_t bytes = step_pitch * size_of(view.dtype());
+    if (view.dim(1) > 1 && bytes >> 32 != 0) {
+      throw ArgumentError("selective_scan", "bytes between steps", "less than 4 GiB",
+                          std::to_string(bytes));
+    }
   }
   template <class T>
   __device__ const T* at(std::int64_t b, std::int64_t t) const {

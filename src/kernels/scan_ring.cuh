@@ -10,9 +10,6 @@ namespace mamba::cuda {
 constexpr unsigned all_lanes = 0xffffffffu;
 constexpr int ring_states = 16;  // whose B and C a warp keeps in shared memory
 
-// What follows from the value is from here on not computed ahead and kept in registers.
-__device__ __forceinline__ void make_opaque(unsigned& value) { asm volatile("" : "+r"(value)); }
-
 // The state that one warp hands to the next: eight bytes, written and read at once.
 struct Passed {
   float h;

@@ -79,7 +79,7 @@ struct GradOperands {
 template <class T, int Channels>
 struct GradMemory {
   static constexpr int chunks = 32 / Channels, steps = chunks * chunk, rows = steps + chunks;
-  static constexpr int products = 36;  // of a lane: dB and dC of 16 steps, and four words
+  static constexpr int products = 36;  // of a lane: dB and dC of 16 steps, its resets, three words
   T x[rows][Channels], dt[rows][Channels], z[rows][Channels], dy[rows][Channels];
   RingStates<T, steps> BC;
   float product[32][products];
@@ -208,7 +208,6 @@ struct GradRing {
     float delta[chunk], delta_x[chunk], g[chunk];
     float y[chunk], B_dh[chunk], A_dh[chunk];  // sums over states
     float sum;                                 // of delta
-    unsigned resets;  // a bit a step; bit 16 + s: a reset in the 2^s chunks from this one on
   };
   // This lane's column of its chunk.
   __device__ __forceinline__ T* mine(T (&rows)[Memory::rows][Channels]) const {
@@ -235,21 +234,31 @@ struct GradRing {
       }
       s.y[k] = s.B_dh[k] = s.A_dh[k] = 0;
     }
-    if constexpr (!Plain) begin_resets(tile, s);
+    if constexpr (!Plain) begin_resets(tile);
   }
-  __device__ __forceinline__ void begin_resets(int tile, Steps& s) const {
-    s.resets = 0;
+  // Where this lane's resets lie, for there is no register left: a bit a step; bit 16 + s: a reset
+  // in the 2^s chunks from this one on.
+  __device__ __forceinline__ volatile float* resets_place() const {
+    return &memory->product[lane][2 * chunk];
+  }
+  __device__ __forceinline__ unsigned resets() const {
+    return Plain ? 0 : __float_as_uint(*resets_place());
+  }
+  __device__ __forceinline__ void begin_resets(int tile) const {
+    unsigned resets = 0;
+    *resets_place() = 0;
     if (op.reset == nullptr) return;
     const std::int64_t first = std::int64_t{tile} * steps + q * chunk;
     for (int k = 0; k < chunk && k < left_in(tile); ++k) {
-      if (op.reset[b * op.reset_pitch + first + k] != 0) s.resets |= 1u << k;
+      if (op.reset[b * op.reset_pitch + first + k] != 0) resets |= 1u << k;
     }
-    const unsigned lanes = __ballot_sync(all_lanes, s.resets != 0);
+    const unsigned lanes = __ballot_sync(all_lanes, resets != 0);
     for (int stage = 0; 1 << stage <= chunks; ++stage) {
       for (int on = 0; on < 1 << stage && q + on < chunks; ++on) {
-        if ((lanes >> (lane + on * Channels) & 1) != 0) s.resets |= 1u << (16 + stage);
+        if ((lanes >> (lane + on * Channels) & 1) != 0) resets |= 1u << (16 + stage);
       }
     }
+    *resets_place() = __uint_as_float(resets);
   }
 
   // State n over the chunk, `at` being its place among those in shared memory; h is the state
@@ -261,7 +270,7 @@ struct GradRing {
     const float* B = &memory->BC.turned[0][at][q * (chunk + 4)];
     const float* C = &memory->BC.turned[1][at][q * (chunk + 4)];
     float* product = memory->product[lane];
-    if (!Plain) make_opaque(s.resets);
+    unsigned cuts = resets();
     float a[chunk], e[chunk];  // the decays, and a h[t - 1]
 #pragma unroll
     for (int k = 0; k < chunk; k += 4) {
@@ -271,14 +280,14 @@ struct GradRing {
       for (int i = 0; i < 4; ++i) {
         a[k + i] = decay(s.delta[k + i], A_n);
         e[k + i] = __fmul_rn(a[k + i], h);
-        if (!Plain && (s.resets >> (k + i) & 1) != 0) e[k + i] = 0;
+        if (!Plain && (cuts >> (k + i) & 1) != 0) e[k + i] = 0;
         h = __fmaf_rn(s.delta_x[k + i], B4.at[i], e[k + i]);
         s.y[k + i] = __fmaf_rn(C4.at[i], h, s.y[k + i]);
         g_h.at[i] = __fmul_rn(s.g[k + i], h);
       }
       store_vec(product + chunk + k, g_h);
     }
-    if (!Plain) make_opaque(s.resets);
+    cuts = resets();
     float P = decay(s.sum, A_n), carry = 0;
 #pragma unroll
     for (int k = chunk - 4; k >= 0; k -= 4) {
@@ -286,17 +295,17 @@ struct GradRing {
 #pragma unroll
       for (int i = 3; i >= 0; --i) {
         carry = __fmul_rn(a[k + i], __fmaf_rn(C4.at[i], s.g[k + i], carry));
-        if (!Plain && (s.resets >> (k + i) & 1) != 0) carry = 0;
+        if (!Plain && (cuts >> (k + i) & 1) != 0) carry = 0;
       }
     }
 #pragma unroll
     for (int stage = 0; 1 << stage < chunks; ++stage) {
-      join_neighbour<!Plain, true>(Channels << stage, !Plain && (s.resets >> (16 + stage) & 1) != 0,
-                                   P, carry);
+      join_neighbour<!Plain, true>(Channels << stage, !Plain && (cuts >> (16 + stage) & 1) != 0, P,
+                                   carry);
     }
     const float behind = wait_for(slot, seen, round);
     constexpr int all_cuts = chunks == 1 ? 0 : 1;
-    const bool cut = !Plain && (s.resets >> (16 + all_cuts) & 1) != 0;
+    const bool cut = !Plain && (cuts >> (16 + all_cuts) & 1) != 0;
     const float left_over = cut ? carry : __fmaf_rn(P, behind, carry);
     if (q == 0) pass(to + n * Channels, {left_over, round + (warp + 1 == warps() ? 1 : 0)});
     carry = behind;
@@ -304,7 +313,7 @@ struct GradRing {
       const float entering = __shfl_down_sync(all_lanes, left_over, Channels);
       if (q < chunks - 1) carry = entering;
     }
-    if (!Plain) make_opaque(s.resets);
+    cuts = resets();
     float sum = 0;
 #pragma unroll
     for (int k = chunk - 4; k >= 0; k -= 4) {
@@ -319,7 +328,7 @@ struct GradRing {
         s.A_dh[k + i] = __fmaf_rn(A_n, dexponent, s.A_dh[k + i]);
         sum = __fmaf_rn(s.delta[k + i], dexponent, sum);
         carry = __fmul_rn(a[k + i], dh);
-        if (!Plain && (s.resets >> (k + i) & 1) != 0) carry = 0;
+        if (!Plain && (cuts >> (k + i) & 1) != 0) carry = 0;
       }
       store_vec(product + k, x_dh);
     }
@@ -378,7 +387,8 @@ struct GradRing {
   }
   __device__ __forceinline__ void store_dBC(int tile, int n, int count) const {
     const int left = steps_of(tile);
-    const std::int64_t row = (block_channel / Channels * op.batch + b) * op.time + tile * steps;
+    const auto block = static_cast<unsigned>(block_channel) / Channels;  // a sign would be spilled
+    const std::int64_t row = (block * op.batch + b) * op.time + tile * steps;
     for (int i = lane; i < left * 2 * ring_states; i += 32) {
       const int k = i % ring_states, which = i / ring_states % 2, t = i / (2 * ring_states);
       if (k < count) {
