@@ -103,6 +103,37 @@ BREAKS = {
         "src/host/optimizer.cpp", "if (!finite) --steps_;", "", "LossScale*"),
     "what followed from a failure hides it": (
         "src/detail/meeting.hpp", "    if (first_) return;\n", "", "Meeting*"),
+    "text is not normalised": (
+        "src/host/tokenizer.cpp", "tables_->nfc ? to_nfc(std::string(piece)) : std::string(piece)", "std::string(piece)",
+        "Tokenizer*"),
+    "a word takes all blanks before it": (
+        "src/host/tokenizer.cpp", "return last == 0 ? end : last;", "return end;", "Tokenizer*"),
+    "merges go from right to left among equals": (
+        "src/host/bpe.cpp", ": a.left > b.left;", ": a.left < b.left;", "Tokenizer*"),
+    "the shortest added token is found first": (
+        "src/host/bpe.cpp", "other.content.size() < token.content.size()", "other.content.size() > token.content.size()",
+        "Tokenizer*"),
+    "a batch reads its first row's prompt on": (
+        "src/host/generator.cpp", "if (texts[i]->size() > done) continue;", "if (texts[0]->size() > done) continue;",
+        "GeneratorPool*"),
+    "rows with a gap are taken for adjacent": (
+        "src/host/generator.cpp", "adjacent_ = rows.back() - rows.front() + 1 == count_;", "adjacent_ = true;",
+        "GeneratorPool*"),
+    "a fork keeps the trunk's random numbers": (
+        "src/host/generator.cpp", "options.seed = std::uint64_t{words[0]} << 32 | words[1];", "", "GeneratorPool*"),
+    "a row keeps what its last owner left": (
+        "src/host/generator_pool.cpp", "{ zero(mine, *slots->stream); }", "{ (void)mine; }", "GeneratorPool*"),
+    "half a character is not saved": (
+        "src/host/generator_file.cpp", "sampling.held.assign(held.begin(), held.end());", "", "GeneratorPool*"),
+    "a refused proposal is replaced from the target's own odds": (
+        "src/host/speculative.cpp", "if (left > 0) odds = std::move(rest);", "", "Speculation*"),
+    "the state goes back one token too far": (
+        "src/host/speculative.cpp", "steps_.restore(taken - 1, target_", "steps_.restore(taken > 1 ? taken - 2 : 0, target_",
+        "Speculation*"),
+    "a known state is believed without its hash": (
+        "src/host/known_prefix.cpp", "saved.metadata.notes[hash_note] != hash", "false", "StateCache*"),
+    "the cache throws out what was used last": (
+        "src/host/state_cache.cpp", "      out.push_back(list.back());", "      out.push_back(list.front());", "StateCache*"),
 }
 
 

@@ -118,7 +118,8 @@ TEST_F(GeneratorTest, ForksAreIndependent) {
     trunk.read(prompt);
     generate(trunk, 6);
     Generator same = trunk.fork();
-    Generator other = trunk.fork(99);
+    Generator other = trunk.fork();
+    other.reseed(99);
     const Ids text = generate(trunk, 25);
     EXPECT_EQ(generate(same, 25), text);
     EXPECT_NE(generate(other, 25), text);

@@ -228,6 +228,12 @@ TEST(Published130m, GreedyTextAndLogits) {
   for (std::size_t i = 0; i < published.size(); ++i) {
     EXPECT_NEAR(run.logits[i], published[i], 1e-3) << i;
   }
+  const Tokenizer tokenizer = Tokenizer::load(folder);
+  Generator generator(model);
+  generator.read(tokenizer.encode("Hey how are you doing?"));
+  GenerateOptions ten;
+  ten.max_tokens = 10;
+  EXPECT_EQ(tokenizer.decode(generator.generate(ten).tokens), "\n\nI'm so glad you're here.");
 }
 
 }  // namespace

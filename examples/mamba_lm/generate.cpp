@@ -6,9 +6,11 @@
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
+#include <filesystem>
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <mamba/generator.hpp>
@@ -27,6 +29,7 @@ struct GenerateFlags {
   SamplingFlags sampling;
   std::optional<std::string> prompt_ids;
   std::optional<std::string> prompt;
+  std::string tokenizer;
   std::string form;  // "ids", "text"; empty: as the prompt was given
   std::int64_t max_tokens = 128;
   std::int64_t chunk = 512;
@@ -59,27 +62,34 @@ Ids parse_ids(const std::string& text) {
   return ids;
 }
 
-// What turns text into ids for this model, if anything does.
-std::optional<mamba::Tokenizer> tokenizer_of(const mamba::LanguageModel& model) {
-  if (model.config().vocab_size == 256) return mamba::Tokenizer::bytes();
-  return std::nullopt;
-}
-
-void check_text_is_possible(const GenerateFlags& flags, const mamba::LanguageModel& model) {
-  if (tokenizer_of(model)) return;
+// What turns text into ids for this model, read only where text is wanted: ids need none.
+std::optional<mamba::Tokenizer> tokenizer_of(const GenerateFlags& flags,
+                                             const mamba::LanguageModel& model) {
   const char* flag = flags.prompt           ? "--prompt"
                      : !flags.stop.empty()  ? "--stop"
                      : flags.form == "text" ? "--as text"
                                             : nullptr;
-  if (flag == nullptr) return;
-  throw mamba::ArgumentError("generate", flag, "a model of bytes (vocabulary of 256)",
-                             "one of " + std::to_string(model.config().vocab_size) +
-                                 " tokens; text for it is not supported yet, give and take token "
-                                 "ids (--prompt-ids, --as ids)");
+  if (flag == nullptr) return std::nullopt;
+  const std::string beside = flags.model.folder + "/tokenizer.json";
+  const std::string path = flags.tokenizer.empty() ? beside : flags.tokenizer;
+  const std::int64_t vocab = model.config().vocab_size;
+  if (flags.tokenizer.empty() && !std::filesystem::exists(beside)) {
+    if (vocab == 256) return mamba::Tokenizer::bytes();
+    throw mamba::ArgumentError("generate", flag, beside + ", or --tokenizer",
+                               "neither (--prompt-ids and --as ids do without)");
+  }
+  mamba::Tokenizer tokenizer = mamba::Tokenizer::load(path);
+  if (tokenizer.vocab_size() > vocab) {
+    throw mamba::ArgumentError("generate", path,
+                               "ids below " + std::to_string(vocab) + ", the model's",
+                               "up to " + std::to_string(tokenizer.vocab_size() - 1));
+  }
+  return tokenizer;
 }
 
-Ids prompt_of(const GenerateFlags& flags, const mamba::LanguageModel& model) {
-  if (flags.prompt) return tokenizer_of(model)->encode(*flags.prompt);
+Ids prompt_of(const GenerateFlags& flags, const mamba::LanguageModel& model,
+              const mamba::Tokenizer* tokenizer) {
+  if (flags.prompt) return tokenizer->encode(*flags.prompt);
   if (!flags.prompt_ids) return {};
   const Ids ids = parse_ids(*flags.prompt_ids);
   const std::int64_t vocab = model.config().vocab_size;
@@ -91,21 +101,24 @@ Ids prompt_of(const GenerateFlags& flags, const mamba::LanguageModel& model) {
   return ids;
 }
 
-// New tokens on standard output, each as soon as it is there.
+// What was generated, on standard output, as soon as it is there.
 class Output {
  public:
-  explicit Output(bool as_text) : as_text_(as_text) {}
+  // False if nobody can read it any more.
+  bool id(std::int32_t token) {
+    ids_ = true;
+    return text((any_ ? " " : "") + std::to_string(token));
+  }
 
-  // False if nobody can read them any more.
-  bool write(std::int32_t token) {
-    const std::string text = as_text_ ? mamba::Tokenizer::bytes().decode({token})
-                                      : (any_ ? " " : "") + std::to_string(token);
+  bool text(std::string_view text) {
     any_ = true;
-    return put(text);
+    good_ = std::fwrite(text.data(), 1, text.size(), stdout) == text.size() &&
+            std::fflush(stdout) == 0 && good_;
+    return good_;
   }
 
   void end_line() {
-    if (any_ && !as_text_) put("\n");
+    if (ids_) text("\n");
   }
 
   void check() const {
@@ -114,14 +127,8 @@ class Output {
   }
 
  private:
-  bool put(const std::string& text) {
-    good_ = std::fwrite(text.data(), 1, text.size(), stdout) == text.size() &&
-            std::fflush(stdout) == 0 && good_;
-    return good_;
-  }
-
-  bool as_text_;
   bool any_ = false;
+  bool ids_ = false;
   bool good_ = true;
 };
 
@@ -166,15 +173,22 @@ std::size_t read_prompt(mamba::Generator& generator, const Ids& prompt, std::int
   return done;
 }
 
-std::size_t write_tokens(mamba::Generator& generator, const GenerateFlags& flags, Output& output) {
-  const auto tokenizer = mamba::Tokenizer::bytes();
+std::size_t write_tokens(mamba::Generator& generator, const GenerateFlags& flags,
+                         const mamba::Tokenizer* tokenizer, Output& output) {
+  const bool as_text = flags.form.empty() ? flags.prompt.has_value() : flags.form == "text";
   mamba::GenerateOptions options;
   options.max_tokens = flags.max_tokens;
   options.ignore_eos = flags.ignore_eos;
   options.stop = flags.stop;
-  options.tokenizer = &tokenizer;
-  options.on_token = [&](std::int32_t token) { return output.write(token) && !interrupted(); };
-  return generator.generate(options).tokens.size();
+  options.tokenizer = tokenizer;
+  options.on_token = [&](std::int32_t token) {
+    return (as_text || output.id(token)) && !interrupted();
+  };
+  if (as_text) options.on_text = [&](std::string_view text) { return output.text(text); };
+  const std::size_t written = generator.generate(options).tokens.size();
+  // Half a character goes into the state file, to be completed by whoever goes on from there.
+  if (as_text && flags.save_state.empty()) output.text(generator.finish_text());
+  return written;
 }
 
 mamba::Generator make_generator(const GenerateFlags& flags, const mamba::LanguageModel& model,
@@ -209,8 +223,8 @@ int generate(const GenerateFlags& flags) {
   catch_interrupts();
   check_flags(flags);
   const mamba::LanguageModel model = flags.model.load("generate");
-  check_text_is_possible(flags, model);
-  const Ids prompt = prompt_of(flags, model);
+  const std::optional<mamba::Tokenizer> tokenizer = tokenizer_of(flags, model);
+  const Ids prompt = prompt_of(flags, model, tokenizer ? &*tokenizer : nullptr);
   mamba::Stream stream = flags.model.stream();
   mamba::Generator generator = make_generator(flags, model, stream);
 
@@ -219,8 +233,9 @@ int generate(const GenerateFlags& flags) {
   const double read_seconds = seconds_since(start);
 
   const auto written_from = Clock::now();
-  Output output(flags.form.empty() ? flags.prompt.has_value() : flags.form == "text");
-  const std::size_t written = interrupted() ? 0 : write_tokens(generator, flags, output);
+  Output output;
+  const std::size_t written =
+      interrupted() ? 0 : write_tokens(generator, flags, tokenizer ? &*tokenizer : nullptr, output);
   const double write_seconds = seconds_since(written_from);
 
   output.end_line();
@@ -235,9 +250,10 @@ int generate(const GenerateFlags& flags) {
 
 void add_prompt_flags(CLI::App& sub, GenerateFlags& flags) {
   CLI::Option* ids = sub.add_option("--prompt-ids", flags.prompt_ids, "Token ids: 1,2,3");
-  sub.add_option("--prompt", flags.prompt,
-                 "Text; for now only for models of bytes (vocabulary of 256)")
-      ->excludes(ids);
+  sub.add_option("--prompt", flags.prompt, "Text")->excludes(ids);
+  sub.add_option("--tokenizer", flags.tokenizer,
+                 "tokenizer.json, or its folder (default: the one in MODEL; bytes where there is "
+                 "none and the vocabulary is 256)");
   sub.add_option("--as", flags.form,
                  "Print the new tokens as ids or as text (default: as the prompt was given; ids "
                  "without one)")

@@ -4,7 +4,10 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <mamba/language_model.hpp>
@@ -14,7 +17,7 @@
 
 namespace mamba {
 
-// When generate() ends.
+// When generate() ends, and who hears of it meanwhile.
 struct GenerateOptions {
   std::int64_t max_tokens = 128;
   bool ignore_eos = false;  // false: after one of config().eos_token_ids
@@ -24,6 +27,10 @@ struct GenerateOptions {
   const Tokenizer* tokenizer = nullptr;
   // Called with every token as soon as it is chosen; false ends after it.
   std::function<bool(std::int32_t token)> on_token;
+  // Called with new text, in whole characters of UTF-8; false ends after it. Needs a tokenizer. A
+  // character that is not complete at the end of a call comes out in a later one (see
+  // finish_text). The text of an end-of-text token is left out.
+  std::function<bool(std::string_view text)> on_text;
 };
 
 enum class StopReason { max_tokens, eos, stop_string, callback };
@@ -33,6 +40,8 @@ struct Generated {
   StopReason reason = StopReason::max_tokens;
 };
 
+struct GeneratorSlot;
+
 // One sequence. The model and the stream must outlive it. Not for two threads at once.
 //
 // Between calls the state has seen every token but perhaps the last one chosen, which goes through
@@ -40,21 +49,50 @@ struct Generated {
 class Generator {
  public:
   static constexpr std::size_t longest_stop = 256;
+  using Ids = std::vector<std::int32_t>;
 
+  // Alone; see GeneratorPool for several that go through the model together.
   explicit Generator(const LanguageModel& model, const SamplingOptions& options = {});
   Generator(const LanguageModel& model, const SamplingOptions& options, Stream& stream);
   explicit Generator(LanguageModel&& model, const SamplingOptions& options = {}) = delete;
+  ~Generator();
+  Generator(Generator&&) noexcept;
+  Generator& operator=(Generator&&) noexcept;
 
   // Reads more of a prompt, in pieces of any size, at any time. Ids out of range: ArgumentError.
-  void read(const std::vector<std::int32_t>& ids);
+  void read(const Ids& ids);
   // Chooses the next token. ArgumentError before anything was read.
   std::int32_t next();
   Generated generate(const GenerateOptions& options);
+  // Why generate() would end after the last chosen token, whatever max_tokens; for loops of one's
+  // own over next().
+  std::optional<StopReason> stopped(const GenerateOptions& options) const;
+  // The same text that on_text gets, for the last chosen token.
+  std::string text(const GenerateOptions& options);
+  // U+FFFD if a character is incomplete, which is then given up; else nothing.
+  std::string finish_text() { return text_.finish(); }
 
-  // An independent continuation: the same state, history and random numbers. With a seed, other
-  // random numbers from here on.
+  // The same verbs for several of one pool: one run of the model for all. No member knows of the
+  // others, and prompts may be of any lengths: nothing is padded. A Generator that is there twice
+  // or belongs to another pool is an ArgumentError before any work.
+  using Group = std::vector<Generator*>;
+  static void read(const Group& group, const std::vector<Ids>& prompts);
+  static Ids next(const Group& group);
+  // `options` has one element, for all, or one for each. Who has finished leaves, the others go on.
+  static std::vector<Generated> generate(const Group& group,
+                                         const std::vector<GenerateOptions>& options);
+
+  // An independent continuation: the same state, history and random numbers.
   Generator fork();
-  Generator fork(std::uint64_t seed);
+  // k of them, the first as fork(), the others with other random numbers. In the same pool if it
+  // has room for all, else in a new one. Only states are copied.
+  std::vector<Generator> fork(std::int64_t k);
+  // Other random numbers from here on.
+  void reseed(std::uint64_t seed);
+
+  // As if `ids`, at least one, had been read here first; the state and the logits [1, vocab_size]
+  // after them are known (StateCache). ArgumentError where something was read already.
+  void assume(const Ids& ids, const StackState& state, ConstTensorView logits);
 
   // Writes everything to a state file, with the model's fingerprint; restore() goes on from one,
   // for the same model: a file of another is a FormatError that says so. Both runs give the same
@@ -63,29 +101,60 @@ class Generator {
   static Generator restore(const std::string& path, const LanguageModel& model, Stream& stream);
   static Generator restore(const std::string& path, const LanguageModel& model);
 
+  const LanguageModel& model() const;
+  Stream& stream() const;
   const SamplingOptions& options() const { return options_; }
   std::int64_t tokens_seen() const { return tokens_seen_; }  // read and generated
-  const StackState& state();                                 // after every token
-  const Tensor& logits();  // [1, vocab_size] f32, for the next token
+  StackState state();                                        // after every token; a copy
+  ConstTensorView logits();  // [1, vocab_size] f32, for the next token; until that is chosen
 
  private:
-  void settle();  // the pending token, if any, goes through the model
-  void feed(ConstTensorView ids);
-  void mark_seen(const std::vector<std::int32_t>& ids);
-  bool completes(const GenerateOptions& options) const;
+  friend class GeneratorPool;
+  friend class Speculation;
+  explicit Generator(std::unique_ptr<GeneratorSlot> slot, const SamplingOptions& options);
+  static Generator restore(const std::string& path, std::unique_ptr<GeneratorSlot> slot);
+  static Group in_order(const char* where, const Group& group);
+  static void settle(const Group& group);  // pending tokens go through the model
+  static void feed(const Group& group, ConstTensorView ids);
+  static void choose(const Group& group);
+  void settle() { settle(Group{this}); }
+  void put(const StackState& state, ConstTensorView logits);
+  void mark_seen(const Ids& ids);
+  void push(std::int32_t token);
+  void copy_to(Generator& other) const;
+  void check(const GenerateOptions& options) const;
+  std::optional<StopReason> hear(const GenerateOptions& options, std::int32_t token,
+                                 Generated& result);
+  bool is_eos(std::int32_t token) const;
 
-  const LanguageModel* model_;
-  Stream* stream_;
+  std::unique_ptr<GeneratorSlot> slot_;
   SamplingOptions options_;
-  StackState state_;
-  Tensor logits_;                     // [1, vocab_size] f32
-  Tensor seed_;                       // [1, 2] i32: see Sample
-  Tensor draws_;                      // [1] i32
-  Tensor seen_;                       // [1, vocab_size] i32: which tokens occurred
-  Tensor token_;                      // [1] i32: the last chosen
-  std::vector<std::int32_t> recent_;  // the last generated tokens, longest_stop at most
+  Ids recent_;       // the last generated tokens, longest_stop at most
+  TextStream text_;  // the bytes of a character that has only begun
   std::int64_t tokens_seen_ = 0;
   bool pending_ = false;  // the last of recent_ has not been through the model
+};
+
+struct GeneratorSlots;
+
+// Room for up to `capacity` sequences that go through the model together (continuous batching):
+// they join when they are made, leave when they are destroyed, and the others go on meanwhile.
+// Memory is taken once. The generators may outlive the pool.
+class GeneratorPool {
+ public:
+  GeneratorPool(const LanguageModel& model, std::int64_t capacity);
+  GeneratorPool(const LanguageModel& model, std::int64_t capacity, Stream& stream);
+  GeneratorPool(LanguageModel&& model, std::int64_t capacity) = delete;
+
+  // ArgumentError if there is no room.
+  Generator make(const SamplingOptions& options = {});
+  Generator restore(const std::string& path);
+
+  std::int64_t capacity() const;
+  std::int64_t size() const;  // generators that live
+
+ private:
+  std::shared_ptr<GeneratorSlots> slots_;
 };
 
 }  // namespace mamba

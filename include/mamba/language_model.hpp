@@ -18,10 +18,12 @@ namespace mamba {
 
 struct ModelOptions : SequenceOptions {
   // Longer calls go through in pieces of about this many tokens (batch x time), so that memory does
-  // not grow with the prompt. A call with a row map goes through whole.
+  // not grow with the prompt. A call whose row map reads other rows than it writes goes through
+  // whole (rows.read and rows.write are then not the same memory).
   std::int64_t piece_tokens = 2048;
-  ModelTape* tape =
-      nullptr;  // receives what backward needs; not with a row map. Goes through whole
+  // With one of these a call goes through whole.
+  ModelTape* tape = nullptr;    // receives what backward needs; not with a row map
+  StackSteps* steps = nullptr;  // receives the states after every step
 };
 
 // Constant once made, like Layer; what trains it owns it without const.
@@ -97,7 +99,8 @@ inline void LanguageModel::forward(ConstTensorView ids, StackState& state, Tenso
   const std::int64_t batch = ids.dim(0);
   const std::int64_t time = ids.dim(1);
   const bool every_position = logits && logits.rank() == 3;
-  const std::int64_t piece = options.rows.read || options.tape != nullptr
+  const bool moves = options.rows.read && options.rows.read.data() != options.rows.write.data();
+  const std::int64_t piece = moves || options.tape != nullptr || options.steps != nullptr
                                  ? time
                                  : options.piece_tokens / std::max<std::int64_t>(1, batch);
   std::int64_t first = 0;
@@ -107,6 +110,7 @@ inline void LanguageModel::forward(ConstTensorView ids, StackState& state, Tenso
     if (options.reset) piece_options.reset = options.reset.columns(first, count);
     piece_options.rows = options.rows;
     if (options.tape != nullptr) piece_options.tape = &options.tape->stack;
+    piece_options.steps = options.steps;
     TensorView wanted;
     if (every_position) {
       wanted = logits.steps(first, count);

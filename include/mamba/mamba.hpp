@@ -18,8 +18,10 @@
 #include <mamba/optimizer.hpp>
 #include <mamba/safetensors.hpp>
 #include <mamba/sampling.hpp>
+#include <mamba/speculative.hpp>
 #include <mamba/stack.hpp>
 #include <mamba/state.hpp>
+#include <mamba/state_cache.hpp>
 #include <mamba/state_file.hpp>
 #include <mamba/stream.hpp>
 #include <mamba/tape.hpp>

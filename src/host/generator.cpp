@@ -6,6 +6,9 @@
 
 #include <mamba/check.hpp>
 
+#include "detail/philox.hpp"
+#include "host/generator_slots.hpp"
+
 namespace mamba {
 
 void SamplingOptions::check() const {
@@ -28,161 +31,438 @@ void SamplingOptions::check() const {
 
 namespace {
 
-// As Sample reads it: low half, high half.
-Tensor seed_tensor(std::uint64_t seed) {
-  return Tensor::from<std::int32_t>(
-      {static_cast<std::int32_t>(static_cast<std::uint32_t>(seed)),
-       static_cast<std::int32_t>(static_cast<std::uint32_t>(seed >> 32))},
-      {1, 2});
+std::unique_ptr<GeneratorSlot> slot_alone(const LanguageModel& model, Stream& stream) {
+  return std::make_unique<GeneratorSlot>("Generator",
+                                         std::make_shared<GeneratorSlots>(model, 1, stream));
+}
+
+Tensor column(const std::vector<std::int32_t>& values) {
+  return Tensor::from(values, {static_cast<std::int64_t>(values.size())});
+}
+
+// Some rows of a pool, in ascending order, as the operands of a run on them all.
+class Rows {
+ public:
+  Rows(GeneratorSlots& slots, const std::vector<std::int32_t>& rows)
+      : slots_(slots), scratch_(*slots.stream), first_(rows.front()), count_(column(rows).count()) {
+    adjacent_ = rows.back() - rows.front() + 1 == count_;
+    if (adjacent_ && count_ == slots.capacity()) return;
+    list_ = scratch_.take({count_}, DType::i32);
+    copy(column(rows), list_, *slots.stream);
+  }
+
+  std::int64_t count() const { return count_; }
+
+  RowMap map() const {
+    RowMap map;
+    map.read = list_;
+    map.write = list_;
+    return map;
+  }
+
+  // [count, ...]: these rows of `tensor` themselves if they lie together, else a copy of them.
+  TensorView gathered(Tensor& tensor) {
+    if (adjacent_) return tensor.view().rows(first_, count_);
+    const TensorView copied = like(tensor);
+    CopyRows op;
+    op.from = tensor;
+    op.from_rows = list_;
+    op.to = copied;
+    run(op, *slots_.stream);
+    return copied;
+  }
+
+  // The same to be written; what is written reaches the rows by put_back().
+  TensorView target(Tensor& tensor) {
+    return adjacent_ ? tensor.view().rows(first_, count_) : like(tensor);
+  }
+  void put_back(const TensorView& written, Tensor& tensor) {
+    if (adjacent_) return;
+    CopyRows op;
+    op.from = written;
+    op.to = tensor;
+    op.to_rows = list_;
+    run(op, *slots_.stream);
+  }
+
+ private:
+  TensorView like(const Tensor& tensor) {
+    return scratch_.take(tensor.shape().with(0, count_), tensor.dtype());
+  }
+
+  GeneratorSlots& slots_;
+  Scratch scratch_;
+  std::int64_t first_;
+  std::int64_t count_;
+  bool adjacent_ = false;
+  TensorView list_;  // absent where the rows are all there are
+};
+
+bool same_but_seed(SamplingOptions a, const SamplingOptions& b) {
+  a.seed = b.seed;
+  return a == b;
 }
 
 }  // namespace
+
+// ---- one sequence -----------------------------------------------------------------------------
 
 Generator::Generator(const LanguageModel& model, const SamplingOptions& options)
     : Generator(model, options, default_stream(model.device())) {}
 
 Generator::Generator(const LanguageModel& model, const SamplingOptions& options, Stream& stream)
-    : model_(&model),
-      stream_(&stream),
-      options_(options),
-      state_(model.make_state(1)),
-      logits_(Tensor::zeros({1, model.config().vocab_size}, DType::f32, model.device())),
-      seed_(seed_tensor(options.seed).to(model.device())),
-      draws_(Tensor::zeros({1}, DType::i32, model.device())),
-      seen_(Tensor::zeros({1, model.config().vocab_size}, DType::i32, model.device())),
-      token_({1}, DType::i32, model.device()) {
+    : Generator(slot_alone(model, stream), options) {}
+
+Generator::Generator(std::unique_ptr<GeneratorSlot> slot, const SamplingOptions& options)
+    : slot_(std::move(slot)), options_(options) {
   options.check();
+  slot_->set_seed(options.seed);
 }
 
-void Generator::read(const std::vector<std::int32_t>& ids) {
-  for (const std::int32_t id : ids) {
-    check::range("Generator::read", "ids", id, 0, model_->config().vocab_size - 1);
-  }
-  if (ids.empty()) return;
-  settle();
-  const auto count = static_cast<std::int64_t>(ids.size());
-  const Tensor host = Tensor::from(ids, {1, count});
-  feed(host.to(model_->device(), DType::i32, *stream_));
-  mark_seen(ids);
-}
+Generator::~Generator() = default;
+Generator::Generator(Generator&&) noexcept = default;
+Generator& Generator::operator=(Generator&&) noexcept = default;
 
-void Generator::feed(ConstTensorView ids) {
-  model_->forward(ids, state_, logits_, *stream_);
-  stream_->synchronize();
-  tokens_seen_ += ids.dim(1);
-}
+const LanguageModel& Generator::model() const { return *slot_->slots->model; }
+Stream& Generator::stream() const { return *slot_->slots->stream; }
 
-// What Sample chooses it marks itself; a prompt is marked here, on the host.
-void Generator::mark_seen(const std::vector<std::int32_t>& ids) {
-  Tensor copied;
-  if (seen_.device().is_cuda()) {
-    copied = seen_.to(Device::cpu(), DType::i32, *stream_);
-    stream_->synchronize();
-  }
-  Tensor& flags = copied ? copied : seen_;
-  for (const std::int32_t id : ids) flags.data<std::int32_t>()[id] = 1;
-  if (copied) copy(copied, seen_, *stream_);
-  stream_->synchronize();
-}
-
-void Generator::settle() {
-  if (!pending_) return;
-  feed(token_.view().reshape({1, 1}));
-  pending_ = false;
-}
-
-std::int32_t Generator::next() {
-  settle();
-  if (tokens_seen_ == 0) {
-    throw ArgumentError("Generator::next", "prompt", "at least one token", "none");
-  }
-  Sample sample;
-  sample.logits = logits_;
-  sample.seed = seed_;
-  sample.draws = draws_;
-  sample.seen = seen_;
-  sample.ids = token_;
-  sample.temperature = options_.temperature;
-  sample.top_k = options_.top_k;
-  sample.top_p = options_.top_p;
-  sample.min_p = options_.min_p;
-  sample.repetition_penalty = options_.repetition_penalty;
-  run(sample, *stream_);
-  const Tensor token = token_.to(Device::cpu(), DType::i32, *stream_);
-  stream_->synchronize();
-  if (recent_.size() == longest_stop) recent_.erase(recent_.begin());
-  recent_.push_back(*token.data<std::int32_t>());
-  pending_ = true;
-  return recent_.back();
-}
-
-bool Generator::completes(const GenerateOptions& options) const {
-  if (options.stop.empty()) return false;
-  const std::string text = options.tokenizer->decode(recent_);
-  return std::any_of(options.stop.begin(), options.stop.end(), [&](const std::string& stop) {
-    return text.size() >= stop.size() &&
-           text.compare(text.size() - stop.size(), stop.size(), stop) == 0;
-  });
-}
-
+void Generator::read(const Ids& ids) { read({this}, {ids}); }
+std::int32_t Generator::next() { return next(Group{this}).front(); }
 Generated Generator::generate(const GenerateOptions& options) {
+  return std::move(generate({this}, {options}).front());
+}
+
+// What Sample chooses it marks itself; a prompt is marked here.
+void Generator::mark_seen(const Ids& ids) {
+  Ids distinct = ids;
+  std::sort(distinct.begin(), distinct.end());
+  distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
+  if (distinct.empty()) return;
+  const Tensor marks = Tensor::from(Ids(distinct.size(), 1), {column(distinct).count(), 1});
+  const Tensor rows = column(distinct).to(model().device());
+  const Tensor ones = marks.to(model().device());
+  CopyRows op;
+  op.from = ones;
+  op.to = slot_->seen().reshape({model().config().vocab_size, 1});
+  op.to_rows = rows;
+  run(op, stream());
+  stream().synchronize();
+}
+
+void Generator::push(std::int32_t token) {
+  if (recent_.size() == longest_stop) recent_.erase(recent_.begin());
+  recent_.push_back(token);
+  pending_ = true;
+}
+
+bool Generator::is_eos(std::int32_t token) const {
+  const Ids& eos = model().config().eos_token_ids;
+  return std::find(eos.begin(), eos.end(), token) != eos.end();
+}
+
+void Generator::check(const GenerateOptions& options) const {
   constexpr const char* where = "Generator::generate";
   check::range(where, "max_tokens", options.max_tokens, 0, INT64_MAX);
   for (const std::string& stop : options.stop) {
     check::range(where, "stop (bytes)", static_cast<std::int64_t>(stop.size()), 1, longest_stop);
   }
-  if (!options.stop.empty() && options.tokenizer == nullptr) {
+  if (options.tokenizer != nullptr) return;
+  if (!options.stop.empty()) {
     throw ArgumentError(where, "tokenizer", "one, to find stop strings with", "none");
   }
-  const std::vector<std::int32_t>& eos = model_->config().eos_token_ids;
-  Generated result;
-  while (static_cast<std::int64_t>(result.tokens.size()) < options.max_tokens) {
-    const std::int32_t token = next();
-    result.tokens.push_back(token);
-    if (options.on_token && !options.on_token(token)) {
-      result.reason = StopReason::callback;
-      break;
+  if (options.on_text) {
+    throw ArgumentError(where, "tokenizer", "one, to make text with", "none");
+  }
+}
+
+std::optional<StopReason> Generator::stopped(const GenerateOptions& options) const {
+  if (recent_.empty()) return std::nullopt;
+  if (!options.ignore_eos && is_eos(recent_.back())) return StopReason::eos;
+  if (options.stop.empty()) return std::nullopt;
+  check(options);
+  const std::string text = options.tokenizer->decode(recent_);
+  const bool complete =
+      std::any_of(options.stop.begin(), options.stop.end(), [&](const std::string& stop) {
+        return text.size() >= stop.size() &&
+               text.compare(text.size() - stop.size(), stop.size(), stop) == 0;
+      });
+  return complete ? std::optional(StopReason::stop_string) : std::nullopt;
+}
+
+// A token just chosen: kept, told, and the reason to end after it if there is one.
+std::optional<StopReason> Generator::hear(const GenerateOptions& options, std::int32_t token,
+                                          Generated& result) {
+  result.tokens.push_back(token);
+  const bool heard = !options.on_token || options.on_token(token);
+  const std::string text = options.on_text ? this->text(options) : "";
+  const bool read = text.empty() || options.on_text(text);
+  return heard && read ? stopped(options) : StopReason::callback;
+}
+
+std::string Generator::text(const GenerateOptions& options) {
+  if (recent_.empty() || (!options.ignore_eos && is_eos(recent_.back()))) return "";
+  return text_.push(options.tokenizer->decode({recent_.back()}));
+}
+
+StackState Generator::state() {
+  settle();
+  return slot_->copy_state();
+}
+
+ConstTensorView Generator::logits() {
+  settle();
+  stream().synchronize();
+  return slot_->logits();
+}
+
+void Generator::assume(const Ids& ids, const StackState& state, ConstTensorView logits) {
+  constexpr const char* where = "Generator::assume";
+  if (tokens_seen_ != 0 || pending_) {
+    throw ArgumentError(where, "tokens_seen", "0", fmt::format("{}", tokens_seen_));
+  }
+  const std::int64_t vocab = model().config().vocab_size;
+  check::range(where, "ids (their number)", static_cast<std::int64_t>(ids.size()), 1, INT64_MAX);
+  for (const std::int32_t id : ids) check::range(where, "ids", id, 0, vocab - 1);
+  model().stack().check_state(where, state, 1);
+  check::is(where, "logits", logits, {1, vocab}, DType::f32, model().device());
+  put(state, logits);
+  mark_seen(ids);
+  tokens_seen_ = static_cast<std::int64_t>(ids.size());
+}
+
+void Generator::put(const StackState& state, ConstTensorView logits) {
+  for (std::size_t i = 0; i < state.layers.size(); ++i) {
+    MambaState& layer = slot_->slots->state.layers[i];
+    copy(state.layers[i].conv, layer.conv.view().rows(slot_->row, 1), stream());
+    copy(state.layers[i].ssm, layer.ssm.view().rows(slot_->row, 1), stream());
+  }
+  copy(logits, slot_->logits(), stream());
+}
+
+// ---- forks ------------------------------------------------------------------------------------
+
+void Generator::copy_to(Generator& other) const {
+  const GeneratorSlot& to = *other.slot_;
+  slot_->each_state(to.slots->state, to.row, [&](const TensorView& mine, const TensorView& its) {
+    copy(mine, its, stream());
+  });
+  copy(slot_->logits(), to.logits(), stream());
+  copy(slot_->draws(), to.draws(), stream());
+  copy(slot_->seen(), to.seen(), stream());
+  other.recent_ = recent_;
+  other.text_ = text_;
+  other.tokens_seen_ = tokens_seen_;
+}
+
+Generator Generator::fork() { return std::move(fork(1).front()); }
+
+std::vector<Generator> Generator::fork(std::int64_t k) {
+  check::range("Generator::fork", "k", k, 0, std::int64_t{1} << 20);
+  std::vector<Generator> forks;
+  if (k == 0) return forks;
+  settle();
+  const std::shared_ptr<GeneratorSlots>& own = slot_->slots;
+  const auto slots =
+      own->free() >= k ? own : std::make_shared<GeneratorSlots>(model(), k, stream());
+  for (std::int64_t i = 0; i < k; ++i) {
+    SamplingOptions options = options_;
+    if (i > 0) {  // of the seed, the place and the number of the fork: no two streams meet
+      const auto words = detail::philox(options_.seed, {static_cast<std::uint32_t>(tokens_seen_),
+                                                        static_cast<std::uint32_t>(i), 1, 0});
+      options.seed = std::uint64_t{words[0]} << 32 | words[1];
     }
-    if (!options.ignore_eos && std::find(eos.begin(), eos.end(), token) != eos.end()) {
-      result.reason = StopReason::eos;
-      break;
+    forks.push_back(Generator(std::make_unique<GeneratorSlot>("Generator::fork", slots), options));
+    copy_to(forks.back());
+  }
+  stream().synchronize();
+  return forks;
+}
+
+void Generator::reseed(std::uint64_t seed) {
+  options_.seed = seed;
+  slot_->set_seed(seed);
+}
+
+// ---- several ----------------------------------------------------------------------------------
+
+// By rows of the pool, checked.
+Generator::Group Generator::in_order(const char* where, const Group& group) {
+  Group sorted = group;
+  for (const Generator* member : group) {
+    if (member == nullptr || !member->slot_) {
+      throw ArgumentError(where, "group", "generators", "none");
     }
-    if (completes(options)) {
-      result.reason = StopReason::stop_string;
-      break;
+    if (member->slot_->slots != group.front()->slot_->slots) {
+      throw ArgumentError(where, "group", "generators of one pool", "one of another pool");
     }
   }
-  return result;
+  std::sort(sorted.begin(), sorted.end(),
+            [](const Generator* a, const Generator* b) { return a->slot_->row < b->slot_->row; });
+  if (std::adjacent_find(sorted.begin(), sorted.end()) != sorted.end()) {
+    throw ArgumentError(where, "group", "every generator once", "one twice");
+  }
+  return sorted;
 }
 
-Generator Generator::fork() {
-  settle();
-  Generator copy(*model_, options_, *stream_);
-  copy.state_ = state_.clone(*stream_);
-  copy.logits_ = logits_.clone(*stream_);
-  copy.draws_ = draws_.clone(*stream_);
-  copy.seen_ = seen_.clone(*stream_);
-  copy.recent_ = recent_;
-  copy.tokens_seen_ = tokens_seen_;
-  stream_->synchronize();
-  return copy;
+namespace {
+
+template <class Group, class Row>
+std::vector<std::int32_t> rows_of(const Group& group, Row row) {
+  std::vector<std::int32_t> rows;
+  for (const auto* member : group) rows.push_back(static_cast<std::int32_t>(row(*member)));
+  return rows;
 }
 
-Generator Generator::fork(std::uint64_t seed) {
-  Generator copy = fork();
-  copy.options_.seed = seed;
-  copy.seed_ = seed_tensor(seed).to(model_->device());
-  return copy;
+}  // namespace
+
+void Generator::feed(const Group& group, ConstTensorView ids) {
+  GeneratorSlots& slots = *group.front()->slot_->slots;
+  Rows rows(slots, rows_of(group, [](const Generator& g) { return g.slot_->row; }));
+  ModelOptions options;
+  options.rows = rows.map();
+  const TensorView logits = rows.target(slots.logits);
+  slots.model->forward(ids, slots.state, logits, *slots.stream, options);
+  rows.put_back(logits, slots.logits);
+  for (Generator* member : group) member->tokens_seen_ += ids.dim(1);
 }
 
-const StackState& Generator::state() {
-  settle();
-  return state_;
+void Generator::settle(const Group& group) {
+  Group waiting;
+  std::copy_if(group.begin(), group.end(), std::back_inserter(waiting),
+               [](const Generator* member) { return member->pending_; });
+  if (waiting.empty()) return;
+  GeneratorSlots& slots = *waiting.front()->slot_->slots;
+  Rows rows(slots, rows_of(waiting, [](const Generator& g) { return g.slot_->row; }));
+  feed(waiting, rows.gathered(slots.token).reshape({rows.count(), 1}));
+  for (Generator* member : waiting) member->pending_ = false;
 }
 
-const Tensor& Generator::logits() {
-  settle();
-  return logits_;
+// Everyone reads what the shortest prompt has left, which then leaves; and so on with the others.
+void Generator::read(const Group& group, const std::vector<Ids>& prompts) {
+  constexpr const char* where = "Generator::read";
+  if (group.size() != prompts.size()) {
+    throw ArgumentError(where, "prompts", fmt::format("{}", group.size()),
+                        fmt::format("{}", prompts.size()));
+  }
+  if (group.empty()) return;
+  const Group sorted = in_order(where, group);
+  std::vector<const Ids*> texts;  // in the order of `reading`
+  Group reading;
+  for (Generator* member : sorted) {
+    const auto place = std::find(group.begin(), group.end(), member) - group.begin();
+    const Ids& prompt = prompts[static_cast<std::size_t>(place)];
+    for (const std::int32_t id : prompt) {
+      check::range(where, "ids", id, 0, member->model().config().vocab_size - 1);
+    }
+    if (prompt.empty()) continue;
+    reading.push_back(member);
+    texts.push_back(&prompt);
+  }
+  settle(reading);
+  for (std::size_t i = 0; i < reading.size(); ++i) reading[i]->mark_seen(*texts[i]);
+  for (std::size_t done = 0; !reading.empty();) {
+    std::size_t count = SIZE_MAX;
+    for (const Ids* text : texts) count = std::min(count, text->size() - done);
+    Ids piece;
+    for (const Ids* text : texts) {
+      const auto first = text->begin() + static_cast<std::ptrdiff_t>(done);
+      piece.insert(piece.end(), first, first + static_cast<std::ptrdiff_t>(count));
+    }
+    const Tensor ids = Tensor::from(piece, {static_cast<std::int64_t>(reading.size()),
+                                            static_cast<std::int64_t>(count)})
+                           .to(sorted.front()->model().device());
+    feed(reading, ids);
+    sorted.front()->stream().synchronize();
+    done += count;
+    for (std::size_t i = reading.size(); i-- > 0;) {
+      if (texts[i]->size() > done) continue;
+      reading.erase(reading.begin() + static_cast<std::ptrdiff_t>(i));
+      texts.erase(texts.begin() + static_cast<std::ptrdiff_t>(i));
+    }
+  }
+}
+
+// One operation for all that lie together and choose alike.
+void Generator::choose(const Group& group) {
+  GeneratorSlots& slots = *group.front()->slot_->slots;
+  for (std::size_t begin = 0, end = 0; begin < group.size(); begin = end) {
+    const Generator& first = *group[begin];
+    while (end < group.size() && same_but_seed(first.options_, group[end]->options_) &&
+           group[end]->slot_->row - first.slot_->row == static_cast<std::int64_t>(end - begin)) {
+      ++end;
+    }
+    const auto count = static_cast<std::int64_t>(end - begin);
+    const std::int64_t row = first.slot_->row;
+    Sample sample;
+    sample.logits = slots.logits.view().rows(row, count);
+    sample.seed = slots.seed.view().rows(row, count);
+    sample.draws = slots.draws.view().rows(row, count);
+    sample.seen = slots.seen.view().rows(row, count);
+    sample.ids = slots.token.view().rows(row, count);
+    sample.temperature = first.options_.temperature;
+    sample.top_k = first.options_.top_k;
+    sample.top_p = first.options_.top_p;
+    sample.min_p = first.options_.min_p;
+    sample.repetition_penalty = first.options_.repetition_penalty;
+    run(sample, *slots.stream);
+  }
+}
+
+Generator::Ids Generator::next(const Group& group) {
+  constexpr const char* where = "Generator::next";
+  if (group.empty()) return {};
+  const Group sorted = in_order(where, group);
+  for (const Generator* member : sorted) {
+    if (member->tokens_seen_ == 0) {
+      throw ArgumentError(where, "prompt", "at least one token", "none");
+    }
+  }
+  settle(sorted);
+  choose(sorted);
+  GeneratorSlots& slots = *sorted.front()->slot_->slots;
+  const Tensor tokens = slots.token.to(Device::cpu(), DType::i32, *slots.stream);
+  slots.stream->synchronize();
+  Ids chosen;
+  for (Generator* member : group) {
+    chosen.push_back(tokens.data<std::int32_t>()[member->slot_->row]);
+    member->push(chosen.back());
+  }
+  return chosen;
+}
+
+std::vector<Generated> Generator::generate(const Group& group,
+                                           const std::vector<GenerateOptions>& options) {
+  constexpr const char* where = "Generator::generate";
+  if (options.size() != 1 && options.size() != group.size()) {
+    throw ArgumentError(where, "options", fmt::format("1 or {}", group.size()),
+                        fmt::format("{}", options.size()));
+  }
+  std::vector<Generated> results(group.size());
+  std::vector<std::size_t> active;
+  const auto options_of = [&](std::size_t i) -> const GenerateOptions& {
+    return options[options.size() == 1 ? 0 : i];
+  };
+  for (std::size_t i = 0; i < group.size(); ++i) {
+    if (group[i] != nullptr) group[i]->check(options_of(i));
+    if (options_of(i).max_tokens > 0) active.push_back(i);
+  }
+  while (!active.empty()) {
+    Group writing;
+    for (const std::size_t i : active) writing.push_back(group[i]);
+    const Ids tokens = next(writing);
+    std::vector<std::size_t> left;
+    for (std::size_t j = 0; j < active.size(); ++j) {
+      const std::size_t i = active[j];
+      const std::optional<StopReason> reason = group[i]->hear(options_of(i), tokens[j], results[i]);
+      if (reason) {
+        results[i].reason = *reason;
+      } else if (static_cast<std::int64_t>(results[i].tokens.size()) < options_of(i).max_tokens) {
+        left.push_back(i);
+      }
+    }
+    active = std::move(left);
+  }
+  return results;
 }
 
 }  // namespace mamba

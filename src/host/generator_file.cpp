@@ -8,6 +8,8 @@
 #include <mamba/check.hpp>
 #include <mamba/state_file.hpp>
 
+#include "host/generator_slots.hpp"
+
 namespace mamba {
 
 namespace {
@@ -18,24 +20,34 @@ constexpr const char* logits_name = "generator.logits";
 constexpr const char* seen_name = "generator.seen";
 constexpr const char* recent_name = "generator.recent";
 
+Tensor on_host(const ConstTensorView& view, Stream& stream) {
+  Tensor host(view.shape(), view.dtype());
+  copy(view, host, stream);
+  stream.synchronize();
+  return host;
+}
+
 Tensor id_list(const std::vector<std::int32_t>& ids) {
   return Tensor::from(ids, {static_cast<std::int64_t>(ids.size())});
 }
 
-std::string to_note(const SamplingOptions& options, std::int32_t draws) {
+// What is not a tensor. `held`: the bytes of a character that has only begun.
+std::string to_note(const SamplingOptions& options, std::int32_t draws, const std::string& held) {
   return nlohmann::json{{"temperature", options.temperature},
                         {"top_k", options.top_k},
                         {"top_p", options.top_p},
                         {"min_p", options.min_p},
                         {"repetition_penalty", options.repetition_penalty},
                         {"seed", options.seed},
-                        {"draws", draws}}
+                        {"draws", draws},
+                        {"held", std::vector<unsigned char>(held.begin(), held.end())}}
       .dump();
 }
 
 struct Sampling {
   SamplingOptions options;
   std::int32_t draws = 0;
+  std::string held;
 };
 
 Sampling from_note(const std::string& path, const std::string& text) {
@@ -50,6 +62,11 @@ Sampling from_note(const std::string& path, const std::string& text) {
     json.at("repetition_penalty").get_to(options.repetition_penalty);
     json.at("seed").get_to(options.seed);
     json.at("draws").get_to(sampling.draws);
+    const auto held = json.at("held").get<std::vector<unsigned char>>();
+    sampling.held.assign(held.begin(), held.end());
+    if (held.size() > 3 || !TextStream().push(sampling.held).empty()) {
+      throw std::runtime_error("held bytes that begin no character");
+    }
     options.check();
   } catch (const std::exception& error) {
     throw FormatError(where, path, "sampling options as saved", error.what());
@@ -105,25 +122,27 @@ std::vector<std::int32_t> ids(const std::string& path, const SavedState& saved, 
 }  // namespace
 
 void Generator::save(const std::string& path) {
-  settle();
+  const StackState state = this->state();
   std::vector<std::int32_t> seen;
-  const Tensor host_seen = seen_.to(Device::cpu());
+  const Tensor host_seen = on_host(slot_->seen(), stream());
   const auto* flags = host_seen.data<std::int32_t>();
-  for (std::int32_t id = 0; id < model_->config().vocab_size; ++id) {
+  for (std::int32_t id = 0; id < model().config().vocab_size; ++id) {
     if (flags[id] != 0) seen.push_back(id);
   }
   const Tensor seen_list = id_list(seen);
   const Tensor recent_list = id_list(recent_);
   StateMetadata metadata;
-  metadata.fingerprint = model_->fingerprint();
+  metadata.fingerprint = model().fingerprint();
   metadata.tokens_seen = {tokens_seen_};
-  metadata.notes[note] = to_note(options_, *draws_.to(Device::cpu()).data<std::int32_t>());
-  mamba::save(path, state_, metadata,
-              {{logits_name, logits_}, {seen_name, seen_list}, {recent_name, recent_list}});
+  metadata.notes[note] =
+      to_note(options_, *on_host(slot_->draws(), stream()).data<std::int32_t>(), text_.held());
+  mamba::save(path, state, metadata,
+              {{logits_name, slot_->logits()}, {seen_name, seen_list}, {recent_name, recent_list}});
 }
 
-Generator Generator::restore(const std::string& path, const LanguageModel& model, Stream& stream) {
-  SavedState saved = load_state(path, model.device());
+Generator Generator::restore(const std::string& path, std::unique_ptr<GeneratorSlot> slot) {
+  const LanguageModel& model = *slot->slots->model;
+  const SavedState saved = load_state(path, model.device());
   check_saved(path, saved, model);
   const Sampling sampling = from_note(path, saved.metadata.notes.at(note));
   const std::int64_t vocab = model.config().vocab_size;
@@ -133,14 +152,20 @@ Generator Generator::restore(const std::string& path, const LanguageModel& model
                       logits.shape().to_string());
   }
 
-  Generator generator(model, sampling.options, stream);
-  generator.mark_seen(ids(path, saved, seen_name, vocab));
+  Generator generator(std::move(slot), sampling.options);
   generator.recent_ = ids(path, saved, recent_name, vocab);
-  generator.logits_ = logits.to(model.device());
-  generator.state_ = std::move(saved.state);
-  generator.draws_ = Tensor::from<std::int32_t>({sampling.draws}, {1}).to(model.device());
+  generator.put(saved.state, logits.to(model.device()));
+  generator.mark_seen(ids(path, saved, seen_name, vocab));
+  const Tensor draws = Tensor::from<std::int32_t>({sampling.draws}, {1});
+  copy(draws, generator.slot_->draws(), generator.stream());
+  generator.stream().synchronize();
+  generator.text_ = TextStream(sampling.held);
   generator.tokens_seen_ = saved.metadata.tokens_seen.front();
   return generator;
+}
+
+Generator Generator::restore(const std::string& path, const LanguageModel& model, Stream& stream) {
+  return GeneratorPool(model, 1, stream).restore(path);
 }
 
 Generator Generator::restore(const std::string& path, const LanguageModel& model) {

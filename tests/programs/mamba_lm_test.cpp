@@ -13,8 +13,10 @@
 #include <iterator>
 #include <sstream>
 
+#include <mamba/language_model.hpp>
 #include <mamba/safetensors.hpp>
 #include <mamba/state_file.hpp>
+#include <mamba/tokenizer.hpp>
 #include <mamba/version.hpp>
 
 #include "child.hpp"
@@ -577,6 +579,67 @@ TEST_F(MambaLm, text_for_a_model_without_a_tokenizer_is_refused_plainly) {
   expect_error(run({"generate", base, "--prompt", "hello"}), "--prompt-ids");
   expect_error(run({"generate", base, "--prompt-ids", "1", "--as", "text"}), "--as");
   expect_error(run({"generate", base, "--prompt-ids", "1", "--stop", "."}), "--stop");
+}
+
+// ---- text through a tokenizer.json ------------------------------------------------------------
+
+class MambaLmText : public MambaLm {
+ protected:
+  MambaLmText() : model_(path("model")) {
+    mamba::ModelConfig config;
+    config.layer.d_model = 16;
+    config.n_layer = 1;
+    config.vocab_size = 726;
+    mamba::LanguageModel::random(config, 1).save(model_);
+    fs::copy_file(golden("tokenizer") + "/tokenizer.json", model_ + "/tokenizer.json");
+  }
+  Finished sampled(const Arguments& more) const {
+    return run(generate(model_, Arguments{"--seed", "4", "--ignore-eos"} + more));
+  }
+  std::string model_;
+};
+
+TEST_F(MambaLmText, goes_in_and_comes_out) {
+  const Finished ids = sampled({"--prompt", "Größe: 你好", "-n", "40", "--as", "ids"});
+  const auto tokenizer = mamba::Tokenizer::load(model_);
+  mamba::TextStream stream;
+  const std::string text = stream.push(tokenizer.decode(parsed(ids.out))) + stream.finish();
+  expect_success(sampled({"--prompt", "Größe: 你好", "-n", "40"}), text);
+  EXPECT_THAT(
+      ids.err,
+      HasSubstr("prompt " + std::to_string(tokenizer.encode("Größe: 你好").size()) + " tokens"));
+  expect_success(sampled({"--prompt-ids", joined(tokenizer.encode("Größe: 你好"), ","), "-n", "40",
+                          "--as", "text"}),
+                 text);
+  fs::rename(model_ + "/tokenizer.json", path("elsewhere.json"));
+  expect_success(
+      sampled({"--prompt", "Größe: 你好", "-n", "40", "--tokenizer", path("elsewhere.json")}),
+      text);
+}
+
+// Wherever a process stops, its output ends with a whole character, and the next one goes on.
+TEST_F(MambaLmText, is_the_same_in_two_processes_cut_anywhere) {
+  const std::string text = sampled({"--prompt", "The state", "-n", "24"}).out;
+  for (int first = 0; first <= 24; ++first) {
+    const Finished before = sampled(
+        {"--prompt", "The state", "-n", std::to_string(first), "--save-state", path("state")});
+    mamba::TextStream whole;
+    EXPECT_EQ(whole.push(before.out), before.out);
+    EXPECT_EQ(whole.held(), "");
+    const Finished after = run(generate(model_, {"--resume", path("state"), "--ignore-eos", "-n",
+                                                 std::to_string(24 - first), "--as", "text"}));
+    EXPECT_EQ(before.out + after.out, text) << first;
+  }
+}
+
+TEST_F(MambaLmText, with_a_wrong_tokenizer_is_refused) {
+  replace_in_file(model_ + "/tokenizer.json", "\"NFC\"", "\"NFKC\"");
+  expect_error(sampled({"--prompt", "a"}), "normalizer.type");
+  EXPECT_EQ(sampled({"--prompt-ids", "1"}).code, 0) << "ids need none";
+  expect_error(run(generate(golden("base"), {"--prompt", "a", "--tokenizer", golden("tokenizer")})),
+               "expected ids below 96, the model's, got up to 725");
+  expect_error(sampled({"--prompt", "a", "--tokenizer", path("none.json")}),
+               "expected a file that can be read");
 }
 
 TEST_F(MambaLm, ids_out_of_range_are_refused) {

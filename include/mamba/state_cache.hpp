@@ -1,0 +1,67 @@
+// What a model remembers after known beginnings of prompts: the part of a prompt that was read
+// before, by whom ever, is not read again.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include <mamba/generator.hpp>
+
+namespace mamba {
+
+struct CacheOptions {
+  // Bytes that may be taken: in the model's device memory (on the CPU that is the host's), in host
+  // memory, and in files. What was not used for longest moves on to the next of the three, and out
+  // of the last. 0: none there.
+  std::int64_t device_bytes = 0;
+  std::int64_t host_bytes = std::int64_t{1} << 30;
+  std::int64_t disk_bytes = 0;
+  // For the files; made if it is not there. Several processes may share one, and find what others
+  // left. Files of other models are not touched and do not count.
+  std::string folder;
+  // read() keeps a state after each multiple of this many tokens, and at the end of the prompt.
+  std::int64_t keep_every = 256;
+  // Told what went wrong with a file, in one line: it could not be written (disk full, folder
+  // read-only), or it was damaged, and then it was not used and is gone. From any thread that uses
+  // the cache. Whatever happens to files, the cache goes on without them.
+  std::function<void(const std::string& problem)> on_problem;
+};
+
+struct CacheCounts {
+  std::int64_t hits = 0;    // prompts whose beginning was known,
+  std::int64_t misses = 0;  // or not
+  std::int64_t tokens = 0;  // that did not have to be read
+  std::int64_t device_bytes = 0;
+  std::int64_t host_bytes = 0;
+  std::int64_t disk_bytes = 0;
+};
+
+// For one model, which must outlive it. Any number of threads may use it at once, each with its own
+// generators.
+class StateCache {
+ public:
+  explicit StateCache(const LanguageModel& model, CacheOptions options = {});
+  explicit StateCache(LanguageModel&& model, CacheOptions options = {}) = delete;
+  ~StateCache();
+
+  // Reads a prompt into a generator that has read nothing: the longest known beginning is taken
+  // over, the rest is read and kept. Returns how many tokens were known. The results are those of
+  // generator.read(prompt) up to the rounding of products with another number of rows.
+  std::int64_t read(Generator& generator, const Generator::Ids& prompt);
+
+  // The two halves of it. find() takes over the longest known beginning of `prompt`, 0 if none;
+  // then generator.read() must go on behind it. keep() remembers `ids`, which are all that the
+  // generator has read and generated.
+  std::int64_t find(Generator& generator, const Generator::Ids& prompt);
+  void keep(Generator& generator, const Generator::Ids& ids);
+
+  CacheCounts counts() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace mamba

@@ -1,0 +1,256 @@
+#include <mamba/speculative.hpp>
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <exception>
+
+#include <mamba/check.hpp>
+
+#include "detail/philox.hpp"
+#include "host/generator_slots.hpp"
+#include "host/token_odds.hpp"
+
+namespace mamba {
+namespace {
+
+using Ids = Generator::Ids;
+
+constexpr const char* where = "Speculation";
+
+// What a random number is for. Sample has the counters with a 0 there.
+enum class Purpose : std::uint32_t { proposal = 2, judgement, replacement };
+
+double uniform_at(std::uint64_t seed, std::int64_t place, Purpose purpose) {
+  const auto at = static_cast<std::uint64_t>(place);
+  return detail::uniform(
+      detail::philox(seed, {static_cast<std::uint32_t>(at), static_cast<std::uint32_t>(at >> 32), 0,
+                            static_cast<std::uint32_t>(purpose)}));
+}
+
+Tensor on_host(const ConstTensorView& view, Stream& stream) {
+  Tensor host(view.shape(), view.dtype());
+  copy(view, host, stream);
+  stream.synchronize();
+  return host;
+}
+
+void check_alone(const char* name, const GeneratorSlot& slot) {
+  if (slot.slots->capacity() == 1) return;
+  throw ArgumentError(where, name, "a generator with a pool of its own",
+                      fmt::format("one in a pool of {}", slot.slots->capacity()));
+}
+
+// One more token through the model of a generator that is alone, its state afterwards kept.
+void feed(const GeneratorSlot& slot, const Ids& tokens, TensorView logits, StackSteps& steps) {
+  GeneratorSlots& slots = *slot.slots;
+  const Tensor ids =
+      Tensor::from(tokens, {1, static_cast<std::int64_t>(tokens.size())}).to(slots.model->device());
+  ModelOptions options;
+  options.steps = &steps;
+  slots.model->forward(ids, slots.state, logits, *slots.stream, options);
+  slots.stream->synchronize();
+}
+
+// The largest logit of each row.
+Ids best_of(const ConstTensorView& logits, Stream& stream) {
+  Tensor ids({logits.dim(0)}, DType::i32, logits.device());
+  Sample sample;
+  sample.logits = logits;
+  sample.ids = ids;
+  run(sample, stream);
+  const Tensor host = on_host(ids, stream);
+  return Ids(host.data<std::int32_t>(), host.data<std::int32_t>() + host.count());
+}
+
+}  // namespace
+
+Speculation::Speculation(Generator& target, Generator& draft, std::int64_t proposals)
+    : target_(&target), draft_(&draft), most_(proposals) {
+  check::range(where, "proposals", proposals, 1, 64);
+  const std::int64_t vocab = target.model().config().vocab_size;
+  const std::int64_t other = draft.model().config().vocab_size;
+  if (vocab != other) {
+    throw ArgumentError(where, "draft", fmt::format("a model with {} tokens", vocab),
+                        fmt::format("one with {}", other));
+  }
+  if (&target == &draft) throw ArgumentError(where, "draft", "another generator", "the target");
+  check_alone("target", *target.slot_);
+  check_alone("draft", *draft.slot_);
+  check();
+  judged_ = Tensor({1, proposals + 1, vocab}, DType::f32, target.model().device());
+  draft_steps_.resize(static_cast<std::size_t>(proposals));
+}
+
+void Speculation::check() const {
+  const auto seen = [](const Generator& g) { return g.tokens_seen_ + (g.pending_ ? 1 : 0); };
+  if (seen(*target_) == seen(*draft_)) return;
+  throw ArgumentError(where, "draft", fmt::format("{} tokens seen", seen(*target_)),
+                      fmt::format("{}", seen(*draft_)));
+}
+
+void Speculation::read(const Ids& ids) {
+  target_->read(ids);
+  draft_->read(ids);
+}
+
+bool Speculation::greedy() const {
+  const auto plain = [](const SamplingOptions& options) {
+    return options.temperature == 0 && options.repetition_penalty == 1;
+  };
+  return plain(target_->options_) && plain(draft_->options_);
+}
+
+// The draft's next tokens after `last`, which it has not seen. odds_ becomes what each was drawn
+// from, and draft_steps_ the states after `last` and after all but the last of them.
+Ids Speculation::propose(std::int32_t last) {
+  const GeneratorSlot& slot = *draft_->slot_;
+  Stream& stream = draft_->stream();
+  Ids proposals;
+  odds_.clear();
+  Tensor seen = on_host(slot.seen(), stream);
+  const std::int64_t place = target_->tokens_seen_ + 1;
+  for (std::int64_t i = 0; i < most_; ++i) {
+    feed(slot, {i == 0 ? last : proposals.back()}, slot.logits(),
+         draft_steps_[static_cast<std::size_t>(i)]);
+    if (greedy()) {
+      proposals.push_back(best_of(slot.logits(), stream).front());
+      continue;
+    }
+    const Tensor logits = on_host(slot.logits(), stream);
+    odds_.push_back(token_odds(logits.data<float>(), logits.count(), seen.data<std::int32_t>(),
+                               draft_->options_));
+    proposals.push_back(
+        draw(odds_.back(), uniform_at(target_->options_.seed, place + i, Purpose::proposal)));
+    seen.data<std::int32_t>()[proposals.back()] = 1;
+  }
+  return proposals;
+}
+
+// What becomes of the proposals, given the target's logits before each and after the last: those
+// that are taken, and one token more.
+Ids Speculation::judge(const Ids& proposals) {
+  Stream& stream = target_->stream();
+  const std::int64_t vocab = judged_.dim(2);
+  const ConstTensorView rows = judged_.view().reshape({most_ + 1, vocab});
+  Ids result;
+  if (greedy()) {
+    for (const std::int32_t best : best_of(rows, stream)) {
+      const std::size_t at = result.size();
+      result.push_back(best);
+      if (at == proposals.size() || proposals[at] != best) break;
+    }
+    return result;
+  }
+  const Tensor logits = on_host(rows, stream);
+  Tensor seen = on_host(target_->slot_->seen(), stream);
+  const std::uint64_t seed = target_->options_.seed;
+  for (std::size_t i = 0;; ++i) {
+    const std::int64_t place = target_->tokens_seen_ + 1 + static_cast<std::int64_t>(i);
+    std::vector<double> odds =
+        token_odds(logits.data<float>() + static_cast<std::int64_t>(i) * vocab, vocab,
+                   seen.data<std::int32_t>(), target_->options_);
+    if (i < proposals.size()) {
+      const auto token = static_cast<std::size_t>(proposals[i]);
+      const std::vector<double>& drawn_from = odds_[i];
+      if (uniform_at(seed, place, Purpose::judgement) * drawn_from[token] < odds[token]) {
+        result.push_back(proposals[i]);
+        seen.data<std::int32_t>()[token] = 1;
+        continue;
+      }
+      std::vector<double> rest(odds.size());
+      double left = 0;
+      for (std::size_t id = 0; id < rest.size(); ++id) {
+        rest[id] = std::max(0.0, odds[id] - drawn_from[id]);
+        left += rest[id];
+      }
+      if (left > 0) odds = std::move(rest);  // 0: p and q differ by rounding alone
+    }
+    result.push_back(draw(odds, uniform_at(seed, place, Purpose::replacement)));
+    return result;
+  }
+}
+
+// A token chosen without help, so that there is one that the models have not seen.
+std::int32_t Speculation::first() {
+  const std::int32_t token = target_->next();
+  ++counts_.runs;
+  draft_->push(token);
+  draft_->mark_seen({token});
+  draft_->slot_->set_token(token);
+  return token;
+}
+
+void Speculation::advance(const Take& take) {
+  check();
+  if (!target_->pending_) {
+    take(first());
+    return;
+  }
+  const std::int32_t last = target_->recent_.back();
+  const Ids proposals = propose(last);
+  Ids judged{last};
+  judged.insert(judged.end(), proposals.begin(), proposals.end());
+  feed(*target_->slot_, judged, judged_, steps_);
+  const Ids tokens = judge(proposals);
+  ++counts_.runs;
+  counts_.proposed += most_;
+  counts_.accepted += static_cast<std::int64_t>(tokens.size()) - 1;
+
+  // Who takes may stop before the end; the states go back to what was seen by then: `last` and all
+  // that were taken but the last one.
+  std::int64_t taken = 0;
+  Ids kept;
+  std::exception_ptr thrown;
+  for (bool go_on = true; go_on && kept.size() < tokens.size();) {
+    kept.push_back(tokens[kept.size()]);
+    target_->push(kept.back());
+    draft_->push(kept.back());
+    ++taken;
+    try {
+      go_on = take(kept.back());
+    } catch (...) {
+      thrown = std::current_exception();
+      go_on = false;
+    }
+  }
+  steps_.restore(taken - 1, target_->slot_->slots->state, target_->stream());
+  if (taken <= most_) {
+    draft_steps_[static_cast<std::size_t>(taken - 1)].restore(0, draft_->slot_->slots->state,
+                                                              draft_->stream());
+  } else {  // all were taken, and the last of them the draft has not read
+    feed(*draft_->slot_, {proposals.back()}, {}, draft_steps_.front());
+  }
+  for (Generator* generator : {target_, draft_}) {
+    generator->mark_seen(kept);
+    generator->tokens_seen_ += taken;
+    generator->slot_->set_token(kept.back());
+  }
+  if (thrown) std::rethrow_exception(thrown);
+}
+
+Ids Speculation::next() {
+  Ids tokens;
+  advance([&](std::int32_t token) {
+    tokens.push_back(token);
+    return true;
+  });
+  return tokens;
+}
+
+Generated Speculation::generate(const GenerateOptions& options) {
+  target_->check(options);
+  Generated result;
+  bool ended = options.max_tokens == 0;
+  while (!ended) {
+    advance([&](std::int32_t token) {
+      const std::optional<StopReason> reason = target_->hear(options, token, result);
+      ended = reason || static_cast<std::int64_t>(result.tokens.size()) == options.max_tokens;
+      if (reason) result.reason = *reason;
+      return !ended;
+    });
+  }
+  return result;
+}
+
+}  // namespace mamba

@@ -1,0 +1,281 @@
+// Three places, each a list in the order of use; what falls out of one goes to the next. The lock
+// is held only while lists change: copies between devices and files are made without it, so a
+// prefix that is on its way down is not found for that moment, which costs time and nothing else.
+#define XXH_INLINE_ALL
+#include <mamba/state_cache.hpp>
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <list>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <set>
+
+#include <mamba/check.hpp>
+
+#include "host/known_prefix.hpp"
+
+namespace mamba {
+namespace {
+
+using Ids = Generator::Ids;
+
+enum Place { on_device, on_host, on_disk, nowhere };
+
+struct Entry {
+  PrefixKey key;
+  std::shared_ptr<const KnownPrefix> prefix;  // none on disk
+  std::int64_t bytes = 0;
+};
+
+}  // namespace
+
+struct StateCache::Impl {
+  struct Known {
+    Place place = nowhere;
+    std::shared_ptr<const KnownPrefix> prefix;
+  };
+
+  const LanguageModel& model;
+  CacheOptions options;
+  std::array<std::int64_t, 3> limits{};
+  std::optional<PrefixFiles> files;
+
+  mutable std::mutex mutex;               // of everything below
+  std::array<std::list<Entry>, 3> lists;  // last used first
+  std::array<std::map<PrefixKey, std::list<Entry>::iterator>, 3> indices;
+  std::array<std::int64_t, 3> bytes{};
+  CacheCounts counts;
+
+  Impl(const LanguageModel& of, CacheOptions with) : model(of), options(std::move(with)) {
+    constexpr const char* where = "StateCache";
+    check::range(where, "device_bytes", options.device_bytes, 0, INT64_MAX);
+    check::range(where, "host_bytes", options.host_bytes, 0, INT64_MAX);
+    check::range(where, "disk_bytes", options.disk_bytes, 0, INT64_MAX);
+    check::range(where, "keep_every", options.keep_every, 1, INT64_MAX);
+    if ((options.disk_bytes > 0) == options.folder.empty()) {
+      throw ArgumentError(where, "folder", "one where disk_bytes is above 0, and only there",
+                          options.folder.empty() ? "none" : options.folder);
+    }
+    limits = {model.device().is_cuda() ? options.device_bytes : 0, options.host_bytes,
+              options.disk_bytes};
+    if (options.folder.empty()) return;
+    files.emplace(model, options.folder);
+    for (const PrefixFiles::Found& file : files->list()) {
+      drop(put({file.key, nullptr, file.bytes}, on_disk));
+    }
+  }
+
+  void report(const std::string& problem) const {
+    if (options.on_problem) options.on_problem(problem);
+  }
+
+  // ---- lists ----
+
+  void forget_locked(const PrefixKey& key, Place place) {
+    const auto found = indices[place].find(key);
+    if (found == indices[place].end()) return;
+    bytes[place] -= found->second->bytes;
+    lists[place].erase(found->second);
+    indices[place].erase(found);
+  }
+
+  void forget(const PrefixKey& key, Place place) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    forget_locked(key, place);
+  }
+
+  // Puts an entry in front of a list and returns what there is no room for any more.
+  std::vector<Entry> put(Entry entry, Place place) {
+    if (entry.bytes > limits[place]) return {std::move(entry)};
+    const std::lock_guard<std::mutex> lock(mutex);
+    forget_locked(entry.key, place);
+    std::list<Entry>& list = lists[place];
+    list.push_front(std::move(entry));
+    indices[place][list.front().key] = list.begin();
+    bytes[place] += list.front().bytes;
+    std::vector<Entry> out;
+    while (bytes[place] > limits[place]) {
+      out.push_back(list.back());
+      forget_locked(out.back().key, place);
+    }
+    return out;
+  }
+
+  // As last used there; whether it is there at all.
+  bool touch(const PrefixKey& key, Place place) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    const auto found = indices[place].find(key);
+    if (found == indices[place].end()) return false;
+    lists[place].splice(lists[place].begin(), lists[place], found->second);
+    return true;
+  }
+
+  // ---- places ----
+
+  // Remembers an entry at `place` or, where it cannot be, further down; what it displaces likewise.
+  void settle(const Entry& entry, Place place) {
+    if (place == on_disk) {
+      write(entry);
+    } else {
+      const bool moves = place == on_host && entry.prefix->logits.device().is_cuda();
+      for (const Entry& out : put(moves ? at(entry, Device::cpu()) : entry, place)) {
+        settle(out, static_cast<Place>(place + 1));
+      }
+    }
+  }
+
+  Entry at(const Entry& entry, Device device) const {
+    auto moved = std::make_shared<KnownPrefix>();
+    moved->ids = entry.prefix->ids;
+    moved->state = entry.prefix->state.to(device, model.dtype());
+    moved->logits = entry.prefix->logits.to(device);
+    return {entry.key, moved, entry.bytes};
+  }
+
+  void write(const Entry& entry) {
+    if (!files || entry.bytes > limits[on_disk] || touch(entry.key, on_disk)) return;
+    try {
+      const std::int64_t size = files->write(entry.key, *entry.prefix);
+      drop(put({entry.key, nullptr, size}, on_disk));
+    } catch (const Error& error) {
+      report(error.what());
+    }
+  }
+
+  void drop(const std::vector<Entry>& entries) const {
+    for (const Entry& entry : entries) files->remove(entry.key);
+  }
+
+  Place top() const { return limits[on_device] > 0 ? on_device : on_host; }
+
+  // ---- finding ----
+
+  // What may be a known beginning of `ids`, the longest first.
+  std::vector<PrefixKey> candidates(const Ids& ids) const {
+    std::set<std::int64_t> lengths;
+    {
+      const std::lock_guard<std::mutex> lock(mutex);
+      for (const auto& index : indices) {
+        for (const auto& known : index) {
+          if (known.first.length > static_cast<std::int64_t>(ids.size())) break;
+          lengths.insert(known.first.length);
+        }
+      }
+    }
+    std::vector<PrefixKey> keys = keys_of(ids, {lengths.begin(), lengths.end()});
+    std::reverse(keys.begin(), keys.end());
+    return keys;
+  }
+
+  // From wherever it is: nowhere if it is not known, not any more, or damaged.
+  Known fetch(const PrefixKey& key) {
+    for (const Place place : {on_device, on_host}) {
+      if (!touch(key, place)) continue;
+      const std::lock_guard<std::mutex> lock(mutex);
+      const auto found = indices[place].find(key);
+      if (found != indices[place].end()) return {place, found->second->prefix};
+    }
+    if (!touch(key, on_disk)) return {};
+    try {
+      if (auto prefix = files->read(key)) return {on_disk, std::move(prefix)};
+    } catch (const Error& error) {
+      report(error.what());
+      files->remove(key);
+    }
+    forget(key, on_disk);  // damaged, or removed by another process
+    return {};
+  }
+
+  bool knows(const PrefixKey& key) { return touch(key, on_device) || touch(key, on_host); }
+};
+
+StateCache::StateCache(const LanguageModel& model, CacheOptions options)
+    : impl_(std::make_unique<Impl>(model, std::move(options))) {}
+
+StateCache::~StateCache() = default;
+
+std::int64_t StateCache::find(Generator& generator, const Ids& prompt) {
+  Impl& cache = *impl_;
+  if (&generator.model() != &cache.model) {
+    throw ArgumentError("StateCache::find", "generator", "one of the cache's model",
+                        "one of another");
+  }
+  if (generator.tokens_seen() != 0) {
+    throw ArgumentError("StateCache::find", "generator", "one that has read nothing",
+                        fmt::format("{} tokens", generator.tokens_seen()));
+  }
+  for (const PrefixKey& key : cache.candidates(prompt)) {
+    const auto [place, prefix] = cache.fetch(key);
+    if (!prefix || !std::equal(prefix->ids.begin(), prefix->ids.end(), prompt.begin())) continue;
+    const Entry entry{key, prefix, prefix->bytes()};
+    const Entry near = prefix->logits.device() == cache.model.device()
+                           ? entry
+                           : cache.at(entry, cache.model.device());
+    generator.assume(near.prefix->ids, near.prefix->state, near.prefix->logits);
+    if (place != cache.top()) cache.settle(near, cache.top());
+    if (place == on_host && cache.top() == on_device) cache.forget(key, on_host);
+    const std::lock_guard<std::mutex> lock(cache.mutex);
+    ++cache.counts.hits;
+    cache.counts.tokens += key.length;
+    return key.length;
+  }
+  const std::lock_guard<std::mutex> lock(cache.mutex);
+  ++cache.counts.misses;
+  return 0;
+}
+
+void StateCache::keep(Generator& generator, const Ids& ids) {
+  Impl& cache = *impl_;
+  const auto length = static_cast<std::int64_t>(ids.size());
+  if (&generator.model() != &cache.model) {
+    throw ArgumentError("StateCache::keep", "generator", "one of the cache's model",
+                        "one of another");
+  }
+  if (length == 0) return;
+  const ConstTensorView logits = generator.logits();  // the last token goes through the model
+  if (generator.tokens_seen() != length) {
+    throw ArgumentError("StateCache::keep", "ids",
+                        fmt::format("the {} that the generator has seen", generator.tokens_seen()),
+                        fmt::format("{}", length));
+  }
+  const PrefixKey key = keys_of(ids, {length}).front();
+  if (cache.knows(key)) return;
+  auto prefix = std::make_shared<KnownPrefix>();
+  prefix->ids = ids;
+  prefix->state = generator.state();
+  prefix->logits = Tensor(logits.shape(), DType::f32, logits.device());
+  copy(logits, prefix->logits, generator.stream());
+  generator.stream().synchronize();
+  cache.settle({key, prefix, prefix->bytes()}, cache.top());
+}
+
+std::int64_t StateCache::read(Generator& generator, const Ids& prompt) {
+  for (const std::int32_t id : prompt) {  // all of them before the first piece is read
+    check::range("StateCache::read", "prompt", id, 0, impl_->model.config().vocab_size - 1);
+  }
+  const std::int64_t known = find(generator, prompt);
+  const auto length = static_cast<std::int64_t>(prompt.size());
+  for (std::int64_t done = known; done < length;) {
+    const std::int64_t every = impl_->options.keep_every;
+    const std::int64_t end = std::min(length, (done / every + 1) * every);
+    generator.read(Ids(prompt.begin() + done, prompt.begin() + end));
+    keep(generator, Ids(prompt.begin(), prompt.begin() + end));
+    done = end;
+  }
+  return known;
+}
+
+CacheCounts StateCache::counts() const {
+  const std::lock_guard<std::mutex> lock(impl_->mutex);
+  CacheCounts counts = impl_->counts;
+  counts.device_bytes = impl_->bytes[on_device];
+  counts.host_bytes = impl_->bytes[on_host];
+  counts.disk_bytes = impl_->bytes[on_disk];
+  return counts;
+}
+
+}  // namespace mamba

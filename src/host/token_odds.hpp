@@ -1,0 +1,20 @@
+// The distribution that the operation Sample draws a token from, as numbers on the host.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include <mamba/sampling.hpp>
+
+namespace mamba {
+
+// Probabilities of all ids that sum to 1; greedy: 1 for one of them. `seen` may be nullptr where
+// there is no repetition penalty.
+std::vector<double> token_odds(const float* logits, std::int64_t vocab, const std::int32_t* seen,
+                               const SamplingOptions& options);
+
+// The id that `uniform`, in [0, 1), falls on when the odds, which need not sum to 1, are laid end
+// to end. Never one without odds.
+std::int32_t draw(const std::vector<double>& odds, double uniform);
+
+}  // namespace mamba

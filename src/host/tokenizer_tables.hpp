@@ -1,0 +1,62 @@
+// What a tokenizer.json says, in the form in which it is used.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+namespace mamba {
+
+struct AddedToken {
+  std::string content;
+  std::int32_t id = 0;
+};
+
+// Found in a text before anything else, leftmost first and the longest of those.
+class AddedTokens {
+ public:
+  void add(AddedToken token);
+  // The longest that `text` has at `at`; nullptr if none.
+  const AddedToken* match(std::string_view text, std::size_t at) const;
+
+ private:
+  std::array<std::vector<AddedToken>, 256> by_first_byte_;  // longest first
+};
+
+struct Merge {
+  std::int32_t rank = 0;
+  std::int32_t id = 0;  // of the two together
+};
+
+struct TokenizerTables {
+  bool nfc = false;
+  AddedTokens exact;                       // found in the text as it comes
+  AddedTokens normalized;                  // found after NFC; their contents are in NFC too
+  std::array<std::int32_t, 256> byte_ids;  // -1: none
+  std::unordered_map<std::uint64_t, Merge> merges;      // of left << 32 | right
+  std::unordered_map<std::int32_t, std::string> bytes;  // of each id
+  std::int64_t vocab_size = 0;
+
+  const std::string* bytes_of(std::int32_t id) const {
+    const auto found = bytes.find(id);
+    return found == bytes.end() ? nullptr : &found->second;
+  }
+  static std::uint64_t pair(std::int32_t left, std::int32_t right) {
+    return std::uint64_t{static_cast<std::uint32_t>(left)} << 32 |
+           static_cast<std::uint32_t>(right);
+  }
+};
+
+// Text in NFC (Unicode Standard Annex 15). `text` is UTF-8.
+std::string to_nfc(const std::string& text);
+
+// Checks everything; where: the path.
+TokenizerTables read_tokenizer(const std::string& path);
+
+// Byte pair encoding (Sennrich, Haddow & Birch 2016) of one word: its ids are appended.
+void encode_word(const TokenizerTables& tables, std::string_view word,
+                 std::vector<std::int32_t>& ids);
+
+}  // namespace mamba

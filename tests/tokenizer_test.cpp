@@ -1,0 +1,247 @@
+// Text to ids and back, held against Hugging Face's tokenizers (golden/make_tokenizer.py).
+#include <mamba/tokenizer.hpp>
+
+#include <fstream>
+#include <sstream>
+
+#include <mamba/error.hpp>
+
+#include "files.hpp"
+#include "testing.hpp"
+
+namespace mamba {
+namespace {
+
+using testing::expect_error;
+using testing::golden_folder;
+using testing::TemporaryFolder;
+using testing::write_file;
+
+using Ids = std::vector<std::int32_t>;
+
+std::string unescaped(const std::string& line) {
+  std::string text;
+  for (std::size_t i = 0; i < line.size(); ++i) {
+    if (line[i] != '\\') {
+      text.push_back(line[i]);
+    } else {
+      text.push_back(static_cast<char>(std::stoi(line.substr(i + 2, 2), nullptr, 16)));
+      i += 3;
+    }
+  }
+  return text;
+}
+
+Ids parsed(const std::string& text) {
+  std::istringstream words(text);
+  return Ids(std::istream_iterator<std::int32_t>(words), {});
+}
+
+// f(first field, second field) of every line; returns how many.
+template <class F>
+int each_line(const std::string& name, F f) {
+  std::ifstream file(golden_folder("tokenizer/" + name));
+  int lines = 0;
+  for (std::string line; std::getline(file, line); ++lines) {
+    const std::size_t tab = line.find('\t');
+    f(line.substr(0, tab), line.substr(tab + 1));
+  }
+  return lines;
+}
+
+Tokenizer golden() { return Tokenizer::load(golden_folder("tokenizer")); }
+
+// All of `bytes` through a TextStream, `count` at a time.
+std::string streamed(const std::string& bytes, std::size_t count) {
+  TextStream stream;
+  std::string text;
+  for (std::size_t i = 0; i < bytes.size(); i += count) text += stream.push(bytes.substr(i, count));
+  return text + stream.finish();
+}
+
+TEST(TokenizerTest, EncodesAsHuggingFaceDoes) {
+  const Tokenizer tokenizer = golden();
+  EXPECT_EQ(tokenizer.vocab_size(), 726);
+  int wrong = 0;
+  const int lines = each_line("encoded.txt", [&](const std::string& text, const std::string& ids) {
+    if (wrong > 10) return;
+    const bool same = tokenizer.encode(unescaped(text)) == parsed(ids);
+    EXPECT_TRUE(same) << text << "\nexpected " << ids;
+    wrong += same ? 0 : 1;
+  });
+  EXPECT_GT(lines, 3000);
+}
+
+TEST(TokenizerTest, DecodesAsHuggingFaceDoes) {
+  const Tokenizer tokenizer = golden();
+  const int lines = each_line("decoded.txt", [&](const std::string& ids, const std::string& text) {
+    EXPECT_EQ(streamed(tokenizer.decode(parsed(ids)), 1000), unescaped(text)) << ids;
+  });
+  EXPECT_GT(lines, 1000);
+}
+
+// A text that is in NFC and UTF-8 comes back byte for byte.
+TEST(TokenizerTest, TextComesBack) {
+  const Tokenizer tokenizer = golden();
+  int same = 0;
+  const int lines = each_line("encoded.txt", [&](const std::string& line, const std::string&) {
+    const std::string text = unescaped(line);
+    const std::string back = tokenizer.decode(tokenizer.encode(text));
+    EXPECT_EQ(tokenizer.decode(tokenizer.encode(back)), back) << line;
+    same += back == text ? 1 : 0;
+  });
+  EXPECT_GT(same, lines / 2);
+}
+
+TEST(TokenizerTest, AMergedWordOfAMillionLettersTakesNoQuadraticTime) {
+  const Ids ids = golden().encode(std::string(1 << 20, 'e'));
+  EXPECT_EQ(golden().decode(ids).size(), std::size_t{1} << 20);
+}
+
+TEST(TokenizerTest, BytesAreIds) {
+  const Tokenizer bytes = Tokenizer::bytes();
+  EXPECT_EQ(bytes.vocab_size(), 256);
+  EXPECT_EQ(bytes.encode("a\xff\n"), (Ids{97, 255, 10}));
+  EXPECT_EQ(bytes.decode({97, 255, 10}), "a\xff\n");
+}
+
+TEST(TokenizerTest, IdsWithoutATokenShowAsReplacements) {
+  EXPECT_EQ(golden().decode({726, 100000}), "\uFFFD\uFFFD");
+  EXPECT_EQ(Tokenizer::bytes().decode({256}), "\uFFFD");
+  expect_error<ArgumentError>("Tokenizer::decode: ids: expected at least 0, got -1", [] {
+    golden().decode({1, -1});
+  });
+}
+
+// ---- streams ------------------------------------------------------------------------------------
+
+// Whole characters come out as soon as they are there, and never a part of one.
+TEST(TextStreamTest, EmitsWholeCharactersOnly) {
+  TextStream stream;
+  EXPECT_EQ(stream.push("a\xE4"), "a");
+  EXPECT_EQ(stream.push("\xBD"), "");
+  EXPECT_EQ(stream.held(), "\xE4\xBD");
+  EXPECT_EQ(stream.push("\xA0\xF0\x9F\x98\x80z"), "你😀z");
+  EXPECT_EQ(stream.push("\xF0\x9F\x98"), "");
+  TextStream later(stream.held());  // in another process
+  EXPECT_EQ(later.push("\x80"), "😀");
+  EXPECT_EQ(later.finish(), "");
+  EXPECT_EQ(stream.finish(), "\uFFFD");
+  EXPECT_EQ(stream.finish(), "");
+}
+
+// However the bytes are cut, the text is the same, and every part of it is UTF-8.
+TEST(TextStreamTest, AnyCutGivesTheSameText) {
+  each_line("encoded.txt", [&](const std::string& line, const std::string&) {
+    const std::string bytes = unescaped(line);
+    const std::string whole = streamed(bytes, 1 << 20);
+    for (std::size_t count : {1, 2, 3, 5}) EXPECT_EQ(streamed(bytes, count), whole) << line;
+    EXPECT_EQ(streamed(whole, 1), whole) << line;
+  });
+}
+
+// ---- files --------------------------------------------------------------------------------------
+
+class TokenizerFile : public ::testing::Test {
+ protected:
+  TokenizerFile() : text_(testing::read_file(golden_folder("tokenizer/tokenizer.json"))) {}
+
+  // The golden file with one change.
+  void write(const std::string& from, const std::string& to) const {
+    const std::size_t at = text_.find(from);
+    ASSERT_NE(at, std::string::npos) << from;
+    write_file(path(), text_.substr(0, at) + to + text_.substr(at + from.size()));
+  }
+  void expect_refused(const std::string& from, const std::string& to,
+                      const std::string& error) const {
+    write(from, to);
+    expect_error<FormatError>(path() + ": " + error, [&] { Tokenizer::load(path()); });
+  }
+  std::string path() const { return folder_.file("tokenizer.json"); }
+
+  TemporaryFolder folder_;
+  std::string text_;
+};
+
+TEST_F(TokenizerFile, OfAnotherPipelineIsRefusedByName) {
+  expect_refused(R"("type":"NFC")", R"("type":"NFKC")",
+                 R"(normalizer.type: expected "NFC", got "NFKC")");
+  expect_refused(R"("pre_tokenizer":{"type":"ByteLevel")", R"("pre_tokenizer":{"type":"Metaspace")",
+                 R"(pre_tokenizer.type: expected "ByteLevel", got "Metaspace")");
+  expect_refused(R"("add_prefix_space":false)", R"("add_prefix_space":true)",
+                 "pre_tokenizer.add_prefix_space: expected false, got true");
+  expect_refused(R"("use_regex":true)", R"("use_regex":false)",
+                 "pre_tokenizer.use_regex: expected true, got false");
+  expect_refused(R"("post_processor":{"type":"ByteLevel")",
+                 R"("post_processor":{"type":"TemplateProcessing")",
+                 R"(post_processor.type: expected "ByteLevel", got "TemplateProcessing")");
+  expect_refused(R"("decoder":{"type":"ByteLevel")", R"("decoder":{"type":"WordPiece")",
+                 R"(decoder.type: expected "ByteLevel", got "WordPiece")");
+  expect_refused(R"("type":"BPE")", R"("type":"Unigram")",
+                 R"(model.type: expected "BPE", got "Unigram")");
+  expect_refused(R"("unk_token":null)", R"("unk_token":"<unk>")",
+                 R"(model.unk_token: expected null, got "<unk>")");
+  expect_refused(R"("dropout":null)", R"("dropout":0.5)", "model.dropout: expected 0.0, got 0.5");
+  expect_refused(R"("lstrip":false)", R"("lstrip":true)",
+                 "added_tokens[0].lstrip: expected false, got true");
+}
+
+TEST_F(TokenizerFile, ThatIsBrokenIsRefusedByName) {
+  write_file(path(), text_.substr(0, text_.size() / 2));
+  EXPECT_THROW(Tokenizer::load(path()), FormatError);
+  write_file(path(), "[]");
+  expect_error<FormatError>(path() + ": JSON: expected an object, got a list",
+                            [&] { Tokenizer::load(folder_.path().string()); });
+  expect_refused(R"("vocab":{)", R"("vocab":[],"other":{)",
+                 "model.vocab: expected an object, got a list");
+  expect_refused(R"("!":)", R"("!!!!":)",
+                 "model.vocab: expected a token for every byte, got none for 0x21");
+  expect_refused(R"("!":2)", R"("!":3)",
+                 R"("\"": expected an id of its own, got 3, another token's)");
+  expect_refused(R"("!":2)", R"("!":-2)", R"("!": expected an id, 0 to 2147483646, got -2)");
+  expect_refused(R"("merges":[)", R"("merges":["a b c",)",
+                 R"(model.merges[0]: expected two tokens, got "a b c")");
+  expect_refused(R"("merges":[)", R"("merges":["z zz",)",
+                 R"(model.merges[0]: expected tokens of model.vocab, got "zzz")");
+  expect_refused(R"("id":0,)", R"("id":5,)",
+                 "added_tokens[0].id: expected 0, its id in model.vocab, got 5");
+  expect_refused(R"("content":"<|padding|>")", R"("content":"")",
+                 R"(added_tokens[1].content: expected text, got "")");
+  expect_error<Error>(
+      "Tokenizer::load: " + folder_.file("none") + ": expected a file that can be read, got none",
+      [&] { Tokenizer::load(folder_.file("none")); });
+}
+
+// Merges used to be one string, with a blank between the two tokens.
+TEST_F(TokenizerFile, OfOlderFormIsRead) {
+  const std::size_t first = text_.find("\"merges\":[") + 10;
+  std::string older = text_.substr(0, first);
+  bool quoted = false;
+  for (std::size_t at = first; at < text_.size(); ++at) {
+    const std::string rest = text_.substr(at, 3);
+    if (quoted && rest[0] == '\\') {
+      older += text_.substr(at++, 2);
+    } else if (quoted && rest == "\",\"") {
+      older += ' ';
+      at += 2;
+    } else if (quoted || (rest.substr(0, 2) != "[\"" && rest.substr(0, 2) != "],")) {
+      quoted = rest[0] == '"' ? !quoted : quoted;
+      older += rest[0];
+    }
+  }
+  older.replace(older.find("]]}}"), 4, "]}}");
+  write_file(path(), older);
+  const Tokenizer tokenizer = Tokenizer::load(path());
+  each_line("encoded.txt", [&](const std::string& text, const std::string& ids) {
+    EXPECT_EQ(tokenizer.encode(unescaped(text)), parsed(ids)) << text;
+  });
+}
+
+TEST_F(TokenizerFile, DamageIsRefusedOrHarmless) {
+  const int refused = testing::count_refused(
+      folder_, text_, text_.size(), 300, [](const std::string& path) { Tokenizer::load(path); });
+  EXPECT_GT(refused, 50);
+}
+
+}  // namespace
+}  // namespace mamba
