@@ -13,7 +13,10 @@ folder=${2:-}
 out=${OUT:-/tmp}
 examples=OFF
 case $part in
-  tests | sanitize) programs=(mamba_tests) ;;
+  tests | sanitize)
+    programs=(mamba_tests)
+    examples=ON  # the tests of the example library are among them
+    ;;
   bench) programs=(mamba_bench) ;;
   several)
     programs=(mamba_data_parallel_tests mamba_program_tests train-lm)
@@ -51,7 +54,8 @@ operations+=':Sample.LimitsAct*:Sample.ThePenalty*:StateTest.*:CudaBadValues.*:C
 operations+=':CausalConvGrad.CutAnywhere*:CausalConvGrad.NothingCrosses*:NormGrad.Accumulate*:SumRows.*'
 operations+=':CudaScan.EveryCutSelects*:SelectiveScanGrad.CutAnywhere*:SelectiveScanGrad.NothingCrosses*'
 operations+=':EmbeddingGrad.*:CrossEntropy.*:Categorical.*:Activate.*:SumSquares.*:AdamWStep.*'
-models='LayerTest.SplitAnywhere:LayerTest.RowMaps*:Matmul.TheBias*:Graph.*Error*'
+operations+=':RlEnvironments.*:RlAdvantages.*:RlNormaliseAdvantages.*:RlPpoLoss.*:RlGru.*'
+models='RlCollect.*:LayerTest.SplitAnywhere:LayerTest.RowMaps*:Matmul.TheBias*:Graph.*Error*'
 
 case $part in
   tests)

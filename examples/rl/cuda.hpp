@@ -27,7 +27,11 @@ void run(const Advantages& op, mamba::Stream& stream);
 void run(const NormaliseAdvantages& op, mamba::Stream& stream);
 void run(const PpoLoss& op, mamba::Stream& stream);
 void run(const GruSequence& op, mamba::Stream& stream);
-void run(const GruSequenceGrad& op, mamba::Stream& stream);
+// The two parts of GruSequenceGrad round its products: see gru.cpp.
+void states_before(const GruSequenceGrad& op, const mamba::TensorView& before,
+                   mamba::Stream& stream);
+void backward(const GruSequenceGrad& op, const mamba::ConstTensorView& before,
+              const mamba::TensorView& g, mamba::Stream& stream);
 
 }  // namespace cuda
 }  // namespace mamba_rl

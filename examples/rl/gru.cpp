@@ -166,6 +166,22 @@ void backward(const GruSequenceGrad& op, const ConstTensorView& before, const Te
   if (op.dinitial_state) mamba::copy(dh.reshape({batch, hidden}), op.dinitial_state, stream);
 }
 
+void backward_in_shares(const GruSequenceGrad& op, const TensorView& before, const TensorView& g,
+                        Stream& stream) {
+  each_share(op.inputs.dim(0), op.inputs.dim(1), stream,
+             [&](std::int64_t first, std::int64_t count, Stream& own) {
+               GruSequenceGrad share = op;
+               share.inputs = op.inputs.rows(first, count);
+               if (op.reset) share.reset = op.reset.rows(first, count);
+               share.y = op.y.rows(first, count);
+               share.dy = op.dy.rows(first, count);
+               if (op.dfinal_state) share.dfinal_state = op.dfinal_state.rows(first, count);
+               if (op.dinitial_state) share.dinitial_state = op.dinitial_state.rows(first, count);
+               share.dinputs = op.dinputs.rows(first, count);
+               backward(share, before.rows(first, count), g.rows(first, count), own);
+             });
+}
+
 }  // namespace
 
 void run(const GruSequence& op, Stream& stream) {
@@ -201,26 +217,15 @@ void run(const GruSequenceGrad& op, Stream& stream) {
   Scratch scratch(stream);
   const TensorView before = scratch.take(op.y.shape(), DType::f32);
   const TensorView g = scratch.take(op.inputs.shape(), DType::f32);
-  if (device.is_cuda()) return cuda::run(op, stream);
-  states_before(op, before);
+  device.is_cuda() ? cuda::states_before(op, before, stream) : states_before(op, before);
   Matmul recurrence;
   recurrence.x = before;
   recurrence.weight = op.weight;
   recurrence.bias = op.bias;
   recurrence.y = g;
   run(recurrence, stream);
-  each_share(op.inputs.dim(0), op.inputs.dim(1), stream,
-             [&](std::int64_t first, std::int64_t count, Stream& own) {
-               GruSequenceGrad share = op;
-               share.inputs = op.inputs.rows(first, count);
-               if (op.reset) share.reset = op.reset.rows(first, count);
-               share.y = op.y.rows(first, count);
-               share.dy = op.dy.rows(first, count);
-               if (op.dfinal_state) share.dfinal_state = op.dfinal_state.rows(first, count);
-               if (op.dinitial_state) share.dinitial_state = op.dinitial_state.rows(first, count);
-               share.dinputs = op.dinputs.rows(first, count);
-               backward(share, before.rows(first, count), g.rows(first, count), own);
-             });
+  device.is_cuda() ? cuda::backward(op, before, g, stream)
+                   : backward_in_shares(op, before, g, stream);
   mamba::LinearGrad weights;
   weights.x = before;
   weights.dy = g;
