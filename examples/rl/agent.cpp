@@ -13,8 +13,6 @@ namespace {
 using mamba::DType;
 using mamba::Tensor;
 
-constexpr float norm_epsilon = 1e-5f;
-
 mamba::Matmul linear(mamba::ConstTensorView x, const Tensor& weight, const Tensor& bias,
                      mamba::TensorView y) {
   mamba::Matmul product;
@@ -32,7 +30,7 @@ mamba::LayerNorm norm_of(mamba::ConstTensorView x, const Tensor& weight, const T
   norm.weight = weight;
   norm.bias = bias;
   norm.y = y;
-  norm.epsilon = norm_epsilon;
+  norm.epsilon = Agent::norm_epsilon;
   return norm;
 }
 
@@ -56,21 +54,21 @@ Agent::Agent(const AgentConfig& config, mamba::Device device)
   // The policy begins near uniform and the value near zero.
   constexpr float head_bound = 0.01f;
   Initialiser draw(config.controller.seed + 1000);
-  encoder_ = draw.uniform({width, config.observation},
-                          1 / std::sqrt(static_cast<float>(config.observation)), device);
+  weights_.encoder = draw.uniform({width, config.observation},
+                                  1 / std::sqrt(static_cast<float>(config.observation)), device);
   if (config.controller.published_block) {
-    encoder_bias_ = Tensor::zeros({width}, DType::f32, device);
-    dencoder_bias_ = Tensor::zeros({width}, DType::f32, device);
+    weights_.encoder_bias = Tensor::zeros({width}, DType::f32, device);
+    gradients_.encoder_bias = Tensor::zeros({width}, DType::f32, device);
   }
-  norm_weight_ = ones(width, device);
-  norm_bias_ = Tensor::zeros({width}, DType::f32, device);
-  heads_ = draw.uniform({outputs, width}, head_bound, device);
-  heads_bias_ = Tensor::zeros({outputs}, DType::f32, device);
-  dencoder_ = Tensor::zeros(encoder_.shape(), DType::f32, device);
-  dnorm_weight_ = Tensor::zeros({width}, DType::f32, device);
-  dnorm_bias_ = Tensor::zeros({width}, DType::f32, device);
-  dheads_ = Tensor::zeros(heads_.shape(), DType::f32, device);
-  dheads_bias_ = Tensor::zeros({outputs}, DType::f32, device);
+  weights_.norm = ones(width, device);
+  weights_.norm_bias = Tensor::zeros({width}, DType::f32, device);
+  weights_.heads = draw.uniform({outputs, width}, head_bound, device);
+  weights_.heads_bias = Tensor::zeros({outputs}, DType::f32, device);
+  gradients_.encoder = Tensor::zeros(weights_.encoder.shape(), DType::f32, device);
+  gradients_.norm = Tensor::zeros({width}, DType::f32, device);
+  gradients_.norm_bias = Tensor::zeros({width}, DType::f32, device);
+  gradients_.heads = Tensor::zeros(weights_.heads.shape(), DType::f32, device);
+  gradients_.heads_bias = Tensor::zeros({outputs}, DType::f32, device);
 }
 
 void Agent::remember(mamba::ConstTensorView observations, mamba::StackState& state,
@@ -78,7 +76,7 @@ void Agent::remember(mamba::ConstTensorView observations, mamba::StackState& sta
                      mamba::Stream& stream) const {
   mamba::Scratch scratch(stream);
   const mamba::TensorView encoded = scratch.take(hidden.shape(), DType::f32);
-  run(linear(observations, encoder_, encoder_bias_, encoded), stream);
+  run(linear(observations, weights_.encoder, weights_.encoder_bias, encoded), stream);
   if (tape != nullptr) {
     if (tape->controller == nullptr) tape->controller = controller_->make_tape();
     if (tape->observations.shape() != observations.shape()) {
@@ -94,8 +92,8 @@ void Agent::decide(mamba::ConstTensorView hidden, mamba::TensorView out,
                    mamba::Stream& stream) const {
   mamba::Scratch scratch(stream);
   const mamba::TensorView normed = scratch.take(hidden.shape(), DType::f32);
-  run(norm_of(hidden, norm_weight_, norm_bias_, normed), stream);
-  run(linear(normed, heads_, heads_bias_, out), stream);
+  run(norm_of(hidden, weights_.norm, weights_.norm_bias, normed), stream);
+  run(linear(normed, weights_.heads, weights_.heads_bias, out), stream);
 }
 
 void Agent::decide_backward(mamba::ConstTensorView hidden, mamba::ConstTensorView dout,
@@ -103,23 +101,23 @@ void Agent::decide_backward(mamba::ConstTensorView hidden, mamba::ConstTensorVie
                             const mamba::BackwardOptions& options) {
   mamba::Scratch scratch(stream);
   const mamba::TensorView normed = scratch.take(hidden.shape(), DType::f32);
-  run(norm_of(hidden, norm_weight_, norm_bias_, normed), stream);
+  run(norm_of(hidden, weights_.norm, weights_.norm_bias, normed), stream);
   mamba::LinearGrad heads;
   heads.x = normed;
-  heads.weight = heads_;
+  heads.weight = weights_.heads;
   heads.dy = dout;
   heads.dx = dhidden;
-  heads.dweight = dheads_;
-  heads.dbias = dheads_bias_;
+  heads.dweight = gradients_.heads;
+  heads.dbias = gradients_.heads_bias;
   heads.accumulate = options.accumulate;
   run(heads, stream);
   mamba::LayerNormGrad norm;
   norm.x = hidden;
-  norm.weight = norm_weight_;
-  norm.bias = norm_bias_;
+  norm.weight = weights_.norm;
+  norm.bias = weights_.norm_bias;
   norm.dy = norm.dx = dhidden;
-  norm.dweight = dnorm_weight_;
-  norm.dbias = dnorm_bias_;
+  norm.dweight = gradients_.norm;
+  norm.dbias = gradients_.norm_bias;
   norm.epsilon = norm_epsilon;
   norm.accumulate = options.accumulate;
   run(norm, stream);
@@ -134,8 +132,8 @@ void Agent::remember_backward(AgentTape& tape, mamba::ConstTensorView dhidden,
   mamba::LinearGrad encoder;
   encoder.x = tape.observations;
   encoder.dy = dencoded;
-  encoder.dweight = dencoder_;
-  encoder.dbias = dencoder_bias_;
+  encoder.dweight = gradients_.encoder;
+  encoder.dbias = gradients_.encoder_bias;
   encoder.accumulate = options.accumulate;
   run(encoder, stream);
 }
@@ -143,12 +141,13 @@ void Agent::remember_backward(AgentTape& tape, mamba::ConstTensorView dhidden,
 std::vector<mamba::Parameter> Agent::parameters() {
   std::vector<mamba::Parameter> all = controller_->parameters();
   for (mamba::Parameter& parameter : all) parameter.name = "controller." + parameter.name;
-  all.push_back({"encoder", encoder_, dencoder_});
-  if (encoder_bias_) all.push_back({"encoder_bias", encoder_bias_, dencoder_bias_, false});
-  all.push_back({"norm", norm_weight_, dnorm_weight_, false});
-  all.push_back({"norm_bias", norm_bias_, dnorm_bias_, false});
-  all.push_back({"heads", heads_, dheads_});
-  all.push_back({"heads_bias", heads_bias_, dheads_bias_, false});
+  all.push_back({"encoder", weights_.encoder, gradients_.encoder});
+  if (weights_.encoder_bias)
+    all.push_back({"encoder_bias", weights_.encoder_bias, gradients_.encoder_bias, false});
+  all.push_back({"norm", weights_.norm, gradients_.norm, false});
+  all.push_back({"norm_bias", weights_.norm_bias, gradients_.norm_bias, false});
+  all.push_back({"heads", weights_.heads, gradients_.heads});
+  all.push_back({"heads_bias", weights_.heads_bias, gradients_.heads_bias, false});
   return all;
 }
 

@@ -27,11 +27,19 @@ struct AgentTape {
 
 class Agent {
  public:
+  // Beside the controller's.
+  struct Weights {
+    mamba::Tensor encoder, encoder_bias;  // [width, observation]; the bias with published_block
+    mamba::Tensor norm, norm_bias;        // [width]
+    mamba::Tensor heads, heads_bias;      // [actions + 1, width]
+  };
+  static constexpr float norm_epsilon = 1e-5f;
+
   explicit Agent(const AgentConfig& config, mamba::Device device = mamba::Device::cpu());
 
   const AgentConfig& config() const { return config_; }
   const Controller& controller() const { return *controller_; }
-  mamba::Device device() const { return encoder_.device(); }
+  mamba::Device device() const { return weights_.encoder.device(); }
   std::int64_t width() const { return config_.controller.width; }
   mamba::StackState make_state(std::int64_t batch) const { return controller_->make_state(batch); }
 
@@ -51,15 +59,13 @@ class Agent {
   void remember_backward(AgentTape& tape, mamba::ConstTensorView dhidden, mamba::StackState* dstate,
                          mamba::Stream& stream, const mamba::BackwardOptions& options = {});
 
+  const Weights& weights() const { return weights_; }
   std::vector<mamba::Parameter> parameters();
 
  private:
   AgentConfig config_;
   std::unique_ptr<Controller> controller_;
-  mamba::Tensor encoder_, encoder_bias_;  // [width, observation]; the bias with published_block
-  mamba::Tensor norm_weight_, norm_bias_;
-  mamba::Tensor heads_, heads_bias_;  // [actions + 1, width]
-  mamba::Tensor dencoder_, dencoder_bias_, dnorm_weight_, dnorm_bias_, dheads_, dheads_bias_;
+  Weights weights_, gradients_;
 };
 
 }  // namespace mamba_rl

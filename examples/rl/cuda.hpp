@@ -2,14 +2,17 @@
 // no_cuda.cpp stands in: there is no such stream, and nothing here is ever called.
 #pragma once
 
+#include <mamba/state.hpp>
 #include <mamba/stream.hpp>
 #include <mamba/tensor.hpp>
 
 namespace mamba_rl {
 
+class Agent;
 class Environments;
 struct Add;
 struct Advantages;
+struct AgentConfig;
 struct GruSequence;
 struct GruSequenceGrad;
 struct NormaliseAdvantages;
@@ -22,6 +25,12 @@ std::int64_t memory_of(mamba::Device device);
 void observe(const Environments& environments, const StepViews& step, mamba::Stream& stream);
 void act(Environments& environments, mamba::ConstTensorView logits, bool greedy,
          const StepViews& step, mamba::Stream& stream);
+// Whether one kernel can step such an agent, and that kernel: from the step whose views are `first`
+// on. `values` is [batch, 1] of that step.
+bool can_collect(const AgentConfig& config);
+void collect(const Agent& agent, Environments& environments, mamba::StackState& state,
+             const StepViews& first, const mamba::TensorView& values, std::int64_t steps,
+             bool greedy, mamba::Stream& stream);
 void run(const Add& op, mamba::Stream& stream);
 void run(const Advantages& op, mamba::Stream& stream);
 void run(const NormaliseAdvantages& op, mamba::Stream& stream);

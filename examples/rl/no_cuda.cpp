@@ -18,6 +18,11 @@ void observe(const Environments&, const StepViews&, mamba::Stream&) { refuse(); 
 void act(Environments&, mamba::ConstTensorView, bool, const StepViews&, mamba::Stream&) {
   refuse();
 }
+bool can_collect(const AgentConfig&) { refuse(); }
+void collect(const Agent&, Environments&, mamba::StackState&, const StepViews&,
+             const mamba::TensorView&, std::int64_t, bool, mamba::Stream&) {
+  refuse();
+}
 void run(const Add&, mamba::Stream&) { refuse(); }
 void run(const Advantages&, mamba::Stream&) { refuse(); }
 void run(const NormaliseAdvantages&, mamba::Stream&) { refuse(); }

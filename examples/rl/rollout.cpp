@@ -2,6 +2,8 @@
 
 #include <mamba/ops.hpp>
 
+#include "cuda.hpp"
+
 namespace mamba_rl {
 
 using mamba::DType;
@@ -49,34 +51,87 @@ std::int64_t bytes_of_training(const AgentConfig& config, std::int64_t rows, std
   return rows * time * (widths * config.controller.width + config.observation) * 4;
 }
 
-void collect(const Agent& agent, Environments& environments, mamba::StackState& state,
-             Rollout& rollout, bool greedy, bool bootstrap, mamba::Stream& stream) {
-  const std::int64_t batch = rollout.batch(), actions = agent.config().actions;
+namespace {
+
+// One row of what an agent thinks at a step.
+struct Thoughts {
+  mamba::TensorView hidden;  // [batch, 1, width]
+  mamba::TensorView out;     // [batch, actions + 1]
+
+  Thoughts(const Agent& agent, std::int64_t batch, mamba::Scratch& scratch)
+      : hidden(scratch.take({batch, 1, agent.width()}, DType::f32)),
+        out(scratch.take({batch, agent.config().actions + 1}, DType::f32)) {}
+  mamba::TensorView logits() const { return out.columns(0, out.dim(1) - 1); }
+  mamba::TensorView value() const { return out.columns(out.dim(1) - 1, 1); }
+};
+
+void think(const Agent& agent, const StepViews& step, mamba::StackState& state,
+           const Thoughts& thoughts, mamba::Stream& stream) {
+  agent.remember(step.observations, state, step.begins, thoughts.hidden, nullptr, stream);
+  agent.decide(thoughts.hidden.reshape({state.batch(), agent.width()}), thoughts.out, stream);
+}
+
+void take_steps(const Agent& agent, Environments& environments, mamba::StackState& state,
+                Rollout& rollout, std::int64_t first, bool greedy, mamba::Stream& stream) {
   mamba::Scratch scratch(stream);
-  const mamba::TensorView hidden = scratch.take({batch, 1, agent.width()}, DType::f32);
-  const mamba::TensorView out = scratch.take({batch, actions + 1}, DType::f32);
-  const mamba::TensorView value = out.columns(actions, 1);
-  for (std::int64_t t = 0; t < rollout.time(); ++t) {
-    if (t % rollout.length() == 0) {
-      rollout.initial[static_cast<std::size_t>(t / rollout.length())].copy_from(state, stream);
-    }
+  const Thoughts thoughts(agent, rollout.batch(), scratch);
+  for (std::int64_t t = first; t < first + rollout.length(); ++t) {
     const StepViews step = rollout.at(t);
     environments.observe(step, stream);
-    agent.remember(step.observations, state, step.begins, hidden, nullptr, stream);
-    agent.decide(hidden.reshape({batch, agent.width()}), out, stream);
-    mamba::copy(value, rollout.values.view().columns(t, 1), stream);
-    environments.act(out.columns(0, actions), greedy, step, stream);
+    think(agent, step, state, thoughts, stream);
+    mamba::copy(thoughts.value(), rollout.values.view().columns(t, 1), stream);
+    environments.act(thoughts.logits(), greedy, step, stream);
   }
-  if (!bootstrap) return;
+}
+
+// What the agent thinks of the step that comes next, which is not taken.
+void look_ahead(const Agent& agent, const Environments& environments,
+                const mamba::StackState& state, Rollout& rollout, mamba::Stream& stream) {
+  const std::int64_t batch = rollout.batch();
+  mamba::Scratch scratch(stream);
+  const Thoughts thoughts(agent, batch, scratch);
   StepViews next;
   next.observations = scratch.take({batch, 1, agent.config().observation}, DType::f32);
   next.begins = scratch.take({batch, 1}, DType::i32);
   next.decisions = scratch.take({batch, 1}, DType::i32);
   environments.observe(next, stream);
   mamba::StackState ahead = state.clone(stream);
-  agent.remember(next.observations, ahead, next.begins, hidden, nullptr, stream);
-  agent.decide(hidden.reshape({batch, agent.width()}), out, stream);
-  mamba::copy(value, rollout.last_values.view().reshape({batch, 1}), stream);
+  think(agent, next, ahead, thoughts, stream);
+  mamba::copy(thoughts.value(), rollout.last_values.view().reshape({batch, 1}), stream);
+}
+
+// chunk(first step) for every one.
+template <class Chunk>
+void each_chunk(Rollout& rollout, const mamba::StackState& state, mamba::Stream& stream,
+                const Chunk& chunk) {
+  std::int64_t first = 0;
+  for (mamba::StackState& initial : rollout.initial) {
+    initial.copy_from(state, stream);
+    chunk(first);
+    first += rollout.length();
+  }
+}
+
+}  // namespace
+
+void collect(const Agent& agent, Environments& environments, mamba::StackState& state,
+             Rollout& rollout, bool greedy, bool bootstrap, mamba::Stream& stream) {
+  if (!stream.device().is_cuda() || !cuda::can_collect(agent.config())) {
+    return collect_by_steps(agent, environments, state, rollout, greedy, bootstrap, stream);
+  }
+  each_chunk(rollout, state, stream, [&](std::int64_t first) {
+    cuda::collect(agent, environments, state, rollout.at(first),
+                  rollout.values.view().columns(first, 1), rollout.length(), greedy, stream);
+  });
+  if (bootstrap) look_ahead(agent, environments, state, rollout, stream);
+}
+
+void collect_by_steps(const Agent& agent, Environments& environments, mamba::StackState& state,
+                      Rollout& rollout, bool greedy, bool bootstrap, mamba::Stream& stream) {
+  each_chunk(rollout, state, stream, [&](std::int64_t first) {
+    take_steps(agent, environments, state, rollout, first, greedy, stream);
+  });
+  if (bootstrap) look_ahead(agent, environments, state, rollout, stream);
 }
 
 Score score(const Tensor& decisions, const Tensor& rewards) {

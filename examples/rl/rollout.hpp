@@ -45,6 +45,11 @@ std::int64_t bytes_of_training(const AgentConfig& config, std::int64_t rows, std
 void collect(const Agent& agent, Environments& environments, mamba::StackState& state,
              Rollout& rollout, bool greedy, bool bootstrap, mamba::Stream& stream);
 
+// The same by the library's operations, one step after the other: what collect() does on the CPU,
+// and on CUDA for agents for which there is no kernel that steps them (see cuda.hpp).
+void collect_by_steps(const Agent& agent, Environments& environments, mamba::StackState& state,
+                      Rollout& rollout, bool greedy, bool bootstrap, mamba::Stream& stream);
+
 // Of the queries in a rollout, how many there were and how many were answered with the right
 // action.
 struct Score {
