@@ -131,6 +131,86 @@ TEST(RlCollect, StepsAreTheSequence) {
   }
 }
 
+// Fresh weights, of which many are zeros and ones, changed so that each matters.
+void disturb(Agent& agent) {
+  mamba::testing::Random random(7);
+  for (const mamba::Parameter& parameter : agent.parameters()) {
+    std::vector<float> changed;
+    for (const double value : values(parameter.weight)) {
+      changed.push_back(static_cast<float>(value + random.normal(0.1)));
+    }
+    const Tensor there = Tensor::from(changed, parameter.weight.shape()).to(agent.device());
+    Stream stream(agent.device());
+    mamba::copy(there, parameter.weight, stream);
+    stream.synchronize();
+  }
+}
+
+struct Lived {
+  Rollout rollout;
+  mamba::StackState state;
+};
+
+// Two rollouts of two chunks each, of which the later ones begin within episodes.
+Lived live(const Agent& agent, const EnvironmentConfig& task, decltype(collect)* how) {
+  constexpr std::int64_t batch = 9, length = 17;
+  Stream stream(agent.device());
+  Environments environments(task, batch, 3, agent.device());
+  Lived lived;
+  lived.state = agent.make_state(batch);
+  for (int part = 0; part < 2; ++part) {
+    lived.rollout.prepare(agent, batch, 2, length);
+    how(agent, environments, lived.state, lived.rollout, false, true, stream);
+  }
+  stream.synchronize();
+  return lived;
+}
+
+// Where one kernel steps a whole chunk: the same episodes, actions and, but for rounding, numbers.
+void expect_alike(Lived& one, Lived& other) {
+  for (auto member : {&Rollout::begins, &Rollout::decisions, &Rollout::actions, &Rollout::rewards,
+                      &Rollout::ends}) {
+    EXPECT_EQ(bits(one.rollout.*member), bits(other.rollout.*member));
+  }
+  const auto near = [](const Tensor& a, const Tensor& b) {
+    // As in StepsAreTheSequence.
+    EXPECT_LE(relative_error(values(a), values(b)), 200 * mamba::testing::f32_roundoff);
+  };
+  near(one.rollout.observations, other.rollout.observations);
+  near(one.rollout.log_probs, other.rollout.log_probs);
+  near(one.rollout.values, other.rollout.values);
+  near(one.rollout.last_values, other.rollout.last_values);
+  near(one.state.layers[0].conv, other.state.layers[0].conv);
+  near(one.state.layers[0].ssm, other.state.layers[0].ssm);
+  near(one.rollout.initial[1].layers[0].ssm, other.rollout.initial[1].layers[0].ssm);
+}
+
+TEST(RlCollect, AKernelOfAllStepsIsTheSteps) {
+  mamba::testing::each_cuda_device([](Device device) {
+    for (const std::string controller : controllers) {
+      for (const std::int64_t width : {16, 32, 64}) {
+        for (const Task kind : {Task::delayed_cue, Task::t_maze}) {
+          SCOPED_TRACE(controller + " " + std::to_string(width));
+          EnvironmentConfig task;
+          task.task = kind;
+          task.delay = 5;
+          AgentConfig config;
+          config.controller.kind = controller;
+          config.controller.width = width;
+          config.controller.published_block = kind == Task::t_maze;
+          config.observation = observation_size(task);
+          config.actions = action_count(task);
+          Agent agent(config, device);
+          disturb(agent);
+          Lived kernel = live(agent, task, &collect);
+          Lived steps = live(agent, task, &collect_by_steps);
+          expect_alike(kernel, steps);
+        }
+      }
+    }
+  });
+}
+
 // What is saved under names that begin so, all in a row.
 std::vector<double> saved(const std::string& checkpoint, const std::string& prefix) {
   const mamba::SafetensorsFile file(checkpoint);
