@@ -11,17 +11,10 @@ cd "$(dirname "$0")/.."
 part=${1:-}
 folder=${2:-}
 out=${OUT:-/tmp}
-examples=OFF
 case $part in
-  tests | sanitize)
-    programs=(mamba_tests)
-    examples=ON  # the tests of the example library are among them
-    ;;
+  tests | sanitize) programs=(mamba_tests) ;;
   bench) programs=(mamba_bench) ;;
-  several)
-    programs=(mamba_data_parallel_tests mamba_program_tests train-lm)
-    examples=ON
-    ;;
+  several) programs=(mamba_data_parallel_tests mamba_program_tests train-lm) ;;
   *)
     echo "usage: scripts/gpu_check.sh tests|sanitize|bench|several [FOLDER]" >&2
     exit 2
@@ -30,8 +23,7 @@ esac
 if [ -z "$folder" ]; then
   folder=build/cuda
   scripts/install_packages.sh
-  cmake --preset cuda --log-level=NOTICE -DCMAKE_CUDA_ARCHITECTURES=native \
-    -DMAMBA_EXAMPLES=$examples
+  cmake --preset cuda --log-level=NOTICE -DCMAKE_CUDA_ARCHITECTURES=native
   cmake --build --preset cuda --target "${programs[@]}"
 fi
 find_program() {

@@ -31,6 +31,10 @@ bool can_collect(const AgentConfig& config);
 void collect(const Agent& agent, Environments& environments, mamba::StackState& state,
              const StepViews& first, const mamba::TensorView& values, std::int64_t steps,
              bool greedy, mamba::Stream& stream);
+// Carries a step and its values to the one `taken` [1] i32 steps after `first`, and adds 1 to that.
+void keep_step(const StepViews& step, const mamba::TensorView& value, const StepViews& first,
+               const mamba::TensorView& first_value, const mamba::TensorView& taken,
+               mamba::Stream& stream);
 void run(const Add& op, mamba::Stream& stream);
 void run(const Advantages& op, mamba::Stream& stream);
 void run(const NormaliseAdvantages& op, mamba::Stream& stream);

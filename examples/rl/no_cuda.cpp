@@ -23,6 +23,10 @@ void collect(const Agent&, Environments&, mamba::StackState&, const StepViews&,
              const mamba::TensorView&, std::int64_t, bool, mamba::Stream&) {
   refuse();
 }
+void keep_step(const StepViews&, const mamba::TensorView&, const StepViews&,
+               const mamba::TensorView&, const mamba::TensorView&, mamba::Stream&) {
+  refuse();
+}
 void run(const Add&, mamba::Stream&) { refuse(); }
 void run(const Advantages&, mamba::Stream&) { refuse(); }
 void run(const NormaliseAdvantages&, mamba::Stream&) { refuse(); }

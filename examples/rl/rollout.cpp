@@ -1,5 +1,6 @@
 #include "rollout.hpp"
 
+#include <mamba/graph.hpp>
 #include <mamba/ops.hpp>
 
 #include "cuda.hpp"
@@ -84,6 +85,37 @@ void take_steps(const Agent& agent, Environments& environments, mamba::StackStat
   }
 }
 
+// The same on CUDA without the host in the loop: one step is recorded on buffers that stay where
+// they are, from which a kernel carries it to its place in the rollout.
+void replay_steps(const Agent& agent, Environments& environments, mamba::StackState& state,
+                  Rollout& rollout, std::int64_t first, bool greedy, mamba::Stream& stream) {
+  const std::int64_t batch = rollout.batch();
+  mamba::Scratch scratch(stream);
+  const Thoughts thoughts(agent, batch, scratch);
+  const auto column = [&](DType dtype) { return scratch.take({batch, 1}, dtype); };
+  StepViews step;
+  step.observations = scratch.take({batch, 1, agent.config().observation}, DType::f32);
+  step.begins = column(DType::i32);
+  step.decisions = column(DType::i32);
+  step.actions = column(DType::i32);
+  step.log_probs = column(DType::f32);
+  step.rewards = column(DType::f32);
+  step.ends = column(DType::i32);
+  const mamba::TensorView taken = scratch.take({1}, DType::i32);
+  mamba::zero(taken, stream);
+  const auto take = [&](mamba::Stream& on) {
+    environments.observe(step, on);
+    think(agent, step, state, thoughts, on);
+    environments.act(thoughts.logits(), greedy, step, on);
+    cuda::keep_step(step, thoughts.value(), rollout.at(first),
+                    rollout.values.view().columns(first, 1), taken, on);
+  };
+  take(stream);  // what it needs is allocated here, and not while it is recorded
+  const mamba::Graph graph = mamba::Graph::record(stream, take);
+  for (std::int64_t t = 1; t < rollout.length(); ++t) graph.replay(stream);
+  stream.synchronize();  // the graph ends here
+}
+
 // What the agent thinks of the step that comes next, which is not taken.
 void look_ahead(const Agent& agent, const Environments& environments,
                 const mamba::StackState& state, Rollout& rollout, mamba::Stream& stream) {
@@ -129,7 +161,8 @@ void collect(const Agent& agent, Environments& environments, mamba::StackState& 
 void collect_by_steps(const Agent& agent, Environments& environments, mamba::StackState& state,
                       Rollout& rollout, bool greedy, bool bootstrap, mamba::Stream& stream) {
   each_chunk(rollout, state, stream, [&](std::int64_t first) {
-    take_steps(agent, environments, state, rollout, first, greedy, stream);
+    const auto take = stream.device().is_cuda() ? replay_steps : take_steps;
+    take(agent, environments, state, rollout, first, greedy, stream);
   });
   if (bootstrap) look_ahead(agent, environments, state, rollout, stream);
 }

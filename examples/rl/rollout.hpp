@@ -46,7 +46,7 @@ void collect(const Agent& agent, Environments& environments, mamba::StackState& 
              Rollout& rollout, bool greedy, bool bootstrap, mamba::Stream& stream);
 
 // The same by the library's operations, one step after the other: what collect() does on the CPU,
-// and on CUDA for agents for which there is no kernel that steps them (see cuda.hpp).
+// and, as a graph, on CUDA for agents that no kernel can step (see cuda.hpp).
 void collect_by_steps(const Agent& agent, Environments& environments, mamba::StackState& state,
                       Rollout& rollout, bool greedy, bool bootstrap, mamba::Stream& stream);
 
