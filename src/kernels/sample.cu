@@ -7,7 +7,7 @@
 #include <cfloat>
 
 #include "detail/stream_access.hpp"
-#include "kernels/cuda.cuh"
+#include "kernels/chained.cuh"
 #include "kernels/sample_row.cuh"
 #include "kernels/vec.cuh"
 
@@ -95,6 +95,8 @@ __device__ int draw(Shared& shared, const Row& row, const Options& op, float lar
 __global__ void __launch_bounds__(sampling::block_threads) sample_kernel(const Options op) {
   __shared__ Shared shared;
   const std::int64_t b = blockIdx.x;
+  let_next_begin();
+  wait_for_previous();
   std::int32_t* seen = op.seen == nullptr ? nullptr : op.seen + b * op.seen_pitch;
   const Row row{op.logits + b * op.logits_pitch, op.penalty != 1 ? seen : nullptr, op.penalty,
                 op.vocab, op.vectors};
@@ -157,9 +159,8 @@ void run(const Sample& op, Stream& stream) {
   options.top_k = op.top_k;
   options.unit = unit_mass(options.vocab);
   options.bad_logits = StreamAccess::flag(stream, BadValue::logits);
-  sample_kernel<<<static_cast<unsigned>(batch), sampling::block_threads, 0, handle(stream)>>>(
-      options);
-  check(cudaGetLastError(), "sample");
+  launch_chained(sample_kernel, static_cast<unsigned>(batch), sampling::block_threads, 0,
+                 handle(stream), "sample", options);
 }
 
 }  // namespace mamba::cuda
