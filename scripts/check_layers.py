@@ -47,7 +47,7 @@ def problems(root):
             if part[0] == "detail" and (name.startswith("host/") or name.startswith("kernels/")):
                 yield f"{source}: detail includes {name}"
     for folder in ("examples", "bench"):
-        for source in sorted((root / folder).rglob("*.[ch]pp")):
+        for source in sorted(p for p in (root / folder).rglob("*") if p.suffix in {".cpp", ".hpp", ".cu", ".cuh"}):
             for name in includes(source):
                 if name.startswith(("detail/", "host/", "kernels/", "src/")) or "../src" in name:
                     yield f"{source}: needs something private ({name})"

@@ -11,14 +11,10 @@ cd "$(dirname "$0")/.."
 part=${1:-}
 folder=${2:-}
 out=${OUT:-/tmp}
-examples=OFF
 case $part in
   tests | sanitize) programs=(mamba_tests) ;;
   bench) programs=(mamba_bench) ;;
-  several)
-    programs=(mamba_data_parallel_tests mamba_program_tests train-lm)
-    examples=ON
-    ;;
+  several) programs=(mamba_data_parallel_tests mamba_program_tests train-lm) ;;
   *)
     echo "usage: scripts/gpu_check.sh tests|sanitize|bench|several [FOLDER]" >&2
     exit 2
@@ -27,8 +23,7 @@ esac
 if [ -z "$folder" ]; then
   folder=build/cuda
   scripts/install_packages.sh
-  cmake --preset cuda --log-level=NOTICE -DCMAKE_CUDA_ARCHITECTURES=native \
-    -DMAMBA_EXAMPLES=$examples
+  cmake --preset cuda --log-level=NOTICE -DCMAKE_CUDA_ARCHITECTURES=native
   cmake --build --preset cuda --target "${programs[@]}"
 fi
 find_program() {
@@ -51,7 +46,8 @@ operations+=':Sample.LimitsAct*:Sample.ThePenalty*:StateTest.*:CudaBadValues.*:C
 operations+=':CausalConvGrad.CutAnywhere*:CausalConvGrad.NothingCrosses*:NormGrad.Accumulate*:SumRows.*'
 operations+=':CudaScan.EveryCutSelects*:SelectiveScanGrad.CutAnywhere*:SelectiveScanGrad.NothingCrosses*'
 operations+=':EmbeddingGrad.*:CrossEntropy.*:Categorical.*:Activate.*:SumSquares.*:AdamWStep.*'
-models='LayerTest.SplitAnywhere:LayerTest.RowMaps*:Matmul.TheBias*:Graph.*Error*'
+operations+=':RlEnvironments.*:RlAdvantages.*:RlNormaliseAdvantages.*:RlPpoLoss.*:RlGru.*'
+models='RlCollect.*:LayerTest.SplitAnywhere:LayerTest.RowMaps*:Matmul.TheBias*:Graph.*Error*'
 
 case $part in
   tests)

@@ -15,8 +15,8 @@
 
 #include <mamba/generator.hpp>
 
+#include "../programs/interrupt.hpp"
 #include "commands.hpp"
-#include "interrupt.hpp"
 #include "sampling_flags.hpp"
 
 namespace {

@@ -16,7 +16,7 @@
 #include <string>
 #include <vector>
 
-#include "../mamba_lm/interrupt.hpp"
+#include "../programs/interrupt.hpp"
 #include "corpus.hpp"
 #include "ranks.hpp"
 #include "report.hpp"

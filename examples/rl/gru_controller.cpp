@@ -1,0 +1,135 @@
+#include "gru_controller.hpp"
+
+#include <mamba/layer.hpp>
+
+#include <cmath>
+#include <vector>
+
+#include "gru.hpp"
+#include "initialise.hpp"
+
+namespace mamba_rl {
+
+namespace {
+
+using mamba::DType;
+using mamba::Shape;
+using mamba::Tensor;
+
+struct GruTape : ControllerTape {
+  Tensor x, reset, inputs, initial, y;
+};
+
+// h of the only layer as a matrix.
+mamba::TensorView hidden(mamba::StackState& state) {
+  Tensor& ssm = state.layers.front().ssm;
+  return ssm.view().reshape({ssm.dim(0), ssm.dim(1)});
+}
+
+// A copy in memory that is used again.
+void keep(mamba::ConstTensorView from, Tensor& to, mamba::Stream& stream) {
+  if (!from) {
+    to = {};
+    return;
+  }
+  if (to.shape() != from.shape()) to = Tensor(from.shape(), from.dtype(), from.device());
+  mamba::copy(from, to, stream);
+}
+
+mamba::Matmul input_projection(mamba::ConstTensorView x, const Tensor& weight, const Tensor& bias,
+                               mamba::TensorView y) {
+  mamba::Matmul product;
+  product.x = x;
+  product.weight = weight;
+  product.bias = bias;
+  product.y = y;
+  return product;
+}
+
+}  // namespace
+
+GruController::GruController(const ControllerConfig& config, mamba::Device device)
+    : width_(config.width) {
+  const Shape matrix{3 * width_, width_}, vector{3 * width_};
+  Initialiser draw(config.seed);
+  const float bound = 1 / std::sqrt(static_cast<float>(width_));  // PyTorch's
+  weights_ = {draw.uniform(matrix, bound, device), draw.uniform(matrix, bound, device),
+              draw.uniform(vector, bound, device), draw.uniform(vector, bound, device)};
+  gradients_ = {
+      Tensor::zeros(matrix, DType::f32, device), Tensor::zeros(matrix, DType::f32, device),
+      Tensor::zeros(vector, DType::f32, device), Tensor::zeros(vector, DType::f32, device)};
+}
+
+mamba::StackState GruController::make_state(std::int64_t batch) const {
+  mamba::LayerConfig one_number_a_unit;
+  one_number_a_unit.d_model = one_number_a_unit.d_inner = width_;
+  one_number_a_unit.d_state = 1;
+  one_number_a_unit.d_conv = 1;
+  return mamba::StackState(one_number_a_unit, 1, batch, DType::f32, weights_.weight_ih.device());
+}
+
+std::unique_ptr<ControllerTape> GruController::make_tape() const {
+  return std::make_unique<GruTape>();
+}
+
+void GruController::forward(mamba::ConstTensorView x, mamba::StackState& state,
+                            mamba::ConstTensorView reset, mamba::TensorView y, ControllerTape* tape,
+                            mamba::Stream& stream) const {
+  mamba::Scratch scratch(stream);
+  const mamba::TensorView inputs = scratch.take({x.dim(0), x.dim(1), 3 * width_}, DType::f32);
+  run(input_projection(x, weights_.weight_ih, weights_.bias_ih, inputs), stream);
+  auto* kept = static_cast<GruTape*>(tape);
+  if (kept != nullptr) keep(hidden(state), kept->initial, stream);
+  GruSequence sequence;
+  sequence.inputs = inputs;
+  sequence.weight = weights_.weight_hh;
+  sequence.bias = weights_.bias_hh;
+  sequence.initial_state = sequence.final_state = hidden(state);
+  sequence.reset = reset;
+  sequence.y = y;
+  run(sequence, stream);
+  if (kept == nullptr) return;
+  keep(x, kept->x, stream);
+  keep(reset, kept->reset, stream);
+  keep(inputs, kept->inputs, stream);
+  keep(y, kept->y, stream);
+}
+
+void GruController::backward(ControllerTape& tape, mamba::ConstTensorView dy,
+                             mamba::StackState* dstate, mamba::TensorView dx, mamba::Stream& stream,
+                             const mamba::BackwardOptions& options) {
+  auto& kept = static_cast<GruTape&>(tape);
+  mamba::Scratch scratch(stream);
+  GruSequenceGrad sequence;
+  sequence.inputs = kept.inputs;
+  sequence.weight = weights_.weight_hh;
+  sequence.bias = weights_.bias_hh;
+  sequence.initial_state = kept.initial;
+  sequence.reset = kept.reset;
+  sequence.y = kept.y;
+  sequence.dy = dy;
+  if (dstate != nullptr) sequence.dfinal_state = sequence.dinitial_state = hidden(*dstate);
+  sequence.dinputs = scratch.take(kept.inputs.shape(), DType::f32);
+  sequence.dweight = gradients_.weight_hh;
+  sequence.dbias = gradients_.bias_hh;
+  sequence.accumulate = options.accumulate;
+  run(sequence, stream);
+  mamba::LinearGrad input;
+  input.x = kept.x;
+  input.weight = weights_.weight_ih;
+  input.dy = sequence.dinputs;
+  input.dx = dx;
+  input.dweight = gradients_.weight_ih;
+  input.dbias = gradients_.bias_ih;
+  input.accumulate = options.accumulate;
+  run(input, stream);
+}
+
+std::vector<mamba::Parameter> GruController::parameters() {
+  return {{"weight_ih", weights_.weight_ih, gradients_.weight_ih},
+          {"weight_hh", weights_.weight_hh, gradients_.weight_hh},
+          {"bias_ih", weights_.bias_ih, gradients_.bias_ih, false},
+          {"bias_hh", weights_.bias_hh, gradients_.bias_hh, false}};
+}
+
+}  // namespace mamba_rl

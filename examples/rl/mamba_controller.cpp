@@ -1,0 +1,99 @@
+#include "mamba_controller.hpp"
+
+#include <algorithm>
+
+#include "ppo.hpp"
+
+namespace mamba_rl {
+
+namespace {
+
+struct MambaTape : ControllerTape {
+  std::vector<mamba::LayerTape> layers;
+};
+
+mamba::LayerConfig layer_config(const ControllerConfig& config) {
+  mamba::LayerConfig layer;
+  layer.d_model = config.width;
+  layer.dt_min = config.dt_min;
+  layer.dt_floor = std::min(layer.dt_floor, config.dt_min);
+  if (config.published_block) return layer;
+  layer.use_conv_bias = false;
+  layer.norm_dt_b_c = true;
+  layer.gated_norm = true;
+  layer.initial_D = 0;
+  return layer;
+}
+
+}  // namespace
+
+MambaController::MambaController(const ControllerConfig& config, mamba::Device device) {
+  for (std::int64_t i = 0; i < config.layers; ++i) {
+    const std::uint64_t seed = config.seed + static_cast<std::uint64_t>(i);
+    layers_.push_back(mamba::Layer::random(layer_config(config), seed, mamba::DType::f32, device));
+    gradients_.push_back(mamba::zero_gradients(layers_.back().config(), device));
+  }
+}
+
+mamba::StackState MambaController::make_state(std::int64_t batch) const {
+  mamba::StackState state;
+  for (const mamba::Layer& layer : layers_) state.layers.push_back(layer.make_state(batch));
+  return state;
+}
+
+std::unique_ptr<ControllerTape> MambaController::make_tape() const {
+  return std::make_unique<MambaTape>();
+}
+
+void MambaController::forward(mamba::ConstTensorView x, mamba::StackState& state,
+                              mamba::ConstTensorView reset, mamba::TensorView y,
+                              ControllerTape* tape, mamba::Stream& stream) const {
+  auto* kept = static_cast<MambaTape*>(tape);
+  if (kept != nullptr) kept->layers.resize(layers_.size());
+  mamba::Scratch scratch(stream);
+  Add residual;
+  residual.y = scratch.take(x.shape(), mamba::DType::f32);
+  mamba::copy(x, residual.y, stream);
+  const mamba::TensorView branch = scratch.take(x.shape(), mamba::DType::f32);
+  residual.x = branch;
+  for (std::size_t i = 0; i < layers_.size(); ++i) {
+    mamba::ForwardOptions options;
+    options.reset = reset;
+    if (kept != nullptr) options.tape = &kept->layers[i];
+    layers_[i].forward(residual.y, state.layers[i], branch, stream, options);
+    run(residual, stream);
+  }
+  mamba::copy(residual.y, y, stream);
+}
+
+void MambaController::backward(ControllerTape& tape, mamba::ConstTensorView dy,
+                               mamba::StackState* dstate, mamba::TensorView dx,
+                               mamba::Stream& stream, const mamba::BackwardOptions& options) {
+  auto& kept = static_cast<MambaTape&>(tape);
+  mamba::Scratch scratch(stream);
+  Add residual;
+  residual.y = scratch.take(dy.shape(), mamba::DType::f32);
+  mamba::copy(dy, residual.y, stream);
+  const mamba::TensorView branch = scratch.take(dy.shape(), mamba::DType::f32);
+  residual.x = branch;
+  for (std::size_t i = layers_.size(); i-- > 0;) {
+    layers_[i].backward(kept.layers[i], residual.y,
+                        dstate != nullptr ? &dstate->layers[i] : nullptr, branch, gradients_[i],
+                        stream, options);
+    run(residual, stream);
+  }
+  mamba::copy(residual.y, dx, stream);
+}
+
+std::vector<mamba::Parameter> MambaController::parameters() {
+  std::vector<mamba::Parameter> all;
+  for (std::size_t i = 0; i < layers_.size(); ++i) {
+    for (mamba::Parameter& parameter : mamba::parameters(layers_[i], gradients_[i])) {
+      parameter.name = "layers." + std::to_string(i) + "." + parameter.name;
+      all.push_back(std::move(parameter));
+    }
+  }
+  return all;
+}
+
+}  // namespace mamba_rl

@@ -1,0 +1,102 @@
+#include "run.hpp"
+
+#include <algorithm>
+#include <filesystem>
+#include <map>
+#include <string>
+
+#include "../programs/interrupt.hpp"
+
+namespace {
+
+using mamba_rl::Trainer;
+using mamba_rl::UpdateResult;
+
+// What a run remembers beside its trainer.
+struct Clock {
+  double seconds = 0;          // of earlier processes
+  std::int64_t successes = 0;  // evaluations in a row that were good enough
+  double last = 0;             // the last one's
+  bool finished = false;
+
+  std::map<std::string, std::string> notes(double more) const {
+    return {{"seconds", std::to_string(seconds + more)},
+            {"successes_in_a_row", std::to_string(successes)},
+            {"last_success", std::to_string(last)},
+            {"finished", finished ? "yes" : "no"}};
+  }
+  void read(const std::map<std::string, std::string>& notes) {
+    const auto note = [&](const char* key) {
+      const auto at = notes.find(key);
+      return at == notes.end() ? std::string("0") : at->second;
+    };
+    seconds = std::stod(note("seconds"));
+    successes = std::stoll(note("successes_in_a_row"));
+    last = std::stod(note("last_success"));
+    finished = note("finished") == "yes";
+  }
+};
+
+std::string line_of(const RunOptions& options, const UpdateResult& r, double seconds,
+                    double rollout_speed, double speed, const std::string& more) {
+  const mamba_rl::TrainerOptions& t = options.trainer;
+  return format(
+      "{\"controller\": \"%s\", \"seed\": %llu, \"num_envs\": %lld, \"horizon\": %d, \"update\": "
+      "%lld, \"env_steps\": %lld, \"delay\": %d, \"train_success\": %.5f, \"queries\": %lld, "
+      "\"policy_loss\": %.6f, \"value_loss\": %.6f, \"entropy\": %.5f, \"divergence\": %.6f, "
+      "\"clipped\": %.5f, \"gradient_norm\": %.5g, \"rollout_steps_per_s\": %.0f, "
+      "\"steps_per_s\": %.0f, \"seconds\": %.3f%s}",
+      t.controller.kind.c_str(), static_cast<unsigned long long>(t.environment.seed),
+      static_cast<long long>(t.num_envs), t.environment.delay, static_cast<long long>(r.update),
+      static_cast<long long>(r.env_steps), r.delay, r.score.success(),
+      static_cast<long long>(r.score.queries), r.policy_loss, r.value_loss, r.entropy, r.divergence,
+      r.clipped, r.gradient_norm, rollout_speed, speed, seconds, more.c_str());
+}
+
+}  // namespace
+
+RunEnd run(const RunOptions& options, double seconds, MetricsFile& metrics) {
+  Trainer trainer(options.trainer);
+  std::filesystem::create_directories(options.folder);
+  const std::string checkpoint = options.folder + "/checkpoint";
+  Clock clock;
+  if (options.resume) clock.read(trainer.load(checkpoint));
+  if (clock.finished) return {true, clock.last};
+  const mamba_rl::TrainerOptions& t = trainer.options();
+  const auto steps = static_cast<double>(t.num_envs * t.chunk_len * t.chunks);
+  const std::int64_t end =
+      options.stop_at > 0 ? std::min(options.stop_at, options.updates) : options.updates;
+  ProgressLine progress(trainer.updates(), options.updates);
+  progress.say(format("%s, horizon %d, seed %llu: %lld environments, %lld steps an update",
+                      t.controller.kind.c_str(), t.environment.delay,
+                      static_cast<unsigned long long>(t.environment.seed),
+                      static_cast<long long>(t.num_envs), static_cast<long long>(steps)));
+  const std::int64_t first = trainer.updates();
+  while (trainer.updates() < end && !clock.finished && !interrupted() &&
+         (seconds == 0 || progress.seconds() < seconds)) {
+    const UpdateResult result = trainer.update();
+    const double speed =
+        steps * static_cast<double>(result.update - first) / std::max(progress.seconds(), 1e-9);
+    std::string evaluated;
+    if (result.update % options.evaluate_every == 0 || result.update == options.updates) {
+      const std::int32_t horizon = t.environment.delay;
+      clock.last = trainer.evaluate(horizon, true, options.evaluations).success();
+      const double sampled = trainer.evaluate(horizon, false, options.evaluations).success();
+      evaluated = format(", \"eval_success\": %.5f, \"eval_sampled\": %.5f", clock.last, sampled);
+      progress.say(format("update %lld: %.1f %% greedy, %.1f %% sampled at horizon %d",
+                          static_cast<long long>(result.update), 100 * clock.last, 100 * sampled,
+                          horizon));
+      clock.successes = clock.last >= options.enough ? clock.successes + 1 : 0;
+      clock.finished = clock.successes >= 2 || result.update == options.updates;
+    }
+    metrics.line(line_of(options, result, clock.seconds + progress.seconds(),
+                         steps / std::max(result.rollout_seconds, 1e-9), speed, evaluated));
+    progress.draw(result.update, format("delay %d  success %.1f %%  %.0f steps/s", result.delay,
+                                        100 * result.score.success(), speed));
+    if (result.update % options.save_every == 0) {
+      trainer.save(checkpoint, clock.notes(progress.seconds()));
+    }
+  }
+  trainer.save(checkpoint, clock.notes(progress.seconds()));
+  return {clock.finished, clock.last};
+}

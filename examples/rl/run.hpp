@@ -1,0 +1,29 @@
+// One training run of mamba-rl: updates, evaluations, metrics, checkpoints.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "../programs/report.hpp"
+#include "trainer.hpp"
+
+struct RunOptions {
+  mamba_rl::TrainerOptions trainer;
+  std::string folder;  // for the checkpoint
+  bool resume = false;
+  std::int64_t updates = 300;
+  std::int64_t evaluate_every = 25;
+  std::int64_t evaluations = 1024;  // environments, each for an episode
+  std::int64_t save_every = 25;
+  std::int64_t stop_at = 0;  // updates, to be resumed; 0: the last
+  double enough = 0.99;      // two evaluations in a row end the run
+};
+
+struct RunEnd {
+  bool finished = false;  // or interrupted, or out of time
+  double success = 0;     // of the last greedy evaluation
+};
+
+// Trains until it is done, interrupted(), or the clock passes `seconds` (0: no limit); what there
+// is is saved then. Metrics go to `metrics`, a JSON line an update.
+RunEnd run(const RunOptions& options, double seconds, MetricsFile& metrics);

@@ -1,0 +1,343 @@
+// Agents of the example library mamba_rl: what resets do, that pieces are the whole, that it
+// learns.
+#include <fstream>
+#include <iterator>
+
+#include <mamba/safetensors.hpp>
+
+#include "rl/rollout.hpp"
+#include "rl/trainer.hpp"
+#include "testing.hpp"
+
+namespace mamba_rl {
+namespace {
+
+using mamba::Device;
+using mamba::DType;
+using mamba::Stream;
+using mamba::Tensor;
+using mamba::testing::bits;
+using mamba::testing::devices;
+using mamba::testing::relative_error;
+using mamba::testing::values;
+
+const char* const controllers[] = {"mamba", "gru"};
+
+TrainerOptions options_of(const std::string& controller, std::int32_t delay) {
+  TrainerOptions options;
+  options.environment.delay = delay;
+  options.environment.seed = options.controller.seed = 2;
+  options.controller.kind = controller;
+  return options;
+}
+
+TrainerOptions small(const std::string& controller, std::int32_t delay) {
+  TrainerOptions options = options_of(controller, delay);
+  options.controller.width = 16;
+  options.num_envs = 8;
+  options.threads = 1;
+  return options;
+}
+
+// What an agent says at the query, for every cue of two bits, with the same noise; the state is
+// forgotten before the steps that `reset` names.
+std::vector<std::vector<double>> answers(const std::string& controller, Device device,
+                                         const std::vector<std::int32_t>& reset) {
+  AgentConfig config;
+  config.controller.kind = controller;
+  config.controller.width = 16;
+  config.observation = 5;
+  config.actions = 4;
+  const Agent agent(config, device);
+  Stream stream(device);
+  const auto time = static_cast<std::int64_t>(reset.size());
+  std::vector<std::vector<double>> all;
+  for (int cue = 0; cue < 4; ++cue) {
+    std::vector<float> seen(static_cast<std::size_t>(time) * 5, 0.0f);
+    for (std::size_t t = 0; t < static_cast<std::size_t>(time); ++t) {
+      seen[5 * t + 4] = 0.1f * static_cast<float>(t % 3);
+    }
+    seen[0] = (cue & 1) != 0 ? 1.0f : -1.0f;
+    seen[1] = (cue & 2) != 0 ? 1.0f : -1.0f;
+    seen[2] = 1;
+    seen[seen.size() - 2] = 1;
+    const Tensor observations = Tensor::from(seen, {1, time, 5}).to(device);
+    const Tensor begins = Tensor::from(reset, {1, time}).to(device);
+    mamba::StackState state = agent.make_state(1);
+    Tensor hidden({1, time, 16}, DType::f32, device), out({time, 5}, DType::f32, device);
+    agent.remember(observations, state, begins, hidden, nullptr, stream);
+    agent.decide(hidden.view().reshape({time, 16}), out, stream);
+    stream.synchronize();
+    all.push_back(values(out.view().rows(time - 1, 1)));
+  }
+  return all;
+}
+
+// A reset one step late leaves an agent that answers every cue alike, to the bit: no training can
+// make it right more often than by chance.
+TEST(RlReset, OneStepLateMakesTheTaskUnsolvable) {
+  for (const Device device : devices()) {
+    for (const std::string controller : controllers) {
+      const auto late = answers(controller, device, {0, 1, 0, 0, 0});
+      const auto right = answers(controller, device, {1, 0, 0, 0, 0});
+      for (std::size_t cue = 1; cue < 4; ++cue) {
+        EXPECT_EQ(late[cue], late[0]) << controller;
+        EXPECT_NE(right[cue], right[0]) << controller;
+      }
+    }
+  }
+}
+
+// The rollout's steps are the training's sequence: the same policy, values and states.
+TEST(RlCollect, StepsAreTheSequence) {
+  for (const Device device : devices()) {
+    for (const std::string controller : controllers) {
+      AgentConfig config;
+      config.controller.kind = controller;
+      EnvironmentConfig task;
+      task.delay = 5;
+      config.observation = observation_size(task);
+      config.actions = action_count(task);
+      const Agent agent(config, device);
+      Stream stream(device);
+      Environments environments(task, 9, 0, device);
+      mamba::StackState state = agent.make_state(9);
+      Rollout rollout;
+      for (int part = 0; part < 2; ++part) {  // the second begins within an episode
+        rollout.prepare(agent, 9, 1, 17);
+        collect(agent, environments, state, rollout, false, true, stream);
+      }
+      mamba::StackState again = rollout.initial[0].clone(stream);
+      Tensor hidden({9, 17, agent.width()}, DType::f32, device);
+      Tensor out({9 * 17, config.actions + 1}, DType::f32, device);
+      agent.remember(rollout.observations, again, rollout.begins, hidden, nullptr, stream);
+      agent.decide(hidden.view().reshape({9 * 17, agent.width()}), out, stream);
+      stream.synchronize();
+      // Products of other numbers of rows round differently, some hundred times.
+      constexpr double bound = 200 * mamba::testing::f32_roundoff;
+      EXPECT_LE(relative_error(values(rollout.values.view().reshape({9 * 17, 1})),
+                               values(out.view().columns(config.actions, 1))),
+                bound);
+      EXPECT_LE(relative_error(values(state.layers[0].ssm), values(again.layers[0].ssm)), bound);
+      const std::vector<double> logits = values(out), log_probs = values(rollout.log_probs);
+      const Tensor actions = rollout.actions.to(Device::cpu());
+      for (std::size_t i = 0; i < 9 * 17; ++i) {
+        double sum = 0;
+        for (std::size_t a = 0; a < 16; ++a) sum += std::exp(logits[i * 17 + a]);
+        const auto action = static_cast<std::size_t>(actions.data<std::int32_t>()[i]);
+        ASSERT_NEAR(log_probs[i], logits[i * 17 + action] - std::log(sum), 1e-5);
+      }
+    }
+  }
+}
+
+// Fresh weights, of which many are zeros and ones, changed so that each matters.
+void disturb(Agent& agent) {
+  mamba::testing::Random random(7);
+  for (const mamba::Parameter& parameter : agent.parameters()) {
+    std::vector<float> changed;
+    for (const double value : values(parameter.weight)) {
+      changed.push_back(static_cast<float>(value + random.normal(0.1)));
+    }
+    const Tensor there = Tensor::from(changed, parameter.weight.shape()).to(agent.device());
+    Stream stream(agent.device());
+    mamba::copy(there, parameter.weight, stream);
+    stream.synchronize();
+  }
+}
+
+struct Lived {
+  Rollout rollout;
+  mamba::StackState state;
+};
+
+// Two rollouts of two chunks each, of which the later ones begin within episodes.
+Lived live(const Agent& agent, const EnvironmentConfig& task, decltype(collect)* how) {
+  constexpr std::int64_t batch = 9, length = 17;
+  Stream stream(agent.device());
+  Environments environments(task, batch, 3, agent.device());
+  Lived lived;
+  lived.state = agent.make_state(batch);
+  for (int part = 0; part < 2; ++part) {
+    lived.rollout.prepare(agent, batch, 2, length);
+    how(agent, environments, lived.state, lived.rollout, false, true, stream);
+  }
+  stream.synchronize();
+  return lived;
+}
+
+// Where one kernel steps a whole chunk: the same episodes, actions and, but for rounding, numbers.
+void expect_alike(Lived& one, Lived& other) {
+  for (auto member : {&Rollout::begins, &Rollout::decisions, &Rollout::actions, &Rollout::rewards,
+                      &Rollout::ends}) {
+    EXPECT_EQ(bits(one.rollout.*member), bits(other.rollout.*member));
+  }
+  const auto near = [](const Tensor& a, const Tensor& b) {
+    // As in StepsAreTheSequence.
+    EXPECT_LE(relative_error(values(a), values(b)), 200 * mamba::testing::f32_roundoff);
+  };
+  near(one.rollout.observations, other.rollout.observations);
+  near(one.rollout.log_probs, other.rollout.log_probs);
+  near(one.rollout.values, other.rollout.values);
+  near(one.rollout.last_values, other.rollout.last_values);
+  near(one.state.layers[0].conv, other.state.layers[0].conv);
+  near(one.state.layers[0].ssm, other.state.layers[0].ssm);
+  near(one.rollout.initial[1].layers[0].ssm, other.rollout.initial[1].layers[0].ssm);
+}
+
+TEST(RlCollect, AKernelOfAllStepsIsTheSteps) {
+  mamba::testing::each_cuda_device([](Device device) {
+    for (const std::string controller : controllers) {
+      for (const std::int64_t width : {16, 32, 64}) {
+        for (const Task kind : {Task::delayed_cue, Task::t_maze}) {
+          SCOPED_TRACE(controller + " " + std::to_string(width));
+          EnvironmentConfig task;
+          task.task = kind;
+          task.delay = 5;
+          AgentConfig config;
+          config.controller.kind = controller;
+          config.controller.width = width;
+          config.controller.published_block = kind == Task::t_maze;
+          config.observation = observation_size(task);
+          config.actions = action_count(task);
+          Agent agent(config, device);
+          disturb(agent);
+          Lived kernel = live(agent, task, &collect);
+          Lived steps = live(agent, task, &collect_by_steps);
+          expect_alike(kernel, steps);
+        }
+      }
+    }
+  });
+}
+
+// What is saved under names that begin so, all in a row.
+std::vector<double> saved(const std::string& checkpoint, const std::string& prefix) {
+  const mamba::SafetensorsFile file(checkpoint);
+  std::vector<double> all;
+  for (const mamba::SafetensorsEntry& entry : file.entries()) {
+    if (entry.name.rfind(prefix, 0) != 0) continue;
+    const std::vector<double> one = values(file.read(entry));
+    all.insert(all.end(), one.begin(), one.end());
+  }
+  return all;
+}
+
+// Two chunks with gradients across them are one chunk of twice the length; without, they are not.
+TEST(RlTrainer, GradientsAcrossChunksAreThoseOfTheWhole) {
+  for (const Device device : devices()) {
+    for (const std::string controller : controllers) {
+      const mamba::testing::TemporaryFolder folder;
+      const auto gradients = [&](std::int64_t chunks, bool across) {
+        TrainerOptions options = small(controller, 10);
+        options.device = device;
+        options.curriculum = false;
+        options.chunks = chunks;
+        options.chunk_len = 24 / chunks;
+        options.across_chunks = across;
+        options.ppo.epochs = options.ppo.minibatches = 1;
+        options.ppo.max_norm = 0;
+        Trainer trainer(options);
+        trainer.update();
+        trainer.save(folder.file("checkpoint"));
+        // After one step the first moment is a tenth of the gradient.
+        return saved(folder.file("checkpoint"), "m.encoder");
+      };
+      const std::vector<double> whole = gradients(1, false);
+      EXPECT_LE(relative_error(gradients(3, true), whole), 1e-5);
+      EXPECT_GE(relative_error(gradients(3, false), whole), 1e-3);
+    }
+  }
+}
+
+TEST(RlTrainer, GoesOnToTheBit) {
+  for (const Device device : devices()) {
+    for (const std::string controller : controllers) {
+      const mamba::testing::TemporaryFolder folder;
+      TrainerOptions options = small(controller, 9);
+      options.device = device;
+      options.chunk_len = 7;  // chunks end within episodes
+      options.first_delay = 3;
+      options.good = 0.01;  // the delay grows on the way
+      Trainer whole(options), first(options), second(options);
+      for (int i = 0; i < 14; ++i) whole.update();
+      for (int i = 0; i < 6; ++i) first.update();
+      first.save(folder.file("middle"), {{"mine", "kept"}});
+      EXPECT_EQ(second.load(folder.file("middle")).at("mine"), "kept");
+      for (int i = 0; i < 8; ++i) second.update();
+      EXPECT_EQ(second.delay(), whole.delay());
+      EXPECT_GT(whole.delay(), 3);
+      whole.save(folder.file("whole"));
+      second.save(folder.file("second"));
+      const auto bytes = [&](const char* name) {
+        std::ifstream file(folder.file(name), std::ios::binary);
+        return std::string(std::istreambuf_iterator<char>(file), {});
+      };
+      EXPECT_EQ(bytes("whole"), bytes("second")) << controller;
+    }
+  }
+}
+
+TEST(RlTrainer, AnEvaluationLeavesTheTrainingAlone) {
+  const mamba::testing::TemporaryFolder folder;
+  Trainer plain(small("mamba", 6)), evaluated(small("mamba", 6));
+  for (int i = 0; i < 3; ++i) {
+    plain.update();
+    evaluated.update();
+    const Score score = evaluated.evaluate(9, i % 2 == 0, 40);
+    EXPECT_EQ(score.queries, 40);
+  }
+  plain.save(folder.file("plain"));
+  evaluated.save(folder.file("evaluated"));
+  EXPECT_EQ(saved(folder.file("plain"), ""), saved(folder.file("evaluated"), ""));
+}
+
+// Updates until the agent is right in at least this share of a thousand episodes.
+double learned(Trainer& trainer, double enough, int most) {
+  double success = 0;
+  for (int update = 1; update <= most && success < enough; ++update) {
+    trainer.update();
+    if (update % 10 == 0) {
+      success = trainer.evaluate(trainer.options().environment.delay, true).success();
+    }
+  }
+  return success;
+}
+
+TEST(RlTrainer, LearnsToRememberForTwentySteps) {
+  for (const Device device : devices()) {
+    for (const std::string controller : controllers) {
+      TrainerOptions options = options_of(controller, 20);
+      options.device = device;
+      Trainer trainer(options);
+      EXPECT_GE(learned(trainer, 0.9, 200), 0.9) << device.name() << " " << controller;
+    }
+  }
+}
+
+TEST(RlTrainer, LearnsTheSmallTasks) {
+  for (const Task task : {Task::bandit, Task::repeat_last, Task::t_maze}) {
+    TrainerOptions options = options_of("mamba", 6);
+    options.environment.task = task;
+    options.environment.num_bits = 2;
+    options.chunk_len = 24;
+    options.controller.width = 32;
+    options.curriculum = task == Task::t_maze;
+    Trainer trainer(options);
+    EXPECT_GE(learned(trainer, 0.9, 150), 0.9) << static_cast<int>(task);
+  }
+}
+
+TEST(RlTrainer, WhatCannotBeIsNamed) {
+  using mamba::testing::expect_error;
+  expect_error<mamba::ArgumentError>("Controller: kind: expected mamba or gru, got lstm",
+                                     [] { Trainer trainer(small("lstm", 3)); });
+  expect_error<mamba::ArgumentError>("mamba-rl: horizon: expected 1 to 268435456, got 0",
+                                     [] { Trainer trainer(small("gru", 0)); });
+  TrainerOptions large = small("gru", 3);
+  large.chunk_len = 200000000;
+  EXPECT_THROW(Trainer trainer(large), mamba::Error);
+}
+
+}  // namespace
+}  // namespace mamba_rl

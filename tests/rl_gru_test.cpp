@@ -1,0 +1,305 @@
+// The GRU of the example library mamba_rl against loops in double, finite differences and PyTorch.
+#include "rl/gru.hpp"
+
+#include <mamba/ops.hpp>
+#include <mamba/safetensors.hpp>
+
+#include "finite_differences.hpp"
+#include "slopes.hpp"
+#include "testing.hpp"
+
+namespace mamba_rl {
+namespace {
+
+using mamba::Device;
+using mamba::DType;
+using mamba::Shape;
+using mamba::Stream;
+using mamba::Tensor;
+using mamba::testing::Bounded;
+using mamba::testing::devices;
+using mamba::testing::f32_roundoff;
+using mamba::testing::Random;
+using mamba::testing::relative_error;
+using mamba::testing::values;
+
+// Some forty roundings a step, each of a number of about one, and gates that shrink what came
+// before: relative to the whole.
+constexpr double bound = 100 * f32_roundoff;
+
+double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
+
+struct Case {
+  std::int64_t batch, time, hidden;
+  std::vector<double> inputs, weight, bias, initial, reset, dy, dfinal;
+
+  Case(std::int64_t b, std::int64_t t, std::int64_t h, std::uint64_t seed)
+      : batch(b), time(t), hidden(h) {
+    Random random(seed);
+    const auto draw = [&](std::int64_t count, double deviation) {
+      std::vector<double> list;
+      for (std::int64_t i = 0; i < count; ++i) {
+        list.push_back(static_cast<float>(random.normal(deviation)));
+      }
+      return list;
+    };
+    inputs = draw(b * t * 3 * h, 1);
+    weight = draw(3 * h * h, 1 / std::sqrt(static_cast<double>(h)));
+    bias = draw(3 * h, 0.5);
+    initial = draw(b * h, 1);
+    dy = draw(b * t * h, 1);
+    dfinal = draw(b * h, 1);
+    for (std::int64_t i = 0; i < b * t; ++i) reset.push_back(random.integer(0, 5) == 0 ? 1 : 0);
+  }
+
+  // y, and the final state after it.
+  std::vector<double> forward() const {
+    const auto n = static_cast<std::size_t>(hidden);
+    std::vector<double> y;
+    std::vector<double> finals;
+    for (std::size_t b = 0; b < static_cast<std::size_t>(batch); ++b) {
+      const auto from = initial.begin() + static_cast<std::ptrdiff_t>(b * n);
+      std::vector<double> h(from, from + static_cast<std::ptrdiff_t>(n));
+      for (std::size_t t = 0; t < static_cast<std::size_t>(time); ++t) {
+        const std::size_t step = b * static_cast<std::size_t>(time) + t;
+        if (reset[step] != 0) h.assign(n, 0.0);
+        std::vector<double> next(n);
+        for (std::size_t c = 0; c < n; ++c) {
+          double g[3];
+          for (std::size_t k = 0; k < 3; ++k) {
+            g[k] = bias[k * n + c];
+            for (std::size_t j = 0; j < n; ++j) g[k] += weight[(k * n + c) * n + j] * h[j];
+          }
+          const double* i = &inputs[step * 3 * n];
+          const double r = sigmoid(i[c] + g[0]), z = sigmoid(i[n + c] + g[1]);
+          next[c] = (1 - z) * std::tanh(i[2 * n + c] + r * g[2]) + z * h[c];
+        }
+        h = next;
+        y.insert(y.end(), h.begin(), h.end());
+      }
+      finals.insert(finals.end(), h.begin(), h.end());
+    }
+    y.insert(y.end(), finals.begin(), finals.end());
+    return y;
+  }
+  double loss() const {
+    const std::vector<double> y = forward();
+    double sum = 0;
+    for (std::size_t i = 0; i < dy.size(); ++i) sum += y[i] * dy[i];
+    for (std::size_t i = 0; i < dfinal.size(); ++i) sum += y[dy.size() + i] * dfinal[i];
+    return sum;
+  }
+};
+
+// The same on a device.
+struct There {
+  Tensor inputs, weight, bias, initial, reset, dy, dfinal;
+  Tensor y, final_state, dinputs, dweight, dbias, dinitial;
+
+  There(const Case& c, Device device)
+      : inputs(f32(c.inputs, {c.batch, c.time, 3 * c.hidden}, device)),
+        weight(f32(c.weight, {3 * c.hidden, c.hidden}, device)),
+        bias(f32(c.bias, {3 * c.hidden}, device)),
+        initial(f32(c.initial, {c.batch, c.hidden}, device)),
+        reset(Tensor::from(std::vector<std::int32_t>(c.reset.begin(), c.reset.end()),
+                           {c.batch, c.time})
+                  .to(device)),
+        dy(f32(c.dy, {c.batch, c.time, c.hidden}, device)),
+        dfinal(f32(c.dfinal, {c.batch, c.hidden}, device)),
+        y(dy.shape(), DType::f32, device),
+        final_state(initial.shape(), DType::f32, device),
+        dinputs(inputs.shape(), DType::f32, device),
+        dweight(weight.shape(), DType::f32, device),
+        dbias(bias.shape(), DType::f32, device),
+        dinitial(initial.shape(), DType::f32, device) {}
+
+  static Tensor f32(const std::vector<double>& v, const Shape& shape, Device device) {
+    return Tensor::from(std::vector<float>(v.begin(), v.end()), shape).to(device);
+  }
+  GruSequence forward() {
+    GruSequence op;
+    op.inputs = inputs;
+    op.weight = weight;
+    op.bias = bias;
+    op.initial_state = initial;
+    op.final_state = final_state;
+    op.reset = reset;
+    op.y = y;
+    return op;
+  }
+  GruSequenceGrad backward() {
+    GruSequenceGrad op;
+    op.inputs = inputs;
+    op.weight = weight;
+    op.bias = bias;
+    op.initial_state = initial;
+    op.reset = reset;
+    op.y = y;
+    op.dy = dy;
+    op.dfinal_state = dfinal;
+    op.dinitial_state = dinitial;
+    op.dinputs = dinputs;
+    op.dweight = dweight;
+    op.dbias = dbias;
+    return op;
+  }
+};
+
+TEST(RlGru, IsTheFormula) {
+  for (const Device device : devices()) {
+    for (const std::int64_t hidden : {1, 6, 64}) {
+      for (const std::int64_t time : {1, 2, 37}) {
+        const Case c(5, time, hidden, 11);
+        There there(c, device);
+        Stream stream(device);
+        run(there.forward(), stream);
+        stream.synchronize();
+        std::vector<double> got = values(there.y);
+        const std::vector<double> finals = values(there.final_state);
+        got.insert(got.end(), finals.begin(), finals.end());
+        EXPECT_LE(relative_error(got, c.forward()), bound) << device.name() << " " << hidden;
+      }
+    }
+  }
+}
+
+TEST(RlGru, GradientsAreTheSlopes) {
+  for (const Device device : devices()) {
+    for (const std::int64_t hidden : {1, 6, 64}) {
+      SCOPED_TRACE(device.name() + " hidden " + std::to_string(hidden));
+      Case c(3, 13, hidden, 12);
+      There there(c, device);
+      Stream stream(device);
+      run(there.forward(), stream);
+      run(there.backward(), stream);
+      stream.synchronize();
+      const auto loss = [&] { return c.loss(); };
+      using mamba::testing::expect_slopes;
+      expect_slopes("dinputs", c.inputs, there.dinputs, loss, bound);
+      expect_slopes("dweight", c.weight, there.dweight, loss, bound);
+      expect_slopes("dbias", c.bias, there.dbias, loss, bound);
+      expect_slopes("dinitial", c.initial, there.dinitial, loss, bound);
+    }
+  }
+}
+
+TEST(RlGru, CutAnywhereIsTheSame) {
+  for (const Device device : devices()) {
+    const Case c(4, 12, 64, 13);
+    There whole(c, device), parts(c, device);
+    Stream stream(device);
+    run(whole.forward(), stream);
+    run(whole.backward(), stream);
+    for (const std::int64_t cut : {1, 5, 11}) {
+      const auto piece = [&](auto op, std::int64_t first, std::int64_t count) {
+        op.inputs = op.inputs.steps(first, count);
+        op.reset = op.reset.columns(first, count);
+        op.y = op.y.steps(first, count);
+        return op;
+      };
+      GruSequence first = piece(parts.forward(), 0, cut);
+      run(first, stream);
+      Tensor between = parts.final_state.clone(stream);
+      GruSequence second = piece(parts.forward(), cut, 12 - cut);
+      second.initial_state = between;
+      run(second, stream);
+      EXPECT_LE(relative_error(values(parts.y), values(whole.y)), bound);
+      const auto back = [&](mamba::ConstTensorView initial, std::int64_t from, std::int64_t count) {
+        GruSequenceGrad op = piece(parts.backward(), from, count);
+        op.initial_state = initial;
+        op.dy = op.dy.steps(from, count);
+        op.dinputs = op.dinputs.steps(from, count);
+        op.accumulate = from == 0;
+        if (from == 0) op.dfinal_state = parts.dinitial;
+        run(op, stream);
+      };
+      back(between, cut, 12 - cut);
+      back(parts.initial, 0, cut);
+      stream.synchronize();
+      EXPECT_LE(relative_error(values(parts.dinputs), values(whole.dinputs)), bound);
+      EXPECT_LE(relative_error(values(parts.dweight), values(whole.dweight)), bound);
+      EXPECT_LE(relative_error(values(parts.dbias), values(whole.dbias)), bound);
+      EXPECT_LE(relative_error(values(parts.dinitial), values(whole.dinitial)), bound);
+    }
+  }
+}
+
+// A reset is a select: what was there, NaN included, is gone, and so is its gradient.
+TEST(RlGru, NothingPassesAReset) {
+  for (const Device device : devices()) {
+    Case c(2, 3, 64, 14);
+    c.reset = {0, 1, 0, 1, 0, 0};
+    std::vector<double> poisoned = c.initial;
+    for (std::size_t i = 64; i < 128; ++i) poisoned[i] = std::nan("");
+    There there(c, device);
+    there.initial = There::f32(poisoned, {2, 64}, device);
+    Stream stream(device);
+    run(there.forward(), stream);
+    run(there.backward(), stream);
+    stream.synchronize();
+    for (const double v : values(there.final_state)) EXPECT_TRUE(std::isfinite(v));
+    for (const double v : values(there.dweight)) ASSERT_TRUE(std::isfinite(v));
+    const std::vector<double> dinitial = values(there.dinitial);
+    for (std::size_t i = 64; i < 128; ++i) EXPECT_EQ(dinitial[i], 0);
+  }
+}
+
+TEST(RlGru, SameBitsTwice) {
+  for (const Device device : devices()) {
+    const Case c(9, 40, 64, 15);
+    There first(c, device), second(c, device);
+    Stream stream(device);
+    for (There* run_of : {&first, &second}) {
+      run(run_of->forward(), stream);
+      run(run_of->backward(), stream);
+    }
+    stream.synchronize();
+    using mamba::testing::bits;
+    EXPECT_EQ(bits(first.y), bits(second.y));
+    EXPECT_EQ(bits(first.dinputs), bits(second.dinputs));
+    EXPECT_EQ(bits(first.dweight), bits(second.dweight));
+  }
+}
+
+// tests/golden/make_gru.py.
+TEST(RlGru, IsPyTorchs) {
+  const mamba::SafetensorsFile file(mamba::testing::golden_folder("gru.safetensors"));
+  const auto read = [&](const std::string& name) { return file.read(file.entry(name)); };
+  for (const Device device : devices()) {
+    Stream stream(device);
+    const Tensor x = read("x").to(device), weight_ih = read("weight_ih").to(device);
+    const Tensor bias_ih = read("bias_ih").to(device);
+    const std::int64_t batch = x.dim(0), time = x.dim(1), hidden = weight_ih.dim(0) / 3;
+    There there(Case(batch, time, hidden, 1), device);
+    there.weight = read("weight_hh").to(device);
+    there.bias = read("bias_hh").to(device);
+    there.initial = read("h0").to(device);
+    there.reset = read("reset").to(device);
+    there.dy = read("dy").to(device);
+    there.dfinal = read("dfinal").to(device);
+    mamba::Matmul project;
+    project.x = x;
+    project.weight = weight_ih;
+    project.bias = bias_ih;
+    project.y = there.inputs;
+    run(project, stream);
+    run(there.forward(), stream);
+    run(there.backward(), stream);
+    Tensor dx(x.shape(), DType::f32, device);
+    mamba::Matmul back;
+    back.x = there.dinputs;
+    back.weight = weight_ih;
+    back.transpose_weight = true;
+    back.y = dx;
+    run(back, stream);
+    stream.synchronize();
+    EXPECT_LE(relative_error(values(there.y), values(read("y"))), bound);
+    EXPECT_LE(relative_error(values(dx), values(read("dx"))), bound);
+    EXPECT_LE(relative_error(values(there.dinitial), values(read("dh0"))), bound);
+    EXPECT_LE(relative_error(values(there.dweight), values(read("dweight_hh"))), bound);
+    EXPECT_LE(relative_error(values(there.dbias), values(read("dbias_hh"))), bound);
+  }
+}
+
+}  // namespace
+}  // namespace mamba_rl
