@@ -46,19 +46,21 @@ __device__ __forceinline__ void add(const T* x, float* residual, std::int64_t i,
   for (int k = 0; k < V; ++k) sum[k] += added[k];
 }
 
+template <int V>
+__device__ __forceinline__ void load_weight(const float* weight, std::int64_t i,
+                                            float (&weights)[V]) {
+  if (weight != nullptr) return load_floats<V>(weight + i, weights);
+#pragma unroll
+  for (int k = 0; k < V; ++k) weights[k] = 1;
+}
+
 template <int V, class T>
-__device__ __forceinline__ void scale(const float (&sum)[V], float factor, const float* weight,
-                                      std::int64_t i, T* y) {
+__device__ __forceinline__ void scale(const float (&sum)[V], float factor,
+                                      const float (&weights)[V], T* y) {
   float out[V];
 #pragma unroll
-  for (int k = 0; k < V; ++k) out[k] = sum[k] * factor;
-  if (weight != nullptr) {
-    float weights[V];
-    load_floats<V>(weight + i, weights);
-#pragma unroll
-    for (int k = 0; k < V; ++k) out[k] *= weights[k];
-  }
-  store_floats<V>(y + i, out);
+  for (int k = 0; k < V; ++k) out[k] = sum[k] * factor * weights[k];
+  store_floats<V>(y, out);
 }
 
 // Thread l of a row has the vectors l, l + lanes, ...: kVectors of them at most.
@@ -72,6 +74,16 @@ __global__ void __launch_bounds__(most_threads(kVectors)) add_rms_norm_kernel(co
   float* residual =
       norm.residual == nullptr ? nullptr : norm.residual + norm.residual_rows.offset(row);
   const auto channels = static_cast<int>(norm.channels);
+  // Few vectors of the weight are there before the row is, many only when they are wanted.
+  constexpr bool early = kVectors <= 2;
+  float weights[early ? kVectors : 1][V];
+  if constexpr (early) {
+#pragma unroll
+    for (int j = 0; j < kVectors; ++j) {
+      const int i = (lane + j * norm.lanes) * V;
+      if (i < channels) load_weight<V>(norm.weight, i, weights[j]);
+    }
+  }
   let_next_begin();
   wait_for_previous();
   float sum[kVectors][V] = {};
@@ -95,7 +107,8 @@ __global__ void __launch_bounds__(most_threads(kVectors)) add_rms_norm_kernel(co
     const int i = (lane + j * norm.lanes) * V;
     if (!inside || i >= channels) continue;
     if (x != nullptr && residual != nullptr) store_floats<V>(residual + i, sum[j]);
-    scale<V>(sum[j], factor, norm.weight, i, y);
+    if constexpr (!early) load_weight<V>(norm.weight, i, weights[0]);
+    scale<V>(sum[j], factor, weights[early ? j : 0], y + i);
   }
 }
 
@@ -126,7 +139,9 @@ __global__ void __launch_bounds__(row_block_largest) add_rms_norm_long_kernel(co
   for (std::int64_t i = first; i < norm.channels; i += stride) {
     float sum[V];
     add<V>(residual != nullptr ? nullptr : x, residual, i, sum);
-    scale<V>(sum, factor, norm.weight, i, y);
+    float weights[V];
+    load_weight<V>(norm.weight, i, weights);
+    scale<V>(sum, factor, weights, y + i);
   }
 }
 
