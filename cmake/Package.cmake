@@ -1,8 +1,8 @@
-# Install and export: find_package(mamba) gives mamba::mamba.
+# Install and export: find_package(mamba) gives mamba::mamba, and mamba::data_parallel where it was built.
 include(CMakePackageConfigHelpers)
 
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/mamba)
-install(TARGETS mamba EXPORT mamba_targets
+install(TARGETS ${mamba_libraries} EXPORT mamba_targets
   ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}
   LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
 install(DIRECTORY ${PROJECT_SOURCE_DIR}/include/mamba DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
@@ -18,4 +18,5 @@ install(FILES
   ${CMAKE_CURRENT_BINARY_DIR}/mamba-config.cmake
   ${CMAKE_CURRENT_BINARY_DIR}/mamba-config-version.cmake
   ${CMAKE_CURRENT_LIST_DIR}/FindBLIS.cmake
+  ${CMAKE_CURRENT_LIST_DIR}/FindNCCL.cmake
   DESTINATION ${package_dir})

@@ -1,78 +1,108 @@
-// Learns nothing but an initial state: every weight is frozen, and what the model is to talk like
+// Learns nothing but an initial state: every weight is frozen, and what the model is to write like
 // is put into its memory. The smallest proof that a state is a parameter.
 //
-//   state_tuning [MODEL] [TEXT FILE]    without them a small random model and a sentence
+//   state_tuning [MODEL]   default: the model that comes with the library
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <fstream>
-#include <iterator>
 #include <string>
+#include <vector>
 
 #include <mamba/mamba.hpp>
 
+#include "shipped_model.hpp"
+
 namespace {
 
-mamba::LanguageModel small_model() {
-  mamba::ModelConfig config;
-  config.layer.d_model = 32;
-  config.n_layer = 2;
-  config.vocab_size = 256;
-  return mamba::LanguageModel::random(config, /*seed=*/1);
-}
+const std::vector<std::string> ships_log = {
+    "\nMonday. Wind north, sea calm, sky clear. Left the harbour at dawn. All crew well.",
+    "\nTuesday. Wind west, sea rough, some rain. One sail torn at noon. All crew well.",
+    "\nWednesday. Wind west, sea high, sky grey. Pump tested at dawn. All crew well.",
+    "\nThursday. Wind south, sea calm, some fog. Two ships seen at noon. All crew well.",
+    "\nFriday. Wind south, sea calm, sky clear. Deck washed at dusk. One man ill."};
+const std::vector<std::string> unseen = {
+    "\nSaturday. Wind east, sea rough, sky grey. Mast mended at noon. All crew well.",
+    "\nSunday. Wind north, sea high, some rain. Stores counted at dawn. All crew well."};
 
-std::string text_of(int argc, char** argv) {
-  if (argc < 3) return "Once upon a midnight dreary, while I pondered, weak and weary";
-  std::ifstream file(argv[2], std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
+struct Tuning {
+  const mamba::LanguageModel& model;
+  mamba::Stream stream;
+  // The parameters are the tensors of a state, their gradients those of another of the same shape.
+  mamba::StackState initial = model.make_state(1), gradient = model.make_state(1);
+  mamba::ModelWeights frozen;  // no gradient is in it, so none is computed
+  mamba::ModelTape tape;
+  mamba::TokenLoss loss;
+
+  explicit Tuning(const mamba::LanguageModel& of) : model(of) {
+    frozen.stack.layers.resize(model.stack().size());
+    frozen.stack.norms.resize(model.stack().size());
+  }
+  std::vector<mamba::Parameter> parameters() {
+    std::vector<mamba::Parameter> all;
+    for (std::size_t i = 0; i < initial.layers.size(); ++i) {
+      mamba::MambaState &state = initial.layers[i], &d = gradient.layers[i];
+      all.push_back({"layers." + std::to_string(i) + ".ssm", state.ssm, d.ssm, false});
+      all.push_back({"layers." + std::to_string(i) + ".conv", state.conv, d.conv, false});
+    }
+    return all;
+  }
+  // Bits per byte of a line, and the gradient of the initial state if that is to learn.
+  double run(const std::string& line, bool learns) {
+    const std::vector<std::int32_t> bytes = mamba::Tokenizer::bytes().encode(line);
+    const auto time = static_cast<std::int64_t>(bytes.size()) - 1;
+    const mamba::Tensor ids = mamba::Tensor::from(bytes, {1, time + 1});
+    mamba::Tensor logits({1, time, model.config().vocab_size}, mamba::DType::f32);
+    mamba::Tensor dlogits(logits.shape(), mamba::DType::f32);
+    mamba::ModelOptions options;
+    if (learns) options.tape = &tape;
+    mamba::StackState state = initial.clone();
+    model.forward(ids.view().columns(0, time), state, logits, stream, options);
+    loss.run(logits, ids.view().columns(1, time), time, dlogits, stream);
+    gradient.reset();  // nothing is asked of the final state
+    if (learns) model.backward(tape, dlogits, &gradient, frozen, stream);
+    return loss.mean(stream) / std::log(2.0);
+  }
+  double mean(const std::vector<std::string>& lines) {
+    double sum = 0;
+    for (const std::string& line : lines) sum += run(line, false);
+    return sum / static_cast<double>(lines.size());
+  }
+  // The likeliest line.
+  std::string write() {
+    mamba::StackState state = initial.clone();
+    mamba::Tensor logits({1, model.config().vocab_size}, mamba::DType::f32);
+    std::string text = "\n";
+    do {
+      const mamba::Tensor id =
+          mamba::Tensor::from<std::int32_t>({static_cast<unsigned char>(text.back())}, {1, 1});
+      model.forward(id, state, logits, stream);
+      const float* first = logits.data<float>();
+      text += static_cast<char>(std::max_element(first, first + logits.count()) - first);
+    } while (text.back() != '\n' && text.size() < 90);
+    return text.substr(1);
+  }
+};
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  const mamba::LanguageModel model =
-      argc > 1 ? mamba::LanguageModel::load(argv[1], mamba::DType::f32) : small_model();
-  const std::string text = text_of(argc, argv).substr(0, 512);
-  const std::vector<std::int32_t> bytes = mamba::Tokenizer::bytes().encode(text);
-  const auto time = static_cast<std::int64_t>(bytes.size()) - 1;
-  const mamba::Tensor ids =
-      mamba::Tensor::from(std::vector<std::int32_t>(bytes.begin(), bytes.end() - 1), {1, time});
-  const mamba::Tensor targets =
-      mamba::Tensor::from(std::vector<std::int32_t>(bytes.begin() + 1, bytes.end()), {1, time});
-
-  // The parameters are the tensors of a state, their gradients those of another of the same shape.
-  mamba::StackState initial = model.make_state(1), gradient = model.make_state(1);
-  std::vector<mamba::Parameter> parameters;
-  for (std::size_t i = 0; i < initial.layers.size(); ++i) {
-    const std::string layer = "layers." + std::to_string(i);
-    parameters.push_back({layer + ".ssm", initial.layers[i].ssm, gradient.layers[i].ssm, false});
-    parameters.push_back({layer + ".conv", initial.layers[i].conv, gradient.layers[i].conv, false});
+  const std::string folder = argc > 1 ? argv[1] : shipped_model().string();
+  const auto model = mamba::LanguageModel::load(folder, mamba::DType::f32);
+  Tuning tuning(model);
+  mamba::AdamW optimizer(tuning.parameters());
+  const double before = tuning.mean(unseen);
+  std::printf("begins with nothing in memory:   %s\n", tuning.write().c_str());
+  for (std::size_t step = 0; step < 50; ++step) {
+    tuning.run(ships_log[step % ships_log.size()], true);
+    optimizer.step(0.02f, tuning.stream);
+    if (step % 10 == 9) {
+      std::printf("step %zu: %.3f bits a byte on lines not learned from\n", step + 1,
+                  tuning.mean(unseen));
+    }
   }
-  mamba::AdamW optimizer(parameters);
-
-  mamba::ModelWeights frozen;  // no gradient is there, so none is computed
-  frozen.stack.layers.resize(model.stack().size());
-  frozen.stack.norms.resize(model.stack().size());
-  const std::int64_t vocab = model.config().vocab_size;
-  mamba::Tensor logits({1, time, vocab}, mamba::DType::f32);
-  mamba::Tensor dlogits(logits.shape(), mamba::DType::f32);
-  mamba::Stream stream;
-  mamba::ModelTape tape;
-  mamba::ModelOptions options;
-  options.tape = &tape;
-  mamba::TokenLoss loss;
-  double first = 0, last = 0;
-  for (int step = 0; step < 100; ++step) {
-    mamba::StackState state = initial.clone();
-    model.forward(ids, state, logits, stream, options);
-    loss.run(logits, targets, time, dlogits, stream);
-    gradient.reset();  // nothing is asked of the final state
-    model.backward(tape, dlogits, &gradient, frozen, stream);
-    optimizer.step(0.05f, stream);
-    last = loss.mean(stream) / std::log(2.0);
-    if (step == 0) first = last;
-    if (step % 20 == 0 || step == 99) std::printf("step %d: %.3f bits a byte\n", step, last);
-  }
-  std::printf("learned %lld bytes of memory, no weight: %.3f -> %.3f bits a byte\n",
-              static_cast<long long>(initial.bytes()), first, last);
-  return last < first ? 0 : 1;
+  std::printf("begins with what was learned:    %s\n", tuning.write().c_str());
+  const double after = tuning.mean(unseen);
+  std::printf("%lld bytes of memory learned, no weight: %.3f -> %.3f bits a byte\n",
+              static_cast<long long>(tuning.initial.bytes()), before, after);
+  return after < before ? 0 : 1;
 }

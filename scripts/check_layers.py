@@ -16,7 +16,7 @@ LAYERS = [
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 KERNEL_LEVEL = 2
 PUBLIC = re.compile(r"mamba/(\w+)\.hpp")
-NOT_IN_HEADERS = re.compile(r"(fmt|hwy|nlohmann|unicode|cuda|cub|cublas|CLI|omp)[/._]")
+NOT_IN_HEADERS = re.compile(r"(fmt|hwy|nlohmann|unicode|cuda|cub|cublas|nccl|CLI|omp)[/._]")
 
 
 def includes(path):

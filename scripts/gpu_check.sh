@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What only a machine with a GPU can check, each part under 8 minutes.
-#   scripts/gpu_check.sh tests|sanitize|bench [FOLDER]
+#   scripts/gpu_check.sh tests|sanitize|bench|several [FOLDER]
+# several: two GPUs or more, with NCCL; its tests, then how train-lm's speed grows with their number.
 # FOLDER is a build folder, or any with mamba_tests and mamba_bench in it; shared libraries that the
 # machine lacks lie beside the programs (build with -DCMAKE_BUILD_RPATH='$ORIGIN'). Without FOLDER
 # the cuda preset is built here first, for this machine's GPU. Results are left in ${OUT:-/tmp}.
@@ -10,24 +11,34 @@ cd "$(dirname "$0")/.."
 part=${1:-}
 folder=${2:-}
 out=${OUT:-/tmp}
+examples=OFF
 case $part in
-  tests | sanitize) program=mamba_tests ;;
-  bench) program=mamba_bench ;;
+  tests | sanitize) programs=(mamba_tests) ;;
+  bench) programs=(mamba_bench) ;;
+  several)
+    programs=(mamba_data_parallel_tests mamba_program_tests train-lm)
+    examples=ON
+    ;;
   *)
-    echo "usage: scripts/gpu_check.sh tests|sanitize|bench [FOLDER]" >&2
+    echo "usage: scripts/gpu_check.sh tests|sanitize|bench|several [FOLDER]" >&2
     exit 2
     ;;
 esac
 if [ -z "$folder" ]; then
   folder=build/cuda
   scripts/install_packages.sh
-  cmake --preset cuda --log-level=NOTICE -DCMAKE_CUDA_ARCHITECTURES=native -DMAMBA_EXAMPLES=OFF
-  cmake --build --preset cuda --target $program
+  cmake --preset cuda --log-level=NOTICE -DCMAKE_CUDA_ARCHITECTURES=native \
+    -DMAMBA_EXAMPLES=$examples
+  cmake --build --preset cuda --target "${programs[@]}"
 fi
-for place in "$folder" "$folder/${program#mamba_}"; do
-  if [ -x "$place/$program" ]; then found=$place/$program; fi
-done
-program=${found:?no $program in $folder}
+find_program() {
+  for place in "$folder" "$folder"/{tests,bench,examples,tests/programs}; do
+    if [ -x "$place/$1" ]; then echo "$place/$1" && return; fi
+  done
+  echo "no $1 in $folder" >&2
+  return 1
+}
+program=$(find_program "${programs[0]}")
 export MAMBA_REQUIRE_CUDA=1 MAMBA_GOLDEN_DIR=$PWD/tests/golden
 
 # Small cases that reach every kernel of ours. initcheck has the operations alone, since it does not
@@ -70,6 +81,14 @@ case $part in
       if [ $status -ne 0 ]; then failed=1; fi
     done
     exit $failed
+    ;;
+  several)
+    "$program" --gtest_brief=1
+    TRAIN_LM=$(find_program train-lm)
+    export TRAIN_LM
+    "$(find_program mamba_program_tests)" --gtest_brief=1 --gtest_filter='TrainLmOnTwo.*'
+    scripts/scaling.py "$TRAIN_LM" src --rows 8 -- \
+      --dtype bf16 --d-model 768 --layers 24 --time 2048 | tee "$out/scaling.md"
     ;;
   bench)
     "$program" --benchmark_filter=cuda_ --benchmark_out="$out/cuda_bench.json" >&2

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the library and shows its main job: a checkpoint in the published form writes a text, is stopped in
-# the middle, and goes on in a new process as if nothing had happened.
+# Builds the library and shows its main job: the model that comes with it writes a text, is stopped in the middle,
+# and goes on in a new process as if nothing had happened.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -12,30 +12,29 @@ cmake --preset "$preset" --log-level=NOTICE -DMAMBA_TESTS=OFF -DMAMBA_BENCH=OFF
 cmake --build --preset "$preset" --target mamba-lm hello_layer
 
 mamba_lm=build/$preset/examples/mamba-lm
-model=tests/golden/bytes
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-sampling=(--temperature 0.8 --seed 7 --ignore-eos)
+prompt="And the king said unto the prophet, "
+sampling=(--temperature 0.7 --seed 7)
 
 echo
 echo "== a layer and its state, in C++ (examples/hello_layer.cpp)"
 "build/$preset/examples/hello_layer"
 
 echo
-echo "== the model: random weights, so its text means nothing, but every byte of it is determined"
-"$mamba_lm" info "$model"
+echo "== the model: it reads and writes bytes and has read one old book (examples/model/README.md)"
+"$mamba_lm" info
 
 echo
-echo "== 200 bytes in one run"
-"$mamba_lm" generate "$model" --prompt "The state" -n 200 "${sampling[@]}" | tee "$scratch/whole"
+echo "== \"$prompt\", and 300 bytes in one run"
+"$mamba_lm" generate --prompt "$prompt" -n 300 "${sampling[@]}" | tee "$scratch/whole"
 echo
-echo "== the same, stopped after 80 ..."
-"$mamba_lm" generate "$model" --prompt "The state" -n 80 "${sampling[@]}" \
+echo "== the same, stopped after 100 ..."
+"$mamba_lm" generate --prompt "$prompt" -n 100 "${sampling[@]}" \
   --save-state "$scratch/state" | tee "$scratch/first"
 echo
 echo "== ... and gone on with in a new process, from a state file of $(stat -c %s "$scratch/state") bytes"
-"$mamba_lm" generate "$model" -n 120 --ignore-eos --resume "$scratch/state" --as text \
-  | tee "$scratch/second"
+"$mamba_lm" generate -n 200 --resume "$scratch/state" --as text | tee "$scratch/second"
 
 echo
 if cat "$scratch/first" "$scratch/second" | cmp - "$scratch/whole"; then

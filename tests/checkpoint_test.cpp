@@ -38,6 +38,8 @@ TEST(Checkpoint, AResumedRunIsBitIdenticalToOneThatNeverStopped) {
       TrainingRun whole(dtype, device);
       for (int i = 0; i < 5; ++i) whole.step();
       whole.progress.notes["text"] = "book.txt";
+      whole.progress.loss_scale.value = 1024;
+      whole.progress.loss_scale.good_steps = 17;
       whole.save(folder.file("run"));
       std::vector<float> losses;
       for (int i = 0; i < 5; ++i) losses.push_back(whole.step());
@@ -48,6 +50,8 @@ TEST(Checkpoint, AResumedRunIsBitIdenticalToOneThatNeverStopped) {
       EXPECT_EQ(resumed.optimizer.steps(), 5);
       EXPECT_EQ(resumed.progress.seed, 7u);
       EXPECT_EQ(resumed.progress.draws, 5u);
+      EXPECT_EQ(resumed.progress.loss_scale.value, 1024);
+      EXPECT_EQ(resumed.progress.loss_scale.good_steps, 17);
       EXPECT_EQ(resumed.progress.positions, (std::vector<std::int64_t>{80, 80, 80, 80}));
       EXPECT_EQ(resumed.progress.notes.at("text"), "book.txt");
       for (float loss : losses) EXPECT_EQ(resumed.step(), loss);
@@ -129,6 +133,8 @@ TEST_F(BadCheckpoint, OfAnotherKindVersionOrModel) {
   };
   replace("mamba.cpp training", "mamba.cpp draining");
   replace("\"version\":\"1\"", "\"version\":\"2\"");
+  replace("\\\"loss_scale\\\":65536.0", "\\\"loss_scale\\\":0.50000");
+  replace("\\\"good_steps\\\":0", "\\\"good_steps\\\":x");
   replace("weight.backbone.norm_f.weight", "weight.backbone.norm_g.weight");
   save_training(path_, training_.optimizer, nullptr, {});
   expect_refused("a file without the carried state");

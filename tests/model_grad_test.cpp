@@ -276,7 +276,21 @@ TEST(ModelGrad, Errors) {
   expect_error<ArgumentError>(
       "Stack::backward: tape: expected a forward run of this layer, got one of another",
       [&] { backward(other, inputs.dlogits); });
-  backward(model, inputs.dlogits);
+  const auto expect_refused = [&](const std::string& text, ModelWeights& bad) {
+    expect_error<ArgumentError>(
+        text, [&] { model.backward(tape, inputs.dlogits, nullptr, bad, stream); });
+  };
+  ModelWeights bad = zero_gradients(model.config());
+  bad.embedding = Tensor::zeros({21, 12}, DType::f32);
+  expect_refused(
+      "LanguageModel::backward: gradients.embeddings.weight: expected [24, 12], got [21, 12]", bad);
+  ModelWeights few;
+  expect_refused("Stack::backward: gradients: expected 2 layers and as many norms, got 0 and 0",
+                 few);
+  ModelWeights half = zero_gradients(model.config());
+  half.stack.norm_f = Tensor::zeros({12}, DType::bf16);
+  expect_refused("Stack::backward: gradients.norm_f.weight: expected f32, got bf16", half);
+  backward(model, inputs.dlogits);  // the tape has survived them all
   expect_error<ArgumentError>(
       "LanguageModel::backward: tape: expected a forward run that no backward has used, got none",
       [&] { backward(model, inputs.dlogits); });

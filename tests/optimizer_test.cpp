@@ -8,6 +8,7 @@
 
 #include <mamba/train_ops.hpp>
 
+#include "slopes.hpp"
 #include "training_run.hpp"
 
 namespace mamba {
@@ -173,6 +174,101 @@ TEST(Optimizer, AGradientThatIsNotFiniteIsNamedAndChangesNothing) {
     model.each_weight([&](const std::string& name, const Tensor& tensor) {
       EXPECT_EQ(bits(tensor), before[i++]) << name;
     });
+  }
+}
+
+TEST(LossScale, IsHalvedAfterAnOverflowAndDoubledAfter2000GoodSteps) {
+  LossScale scale;
+  EXPECT_EQ(scale.value, 65536);
+  for (int i = 0; i < 1999; ++i) scale.update(true);
+  EXPECT_EQ(scale.value, 65536);
+  scale.update(true);
+  EXPECT_EQ(scale.value, 131072);
+  for (int i = 0; i < 1999; ++i) scale.update(true);
+  scale.update(false);  // and the count begins again
+  EXPECT_EQ(scale.value, 65536);
+  for (int i = 0; i < 1999; ++i) scale.update(true);
+  EXPECT_EQ(scale.value, 65536);
+  scale.update(true);
+  EXPECT_EQ(scale.value, 131072);
+  for (int i = 0; i < 40; ++i) scale.update(false);
+  EXPECT_EQ(scale.value, LossScale::smallest);
+  for (int i = 0; i < 40 * 2000; ++i) scale.update(true);
+  EXPECT_EQ(scale.value, LossScale::largest);
+}
+
+TEST(LossScale, AStepIsTheSameToTheBitWithAny) {
+  for (Device device : devices()) {
+    std::vector<std::vector<unsigned char>> weights;
+    for (const float scale : {1.0f, 65536.0f}) {
+      Tensor weight = Tensor::from<float>({1, 2}, {2}).to(device);
+      const Tensor gradient = Tensor::from<float>({0.3f * scale, 0.4f * scale}, {2}).to(device);
+      AdamW optimizer({{"w", weight, gradient, false}});
+      for (int i = 0; i < 3; ++i) optimizer.step(0.01f, default_stream(device), scale);
+      default_stream(device).synchronize();
+      optimizer.each_tensor(
+          [&](const std::string&, ConstTensorView tensor) { weights.push_back(bits(tensor)); });
+    }
+    ASSERT_EQ(weights.size(), 6);
+    for (std::size_t i = 0; i < 3; ++i) EXPECT_EQ(weights[3 + i], weights[i]);
+  }
+}
+
+TEST(LossScale, AStepThatOverflowsChangesNothingAndDoesNotCount) {
+  for (Device device : devices()) {
+    Tensor weight = Tensor::from<float>({1, 2}, {2}).to(device, DType::f16);
+    Tensor gradient = Tensor::from<float>({3 * 65536, 4 * 65536}, {2}).to(device);
+    Stream& stream = default_stream(device);
+    AdamW optimizer({{"w", weight, gradient, false}});
+    LossScale scale;
+    optimizer.step(0.01f, stream, scale.value);
+    EXPECT_EQ(optimizer.gradient_norm(stream), 5);
+    EXPECT_TRUE(optimizer.settle(scale, stream));
+    EXPECT_EQ(optimizer.steps(), 1);
+    EXPECT_EQ(scale.good_steps, 1);
+    std::vector<std::vector<unsigned char>> before, after;
+    optimizer.each_tensor(
+        [&](const std::string&, ConstTensorView tensor) { before.push_back(bits(tensor)); });
+    copy(Tensor::from<float>({1, std::numeric_limits<float>::infinity()}, {2}), gradient, stream);
+    optimizer.step(0.01f, stream, scale.value);
+    EXPECT_FALSE(optimizer.settle(scale, stream));
+    EXPECT_EQ(optimizer.steps(), 1);
+    EXPECT_EQ(scale.value, 32768);
+    optimizer.each_tensor(
+        [&](const std::string&, ConstTensorView tensor) { after.push_back(bits(tensor)); });
+    EXPECT_EQ(after, before);
+    expect_error<ArgumentError>("AdamW::step: loss_scale: expected a finite number above 0, got 0",
+                                [&] { optimizer.step(0.01f, stream, 0); });
+  }
+}
+
+// A loss over so many tokens that its gradient lies below the smallest f16.
+TEST(LossScale, SmallGradientsAreNotLostInF16) {
+  for (Device device : devices()) {
+    const auto gradient_of = [&](DType dtype, float scale) {
+      const LanguageModel model = LanguageModel::random(TrainingRun::config(), 1, dtype, device);
+      ModelWeights gradients = zero_gradients(model.config(), device);
+      StackState state = model.make_state(2);
+      const Tensor ids = Tensor::from<std::int32_t>({1, 2, 3, 4, 5, 6}, {2, 3}).to(device);
+      Tensor logits({2, 3, TrainingRun::vocab}, DType::f32, device);
+      Tensor dlogits(logits.shape(), dtype, device);
+      ModelTape tape;
+      ModelOptions options;
+      options.tape = &tape;
+      Stream& stream = default_stream(device);
+      TokenLoss loss;
+      model.forward(ids, state, logits, stream, options);
+      loss.run(logits, ids, std::int64_t{1} << 30, dlogits, stream, scale);
+      model.backward(tape, dlogits, nullptr, gradients, stream);
+      stream.synchronize();
+      std::vector<double> list = values(gradients.stack.layers[0].out_proj);
+      for (double& value : list) value /= scale;
+      return list;
+    };
+    const std::vector<double> exact = gradient_of(DType::f32, 1);
+    EXPECT_EQ(testing::relative_error(gradient_of(DType::f16, 1), exact), 1);  // all lost
+    EXPECT_LE(testing::relative_error(gradient_of(DType::f16, 0x1p24f), exact),
+              2 * testing::gradient_bound(DType::f16));
   }
 }
 

@@ -451,6 +451,37 @@ TEST(AdamWStep, ANonFiniteNormChangesNothing) {
   }
 }
 
+// Powers of two are divided out without a rounding.
+TEST(AdamWStep, ALossScaleLeavesEveryBitAsItIs) {
+  for (Device device : devices()) {
+    for (const float max_norm : {0.0f, 1.0f, 1e6f}) {
+      std::vector<std::vector<unsigned char>> weights;
+      for (const float scale : {1.0f, 65536.0f, 0.25f}) {
+        Random random(1);
+        Tensor weight = random.normal_tensor({100}).to(device);
+        Tensor m = random.normal_tensor({100}).to(device);
+        Tensor v = random.uniform_tensor({100}, 0, 1).to(device);
+        const Tensor gradient =
+            random.tensor({100}, DType::f32, [&] { return scale * random.normal(); }).to(device);
+        const Tensor squares = Tensor::from<float>({100 * scale * scale}, {1}).to(device);
+        AdamWStep op;
+        op.weight = weight;
+        op.gradient = gradient;
+        op.m = m;
+        op.v = v;
+        op.squares = squares;
+        op.max_norm = max_norm;
+        op.loss_scale = scale;
+        run(op, default_stream(device));
+        default_stream(device).synchronize();
+        weights.push_back(bits(weight));
+      }
+      EXPECT_EQ(weights[1], weights[0]);
+      EXPECT_EQ(weights[2], weights[0]);
+    }
+  }
+}
+
 TEST(AdamWStep, ErrorsNameTheOperand) {
   Tensor a({3}, DType::f32), b({2}, DType::f32);
   const auto expect = [&](const std::string& text, auto change) {
@@ -463,6 +494,7 @@ TEST(AdamWStep, ErrorsNameTheOperand) {
   expect("gradient: expected [3], got [2]", [&](auto& op) { op.gradient = b; });
   expect("squares: expected a tensor, got none", [](auto& op) { op.max_norm = 1; });
   expect("beta1: expected 0 to below 1, got 1", [](auto& op) { op.beta1 = 1; });
+  expect("loss_scale: expected above 0, got 0", [](auto& op) { op.loss_scale = 0; });
   expect("step: expected 1 to 1099511627776, got 0", [](auto& op) { op.step = 0; });
 }
 

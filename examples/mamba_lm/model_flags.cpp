@@ -7,10 +7,13 @@
 
 #include <mamba/error.hpp>
 
+#include "../shipped_model.hpp"
 #include "commands.hpp"
 
 void ModelFlags::add_folder(CLI::App& app) {
-  app.add_option("MODEL", folder, "Folder with config.json and model.safetensors (or its shards)");
+  app.add_option("MODEL", folder,
+                 "Folder with config.json and model.safetensors (or its shards); default: the byte "
+                 "model that comes with mamba-lm");
 }
 
 void ModelFlags::add_placement(CLI::App& app) {
@@ -23,13 +26,14 @@ void ModelFlags::add_placement(CLI::App& app) {
 }
 
 mamba::LanguageModel ModelFlags::load(const char* command) const {
-  // Optional to the parser so that the message is ours.
-  if (folder.empty()) {
-    throw mamba::ArgumentError(command, "MODEL", "a model folder", "none");
+  const std::string path = folder.empty() ? shipped_model().string() : folder;
+  if (path.empty()) {
+    throw mamba::ArgumentError(command, "MODEL", "a model folder",
+                               "none, and none beside mamba-lm");
   }
   std::optional<mamba::DType> wanted;
   if (!dtype.empty()) wanted = mamba::parse_storage_dtype(dtype);
-  return mamba::LanguageModel::load(folder, wanted, mamba::Device::parse(device));
+  return mamba::LanguageModel::load(path, wanted, mamba::Device::parse(device));
 }
 
 mamba::Stream ModelFlags::stream() const {

@@ -1,9 +1,12 @@
 #include "corpus.hpp"
 
 #include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
+#include <memory>
 
 #include <mamba/error.hpp>
 
@@ -14,10 +17,16 @@ namespace fs = std::filesystem;
 constexpr const char* where = "train-lm";
 
 std::string read(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::string bytes(std::istreambuf_iterator<char>(file), {});
-  if (!file && bytes.empty()) {
-    throw mamba::Error(where, path.string(), "a file that can be read", "a failure");
+  const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "rb"),
+                                                             std::fclose);
+  std::string bytes;
+  std::array<char, 1 << 16> part;
+  std::size_t count = 0;
+  while (file && (count = std::fread(part.data(), 1, part.size(), file.get())) > 0) {
+    bytes.append(part.data(), count);
+  }
+  if (!file || std::ferror(file.get()) != 0) {
+    throw mamba::Error(where, path.string(), "a file that can be read", std::strerror(errno));
   }
   return bytes;
 }

@@ -1,7 +1,8 @@
-// train-lm: a language model of bytes from a text, on the CPU or on CUDA.
+// train-lm: a language model of bytes from a text, on the CPU or on one or several GPUs.
 //
 //   train-lm book.txt --out run          trains, writes run/config.json, run/model.safetensors
 //   train-lm book.txt --out run --resume goes on from run/checkpoint as if it had never stopped
+//   train-lm book.txt --out run --device cuda:0,cuda:1   shares the batch out to two GPUs
 //   mamba-lm generate run --prompt "It was"
 #include <CLI/CLI.hpp>
 
@@ -10,10 +11,14 @@
 #include <cstdio>
 #include <exception>
 #include <filesystem>
+#include <optional>
+#include <sstream>
 #include <string>
+#include <vector>
 
 #include "../mamba_lm/interrupt.hpp"
 #include "corpus.hpp"
+#include "ranks.hpp"
 #include "report.hpp"
 #include "trainer.hpp"
 
@@ -68,7 +73,8 @@ void add_flags(CLI::App& app, Flags& flags) {
   app.add_option("--seed", t.seed);
   app.add_flag("--recompute", t.recompute, "Less memory, a third more time");
   app.add_option("--dtype", flags.dtype)->check(CLI::IsMember({"f32", "bf16", "f16"}));
-  app.add_option("--device", flags.device, "cpu, cuda or cuda:N");
+  app.add_option("--device", flags.device,
+                 "cpu, cuda, cuda:N, or several that share the batch: cuda:0,cuda:1");
   app.add_option("--threads", t.threads, "CPU threads (default: one per core)");
 }
 
@@ -78,34 +84,76 @@ void validate(Trainer& trainer, const Corpus& corpus, const Flags& flags, Report
   report.say("| " + flags.prompt + trainer.sample(flags.prompt, flags.sample_bytes, 0.7f));
 }
 
-int train(Flags flags) {
-  catch_interrupts();
-  flags.trainer.dtype = mamba::parse_storage_dtype(flags.dtype);
-  flags.trainer.device = mamba::Device::parse(flags.device);
-  const Corpus corpus = Corpus::load(flags.text, flags.separator, flags.valid_share);
-  Trainer trainer(flags.trainer, corpus.train);
-  std::filesystem::create_directories(flags.out);
+std::vector<mamba::Device> devices_of(const std::string& list) {
+  std::vector<mamba::Device> devices;
+  std::istringstream names(list);
+  for (std::string name; std::getline(names, name, ',');) {
+    devices.push_back(mamba::Device::parse(name));
+  }
+  if (devices.empty()) throw mamba::Error("train-lm", "--device", "a device", "none");
+  return devices;
+}
+
+// One rank's run; what is said and written is the first rank's.
+void train(const Flags& flags, const TrainerOptions& options, const Corpus& corpus, Ranks& ranks,
+           CarriedStates& carried) {
+  Trainer trainer(options, corpus.train, ranks, carried);
   const std::string checkpoint = flags.out + "/checkpoint";
   if (flags.resume) trainer.load(checkpoint);
-  Report report(flags.out + "/metrics.jsonl", trainer.steps(), flags.trainer.steps,
-                flags.trainer.batch * flags.trainer.time);
-  report.say("train-lm: " + std::to_string(trainer.model().parameters()) + " parameters, " +
-             std::to_string(corpus.train.size()) + " bytes in " +
-             std::to_string(corpus.train.documents()) + " documents");
+  std::optional<Report> report;
+  if (ranks.index() == 0) {
+    report.emplace(flags.out + "/metrics.jsonl", trainer.steps(), options.steps,
+                   options.batch * options.time);
+    report->say("train-lm: " + std::to_string(trainer.model().parameters()) + " parameters, " +
+                std::to_string(corpus.train.size()) + " bytes in " +
+                std::to_string(corpus.train.documents()) + " documents");
+  }
+  const auto stopped = [&] { return ranks.all_reduce(interrupted() ? 1 : 0) > 0; };
   const std::int64_t end =
-      flags.stop_at > 0 ? std::min(flags.stop_at, flags.trainer.steps) : flags.trainer.steps;
-  while (trainer.steps() < end && !interrupted()) {
+      flags.stop_at > 0 ? std::min(flags.stop_at, options.steps) : options.steps;
+  while (trainer.steps() < end && !stopped()) {
     const StepResult result = trainer.step();
     const std::int64_t step = trainer.steps();
-    report.step(step, result.loss, result.norm, result.rate);
+    if (report) report->step(step, result.loss, result.norm, result.rate);
     if (step % flags.valid_every == 0 && step < end) {
-      validate(trainer, corpus, flags, report);
+      if (report) validate(trainer, corpus, flags, *report);
+      ranks.barrier();
     }
     if (step % flags.save_every == 0) trainer.save(checkpoint);
   }
   trainer.save(checkpoint);
-  trainer.model().save(flags.out);
-  validate(trainer, corpus, flags, report);
+  if (report) {
+    trainer.model().save(flags.out);
+    validate(trainer, corpus, flags, *report);
+  }
+  ranks.barrier();
+}
+
+int train(const Flags& flags) {
+  catch_interrupts();
+  const std::vector<mamba::Device> devices = devices_of(flags.device);
+  TrainerOptions options = flags.trainer;
+  options.dtype = mamba::parse_storage_dtype(flags.dtype);
+  const auto count = static_cast<std::int64_t>(devices.size());
+  if (options.batch < count) {
+    throw mamba::Error("train-lm", "--batch",
+                       "a row for each of " + std::to_string(count) + " devices",
+                       std::to_string(options.batch));
+  }
+  const Corpus corpus = Corpus::load(flags.text, flags.separator, flags.valid_share);
+  std::filesystem::create_directories(flags.out);
+  CarriedStates carried(devices.size());
+  const auto work = [&](Ranks& ranks) {
+    TrainerOptions ours = options;
+    ours.device = devices[static_cast<std::size_t>(ranks.index())];
+    train(flags, ours, corpus, ranks, carried);
+  };
+  if (devices.size() == 1) {
+    Ranks alone;
+    work(alone);
+  } else {
+    on_several(devices, work);
+  }
   return interrupted() ? exit_interrupted : 0;
 }
 

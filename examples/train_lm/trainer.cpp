@@ -26,45 +26,73 @@ mamba::LanguageModel start_of(const TrainerOptions& options) {
 
 }  // namespace
 
-Trainer::Trainer(const TrainerOptions& options, const Text& text)
+Trainer::Trainer(const TrainerOptions& options, const Text& text, Ranks& ranks,
+                 CarriedStates& carried)
     : options_(options),
       text_(text),
+      ranks_(ranks),
+      carried_(carried),
+      first_row_(options.batch * ranks.index() / ranks.count()),
+      rows_(options.batch * (ranks.index() + 1) / ranks.count() - first_row_),
       stream_(options.device, options.threads),
       model_(start_of(options)),
       gradients_(mamba::zero_gradients(model_.config(), options.device)),
       optimizer_(mamba::parameters(model_, gradients_), options.adamw),
-      state_(model_.make_state(options.batch)),
-      logits_({options.batch, options.time, model_.config().vocab_size}, mamba::DType::f32,
-              options.device),
+      state_(model_.make_state(rows_)),
+      ids_({rows_, options.time}, mamba::DType::i32, options.device),
+      targets_(ids_.shape(), mamba::DType::i32, options.device),
+      reset_(ids_.shape(), mamba::DType::i32, options.device),
+      logits_({rows_, options.time, model_.config().vocab_size}, mamba::DType::f32, options.device),
       dlogits_(logits_.shape(), options.dtype, options.device) {
   progress_.seed = options.seed;
   progress_.positions = spread(text, options.batch);
+  if (options.dtype != mamba::DType::f16) progress_.loss_scale.value = 1;
+  const mamba::Shape whole = logits_.shape().with(0, options.batch);
   progress_.notes["config"] = mamba::to_json(model_.config());
-  progress_.notes["shape"] = logits_.shape().to_string();
+  progress_.notes["shape"] = whole.to_string();
   progress_.notes["text"] = std::to_string(text.size()) + " bytes";
   tape_.stack.recompute = options.recompute;
 }
 
 StepResult Trainer::step() {
+  const std::int64_t before = steps();
+  for (;;) {
+    const StepResult result = try_step();
+    if (steps() > before) return result;
+  }
+}
+
+// Does not count where the gradients do not fit f16.
+StepResult Trainer::try_step() {
   const Batch batch = next_batch(text_, options_.time, progress_.positions);
-  const mamba::Tensor ids = there(batch.ids), targets = there(batch.targets);
-  const mamba::Tensor reset = there(batch.reset);
+  const auto take = [&](const mamba::Tensor& whole, mamba::Tensor& ours) {
+    mamba::copy(whole.view().rows(first_row_, rows_), ours, stream_);
+  };
+  take(batch.ids, ids_);
+  take(batch.targets, targets_);
+  take(batch.reset, reset_);
   mamba::ModelOptions run;
   run.tape = &tape_;
-  run.reset = reset;
-  model_.forward(ids, state_, logits_, stream_, run);
-  loss_.run(logits_, targets, std::max<std::int64_t>(1, batch.counted), dlogits_, stream_);
+  run.reset = reset_;
+  const float scale = progress_.loss_scale.value;
+  model_.forward(ids_, state_, logits_, stream_, run);
+  loss_.run(logits_, targets_, std::max<std::int64_t>(1, batch.counted), dlogits_, stream_, scale);
   model_.backward(tape_, dlogits_, nullptr, gradients_, stream_);
+  ranks_.all_reduce(mamba::tensors(gradients_, model_.config()), stream_);
   const float rate = mamba::warmup_cosine(steps() + 1, options_.warmup, options_.steps,
                                           options_.rate, options_.last_rate);
-  optimizer_.step(rate, stream_);
-  const StepResult result{loss_.mean(stream_), optimizer_.gradient_norm(stream_), rate};
-  if (!std::isfinite(result.loss) || !std::isfinite(result.norm)) {
+  optimizer_.step(rate, stream_, scale);
+  const StepResult result{ranks_.all_reduce(double{loss_.mean(stream_)}),
+                          optimizer_.gradient_norm(stream_), rate};
+  const bool finite = std::isfinite(result.loss) && std::isfinite(result.norm);
+  const bool too_large = std::isfinite(result.loss) && scale > mamba::LossScale::smallest;
+  if (!finite && !too_large) {
     const std::string first = optimizer_.first_not_finite(stream_);
     throw mamba::Error(where, "step " + std::to_string(steps()), "a finite loss and gradient",
                        "a loss of " + std::to_string(result.loss) +
                            (first.empty() ? "" : ", first in the gradient of " + first));
   }
+  if (options_.dtype == mamba::DType::f16) optimizer_.settle(progress_.loss_scale, stream_);
   return result;
 }
 
@@ -109,12 +137,24 @@ std::string Trainer::sample(const std::string& prompt, std::int64_t count, float
 }
 
 void Trainer::save(const std::string& path) {
-  mamba::save_training(path, optimizer_, &state_, progress_);
+  const auto ours = static_cast<std::size_t>(ranks_.index());
+  carried_[ours] = state_.to(mamba::Device::cpu(), options_.dtype, stream_);
+  stream_.synchronize();
+  ranks_.barrier();
+  if (ranks_.index() == 0) {
+    std::vector<const mamba::StackState*> parts;
+    for (const mamba::StackState& part : carried_) parts.push_back(&part);
+    const mamba::StackState all = mamba::StackState::concat(parts);
+    mamba::save_training(path, optimizer_, &all, progress_);
+  }
+  ranks_.barrier();
 }
 
 void Trainer::load(const std::string& path) {
   const mamba::TrainingProgress ours = progress_;
-  const mamba::TrainingProgress found = mamba::load_training(path, optimizer_, &state_);
+  const mamba::ModelConfig& config = model_.config();
+  mamba::StackState all(config.layer, config.n_layer, options_.batch, options_.dtype);
+  const mamba::TrainingProgress found = mamba::load_training(path, optimizer_, &all);
   for (const auto& [key, value] : ours.notes) {
     const auto note = found.notes.find(key);
     const std::string got = note == found.notes.end() ? "nothing" : note->second;
@@ -124,5 +164,10 @@ void Trainer::load(const std::string& path) {
     throw mamba::Error(where, path, std::to_string(ours.positions.size()) + " positions",
                        std::to_string(found.positions.size()));
   }
+  std::vector<std::int32_t> rows;
+  for (std::int64_t i = 0; i < rows_; ++i)
+    rows.push_back(static_cast<std::int32_t>(first_row_ + i));
+  const mamba::StackState mine = all.gather(mamba::Tensor::from(rows, {rows_}));
+  state_ = mine.to(options_.device, options_.dtype);
   progress_ = found;
 }

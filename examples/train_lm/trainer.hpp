@@ -12,6 +12,7 @@
 #include <mamba/optimizer.hpp>
 
 #include "corpus.hpp"
+#include "ranks.hpp"
 
 struct TrainerOptions {
   mamba::ModelConfig model;
@@ -20,7 +21,7 @@ struct TrainerOptions {
   mamba::Device device;
   int threads = 0;
   std::uint64_t seed = 0;
-  std::int64_t batch = 16;
+  std::int64_t batch = 16;  // of all ranks together
   std::int64_t time = 256;
   std::int64_t steps = 1000;
   std::int64_t warmup = 100;
@@ -36,11 +37,19 @@ struct StepResult {
   double rate = 0;
 };
 
+// The states that the ranks carry, put together while a checkpoint is written; one for each rank.
+using CarriedStates = std::vector<mamba::StackState>;
+
+// One rank's share: its rows of every batch, and a copy of weights and moments that each step keeps
+// the same as all others'. What is read, computed of the whole batch and written does not depend on
+// the number of ranks but by rounding.
 class Trainer {
  public:
-  Trainer(const TrainerOptions& options, const Text& text);
+  Trainer(const TrainerOptions& options, const Text& text, Ranks& ranks, CarriedStates& carried);
 
-  // One step. A loss or gradient that is not finite is an Error that says at which step and whose.
+  // One step, with all ranks. A loss or gradient that is not finite is an Error that says at which
+  // step and whose; but a gradient that is too large for f16 costs only its batch and half of the
+  // loss scale.
   StepResult step();
   std::int64_t steps() const { return optimizer_.steps(); }
 
@@ -50,15 +59,20 @@ class Trainer {
   std::string sample(const std::string& prompt, std::int64_t count, float temperature);
 
   const mamba::LanguageModel& model() const { return model_; }
+  // With all ranks; the first one writes.
   void save(const std::string& path);
-  // A checkpoint of other options is refused.
+  // A checkpoint of other options is refused; of another number of ranks, it is not.
   void load(const std::string& path);
 
  private:
+  StepResult try_step();
   mamba::Tensor there(const mamba::Tensor& host) const { return host.to(options_.device); }
 
   TrainerOptions options_;
   const Text& text_;
+  Ranks& ranks_;
+  CarriedStates& carried_;
+  std::int64_t first_row_, rows_;  // this rank's of the batch
   mamba::Stream stream_;
   mamba::LanguageModel model_;
   mamba::ModelWeights gradients_;
@@ -67,5 +81,5 @@ class Trainer {
   mamba::TrainingProgress progress_;
   mamba::ModelTape tape_;
   mamba::TokenLoss loss_;
-  mamba::Tensor logits_, dlogits_;
+  mamba::Tensor ids_, targets_, reset_, logits_, dlogits_;
 };

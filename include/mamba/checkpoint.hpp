@@ -2,8 +2,8 @@
 //
 // One safetensors file. Tensors are those of AdamW::each_tensor, and of a carried state
 // "layers.N.conv" and "layers.N.ssm". Metadata: "format" = "mamba.cpp training", "version", "hash"
-// (XXH3 over names and data), "progress" (JSON: steps, seed, draws, positions), and the program's
-// notes as "note.KEY".
+// (XXH3 over names and data), "progress" (JSON: steps, seed, draws, loss_scale, good_steps,
+// positions), and the program's notes as "note.KEY".
 #pragma once
 
 #include <cstdint>
@@ -17,8 +17,9 @@
 namespace mamba {
 
 struct TrainingProgress {
-  std::uint64_t seed = 0;               // of the random numbers,
-  std::uint64_t draws = 0;              // and how many of them were drawn
+  std::uint64_t seed = 0;   // of the random numbers,
+  std::uint64_t draws = 0;  // and how many of them were drawn
+  LossScale loss_scale;
   std::vector<std::int64_t> positions;  // in the data, counted as the program likes
   std::map<std::string, std::string> notes;
 };

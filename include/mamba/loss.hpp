@@ -14,11 +14,13 @@ class TokenLoss {
  public:
   // logits [batch, time, vocab] f32; targets [batch, time] i32, dense, a negative one is not
   // counted; dlogits [batch, time, vocab] of the model's dtype, or absent: the gradient of the
-  // mean. `counted` is how many targets count, which the caller knows; at least 1.
+  // mean, times loss_scale (see LossScale). `counted` is how many targets count, which the caller
+  // knows; at least 1. Of a part of a batch, as many as count in the whole batch: then the parts'
+  // gradients and means add up to those of the batch.
   void run(ConstTensorView logits, ConstTensorView targets, std::int64_t counted,
-           TensorView dlogits, Stream& stream);
+           TensorView dlogits, Stream& stream, float loss_scale = 1);
 
-  // Of the last run, in nats a token; divided by log(2), bits. Waits for the stream.
+  // Of the last run, in nats a token, not scaled; divided by log(2), bits. Waits for the stream.
   float mean(Stream& stream) const;
 
  private:

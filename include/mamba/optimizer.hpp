@@ -39,6 +39,25 @@ struct AdamWOptions {
   float max_norm = 1;         // of all gradients together; 0: not clipped
 };
 
+// What the gradient of the loss is multiplied by where it is f16, so that small gradients do not
+// fall below its smallest step (Micikevicius et al. 2018, arXiv:1710.03740): halved after a step
+// whose gradients were not finite, doubled after `patience` steps in a row whose were. Powers of
+// two, so that nothing is rounded.
+//
+//   loss.run(logits, targets, counted, dlogits, stream, scale.value);
+//   model.backward(tape, dlogits, nullptr, gradients, stream);
+//   optimizer.step(rate, stream, scale.value);
+//   optimizer.settle(scale, stream);
+struct LossScale {
+  static constexpr float smallest = 1, largest = 16777216;
+  static constexpr std::int64_t patience = 2000;
+
+  float value = 65536;
+  std::int64_t good_steps = 0;  // since it changed
+
+  void update(bool finite);
+};
+
 // Moments are f32. A weight in 16 bits has an f32 master copy here, which is what learns; the
 // weight is the master rounded.
 class AdamW {
@@ -46,14 +65,20 @@ class AdamW {
   // Names must differ; shapes, dtypes and devices are checked (ArgumentError).
   explicit AdamW(std::vector<Parameter> parameters, const AdamWOptions& options = {});
 
-  // One step with the gradients as they are. If one of them is not finite nothing is changed: see
+  // One step with the gradients as they are, which carry loss_scale: it is divided out in f32. If
+  // one of them is not finite nothing is changed, as the device finds by itself: see
   // gradient_norm().
-  void step(float learning_rate, Stream& stream);
+  void step(float learning_rate, Stream& stream, float loss_scale = 1);
   std::int64_t steps() const { return steps_; }
   const AdamWOptions& options() const { return options_; }
 
-  // Of the last step's gradients, before they were clipped. Waits for the stream. Not finite: that
-  // step changed nothing, and first_not_finite() says whose gradient it was.
+  // What the last step means for the loss scale that its gradients carried. False: they were not
+  // finite, and the step, which changed nothing, does not count. Waits for the stream.
+  bool settle(LossScale& scale, Stream& stream);
+
+  // Of the last step's gradients, without loss scale and before they were clipped. Waits for the
+  // stream. Not finite: that step changed nothing, and first_not_finite() says whose gradient it
+  // was.
   float gradient_norm(Stream& stream) const;
   // The first parameter whose gradient holds a NaN or an infinity; empty if none does. Waits.
   std::string first_not_finite(Stream& stream) const;
@@ -76,6 +101,7 @@ class AdamW {
   AdamWOptions options_;
   Tensor squares_;  // [1] f32
   std::int64_t steps_ = 0;
+  float loss_scale_ = 1;  // of the last step
 };
 
 // Linear from 0 to `peak` over the first `warmup` steps (step counts from 1), then half a cosine

@@ -66,9 +66,10 @@ struct SumSquares {
 };
 
 // One step of AdamW (Loshchilov & Hutter 2019) on one tensor:
-//   g = scale gradient                      scale: 1, or max_norm / sqrt(squares) where that is
-//   less m = beta1 m + (1 - beta1) g             v = beta2 v + (1 - beta2) g^2 weight -=
-//   learning_rate (m / (1 - beta1^step) / (sqrt(v / (1 - beta2^step)) + epsilon)
+//   g = clip gradient / loss_scale      clip: 1, or max_norm / norm where that is less;
+//   m = beta1 m + (1 - beta1) g         norm = sqrt(squares) / loss_scale
+//   v = beta2 v + (1 - beta2) g^2
+//   weight -= learning_rate (m / (1 - beta1^step) / (sqrt(v / (1 - beta2^step)) + epsilon)
 //                            + weight_decay weight)
 // If squares is not finite, nothing is changed: the caller sees it there and stops.
 struct AdamWStep {
@@ -78,6 +79,7 @@ struct AdamWStep {
   TensorView m, v;           // the same shape, f32, read and written
   ConstTensorView squares;   // [1] f32: the sum of squares of all gradients; needed if max_norm > 0
   float max_norm = 0;        // 0: gradients are not clipped
+  float loss_scale = 1;      // what the gradients are multiplied by; above 0
   float learning_rate = 1e-3f;
   float beta1 = 0.9f;
   float beta2 = 0.999f;

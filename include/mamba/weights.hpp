@@ -88,6 +88,17 @@ struct ModelWeights {
   }
 };
 
+// What is there of LayerWeights, StackWeights or ModelWeights, in the order of `each`; `config` is
+// a LayerConfig or ModelConfig, as `each` takes it.
+template <class Weights, class Config>
+std::vector<TensorView> tensors(Weights& weights, const Config& config) {
+  std::vector<TensorView> list;
+  Weights::each(weights, config, DType::f32, [&](const auto&, Tensor& tensor, const Shape&, DType) {
+    if (tensor) list.push_back(tensor);
+  });
+  return list;
+}
+
 // Every weight's gradient for such a layer or model: all f32, zero.
 LayerWeights zero_gradients(const LayerConfig& config, Device device = Device::cpu());
 ModelWeights zero_gradients(const ModelConfig& config, Device device = Device::cpu());

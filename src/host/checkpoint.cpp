@@ -127,6 +127,13 @@ class TrainingFile {
     steps_ = signed_count(field("steps"), "steps");
     progress_.seed = count(field("seed"), "seed");
     progress_.draws = count(field("draws"), "draws");
+    const Json& scale = field("loss_scale");
+    const double factor = scale.is_number() ? scale.get<double>() : 0;
+    if (!(factor >= LossScale::smallest && factor <= LossScale::largest)) {
+      refuse("loss_scale", "1 to 2^24", describe(scale));
+    }
+    progress_.loss_scale.value = static_cast<float>(factor);
+    progress_.loss_scale.good_steps = signed_count(field("good_steps"), "good_steps");
     if (!field("positions").is_array()) refuse("positions", "a list", describe(json["positions"]));
     for (const Json& value : field("positions")) {
       progress_.positions.push_back(signed_count(value, "positions"));
@@ -166,6 +173,8 @@ void save_training(const std::string& path, const AdamW& optimizer, const StackS
   json["steps"] = optimizer.steps();
   json["seed"] = progress.seed;
   json["draws"] = progress.draws;
+  json["loss_scale"] = progress.loss_scale.value;
+  json["good_steps"] = progress.loss_scale.good_steps;
   json["positions"] = progress.positions;
   std::map<std::string, std::string> metadata{{"format", format_name},
                                               {"version", version},

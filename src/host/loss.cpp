@@ -6,9 +6,9 @@
 namespace mamba {
 
 void TokenLoss::run(ConstTensorView logits, ConstTensorView targets, std::int64_t counted,
-                    TensorView dlogits, Stream& stream) {
+                    TensorView dlogits, Stream& stream, float loss_scale) {
   check::rank("TokenLoss::run", "targets", targets, 2);
-  check::range("TokenLoss::run", "counted", counted, 1, targets.count());
+  check::range("TokenLoss::run", "counted", counted, 1, std::int64_t{1} << 40);
   if (losses_.shape() != targets.shape() || losses_.device() != stream.device()) {
     losses_ = Tensor(targets.shape(), DType::f32, stream.device());
     sum_ = Tensor({1}, DType::f32, stream.device());
@@ -18,7 +18,7 @@ void TokenLoss::run(ConstTensorView logits, ConstTensorView targets, std::int64_
   loss.targets = targets;
   loss.loss = losses_;
   loss.dlogits = dlogits;
-  loss.scale = 1 / static_cast<float>(counted);
+  loss.scale = loss_scale / static_cast<float>(counted);
   mamba::run(loss, stream);
   SumRows sum;
   sum.x = losses_.view().reshape({targets.count(), 1});

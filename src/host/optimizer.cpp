@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <set>
 
@@ -110,8 +111,19 @@ AdamW::AdamW(std::vector<Parameter> parameters, const AdamWOptions& options) : o
   stream.synchronize();
 }
 
-void AdamW::step(float learning_rate, Stream& stream) {
+void LossScale::update(bool finite) {
+  if (finite && ++good_steps < patience) return;
+  value = std::clamp(finite ? 2 * value : value / 2, smallest, largest);
+  good_steps = 0;
+}
+
+void AdamW::step(float learning_rate, Stream& stream, float loss_scale) {
+  if (!(loss_scale > 0) || !std::isfinite(loss_scale)) {
+    throw ArgumentError("AdamW::step", "loss_scale", "a finite number above 0",
+                        fmt::format("{}", loss_scale));
+  }
   ++steps_;
+  loss_scale_ = loss_scale;
   SumSquares sum;
   sum.y = squares_;
   for (const Slot& slot : slots_) {
@@ -122,6 +134,7 @@ void AdamW::step(float learning_rate, Stream& stream) {
   AdamWStep op;
   op.squares = squares_;
   op.max_norm = options_.max_norm;
+  op.loss_scale = loss_scale;
   op.learning_rate = learning_rate;
   op.beta1 = options_.beta1;
   op.beta2 = options_.beta2;
@@ -148,7 +161,16 @@ float read(const Tensor& one, Stream& stream) {
 
 }  // namespace
 
-float AdamW::gradient_norm(Stream& stream) const { return std::sqrt(read(squares_, stream)); }
+float AdamW::gradient_norm(Stream& stream) const {
+  return std::sqrt(read(squares_, stream)) / loss_scale_;
+}
+
+bool AdamW::settle(LossScale& scale, Stream& stream) {
+  const bool finite = std::isfinite(gradient_norm(stream));
+  scale.update(finite);
+  if (!finite) --steps_;
+  return finite;
+}
 
 std::string AdamW::first_not_finite(Stream& stream) const {
   Tensor squares = Tensor::zeros({1}, DType::f32, squares_.device());

@@ -104,6 +104,8 @@ void run(const AdamWStep& op, Stream& stream) {
   operands.dense("v", op.v);
   operands.finite("max_norm", op.max_norm, 0);
   if (op.max_norm > 0 || op.squares) operands.is("squares", op.squares, {1}, DType::f32);
+  operands.finite("loss_scale", op.loss_scale, 0);
+  if (op.loss_scale == 0) operands.fail("loss_scale", "above 0", "0");
   operands.finite("learning_rate", op.learning_rate, 0);
   for (const auto& [name, beta] : {std::pair("beta1", op.beta1), {"beta2", op.beta2}}) {
     if (!(beta >= 0 && beta < 1)) operands.fail(name, "0 to below 1", fmt::format("{}", beta));

@@ -61,7 +61,7 @@ struct Adam {
   float *m, *v;
   const float* squares;  // may be nullptr
   std::int64_t count;
-  float max_norm, learning_rate, beta1, beta2, epsilon, decay;
+  float max_norm, loss_scale, learning_rate, beta1, beta2, epsilon, decay;
   float m_correction, v_correction;  // 1 / (1 - beta^step)
 
   __device__ __forceinline__ void step(std::int64_t i, float scale) const {
@@ -84,8 +84,9 @@ __global__ void __launch_bounds__(sum_threads, 4) adamw_kernel(const Adam<T> op)
   if (op.squares != nullptr) {
     const float squares = *op.squares;
     if (!isfinite(squares)) return;
-    if (op.max_norm > 0) scale = fminf(1, op.max_norm / sqrtf(squares));
+    if (op.max_norm > 0) scale = fminf(1, op.max_norm * op.loss_scale / sqrtf(squares));
   }
+  scale /= op.loss_scale;
   const std::int64_t stride = std::int64_t{gridDim.x} * sum_threads;
 #pragma unroll 4
   for (std::int64_t i = std::int64_t{blockIdx.x} * sum_threads + threadIdx.x; i < op.count;
@@ -132,6 +133,7 @@ void run(const AdamWStep& op, Stream& stream) {
     adam.squares = op.squares ? op.squares.data<float>() : nullptr;
     adam.count = op.weight.count();
     adam.max_norm = op.max_norm;
+    adam.loss_scale = op.loss_scale;
     adam.learning_rate = op.learning_rate;
     adam.beta1 = op.beta1;
     adam.beta2 = op.beta2;

@@ -44,7 +44,7 @@ ScanGeometry ring_geometry(const Op& op, int sm_count, int narrowest, int most_w
     if (width < narrowest) continue;
     if (width == 32 && op.A_log.dim(1) > 64) continue;  // the ring's slots would leave few warps
     const std::int64_t blocks = op.x.dim(0) * divide_up(op.x.dim(2), width);
-    for (const int together : {2, 1}) {
+    for (const int together : blocks_together) {
       const std::int64_t rounds = divide_up(blocks, std::int64_t{together} * sm_count);
       const double busiest = static_cast<double>(rounds * together * width) * cost;
       if (least != 0 && busiest >= least) continue;
@@ -65,15 +65,15 @@ ScanPlan plan(const SelectiveScan& op, int sm_count) {
   if (time == 1 && !op.chunk_states) return ScanPlan::step;
   constexpr std::int64_t longest = std::int64_t{1} << 30;  // steps that one block counts
   if (time > longest) return ScanPlan::chunked;
-  // Measured on an H200: below 2.5 warps a scheduler, and with more than four lanes a channel,
-  // chunks are faster; a short sequence is not worth them.
+  // Measured on an H200: below 3 warps a scheduler, and with more than four lanes a channel, chunks
+  // are faster; a short sequence is not worth them.
   const bool wide = op.A_log.dim(1) > 32;
-  return time >= 128 && (wide || warps_each(op, 4, sm_count) < 2.5) ? ScanPlan::chunked
-                                                                    : ScanPlan::sequential;
+  return time >= 128 && (wide || warps_each(op, 4, sm_count) < 3) ? ScanPlan::chunked
+                                                                  : ScanPlan::sequential;
 }
 
 ScanGeometry geometry(const SelectiveScan& op, ScanPlan plan, int sm_count) {
-  if (plan == ScanPlan::chunked) return ring_geometry(op, sm_count, 8, 16);
+  if (plan == ScanPlan::chunked) return ring_geometry(op, sm_count, 8, 16, {1, 2});
   ScanGeometry g;
   if (plan == ScanPlan::sequential) {
     // Two lanes a channel save work, four keep more warps busy. Where the chip is full, legs keep
@@ -121,7 +121,7 @@ void run(const SelectiveScan& op, Stream& stream) {
 }
 
 void run(const SelectiveScanGrad& op, Stream& stream) {
-  run_scan_grad(op, stream, ring_geometry(op, sm_count(stream.device()), 16, 8));
+  run_scan_grad(op, stream, ring_geometry(op, sm_count(stream.device()), 16, 8, {2, 1}));
 }
 
 }  // namespace mamba::cuda

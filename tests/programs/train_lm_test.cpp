@@ -3,9 +3,12 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+
+#include <mamba/device.hpp>
 
 #include "child.hpp"
 
@@ -47,7 +50,8 @@ class TrainLm : public ::testing::Test {
                      "32",       "--warmup",  "5",       "--steps",   "30", "--rate",
                      "0.01",     "--threads", "1"};
     all.insert(all.end(), more.begin(), more.end());
-    return run(all, TRAIN_LM);
+    const char* moved = std::getenv("TRAIN_LM");  // as MAMBA_GOLDEN_DIR in testing.hpp
+    return run(all, moved != nullptr ? moved : TRAIN_LM);
   }
   void expect_error(const Finished& finished, const std::string& text) {
     EXPECT_NE(finished.code, 0);
@@ -73,7 +77,7 @@ TEST_F(TrainLm, LearnsAndWritesAModelThatMambaLmReads) {
 }
 
 TEST_F(TrainLm, ResumedIsTheSameToTheByte) {
-  for (const std::string dtype : {"f32", "bf16"}) {
+  for (const std::string dtype : {"f32", "bf16", "f16"}) {
     EXPECT_EQ(train("whole" + dtype, {"--dtype", dtype}).code, 0);
     EXPECT_EQ(train("parts" + dtype, {"--dtype", dtype, "--stop-at", "13"}).code, 0);
     EXPECT_NE(read(file("parts" + dtype + "/model.safetensors")),
@@ -99,6 +103,8 @@ TEST_F(TrainLm, WhatCannotBeIsNamed) {
   write("empty", "");
   expect_error(train("run", {}, "empty"), "expected text to train on and to validate with, got 0");
   expect_error(train("run", {}, "nowhere"), "expected a file or folder, got nothing");
+  expect_error(train("run", {}, "/proc/self/mem"),
+               "/proc/self/mem: expected a file that can be read, got Input/output error");
   expect_error(train("run", {"--resume"}), "checkpoint");
   EXPECT_EQ(train("run", {"--steps", "2"}).code, 0);
   expect_error(train("run", {"--resume", "--batch", "5"}), "checkpoint");
@@ -116,6 +122,67 @@ TEST_F(TrainLm, ALossThatIsNotFiniteStopsTheRunAndKeepsTheCheckpoint) {
   const Finished broken = train("run", {"--resume", "--rate", "1e30", "--clip", "0"});
   expect_error(broken, "expected a finite loss and gradient, got a loss of ");
   EXPECT_THAT(broken.err, HasSubstr("train-lm: step "));
+  EXPECT_THAT(broken.err, HasSubstr(", first in the gradient of backbone."));
+  EXPECT_EQ(read(file("run/checkpoint")), before);
+}
+
+// As the last test, where what is not finite might also be a loss scale that is too large.
+TEST_F(TrainLm, InF16ALossThatIsNotFiniteStopsTheRunToo) {
+  const Finished broken = train("run", {"--dtype", "f16", "--rate", "1e30", "--clip", "0"});
+  expect_error(broken, "expected a finite loss and gradient, got a loss of ");
+}
+
+TEST_F(TrainLm, DevicesThatCannotShareABatchAreNamed) {
+  expect_error(train("run", {"--device", "cpu,cpu"}),
+               HAS_NCCL ? "expected CUDA devices, got cpu" : "this build has no NCCL");
+  expect_error(train("run", {"--device", "cpu,cuda:x"}), "expected cpu, cuda or cuda:N");
+  expect_error(train("run", {"--device", ""}), "--device: expected a device, got none");
+  expect_error(train("run", {"--device", "cuda:0,cuda:1", "--batch", "1"}),
+               "--batch: expected a row for each of 2 devices, got 1");
+}
+
+class TrainLmOnTwo : public TrainLm {
+ protected:
+  void SetUp() override {
+    if (!HAS_NCCL || mamba::cuda_device_count() < 2) GTEST_SKIP() << "needs two CUDA devices";
+  }
+  Finished two(const std::string& out, Arguments more) {
+    more.insert(more.end(), {"--device", "cuda:0,cuda:1"});
+    return train(out, more);
+  }
+};
+
+TEST_F(TrainLmOnTwo, TheSameBytesEveryTimeResumedOrNot) {
+  for (const std::string dtype : {"f32", "bf16", "f16"}) {
+    EXPECT_EQ(two("whole" + dtype, {"--dtype", dtype}).code, 0);
+    EXPECT_EQ(two("parts" + dtype, {"--dtype", dtype, "--stop-at", "13"}).code, 0);
+    const Finished resumed = two("parts" + dtype, {"--dtype", dtype, "--resume"});
+    EXPECT_EQ(resumed.code, 0) << resumed.err;
+    for (const char* name : {"/model.safetensors", "/checkpoint"}) {
+      EXPECT_EQ(read(file("parts" + dtype + name)), read(file("whole" + dtype + name))) << name;
+    }
+  }
+}
+
+// One device reads what two have written and the other way round: the same data, in f32 the same
+// losses but for rounding.
+TEST_F(TrainLmOnTwo, LearnsWhatOneDeviceLearns) {
+  EXPECT_EQ(train("one", {"--device", "cuda:0"}).code, 0);
+  EXPECT_EQ(two("two", {"--stop-at", "10"}).code, 0);
+  EXPECT_EQ(train("two", {"--device", "cuda:0", "--resume", "--stop-at", "20"}).code, 0);
+  EXPECT_EQ(two("two", {"--resume"}).code, 0);
+  const auto last = [&](const std::string& out) {
+    const std::string metrics = read(file(out + "/metrics.jsonl"));
+    return std::stod(metrics.substr(metrics.rfind("bits_per_byte\": ") + 16));
+  };
+  EXPECT_NEAR(last("two"), last("one"), 0.01);
+}
+
+TEST_F(TrainLmOnTwo, ALossThatIsNotFiniteStopsBoth) {
+  EXPECT_EQ(two("run", {"--stop-at", "5"}).code, 0);
+  const std::string before = read(file("run/checkpoint"));
+  const Finished broken = two("run", {"--resume", "--rate", "1e30", "--clip", "0"});
+  expect_error(broken, "expected a finite loss and gradient, got a loss of ");
   EXPECT_EQ(read(file("run/checkpoint")), before);
 }
 

@@ -32,14 +32,15 @@ int useful_threads(const Stream& stream, std::int64_t count) {
 
 // What is the same for every element of a step.
 struct Constants {
-  float scale;
+  float scale;         // of a gradient: clipped, and without the loss scale
   float m_correction;  // 1 / (1 - beta1^step)
   float v_correction;
 
   explicit Constants(const AdamWStep& op) {
     const auto power = static_cast<double>(op.step);
+    const float largest = op.max_norm * op.loss_scale;
     const float norm = op.max_norm > 0 ? std::sqrt(op.squares.data<float>()[0]) : 0;
-    scale = op.max_norm > 0 && norm > op.max_norm ? op.max_norm / norm : 1;
+    scale = (norm > largest ? largest / norm : 1) / op.loss_scale;
     m_correction = static_cast<float>(1 / (1 - std::pow(double{op.beta1}, power)));
     v_correction = static_cast<float>(1 / (1 - std::pow(double{op.beta2}, power)));
   }
