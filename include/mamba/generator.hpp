@@ -31,6 +31,10 @@ struct GenerateOptions {
   // character that is not complete at the end of a call comes out in a later one (see
   // finish_text). The text of an end-of-text token is left out.
   std::function<bool(std::string_view text)> on_text;
+
+  // A negative max_tokens, a stop string of no length or too long, and text without a tokenizer are
+  // ArgumentErrors; generate() asks.
+  void check() const;
 };
 
 enum class StopReason { max_tokens, eos, stop_string, callback };
@@ -122,7 +126,6 @@ class Generator {
   void mark_seen(const Ids& ids);
   void push(std::int32_t token);
   void copy_to(Generator& other) const;
-  void check(const GenerateOptions& options) const;
   std::optional<StopReason> hear(const GenerateOptions& options, std::int32_t token,
                                  Generated& result);
   bool is_eos(std::int32_t token) const;

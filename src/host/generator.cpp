@@ -29,6 +29,22 @@ void SamplingOptions::check() const {
   }
 }
 
+void GenerateOptions::check() const {
+  constexpr const char* where = "Generator::generate";
+  mamba::check::range(where, "max_tokens", max_tokens, 0, INT64_MAX);
+  for (const std::string& text : stop) {
+    mamba::check::range(where, "stop (bytes)", static_cast<std::int64_t>(text.size()), 1,
+                        Generator::longest_stop);
+  }
+  if (tokenizer != nullptr) return;
+  if (!stop.empty()) {
+    throw ArgumentError(where, "tokenizer", "one, to find stop strings with", "none");
+  }
+  if (on_text) {
+    throw ArgumentError(where, "tokenizer", "one, to make text with", "none");
+  }
+}
+
 namespace {
 
 std::unique_ptr<GeneratorSlot> slot_alone(const LanguageModel& model, Stream& stream) {
@@ -160,26 +176,11 @@ bool Generator::is_eos(std::int32_t token) const {
   return std::find(eos.begin(), eos.end(), token) != eos.end();
 }
 
-void Generator::check(const GenerateOptions& options) const {
-  constexpr const char* where = "Generator::generate";
-  check::range(where, "max_tokens", options.max_tokens, 0, INT64_MAX);
-  for (const std::string& stop : options.stop) {
-    check::range(where, "stop (bytes)", static_cast<std::int64_t>(stop.size()), 1, longest_stop);
-  }
-  if (options.tokenizer != nullptr) return;
-  if (!options.stop.empty()) {
-    throw ArgumentError(where, "tokenizer", "one, to find stop strings with", "none");
-  }
-  if (options.on_text) {
-    throw ArgumentError(where, "tokenizer", "one, to make text with", "none");
-  }
-}
-
 std::optional<StopReason> Generator::stopped(const GenerateOptions& options) const {
   if (recent_.empty()) return std::nullopt;
   if (!options.ignore_eos && is_eos(recent_.back())) return StopReason::eos;
   if (options.stop.empty()) return std::nullopt;
-  check(options);
+  options.check();
   const std::string text = options.tokenizer->decode(recent_);
   const bool complete =
       std::any_of(options.stop.begin(), options.stop.end(), [&](const std::string& stop) {
@@ -443,7 +444,7 @@ std::vector<Generated> Generator::generate(const Group& group,
     return options[options.size() == 1 ? 0 : i];
   };
   for (std::size_t i = 0; i < group.size(); ++i) {
-    if (group[i] != nullptr) group[i]->check(options_of(i));
+    options_of(i).check();
     if (options_of(i).max_tokens > 0) active.push_back(i);
   }
   while (!active.empty()) {
