@@ -5,6 +5,7 @@
 #include <fstream>
 #include <iterator>
 #include <memory>
+#include <thread>
 
 #include "host/generator_slots.hpp"
 #include "testing.hpp"
@@ -252,6 +253,29 @@ TEST_F(GeneratorPoolTest, AKnownStateIsTakenOver) {
     EXPECT_EQ(told.generate(tokens(20)).tokens, read.generate(tokens(20)).tokens);
     expect_error<ArgumentError>("Generator::assume: tokens_seen: expected 0, got 26",
                                 [&] { told.assume({1}, read.state(), read.logits()); });
+  });
+}
+
+TEST_F(GeneratorPoolTest, PoolsOfSeveralThreadsShareAModel) {
+  everywhere([](const LanguageModel& model) {
+    std::vector<Ids> got(3), expected;
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      expected.push_back(alone(model, prompts()[i], lively(i)).generate(tokens(20)).tokens);
+    }
+    std::vector<std::thread> threads;
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      threads.emplace_back([&, i] {
+        Stream stream(model.device(), 2);
+        GeneratorPool pool(model, 2, stream);
+        GeneratorAccess::slots(pool).ahead = true;
+        Generator other = pool.make();
+        Generator mine = pool.make(lively(i));
+        Generator::read({&mine, &other}, {prompts()[i], prompts()[0]});
+        got[i] = Generator::generate({&mine, &other}, {tokens(20)})[0].tokens;
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    EXPECT_EQ(got, expected);
   });
 }
 
