@@ -97,6 +97,12 @@ BREAKS = {
         "src/host/ops/cross_entropy.cpp", "op.scale * (p - 1)", "op.scale * p", "CrossEntropy*"),
     "the second moment is not corrected": (
         "src/host/ops/adamw.cpp", "std::sqrt(v[i] * constants.v_correction)", "std::sqrt(v[i])", "AdamWStep*"),
+    "the norm is clipped with its loss scale": (
+        "src/host/ops/adamw.cpp", "op.max_norm * op.loss_scale", "op.max_norm", "AdamWStep*"),
+    "a step that overflowed counts": (
+        "src/host/optimizer.cpp", "if (!finite) --steps_;", "", "LossScale*"),
+    "what followed from a failure hides it": (
+        "src/detail/meeting.hpp", "    if (first_) return;\n", "", "Meeting*"),
     "text is not normalised": (
         "src/host/tokenizer.cpp", "tables_->nfc ? to_nfc(std::string(piece)) : std::string(piece)", "std::string(piece)",
         "Tokenizer*"),
@@ -134,12 +140,6 @@ BREAKS = {
         "src/host/known_prefix.cpp", "saved.metadata.notes[hash_note] != hash", "false", "StateCache*"),
     "the cache throws out what was used last": (
         "src/host/state_cache.cpp", "      out.push_back(list.back());", "      out.push_back(list.front());", "StateCache*"),
-    "the norm is clipped with its loss scale": (
-        "src/host/ops/adamw.cpp", "op.max_norm * op.loss_scale", "op.max_norm", "AdamWStep*"),
-    "a step that overflowed counts": (
-        "src/host/optimizer.cpp", "if (!finite) --steps_;", "", "LossScale*"),
-    "what followed from a failure hides it": (
-        "src/detail/meeting.hpp", "    if (first_) return;\n", "", "Meeting*"),
 }
 
 

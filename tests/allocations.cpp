@@ -17,11 +17,18 @@
 
 namespace {
 std::atomic<long> count{0};
+thread_local long here = 0;
+
+void add_one() {
+  ++count;
+  ++here;
 }
+}  // namespace
 
 namespace mamba::testing {
 bool allocations_are_counted() { return MAMBA_COUNTS_ALLOCATIONS != 0; }
 long allocations() { return count; }
+long allocations_here() { return here; }
 }  // namespace mamba::testing
 
 // operator new, BLIS and OpenMP all end in these; glibc's own stand behind them.
@@ -33,23 +40,23 @@ void* __libc_memalign(std::size_t alignment, std::size_t size);
 
 #if MAMBA_COUNTS_ALLOCATIONS
 void* malloc(std::size_t size) {
-  ++count;
+  add_one();
   return __libc_malloc(size);
 }
 void* calloc(std::size_t number, std::size_t size) {
-  ++count;
+  add_one();
   return __libc_calloc(number, size);
 }
 void* realloc(void* memory, std::size_t size) {
-  ++count;
+  add_one();
   return __libc_realloc(memory, size);
 }
 void* aligned_alloc(std::size_t alignment, std::size_t size) {
-  ++count;
+  add_one();
   return __libc_memalign(alignment, size);
 }
 int posix_memalign(void** memory, std::size_t alignment, std::size_t size) {
-  ++count;
+  add_one();
   *memory = __libc_memalign(alignment, size);
   return *memory == nullptr ? 12 /* ENOMEM */ : 0;
 }

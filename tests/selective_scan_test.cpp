@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <string>
@@ -121,6 +122,66 @@ TEST(SelectiveScan, MatchesReferenceOnEveryTarget) {
       expect_matches_reference(c, Device::cpu());
     }
   });
+}
+
+// Factors whose products and sums are exact in every storage type, so that dt is known to the bit.
+TEST(SelectiveScan, ProjectsDt) {
+  for (const Device device : devices()) {
+    for (const DType dtype : storage_dtypes()) {
+      for (const std::int64_t dt_rank : {1, 5, 14, 48}) {
+        for (const auto& [batch, time, d_state] : {std::array<std::int64_t, 3>{1, 1, 16},
+                                                   {3, 1, 5},
+                                                   {9, 1, 16},
+                                                   {2, 7, 3},
+                                                   {2, 1, 200}}) {
+          ScanCase c;
+          c.batch = batch;
+          c.time = time;
+          c.d_state = d_state;
+          c.dtype = dtype;
+          ScanInputs host(c);
+          Random random(7);
+          const auto quarter = [&](int most) {
+            return std::round(random.uniform(-most, most)) / 4;
+          };
+          const Tensor low =
+              random.tensor({batch, time, dt_rank + 3}, dtype, [&] { return quarter(4); });
+          const Tensor weight =
+              random.tensor({c.channels, dt_rank}, dtype, [&] { return quarter(1); });
+          const std::vector<double> factors = values(low), weights = values(weight);
+          std::vector<float> dt;
+          for (std::int64_t r = 0; r < batch * time; ++r) {
+            for (std::int64_t channel = 0; channel < c.channels; ++channel) {
+              double sum = 0;
+              for (std::int64_t k = 0; k < dt_rank; ++k) {
+                sum += factors[static_cast<std::size_t>(r * (dt_rank + 3) + k)] *
+                       weights[static_cast<std::size_t>(channel * dt_rank + k)];
+              }
+              dt.push_back(static_cast<float>(sum));
+            }
+          }
+          const Tensor exact = Tensor::from(dt, {batch, time, c.channels}).to(Device::cpu(), dtype);
+          SelectiveScan known = host.op();
+          known.dt = exact;
+          const SequenceResult expected = scan_reference(known);
+
+          const ScanInputs inputs = host.to(device);
+          const Tensor there = low.to(device), weight_there = weight.to(device);
+          const Guarded y(inputs.y_shape(), dtype, device);
+          const Guarded last(inputs.state_shape(), DType::f32, device);
+          SelectiveScan op = inputs.op();
+          op.dt = there.view().columns(0, dt_rank);
+          op.dt_weight = weight_there;
+          op.y = y.view();
+          op.final_state = last.view();
+          run(op, default_stream(device));
+          expect_within(y.view(), expected.y, c.name() + " y");
+          expect_within(last.view(), expected.final_state, c.name() + " final state");
+          if (::testing::Test::HasFailure()) return;
+        }
+      }
+    }
+  }
 }
 
 TEST(SelectiveScan, LongSequenceMatchesReference) {
@@ -562,6 +623,10 @@ TEST(SelectiveScan, ErrorsNameTheOperand) {
   expect("x: expected a tensor, got none", [](auto& op) { op.x = {}; });
   expect("dt: expected [2, 9, 17], got [2, 9, 16]", [&](auto& op) { op.dt = small; });
   expect("dt: expected f32, got bf16", [&](auto& op) { op.dt = half; });
+  expect("dt_weight: expected [17, 16], got [17, 257]", [&](auto& op) {
+    op.dt = small;
+    op.dt_weight = large;
+  });
   expect("z: expected f32, got bf16", [&](auto& op) { op.z = half; });
   expect("y: expected a tensor, got none", [](auto& op) { op.y = {}; });
   expect("d_state: expected 1 to 256, got 257", [&](auto& op) { op.A_log = large; });

@@ -30,7 +30,7 @@ struct LayerActivations {
   TensorView u;              // [batch, time, d_inner]: the convolution's y
   TensorView raw_selection;  // [batch, time, dt_rank + 2 d_state]: dt before its projection, B, C
   TensorView selection;      // the same after the norm of norm_dt_b_c
-  TensorView dt;             // [batch, time, d_inner]
+  TensorView dt;             // [batch, time, d_inner]; absent: the scan projects it
   TensorView scanned;        // [batch, time, d_inner]: the scan's y
   TensorView gated;          // [batch, time, d_inner]: what out_proj reads
   TensorView chunk_states;   // see SelectiveScan
@@ -177,7 +177,8 @@ inline void Layer::mix(const Run& r, const LayerActivations& a, Stream& stream) 
 
   SelectiveScan scan;
   scan.x = a.u;
-  scan.dt = a.dt;
+  scan.dt = a.dt ? a.dt : a.selection.columns(0, c.dt_rank);
+  if (!a.dt) scan.dt_weight = w.dt_proj;
   scan.A_log = w.A_log;
   scan.B = a.selection.columns(c.dt_rank, c.d_state);
   scan.C = a.selection.columns(c.dt_rank + c.d_state, c.d_state);
@@ -221,6 +222,7 @@ inline void Layer::select(const LayerActivations& a, Stream& stream) const {
     }
   }
 
+  if (!a.dt) return;  // the scan projects it
   Matmul dt_proj;
   dt_proj.x = a.selection.columns(0, c.dt_rank);
   dt_proj.weight = weights_.dt_proj;

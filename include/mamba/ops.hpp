@@ -68,10 +68,12 @@ struct CausalConv {
 //   h[n]  = exp(delta A[c, n]) h[n] + delta B[t, n] x[t, c]            A = -exp(A_log)
 //   y     = (sum_n C[t, n] h[n] + D[c] x[t, c]) silu(z[t, c])
 // h starts as the initial state and ends as the final state. d_state is 1 to 256.
-// reset[b, t] != 0 sets h to zero (whatever it was) before step t.
+// reset[b, t] != 0 sets h to zero (whatever it was) before step t. With the optional dt_weight the
+// dt of the formula is dt dt_weight^T, which a single step need not round to T.
 struct SelectiveScan {
   ConstTensorView x;              // [batch, time, channels] T
-  ConstTensorView dt;             // [batch, time, channels] T
+  ConstTensorView dt;             // [batch, time, channels] T; with dt_weight [.., .., dt_rank]
+  ConstTensorView dt_weight;      // [channels, dt_rank] T, optional
   ConstTensorView A_log;          // [channels, d_state] f32
   ConstTensorView B;              // [batch, time, d_state] T
   ConstTensorView C;              // [batch, time, d_state] T

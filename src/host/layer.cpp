@@ -174,7 +174,7 @@ LayerActivations Layer::in_scratch(std::int64_t batch, std::int64_t time, bool f
   a.u = scratch.take(d_inner, dtype());
   a.selection = scratch.take(selection, dtype());
   a.raw_selection = c.norm_dt_b_c && for_backward ? scratch.take(selection, dtype()) : a.selection;
-  a.dt = scratch.take(d_inner, dtype());
+  if (for_backward) a.dt = scratch.take(d_inner, dtype());
   a.gated =
       for_backward ? scratch.take(d_inner, dtype()) : a.u;  // the scan may write where it reads
   a.scanned = c.gated_norm && for_backward ? scratch.take(d_inner, dtype()) : a.gated;

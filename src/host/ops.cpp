@@ -1,6 +1,8 @@
 // run(op, stream): every operand is checked here, once, for every device.
 #include <mamba/ops.hpp>
 
+#include <utility>
+
 #include <fmt/format.h>
 
 #include <mamba/check.hpp>
@@ -116,7 +118,13 @@ void run(const SelectiveScan& op, Stream& stream) {
   const std::int64_t d_state = op.A_log.dim(1);
   check::range("selective_scan", "d_state", d_state, 1, 256);
   operands.is("A_log", op.A_log, {channels, d_state}, DType::f32);
-  operands.is("dt", op.dt, op.x.shape(), dtype);
+  if (op.dt_weight) {
+    operands.rank("dt", op.dt, 3);
+    operands.is("dt", op.dt, with_channels(op.x, op.dt.dim(2)), dtype);
+    operands.is("dt_weight", op.dt_weight, {channels, op.dt.dim(2)}, dtype);
+  } else {
+    operands.is("dt", op.dt, op.x.shape(), dtype);
+  }
   operands.is("B", op.B, with_channels(op.x, d_state), dtype);
   operands.is("C", op.C, with_channels(op.x, d_state), dtype);
   operands.optional("D", op.D, {channels}, DType::f32);
@@ -129,7 +137,18 @@ void run(const SelectiveScan& op, Stream& stream) {
     operands.dense("chunk_states", op.chunk_states);
   }
   check_recurrence(operands, op, d_state, DType::f32);
-  dispatch(op, stream);
+  if (!op.dt_weight || (stream.device().is_cuda() && cuda::projects_dt(op))) {
+    return dispatch(op, stream);
+  }
+  Scratch scratch(stream);
+  SelectiveScan projected = op;
+  Matmul dt_proj;
+  dt_proj.x = op.dt;
+  dt_proj.weight = std::exchange(projected.dt_weight, {});
+  dt_proj.y = scratch.take(op.x.shape(), dtype);
+  projected.dt = dt_proj.y;
+  dispatch(dt_proj, stream);
+  dispatch(projected, stream);
 }
 
 std::int64_t scan_chunk_steps(const SelectiveScan& op, const Stream& stream) {

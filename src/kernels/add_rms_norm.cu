@@ -9,7 +9,7 @@
 #include <algorithm>
 
 #include "detail/visit.hpp"
-#include "kernels/cuda.cuh"
+#include "kernels/chained.cuh"
 #include "kernels/row_sums.cuh"
 #include "kernels/vec.cuh"
 
@@ -72,6 +72,8 @@ __global__ void __launch_bounds__(most_threads(kVectors)) add_rms_norm_kernel(co
   float* residual =
       norm.residual == nullptr ? nullptr : norm.residual + norm.residual_rows.offset(row);
   const auto channels = static_cast<int>(norm.channels);
+  let_next_begin();
+  wait_for_previous();
   float sum[kVectors][V] = {};
 #pragma unroll
   for (int j = 0; j < kVectors; ++j) {
@@ -133,7 +135,8 @@ void launch_short(Norm<T> norm, cudaStream_t stream) {
   const RowBlocks spread(norm.channels, V, kVectors);
   norm.lanes = spread.lanes;
   const auto blocks = static_cast<unsigned>(divide_up(norm.rows, spread.rows()));
-  add_rms_norm_kernel<V, kVectors><<<blocks, spread.threads, 0, stream>>>(norm);
+  launch_chained(add_rms_norm_kernel<V, kVectors, T>, blocks, spread.threads, 0, stream,
+                 "add_rms_norm", norm);
 }
 
 template <int V, class T>

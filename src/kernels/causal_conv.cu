@@ -5,7 +5,7 @@
 #include "detail/visit.hpp"
 #include "kernels/causal_conv_any.cuh"
 #include "kernels/causal_conv_tile.cuh"
-#include "kernels/cuda.cuh"
+#include "kernels/chained.cuh"
 #include "kernels/rows.cuh"
 
 namespace mamba::cuda {
@@ -87,7 +87,8 @@ void for_grids(const Operands<T>& o, int V, std::int64_t tile, int block_threads
 template <int kWidth, int V, class T>
 void run_step(const Operands<T>& o, cudaStream_t stream) {
   for_grids(o, V, 1, step_threads, [&](const Grid& grid, unsigned blocks) {
-    conv_step_kernel<kWidth, V><<<blocks, step_threads, 0, stream>>>(o, grid);
+    launch_chained(conv_step_kernel<kWidth, V, T>, blocks, step_threads, 0, stream, "causal_conv",
+                   o, grid);
   });
 }
 

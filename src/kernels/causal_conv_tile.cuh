@@ -10,6 +10,7 @@
 #pragma once
 
 #include "kernels/causal_conv.cuh"
+#include "kernels/chained.cuh"
 
 namespace mamba::cuda::conv {
 
@@ -230,6 +231,8 @@ __global__ void __launch_bounds__(step_threads)
     conv_step_kernel(const Operands<T> op, const Grid grid) {
   constexpr int kPast = kWidth - 1;
   const unsigned thread = blockIdx.x * step_threads + threadIdx.x;
+  let_next_begin();
+  wait_for_previous();
   if (thread >= grid.threads) return;
   const std::int64_t channel = std::int64_t{thread % grid.groups} * V;
   const std::int64_t b = grid.first_row + thread / grid.groups;

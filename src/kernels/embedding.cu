@@ -1,7 +1,7 @@
 // y[b, t, :] = table[ids[b, t], :]: rows copied as they are, or widened to f32.
 #include "detail/stream_access.hpp"
 #include "detail/visit.hpp"
-#include "kernels/cuda.cuh"
+#include "kernels/chained.cuh"
 #include "kernels/rows.cuh"
 #include "kernels/vec.cuh"
 
@@ -31,6 +31,8 @@ __global__ void __launch_bounds__(block_threads) embedding_kernel(const Gather<T
   const int lane = static_cast<int>(threadIdx.x) % g.lanes;
   const std::int64_t row =
       std::int64_t{blockIdx.x} * rows_per_block + static_cast<int>(threadIdx.x) / g.lanes;
+  let_next_begin();
+  wait_for_previous();
   if (row >= g.rows) return;
   const std::int64_t id = g.ids[g.id_rows.offset(row)];
   const bool bad = id < 0 || id >= g.vocab;
@@ -76,9 +78,11 @@ void gather(const Embedding& op, Stream& stream) {
   g.lanes = lanes_per_row(vectors ? g.width / V : g.width, block_threads);
   const auto blocks = static_cast<unsigned>(divide_up(g.rows, block_threads / g.lanes));
   if (vectors) {
-    embedding_kernel<V><<<blocks, block_threads, 0, handle(stream)>>>(g);
+    launch_chained(embedding_kernel<V, T, Y>, blocks, block_threads, 0, handle(stream), "embedding",
+                   g);
   } else {
-    embedding_kernel<1><<<blocks, block_threads, 0, handle(stream)>>>(g);
+    launch_chained(embedding_kernel<1, T, Y>, blocks, block_threads, 0, handle(stream), "embedding",
+                   g);
   }
   check(cudaGetLastError(), "embedding");
 }

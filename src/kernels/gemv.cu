@@ -50,16 +50,16 @@ void launch_mma(const Matmul& op, cudaStream_t stream) {
   const MatmulOperands<T> operands(op);
   const Cut cut(gemv_mma_columns, (operands.in + gemv_mma_step - 1) / gemv_mma_step,
                 operands.out < 2048 ? 24 : 12);
-  gemv_mma_kernel<T>
-      <<<cut.blocks(operands.out), cut.threads(), cut.shared(8), stream>>>(operands, cut.splits);
+  launch_chained(gemv_mma_kernel<T>, cut.blocks(operands.out), cut.threads(), cut.shared(8), stream,
+                 "matmul", operands, cut.splits);
 }
 
 template <class T, int N, int Rows, int Columns>
 void launch_fma(const Matmul& op, int max_splits, cudaStream_t stream) {
   const MatmulOperands<T> operands(op);
   const Cut cut(Columns, (operands.in + 32 * N - 1) / (32 * N), max_splits);
-  gemv_fma_kernel<T, N, Rows, Columns>
-      <<<cut.blocks(operands.out), cut.threads(), cut.shared(Rows), stream>>>(operands, cut.splits);
+  launch_chained(gemv_fma_kernel<T, N, Rows, Columns>, cut.blocks(operands.out), cut.threads(),
+                 cut.shared(Rows), stream, "matmul", operands, cut.splits);
 }
 
 // Few weight rows: one a tile, with a warp for each load of it, so that as many multiprocessors as

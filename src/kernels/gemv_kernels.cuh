@@ -6,6 +6,7 @@
 
 #include <cstring>
 
+#include "kernels/chained.cuh"
 #include "kernels/matmul_operands.cuh"
 
 namespace mamba::cuda {
@@ -86,6 +87,12 @@ __global__ void gemv_fma_kernel(MatmulOperands<T> op, int splits) {
   for (int r = 0; r < Rows; ++r) x[r] = op.x + op.x_row(min(std::int64_t{r}, op.rows - 1));
 
   const int in = static_cast<int>(op.in);
+  let_next_begin();
+  if (N > 1 && me.split == 0 && me.lane < Columns) {
+    const std::int64_t column = min(me.first_column(Columns) + me.lane, op.out - 1);
+    prefetch_to_l2(op.weight + column * op.weight_pitch, op.in * sizeof(T));
+  }
+  wait_for_previous();
   float sum[Rows][Columns] = {};
 #pragma unroll 2
   for (int k = (me.split * 32 + me.lane) * N; k < in; k += splits * 32 * N) {
@@ -166,8 +173,11 @@ __global__ void gemv_mma_kernel(MatmulOperands<T> op, int splits) {
   const T* weight = op.weight + column * op.weight_pitch + quarter * 8;
   const T* x = op.x + op.x_row(min(std::int64_t{group}, op.rows - 1)) + quarter * 8;
 
-  float sum[4][4] = {};  // four chains of dependent products, so that their latencies overlap
   const int in = static_cast<int>(op.in);
+  let_next_begin();
+  if (me.split == 0 && quarter == 0) prefetch_to_l2(weight, op.in * sizeof(T));
+  wait_for_previous();
+  float sum[4][4] = {};  // four chains of dependent products, so that their latencies overlap
   for (int k = me.split * gemv_mma_step; k < in; k += splits * gemv_mma_step) {
     uint4 w[2];
     uint4 v[2];

@@ -7,7 +7,7 @@
 #include <cfloat>
 
 #include "detail/stream_access.hpp"
-#include "kernels/cuda.cuh"
+#include "kernels/chained.cuh"
 #include "kernels/sample_row.cuh"
 #include "kernels/vec.cuh"
 
@@ -114,6 +114,8 @@ __device__ int draw(Shared& shared, const Row& row, const Options& options, cons
 
 __global__ void __launch_bounds__(sampling::block_threads) sample_kernel(const Options op) {
   __shared__ Shared shared;
+  let_next_begin();
+  wait_for_previous();
   const std::int64_t b = op.rows != nullptr ? op.rows[blockIdx.x] : blockIdx.x;
   if (b < 0 || b >= op.batch) {
     if (threadIdx.x == 0) *op.bad_row = 1;
@@ -193,9 +195,8 @@ void run(const Sample& op, Stream& stream) {
   options.unit = unit_mass(options.vocab);
   options.bad_logits = StreamAccess::flag(stream, BadValue::logits);
   options.bad_row = StreamAccess::flag(stream, BadValue::sampled_row);
-  sample_kernel<<<static_cast<unsigned>(count), sampling::block_threads, 0, handle(stream)>>>(
-      options);
-  check(cudaGetLastError(), "sample");
+  launch_chained(sample_kernel, static_cast<unsigned>(count), sampling::block_threads, 0,
+                 handle(stream), "sample", options);
 }
 
 }  // namespace mamba::cuda

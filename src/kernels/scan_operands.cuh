@@ -75,6 +75,10 @@ struct ScanOperands {
   std::int64_t batch, time;
   int channels, d_state;
   ScanTrack x, dt, B, C, z, y, step_states;  // z and step_states may be absent
+  const void* dt_weight;                     // [channels, dt_rank], or absent
+  std::int64_t dt_weight_pitch;
+  int dt_rank;
+  bool dt_in_quads;  // dt and dt_weight may be read four at a time
   const float* A_log;
   std::int64_t A_log_pitch;
   const float* D;  // these and below may be absent
@@ -101,6 +105,13 @@ struct ScanOperands {
         z(op.z),
         y(op.y),
         step_states(op.step_states),
+        dt_weight(op.dt_weight ? op.dt_weight.data() : nullptr),
+        dt_weight_pitch(op.dt_weight ? op.dt_weight.row_pitch() : 0),
+        dt_rank(static_cast<int>(op.dt.dim(2))),
+        dt_in_quads(
+            op.dt_weight && dt_rank % 4 == 0 &&
+            is_aligned(op.dt.data(), op.dt.row_pitch() * size_of(op.dt.dtype()), 16) &&
+            is_aligned(op.dt_weight.data(), op.dt_weight.row_pitch() * size_of(op.dt.dtype()), 16)),
         A_log(op.A_log.data<float>()),
         A_log_pitch(op.A_log.row_pitch()),
         D(op.D ? op.D.data<float>() : nullptr),

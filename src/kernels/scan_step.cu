@@ -10,7 +10,7 @@
 #include <algorithm>
 
 #include "detail/visit.hpp"
-#include "kernels/cuda.cuh"
+#include "kernels/chained.cuh"
 #include "kernels/scan_launch.hpp"
 #include "kernels/scan_math.cuh"
 #include "kernels/scan_operands.cuh"
@@ -74,19 +74,19 @@ template <class T, bool Plain>
 struct StepInput {
   std::int64_t b;
   bool there;  // a batch row of this call; if not, its place is taken by the last one
-  T x, dt, z;
-  float bias, D;
+  T x, z;
+  float dt, bias, D;
 
   __device__ __forceinline__ void load(const ScanOperands& op, std::int64_t row, int c) {
     there = Plain || row < op.batch;
     b = there ? row : op.batch - 1;
-    dt = op.dt.at<T>(b, 0)[c];
+    dt = op.dt_weight == nullptr ? to_float(op.dt.at<T>(b, 0)[c]) : 0;
     x = op.x.at<T>(b, 0)[c];
     z = op.z.data != nullptr ? op.z.at<T>(b, 0)[c] : from_float<T>(0);
     bias = op.dt_bias != nullptr ? op.dt_bias[c] : 0;
     D = op.D != nullptr ? op.D[c] : 0;
   }
-  __device__ __forceinline__ float delta() const { return softplus(__fadd_rn(to_float(dt), bias)); }
+  __device__ __forceinline__ float delta() const { return softplus(__fadd_rn(dt, bias)); }
   __device__ __forceinline__ float gate() const { return silu<T>(to_float(z)); }
   __device__ __forceinline__ void store_y(const ScanOperands& op, int c, float sum,
                                           float gate) const {
@@ -178,11 +178,41 @@ __device__ __forceinline__ void load_A(const ScanOperands& op, int c, int n,
   }
 }
 
+// dt of a channel from its dt_rank inputs; the lanes of the channel share the sum.
+template <int V, class T>
+__device__ __forceinline__ float project_dt(const ScanOperands& op, std::int64_t b, int c, int lane,
+                                            int lanes) {
+  const T* low = op.dt.at<T>(b, 0);
+  const T* weight = static_cast<const T*>(op.dt_weight) + c * op.dt_weight_pitch;
+  float sum = 0;
+#pragma unroll 4
+  for (int k = lane * V; k < op.dt_rank; k += lanes * V) {
+    const auto x = load_vec<V>(low + k), w = load_vec<V>(weight + k);
+#pragma unroll
+    for (int i = 0; i < V; ++i) sum = __fmaf_rn(to_float(x.at[i]), to_float(w.at[i]), sum);
+  }
+  for (int apart = 1; apart < lanes; apart *= 2) {
+    sum = __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, apart));
+  }
+  return sum;
+}
+
+// What no kernel of a step writes comes nearer while the one before still runs.
+__device__ __forceinline__ void prefetch_line(const void* from) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+}
+
 template <class T, bool Whole, bool Plain, int Quads>
 __global__ void __launch_bounds__(threads, 6)
     step_kernel(const __grid_constant__ ScanOperands op, const StepCut cut) {
   const StepThread thread(op, cut);
   const int c = thread.channel, n = 4 * Quads * thread.lane;
+  let_next_begin();
+  prefetch_line(op.A_log + c * op.A_log_pitch);
+  if (op.dt_weight != nullptr) {
+    prefetch_line(static_cast<const T*>(op.dt_weight) + c * op.dt_weight_pitch);
+  }
+  wait_for_previous();
   if (thread.group >= op.batch) return;
   StepInput<T, Plain> input;
   StepStates<T, Whole, Plain, Quads> states;
@@ -190,6 +220,10 @@ __global__ void __launch_bounds__(threads, 6)
   input.load(op, thread.group, c);
   load_A<Whole, Quads>(op, c, n, A);
   states.load(op, thread.group, c, n);
+  if (op.dt_weight != nullptr) {
+    input.dt = op.dt_in_quads ? project_dt<4, T>(op, input.b, c, thread.lane, cut.lanes)
+                              : project_dt<1, T>(op, input.b, c, thread.lane, cut.lanes);
+  }
   const float delta = input.delta();
 #pragma unroll
   for (float& a : A) a = scaled_A(a);
@@ -223,6 +257,8 @@ __global__ void __launch_bounds__(threads, 6)
   const StepThread thread(op, cut);
   const int c = thread.channel, n = 4 * thread.lane;
   const std::int64_t b0 = 4 * thread.group;
+  let_next_begin();
+  wait_for_previous();
   if (b0 >= op.batch) return;
   StepInput<T, Plain> mine;
   StepStates<T, true, Plain, 1> states[4];
@@ -266,15 +302,15 @@ void step(const SelectiveScan& op, Stream& stream) {
   while (cut.lanes < 32 && cut.lanes < quads) cut.lanes = 1 << ++cut.lane_bits;
   const std::int64_t row_threads = op.x.dim(2) * cut.lanes;
   // Four rows a thread once a quarter of the threads still fills the largest chip.
-  const bool rows = Whole && cut.lanes == quads && cut.lanes >= 4 && batch >= 4 &&
+  const bool rows = Whole && !op.dt_weight && cut.lanes == quads && cut.lanes >= 4 && batch >= 4 &&
                     batch * row_threads >= std::int64_t{1} << 20;
   const auto launch = [&](auto kernel, std::int64_t groups) {
     constexpr std::int64_t most = 65535;
     const dim3 grid(static_cast<unsigned>((row_threads + threads - 1) / threads),
                     static_cast<unsigned>(std::min(groups, most)),
                     static_cast<unsigned>((groups + most - 1) / most));
-    kernel<<<grid, threads, 0, handle(stream)>>>(ScanOperands(op, stream), cut);
-    check(cudaGetLastError(), "selective_scan");
+    launch_chained(kernel, grid, threads, 0, handle(stream), "selective_scan",
+                   ScanOperands(op, stream), cut);
   };
   const bool plain =
       Whole && op.initial_state && op.final_state && !op.rows.read && !op.reset && !op.step_states;

@@ -31,13 +31,13 @@ double warps_each(const SelectiveScan& op, int states, int sm_count) {
          (32 * 4 * sm_count);
 }
 
-// Rings: the fewest channels on the busiest multiprocessor, which has two blocks at a time or one
-// of twice the warps. Narrow warps cost more per channel. Where both do the same, two blocks hide
-// each other's beginnings and ends (2 % of the gradient at (8, 5120, 2048)); where they leave more
-// of the last round idle, as 384 blocks on 132 multiprocessors do, one is faster (935 against 1193
-// us).
+// Rings: the fewest channels on the busiest multiprocessor, which has one block at a time or two of
+// half the warps (`blocks_together`; the first of equals is taken). Narrow warps cost more per
+// channel. With 384 blocks on 132 multiprocessors, say, two at a time leave more of the last round
+// idle: the gradient at (8, 1536, 2048) takes 1193 us against 935.
 template <class Op>
-ScanGeometry ring_geometry(const Op& op, int sm_count, int narrowest, int most_warps) {
+ScanGeometry ring_geometry(const Op& op, int sm_count, int narrowest, int most_warps,
+                           std::initializer_list<int> blocks_together) {
   ScanGeometry g;
   double least = 0;
   for (const auto& [width, cost] : {std::pair{32, 1.0}, {16, 1.08}, {8, 1.4}}) {
@@ -106,6 +106,11 @@ void run_scan(const SelectiveScan& op, Stream& stream, ScanPlan plan,
     case ScanPlan::chunked:
       return scan_chunked(op, stream, geometry);
   }
+}
+
+// With more rows every one of them would read all of the weight.
+bool projects_dt(const SelectiveScan& op) {
+  return op.x.dim(1) == 1 && op.x.dim(0) <= 8 && !op.chunk_states;
 }
 
 std::int64_t scan_chunk_steps(const SelectiveScan&, const Stream&) { return scan_chunk; }
