@@ -117,8 +117,14 @@ BREAKS = {
         "src/host/generator.cpp", "if (texts[i]->size() > done) continue;", "if (texts[0]->size() > done) continue;",
         "GeneratorPool*"),
     "rows with a gap are taken for adjacent": (
-        "src/host/generator.cpp", "adjacent_ = rows.back() - rows.front() + 1 == count_;", "adjacent_ = true;",
+        "src/host/generator_step.cpp", "result.leading = rows.back() + 1 == result.count;", "result.leading = true;",
         "GeneratorPool*"),
+    "a token chosen too much is not taken back": (
+        "src/host/generator.cpp", "if (tokens[row] >= 0) slots.unchoose(row, tokens[row], member.options_);", "",
+        "GeneratorPool*"),
+    "every row chooses as the first does": (
+        "src/host/ops/sample.cpp", "values ? values.data<float>()[b] : otherwise", "values ? values.data<float>()[0] : otherwise",
+        "Sample*"),
     "a fork keeps the trunk's random numbers": (
         "src/host/generator.cpp", "options.seed = std::uint64_t{words[0]} << 32 | words[1];", "", "GeneratorPool*"),
     "a row keeps what its last owner left": (

@@ -1,8 +1,13 @@
 // Several texts through one model together: nobody sees the others, who joins or who leaves.
 #include <mamba/generator.hpp>
 
+#include <algorithm>
+#include <fstream>
+#include <iterator>
 #include <memory>
+#include <thread>
 
+#include "host/generator_slots.hpp"
 #include "testing.hpp"
 
 namespace mamba {
@@ -251,6 +256,29 @@ TEST_F(GeneratorPoolTest, AKnownStateIsTakenOver) {
   });
 }
 
+TEST_F(GeneratorPoolTest, PoolsOfSeveralThreadsShareAModel) {
+  everywhere([](const LanguageModel& model) {
+    std::vector<Ids> got(3), expected;
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      expected.push_back(alone(model, prompts()[i], lively(i)).generate(tokens(20)).tokens);
+    }
+    std::vector<std::thread> threads;
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      threads.emplace_back([&, i] {
+        Stream stream(model.device(), 2);
+        GeneratorPool pool(model, 2, stream);
+        GeneratorAccess::slots(pool).ahead = true;
+        Generator other = pool.make();
+        Generator mine = pool.make(lively(i));
+        Generator::read({&mine, &other}, {prompts()[i], prompts()[0]});
+        got[i] = Generator::generate({&mine, &other}, {tokens(20)})[0].tokens;
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    EXPECT_EQ(got, expected);
+  });
+}
+
 TEST_F(GeneratorPoolTest, RefusesWhatCannotWork) {
   const LanguageModel model = LanguageModel::load(golden_folder("bytes"));
   expect_error<ArgumentError>("GeneratorPool: capacity: expected 1 to 1048576, got 0",
@@ -287,6 +315,145 @@ TEST_F(GeneratorPoolTest, RefusesWhatCannotWork) {
     Generator::read({&a, &b}, {{1}});
   });
   EXPECT_TRUE(Generator::next({}).empty());
+}
+
+// ---- running ahead ------------------------------------------------------------------------------
+
+struct Written {
+  std::vector<Ids> first, second;
+  std::vector<StopReason> reasons;
+  std::vector<std::int64_t> tokens_seen;
+  std::vector<std::int32_t> draws, seen;
+};
+
+// Texts that end for different reasons at different steps, and what is written after them.
+Written written(const LanguageModel& model, bool ahead, const std::vector<std::string>& stops) {
+  static const Tokenizer bytes = Tokenizer::bytes();
+  GeneratorPool pool(model, 5);
+  GeneratorSlots& slots = GeneratorAccess::slots(pool);
+  slots.ahead = ahead;
+  std::vector<Generator> members;
+  Generator::Group group;
+  members.push_back(pool.make(lively(1)));
+  members.push_back(pool.make());  // in no group: a gap between the rows
+  for (const std::uint64_t seed : {2, 3}) members.push_back(pool.make(lively(seed, 0.8f)));
+  members.push_back(pool.make());
+  std::vector<GenerateOptions> options;
+  for (const std::size_t i : {0, 2, 3, 4}) {
+    group.push_back(&members[i]);
+    members[i].read(prompts()[i]);
+    options.push_back(tokens(i == 3 ? 5 : 25));
+    options.back().tokenizer = &bytes;
+    if (!stops.empty()) options.back().stop = {stops[options.size() - 1]};
+  }
+  Written result;
+  for (Generated& text : Generator::generate(group, options)) {
+    result.first.push_back(std::move(text.tokens));
+    result.reasons.push_back(text.reason);
+  }
+  for (Generator* member : group) {
+    member->state();  // the last token goes through the model where it has not
+    result.tokens_seen.push_back(member->tokens_seen());
+  }
+  const auto integers = [](const Tensor& tensor) {
+    const Tensor host = tensor.to(Device::cpu());
+    return std::vector<std::int32_t>(host.data<std::int32_t>(),
+                                     host.data<std::int32_t>() + host.count());
+  };
+  result.draws = integers(slots.draws);
+  result.seen = integers(slots.seen);
+  for (Generated& text : Generator::generate(group, {tokens(12)})) {
+    result.second.push_back(std::move(text.tokens));
+  }
+  return result;
+}
+
+TEST_F(GeneratorPoolTest, AStepQueuedBeforeTheLastTokenIsKnownChangesNothing) {
+  everywhere([](const LanguageModel& model) {
+    std::vector<std::string> stops;
+    for (const Ids& text : written(model, false, {}).first) {  // as they are without stops
+      const std::size_t end = std::min<std::size_t>(text.size(), 4 + 3 * stops.size());
+      stops.emplace_back(text.begin() + static_cast<std::ptrdiff_t>(end) - 2,
+                         text.begin() + static_cast<std::ptrdiff_t>(end));
+    }
+    for (const auto& list : {std::vector<std::string>{}, stops}) {
+      const Written expected = written(model, false, list);
+      const Written got = written(model, true, list);
+      EXPECT_EQ(got.first, expected.first);
+      EXPECT_EQ(got.reasons, expected.reasons);
+      EXPECT_EQ(got.tokens_seen, expected.tokens_seen);
+      EXPECT_EQ(got.draws, expected.draws) << "what was chosen too much is taken back";
+      EXPECT_EQ(got.seen, expected.seen);
+      EXPECT_EQ(got.second, expected.second);
+      const auto stopped = [](StopReason reason) { return reason == StopReason::stop_string; };
+      const auto count = std::count_if(got.reasons.begin(), got.reasons.end(), stopped);
+      EXPECT_EQ(count > 2, !list.empty());
+    }
+  });
+}
+
+// Alone, nobody's company can round anything differently: the saved bytes are the same.
+TEST_F(GeneratorPoolTest, StoppedWhileRunningAheadIsSavedAsIfItHadNot) {
+  everywhere([](const LanguageModel& model) {
+    const TemporaryFolder folder;
+    const Tokenizer bytes = Tokenizer::bytes();
+    const Ids text = alone(model, prompts()[0], lively(3)).generate(tokens(15)).tokens;
+    GenerateOptions options = tokens(40);
+    options.tokenizer = &bytes;
+    options.stop = {std::string(text.begin() + 8, text.begin() + 11)};
+    std::vector<std::string> saved;
+    for (const bool ahead : {false, true}) {
+      GeneratorPool pool(model, 1);
+      GeneratorAccess::slots(pool).ahead = ahead;
+      Generator generator = pool.make(lively(3));
+      generator.read(prompts()[0]);
+      EXPECT_EQ(generator.generate(options).reason, StopReason::stop_string);
+      generator.save(folder.file("state"));
+      std::ifstream file(folder.file("state"), std::ios::binary);
+      saved.emplace_back(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
+    }
+    EXPECT_TRUE(saved[0] == saved[1]);
+  });
+}
+
+// Nothing is recorded on the legacy default stream: there every step is made of calls.
+TEST_F(GeneratorPoolTest, AGraphWritesWhatTheCallsInItWrite) {
+  for (Device device : devices()) {
+    if (device.is_cpu()) continue;
+    for (DType dtype : testing::storage_dtypes()) {
+      SCOPED_TRACE(device.name() + " " + name_of(dtype));
+      const LanguageModel model = LanguageModel::load(golden_folder("bytes"), dtype, device);
+      Stream recorded(device);
+      Stream called = Stream::borrow(device, nullptr);
+      std::vector<std::vector<Ids>> texts;
+      for (Stream* stream : {&recorded, &called}) {
+        texts.emplace_back();
+        GeneratorPool pool(model, 4, *stream);
+        EXPECT_EQ(GeneratorAccess::slots(pool).records(), stream == &recorded);
+        std::vector<Generator> members;
+        for (const std::uint64_t seed : {1, 2, 3, 4}) members.push_back(pool.make(lively(seed)));
+        for (std::size_t i = 0; i < 4; ++i) members[i].read(prompts()[i]);
+        const auto write = [&](const std::vector<std::size_t>& who) {
+          Generator::Group group;
+          for (const std::size_t i : who) group.push_back(&members[i]);
+          for (Generated& text : Generator::generate(group, {tokens(8)})) {
+            texts.back().push_back(std::move(text.tokens));
+          }
+        };
+        write({0, 1, 2, 3});
+        write({0, 1});  // the first rows
+        write({0, 2});  // others, of the same number
+        write({1, 3});
+        Scratch scratch(*stream);  // held by the caller: a recording may not write there
+        const TensorView mine = scratch.take({1 << 16}, DType::f32);
+        zero(mine, *stream);
+        write({0, 1, 2, 3});
+        const std::vector<double> kept = testing::values(mine);
+        EXPECT_EQ(std::count(kept.begin(), kept.end(), 0.0), mine.count());
+      }
+      EXPECT_EQ(texts[0], texts[1]);
+    }
+  }
 }
 
 // ---- text ---------------------------------------------------------------------------------------

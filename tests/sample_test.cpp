@@ -159,7 +159,7 @@ TEST(Sample, ThePenaltyActsOncePerSeenToken) {
     EXPECT_EQ(sampler.next()[0], 0);
     EXPECT_EQ(sampler.next()[0], 1);  // still 4 and not 2: not once more per occurrence
     EXPECT_EQ(sampler.next()[0], 1);
-    EXPECT_EQ(integers(sampler.seen), (std::vector<std::int32_t>{1, 1, 0, 0}));
+    EXPECT_EQ(integers(sampler.seen), (std::vector<std::int32_t>{1, 3, 0, 0}));
 
     Sampler negative({-3, -2, -3.5f}, 1, device);
     negative.op.repetition_penalty = 2;
@@ -171,7 +171,7 @@ TEST(Sample, ThePenaltyActsOncePerSeenToken) {
   });
 }
 
-TEST(Sample, AnySeenMarkCountsAndTheChosenIdIsMarked) {
+TEST(Sample, AnySeenMarkCountsAndTheChosenIdIsCounted) {
   for (const Device device : devices()) {
     std::vector<float> logits(40, 0.0f);
     logits[33] = 3;
@@ -182,6 +182,7 @@ TEST(Sample, AnySeenMarkCountsAndTheChosenIdIsMarked) {
     sampler.seen = Tensor::from<std::int32_t>(marks, {1, 40}).to(device);
     sampler.op.seen = sampler.seen;
     EXPECT_EQ(sampler.next()[0], 33);  // no penalty: seen is only written
+    EXPECT_EQ(integers(sampler.seen)[33], -5) << "a negative mark stays one";
     sampler.op.repetition_penalty = 2;
     EXPECT_EQ(sampler.next()[0], 7);
     EXPECT_EQ(integers(sampler.seen)[7], 1);
@@ -369,6 +370,120 @@ TEST(Sample, ARowDependsOnItsSeedAndDrawsAlone) {
         EXPECT_EQ(one.next()[0],
                   expected[static_cast<std::size_t>(i)][static_cast<std::size_t>(b)]);
       }
+    }
+  }
+}
+
+// One call for rows that all choose in their own way, scattered over a larger batch: each row gets
+// what a call for it alone gives, and nothing else is touched.
+TEST(Sample, RowsOfALargerBatchEachWithItsOwnOptions) {
+  each_backend([](Device device) {
+    Random random(21);
+    const std::int64_t batch = 9, vocab = 300;
+    std::vector<float> values;
+    for (std::int64_t i = 0; i < batch * vocab; ++i) {
+      values.push_back(static_cast<float>(random.normal(2)));
+    }
+    const std::vector<float> temperatures{1, 0, 0.7f, 2, 0, 1.5f, 1, 30, 1};
+    const std::vector<std::int32_t> top_ks{0, 0, 5, 20, 0, 0, 1, 0, 400};
+    const std::vector<float> top_ps{1, 1, 0.9f, 1, 1, 0.5f, 1, 1, 0.95f};
+    const std::vector<float> min_ps{0, 0, 0, 0.02f, 0, 0.1f, 0, 0, 0.5f};
+    const std::vector<float> penalties{1, 1.5f, 1, 2, 1, 1.1f, 3, 1, 1};
+    const auto floats = [&](const std::vector<float>& list) {
+      return Tensor::from(list, {batch}).to(device);
+    };
+    const Tensor temperature = floats(temperatures), top_p = floats(top_ps), min_p = floats(min_ps),
+                 penalty = floats(penalties);
+    const Tensor top_k = Tensor::from(top_ks, {batch}).to(device);
+    const std::vector<std::int32_t> list{7, 1, 2, 8, 3, 5};
+    const Tensor rows = Tensor::from(list, {6}).to(device);
+    Sampler all(values, batch, device);
+    all.op.seen = all.seen;
+    all.op.rows = rows;
+    all.op.temperatures = temperature;
+    all.op.top_ks = top_k;
+    all.op.top_ps = top_p;
+    all.op.min_ps = min_p;
+    all.op.repetition_penalties = penalty;
+    std::vector<Sampler> alone;
+    for (std::int64_t b = 0; b < batch; ++b) {
+      alone.emplace_back(
+          std::vector<float>(values.begin() + b * vocab, values.begin() + (b + 1) * vocab), 1,
+          device);
+      Sampler& one = alone.back();
+      const auto i = static_cast<std::size_t>(b);
+      one.seed = Tensor::from<std::int32_t>({static_cast<std::int32_t>(b), 77}, {1, 2}).to(device);
+      one.op.seed = one.seed;
+      one.op.seen = one.seen;
+      one.op.temperature = temperatures[i];
+      one.op.top_k = top_ks[i];
+      one.op.top_p = top_ps[i];
+      one.op.min_p = min_ps[i];
+      one.op.repetition_penalty = penalties[i];
+    }
+    for (int step = 0; step < 20; ++step) {
+      const std::vector<std::int32_t> got = all.next();
+      for (std::int64_t b = 0; b < batch; ++b) {
+        const bool named = std::count(list.begin(), list.end(), b) > 0;
+        const auto i = static_cast<std::size_t>(b);
+        ASSERT_EQ(got[i], named ? alone[i].next()[0] : 0) << "row " << b << ", step " << step;
+      }
+    }
+    const std::vector<std::int32_t> seen = integers(all.seen), draws = integers(all.draws);
+    for (std::int64_t b = 0; b < batch; ++b) {
+      const auto i = static_cast<std::size_t>(b);
+      EXPECT_EQ(draws[i], integers(alone[i].draws)[0]);
+      EXPECT_EQ(std::vector<std::int32_t>(seen.begin() + b * vocab, seen.begin() + (b + 1) * vocab),
+                integers(alone[i].seen));
+    }
+  });
+}
+
+TEST(Sample, RowsAndValuesOutOfRangeAreNamedAndHarmNothing) {
+  Sampler host({1, 2, 3, 4, 5, 6}, 2, Device::cpu());
+  const auto list = [](const std::vector<std::int32_t>& values) {
+    return Tensor::from(values, {static_cast<std::int64_t>(values.size())});
+  };
+  const Tensor beyond = list({0, 2}), twice = list({1, 1}), one = list({1});
+  host.op.rows = beyond;
+  expect_error<ArgumentError>("sample: rows: expected rows 0 to 1, got 2", [&] { host.next(); });
+  host.op.rows = twice;
+  expect_error<ArgumentError>("sample: rows: expected every row at most once, got 1 twice",
+                              [&] { host.next(); });
+  host.op.rows = one;
+  EXPECT_EQ(host.next(), (std::vector<std::int32_t>{0, 2}));
+  const Tensor unused = Tensor::from<float>({-1, 1}, {2});
+  host.op.temperatures = unused;
+  host.next();
+  const Tensor cold = Tensor::from<float>({1, -1}, {2});
+  host.op.temperatures = cold;
+  expect_error<ArgumentError>("sample: temperatures: expected 0 to 1000000, got -1",
+                              [&] { host.next(); });
+  host.op.seed = {};
+  const Tensor warm = Tensor::from<float>({1, 1}, {2});
+  host.op.temperatures = warm;
+  expect_error<ArgumentError>("sample: seed: expected a tensor, got none", [&] { host.next(); });
+  for (const Device device : devices()) {
+    if (device.is_cpu()) continue;
+    Sampler sampler({1, 2, 3, 4, 5, 6}, 2, device);
+    const Tensor bad = list({-1, 1, 1 << 30}).to(device);
+    sampler.op.rows = bad;
+    Stream& stream = default_stream(device);
+    run(sampler.op, stream);
+    expect_error<ArgumentError>(
+        "sample: rows: expected rows of the logits, got one outside of them",
+        [&] { stream.synchronize(); });
+    EXPECT_EQ(integers(sampler.ids), (std::vector<std::int32_t>{0, 2}));
+    sampler.op.rows = {};
+    const Tensor wild = Tensor::from<float>({nan, inf}, {2}).to(device);
+    const Tensor low = list({-5, -1}).to(device);
+    for (ConstTensorView Sample::*values :
+         {&Sample::temperatures, &Sample::top_ps, &Sample::min_ps}) {
+      Sampler any({1, 2, 3, 4, 5, 6}, 2, device);
+      any.op.temperature = 1;
+      any.op.*values = wild;
+      any.op.top_ks = low;
+      for (const std::int32_t id : any.next()) EXPECT_TRUE(id >= 0 && id < 3);
     }
   }
 }

@@ -12,6 +12,7 @@
 
 #include <mamba/language_model.hpp>
 #include <mamba/stream.hpp>
+#include <mamba/tokenizer.hpp>
 
 constexpr int exit_interrupted = 130;  // 128 + SIGINT, as a shell reports it
 
@@ -20,6 +21,7 @@ using Command = std::function<int()>;
 void add_info(CLI::App& app, Command& command);
 void add_logits(CLI::App& app, Command& command);
 void add_generate(CLI::App& app, Command& command);
+void add_bench(CLI::App& app, Command& command);
 
 // Which model, where and how it runs.
 struct ModelFlags {
@@ -31,7 +33,12 @@ struct ModelFlags {
   void add_folder(CLI::App& app);
   void add_placement(CLI::App& app);
 
+  std::string path(const char* command) const;  // the folder, or that of the shipped model
   mamba::LanguageModel load(const char* command) const;
+  // `given`, or the tokenizer.json beside the model, or bytes where there is none and the
+  // vocabulary is 256. Throws in the name of `flag`, which asks for text, if there is nothing.
+  mamba::Tokenizer tokenizer(const char* command, const char* flag, const std::string& given,
+                             const mamba::LanguageModel& model) const;
   mamba::Stream stream() const;
 };
 

@@ -6,7 +6,6 @@
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
-#include <filesystem>
 #include <memory>
 #include <optional>
 #include <string>
@@ -70,21 +69,7 @@ std::optional<mamba::Tokenizer> tokenizer_of(const GenerateFlags& flags,
                      : flags.form == "text" ? "--as text"
                                             : nullptr;
   if (flag == nullptr) return std::nullopt;
-  const std::string beside = flags.model.folder + "/tokenizer.json";
-  const std::string path = flags.tokenizer.empty() ? beside : flags.tokenizer;
-  const std::int64_t vocab = model.config().vocab_size;
-  if (flags.tokenizer.empty() && !std::filesystem::exists(beside)) {
-    if (vocab == 256) return mamba::Tokenizer::bytes();
-    throw mamba::ArgumentError("generate", flag, beside + ", or --tokenizer",
-                               "neither (--prompt-ids and --as ids do without)");
-  }
-  mamba::Tokenizer tokenizer = mamba::Tokenizer::load(path);
-  if (tokenizer.vocab_size() > vocab) {
-    throw mamba::ArgumentError("generate", path,
-                               "ids below " + std::to_string(vocab) + ", the model's",
-                               "up to " + std::to_string(tokenizer.vocab_size() - 1));
-  }
-  return tokenizer;
+  return flags.model.tokenizer("generate", flag, flags.tokenizer, model);
 }
 
 Ids prompt_of(const GenerateFlags& flags, const mamba::LanguageModel& model,

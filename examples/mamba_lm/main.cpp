@@ -1,4 +1,4 @@
-// mamba-lm: look at a Mamba language model, evaluate it, generate with it.
+// mamba-lm: look at a Mamba language model, evaluate it, generate with it, time it.
 #include <cstdio>
 #include <exception>
 #include <iostream>
@@ -31,6 +31,7 @@ int run(int argc, char** argv) {
   add_info(app, command);
   add_logits(app, command);
   add_generate(app, command);
+  add_bench(app, command);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

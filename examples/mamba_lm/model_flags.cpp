@@ -25,15 +25,39 @@ void ModelFlags::add_placement(CLI::App& app) {
       ->check(whole_number<int>(1));
 }
 
-mamba::LanguageModel ModelFlags::load(const char* command) const {
+std::string ModelFlags::path(const char* command) const {
   const std::string path = folder.empty() ? shipped_model().string() : folder;
   if (path.empty()) {
     throw mamba::ArgumentError(command, "MODEL", "a model folder",
                                "none, and none beside mamba-lm");
   }
+  return path;
+}
+
+mamba::LanguageModel ModelFlags::load(const char* command) const {
   std::optional<mamba::DType> wanted;
   if (!dtype.empty()) wanted = mamba::parse_storage_dtype(dtype);
-  return mamba::LanguageModel::load(path, wanted, mamba::Device::parse(device));
+  return mamba::LanguageModel::load(path(command), wanted, mamba::Device::parse(device));
+}
+
+mamba::Tokenizer ModelFlags::tokenizer(const char* command, const char* flag,
+                                       const std::string& given,
+                                       const mamba::LanguageModel& model) const {
+  const std::string beside = path(command) + "/tokenizer.json";
+  const std::string file = given.empty() ? beside : given;
+  const std::int64_t vocab = model.config().vocab_size;
+  if (given.empty() && !std::filesystem::exists(beside)) {
+    if (vocab == 256) return mamba::Tokenizer::bytes();
+    throw mamba::ArgumentError(command, flag, beside + ", or --tokenizer",
+                               "neither (--prompt-ids and --as ids do without)");
+  }
+  mamba::Tokenizer tokenizer = mamba::Tokenizer::load(file);
+  if (tokenizer.vocab_size() > vocab) {
+    throw mamba::ArgumentError(command, file,
+                               "ids below " + std::to_string(vocab) + ", the model's",
+                               "up to " + std::to_string(tokenizer.vocab_size() - 1));
+  }
+  return tokenizer;
 }
 
 mamba::Stream ModelFlags::stream() const {

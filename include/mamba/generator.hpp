@@ -17,7 +17,9 @@
 
 namespace mamba {
 
-// When generate() ends, and who hears of it meanwhile.
+// When generate() ends, and who hears of it meanwhile. On CUDA a step takes no host: where there
+// are no callbacks, the next one is queued before the last token is known, and what an end-of-text
+// token or a stop string makes superfluous is undone.
 struct GenerateOptions {
   std::int64_t max_tokens = 128;
   bool ignore_eos = false;  // false: after one of config().eos_token_ids
@@ -31,6 +33,10 @@ struct GenerateOptions {
   // character that is not complete at the end of a call comes out in a later one (see
   // finish_text). The text of an end-of-text token is left out.
   std::function<bool(std::string_view text)> on_text;
+
+  // A negative max_tokens, a stop string of no length or too long, and text without a tokenizer are
+  // ArgumentErrors; generate() asks.
+  void check() const;
 };
 
 enum class StopReason { max_tokens, eos, stop_string, callback };
@@ -116,13 +122,16 @@ class Generator {
   static Group in_order(const char* where, const Group& group);
   static void settle(const Group& group);  // pending tokens go through the model
   static void feed(const Group& group, ConstTensorView ids);
-  static void choose(const Group& group);
+  // After these the tokens are on their way to the host.
+  static void choose(const char* where, const Group& group);
+  static void step(const Group& group);
+  static void run_ahead(const Group& group, const std::vector<GenerateOptions>& options,
+                        std::vector<std::size_t> flying, std::vector<Generated>& results);
   void settle() { settle(Group{this}); }
   void put(const StackState& state, ConstTensorView logits);
   void mark_seen(const Ids& ids);
   void push(std::int32_t token);
   void copy_to(Generator& other) const;
-  void check(const GenerateOptions& options) const;
   std::optional<StopReason> hear(const GenerateOptions& options, std::int32_t token,
                                  Generated& result);
   bool is_eos(std::int32_t token) const;
@@ -154,6 +163,7 @@ class GeneratorPool {
   std::int64_t size() const;  // generators that live
 
  private:
+  friend struct GeneratorAccess;
   std::shared_ptr<GeneratorSlots> slots_;
 };
 

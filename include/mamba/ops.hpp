@@ -140,9 +140,15 @@ struct Embedding {
 //      Equals are ordered by id, lowest first. The token is drawn from p with one uniform number,
 //      Philox4x32-10 (Salmon et al. 2011) keyed by seed[b] at counter draws[b], which then grows by
 //      one.
-// The chosen id is marked in seen. A NaN logit counts as minus infinity; a row without a finite
-// maximum is an ArgumentError on the CPU and id -1 with the stream's flag set on CUDA.
+// The chosen id is counted in seen (+ 1; any value but 0 is seen, and negative ones stay). A NaN
+// logit counts as minus infinity; a row without a finite maximum is an ArgumentError on the CPU and
+// id -1 with the stream's flag set on CUDA.
+//
+// With `rows` the operands are those of a larger batch, of which only the rows that it names, each
+// at most once, are worked on; on CUDA a row out of range is left out, and the stream's next
+// synchronize() throws. An option may have a value for each row in place of one for all.
 struct Sample {
+  ConstTensorView rows;    // [n] i32, optional: all
   ConstTensorView logits;  // [batch, vocab] f32
   ConstTensorView
       seed;  // [batch, 2] i32: low and high half of a 64-bit seed; needed if temperature > 0
@@ -154,6 +160,12 @@ struct Sample {
   float top_p = 1;
   float min_p = 0;
   float repetition_penalty = 1;
+  // [batch], each optional. On CUDA a value out of the option's range counts as one within.
+  ConstTensorView temperatures;          // f32; seed and draws are then needed
+  ConstTensorView top_ks;                // i32
+  ConstTensorView top_ps;                // f32
+  ConstTensorView min_ps;                // f32
+  ConstTensorView repetition_penalties;  // f32; seen is then needed
 };
 
 // to[to_rows[i]] = from[from_rows[i]], whole rows (everything below the first dimension); an absent

@@ -57,6 +57,11 @@ void* end_recording(Stream& stream);
 void release_recording(Device device, void* graph) noexcept;
 void replay(void* graph, Stream& stream);
 
+void* make_event(Device device);
+void destroy_event(Device device, void* event) noexcept;
+void record_event(void* event, Stream& stream);
+void wait_event(void* event);  // on the host
+
 void copy(const ConstTensorView& from, const TensorView& to, Stream& stream);
 void zero(const TensorView& view, Stream& stream);
 

@@ -11,8 +11,8 @@ namespace mamba {
 
 // What a kernel can find wrong with values that only the device has seen. It sets the flag, keeps
 // within bounds, and the stream's next synchronize() throws.
-enum class BadValue { token_id, state_row, copied_row, logits, target, action };
-constexpr int bad_value_kinds = 6;
+enum class BadValue { token_id, state_row, copied_row, sampled_row, logits, target, action };
+constexpr int bad_value_kinds = 7;
 
 struct StreamAccess {
   // On the CPU: the stream's threads.

@@ -29,6 +29,22 @@ void SamplingOptions::check() const {
   }
 }
 
+void GenerateOptions::check() const {
+  constexpr const char* where = "Generator::generate";
+  mamba::check::range(where, "max_tokens", max_tokens, 0, INT64_MAX);
+  for (const std::string& text : stop) {
+    mamba::check::range(where, "stop (bytes)", static_cast<std::int64_t>(text.size()), 1,
+                        Generator::longest_stop);
+  }
+  if (tokenizer != nullptr) return;
+  if (!stop.empty()) {
+    throw ArgumentError(where, "tokenizer", "one, to find stop strings with", "none");
+  }
+  if (on_text) {
+    throw ArgumentError(where, "tokenizer", "one, to make text with", "none");
+  }
+}
+
 namespace {
 
 std::unique_ptr<GeneratorSlot> slot_alone(const LanguageModel& model, Stream& stream) {
@@ -38,69 +54,6 @@ std::unique_ptr<GeneratorSlot> slot_alone(const LanguageModel& model, Stream& st
 
 Tensor column(const std::vector<std::int32_t>& values) {
   return Tensor::from(values, {static_cast<std::int64_t>(values.size())});
-}
-
-// Some rows of a pool, in ascending order, as the operands of a run on them all.
-class Rows {
- public:
-  Rows(GeneratorSlots& slots, const std::vector<std::int32_t>& rows)
-      : slots_(slots), scratch_(*slots.stream), first_(rows.front()), count_(column(rows).count()) {
-    adjacent_ = rows.back() - rows.front() + 1 == count_;
-    if (adjacent_ && count_ == slots.capacity()) return;
-    list_ = scratch_.take({count_}, DType::i32);
-    copy(column(rows), list_, *slots.stream);
-  }
-
-  std::int64_t count() const { return count_; }
-
-  RowMap map() const {
-    RowMap map;
-    map.read = list_;
-    map.write = list_;
-    return map;
-  }
-
-  // [count, ...]: these rows of `tensor` themselves if they lie together, else a copy of them.
-  TensorView gathered(Tensor& tensor) {
-    if (adjacent_) return tensor.view().rows(first_, count_);
-    const TensorView copied = like(tensor);
-    CopyRows op;
-    op.from = tensor;
-    op.from_rows = list_;
-    op.to = copied;
-    run(op, *slots_.stream);
-    return copied;
-  }
-
-  // The same to be written; what is written reaches the rows by put_back().
-  TensorView target(Tensor& tensor) {
-    return adjacent_ ? tensor.view().rows(first_, count_) : like(tensor);
-  }
-  void put_back(const TensorView& written, Tensor& tensor) {
-    if (adjacent_) return;
-    CopyRows op;
-    op.from = written;
-    op.to = tensor;
-    op.to_rows = list_;
-    run(op, *slots_.stream);
-  }
-
- private:
-  TensorView like(const Tensor& tensor) {
-    return scratch_.take(tensor.shape().with(0, count_), tensor.dtype());
-  }
-
-  GeneratorSlots& slots_;
-  Scratch scratch_;
-  std::int64_t first_;
-  std::int64_t count_;
-  bool adjacent_ = false;
-  TensorView list_;  // absent where the rows are all there are
-};
-
-bool same_but_seed(SamplingOptions a, const SamplingOptions& b) {
-  a.seed = b.seed;
-  return a == b;
 }
 
 }  // namespace
@@ -116,7 +69,7 @@ Generator::Generator(const LanguageModel& model, const SamplingOptions& options,
 Generator::Generator(std::unique_ptr<GeneratorSlot> slot, const SamplingOptions& options)
     : slot_(std::move(slot)), options_(options) {
   options.check();
-  slot_->set_seed(options.seed);
+  slot_->set_options(options);
 }
 
 Generator::~Generator() = default;
@@ -160,26 +113,11 @@ bool Generator::is_eos(std::int32_t token) const {
   return std::find(eos.begin(), eos.end(), token) != eos.end();
 }
 
-void Generator::check(const GenerateOptions& options) const {
-  constexpr const char* where = "Generator::generate";
-  check::range(where, "max_tokens", options.max_tokens, 0, INT64_MAX);
-  for (const std::string& stop : options.stop) {
-    check::range(where, "stop (bytes)", static_cast<std::int64_t>(stop.size()), 1, longest_stop);
-  }
-  if (options.tokenizer != nullptr) return;
-  if (!options.stop.empty()) {
-    throw ArgumentError(where, "tokenizer", "one, to find stop strings with", "none");
-  }
-  if (options.on_text) {
-    throw ArgumentError(where, "tokenizer", "one, to make text with", "none");
-  }
-}
-
 std::optional<StopReason> Generator::stopped(const GenerateOptions& options) const {
   if (recent_.empty()) return std::nullopt;
   if (!options.ignore_eos && is_eos(recent_.back())) return StopReason::eos;
   if (options.stop.empty()) return std::nullopt;
-  check(options);
+  options.check();
   const std::string text = options.tokenizer->decode(recent_);
   const bool complete =
       std::any_of(options.stop.begin(), options.stop.end(), [&](const std::string& stop) {
@@ -306,23 +244,26 @@ Generator::Group Generator::in_order(const char* where, const Group& group) {
 
 namespace {
 
+// The rows of a group in order.
 template <class Group, class Row>
-std::vector<std::int32_t> rows_of(const Group& group, Row row) {
+SlotRows rows_of(GeneratorSlots& slots, const Group& group, Row row) {
   std::vector<std::int32_t> rows;
   for (const auto* member : group) rows.push_back(static_cast<std::int32_t>(row(*member)));
-  return rows;
+  return slots.rows_of(rows);
+}
+
+// What the device chose; a row without a finite logit has no token, and the error comes by
+// synchronize().
+std::int32_t received(const std::int32_t* tokens, std::int64_t row, Stream& stream) {
+  if (tokens[row] < 0) stream.synchronize();
+  return tokens[row];
 }
 
 }  // namespace
 
 void Generator::feed(const Group& group, ConstTensorView ids) {
   GeneratorSlots& slots = *group.front()->slot_->slots;
-  Rows rows(slots, rows_of(group, [](const Generator& g) { return g.slot_->row; }));
-  ModelOptions options;
-  options.rows = rows.map();
-  const TensorView logits = rows.target(slots.logits);
-  slots.model->forward(ids, slots.state, logits, *slots.stream, options);
-  rows.put_back(logits, slots.logits);
+  slots.feed(rows_of(slots, group, [](const Generator& g) { return g.slot_->row; }), ids);
   for (Generator* member : group) member->tokens_seen_ += ids.dim(1);
 }
 
@@ -332,9 +273,11 @@ void Generator::settle(const Group& group) {
                [](const Generator* member) { return member->pending_; });
   if (waiting.empty()) return;
   GeneratorSlots& slots = *waiting.front()->slot_->slots;
-  Rows rows(slots, rows_of(waiting, [](const Generator& g) { return g.slot_->row; }));
-  feed(waiting, rows.gathered(slots.token).reshape({rows.count(), 1}));
-  for (Generator* member : waiting) member->pending_ = false;
+  slots.settle(rows_of(slots, waiting, [](const Generator& g) { return g.slot_->row; }));
+  for (Generator* member : waiting) {
+    member->pending_ = false;
+    ++member->tokens_seen_;
+  }
 }
 
 // Everyone reads what the shortest prompt has left, which then leaves; and so on with the others.
@@ -382,49 +325,45 @@ void Generator::read(const Group& group, const std::vector<Ids>& prompts) {
   }
 }
 
-// One operation for all that lie together and choose alike.
-void Generator::choose(const Group& group) {
-  GeneratorSlots& slots = *group.front()->slot_->slots;
-  for (std::size_t begin = 0, end = 0; begin < group.size(); begin = end) {
-    const Generator& first = *group[begin];
-    while (end < group.size() && same_but_seed(first.options_, group[end]->options_) &&
-           group[end]->slot_->row - first.slot_->row == static_cast<std::int64_t>(end - begin)) {
-      ++end;
+// `group` is in order.
+void Generator::choose(const char* where, const Group& group) {
+  for (const Generator* member : group) {
+    if (member->tokens_seen_ == 0) {
+      throw ArgumentError(where, "prompt", "at least one token", "none");
     }
-    const auto count = static_cast<std::int64_t>(end - begin);
-    const std::int64_t row = first.slot_->row;
-    Sample sample;
-    sample.logits = slots.logits.view().rows(row, count);
-    sample.seed = slots.seed.view().rows(row, count);
-    sample.draws = slots.draws.view().rows(row, count);
-    sample.seen = slots.seen.view().rows(row, count);
-    sample.ids = slots.token.view().rows(row, count);
-    sample.temperature = first.options_.temperature;
-    sample.top_k = first.options_.top_k;
-    sample.top_p = first.options_.top_p;
-    sample.min_p = first.options_.min_p;
-    sample.repetition_penalty = first.options_.repetition_penalty;
-    run(sample, *slots.stream);
+  }
+  GeneratorSlots& slots = *group.front()->slot_->slots;
+  slots.out.forget();
+  const auto pending = [](const Generator* member) { return member->pending_; };
+  if (slots.records() && std::all_of(group.begin(), group.end(), pending)) {
+    step(group);
+    return;
+  }
+  settle(group);
+  slots.choose(rows_of(slots, group, [](const Generator& g) { return g.slot_->row; }));
+  slots.out.send(slots.token, *slots.stream);
+}
+
+// The tokens that the device has chosen go through the model, whether or not the host knows them.
+void Generator::step(const Group& group) {
+  GeneratorSlots& slots = *group.front()->slot_->slots;
+  slots.step(rows_of(slots, group, [](const Generator& g) { return g.slot_->row; }));
+  slots.out.send(slots.token, *slots.stream);
+  for (Generator* member : group) {
+    member->pending_ = false;
+    ++member->tokens_seen_;
   }
 }
 
 Generator::Ids Generator::next(const Group& group) {
   constexpr const char* where = "Generator::next";
   if (group.empty()) return {};
-  const Group sorted = in_order(where, group);
-  for (const Generator* member : sorted) {
-    if (member->tokens_seen_ == 0) {
-      throw ArgumentError(where, "prompt", "at least one token", "none");
-    }
-  }
-  settle(sorted);
-  choose(sorted);
-  GeneratorSlots& slots = *sorted.front()->slot_->slots;
-  const Tensor tokens = slots.token.to(Device::cpu(), DType::i32, *slots.stream);
-  slots.stream->synchronize();
+  choose(where, in_order(where, group));
+  GeneratorSlots& slots = *group.front()->slot_->slots;
+  const std::int32_t* tokens = slots.out.receive();
   Ids chosen;
   for (Generator* member : group) {
-    chosen.push_back(tokens.data<std::int32_t>()[member->slot_->row]);
+    chosen.push_back(received(tokens, member->slot_->row, *slots.stream));
     member->push(chosen.back());
   }
   return chosen;
@@ -437,14 +376,22 @@ std::vector<Generated> Generator::generate(const Group& group,
     throw ArgumentError(where, "options", fmt::format("1 or {}", group.size()),
                         fmt::format("{}", options.size()));
   }
+  if (group.empty()) return {};
   std::vector<Generated> results(group.size());
   std::vector<std::size_t> active;
   const auto options_of = [&](std::size_t i) -> const GenerateOptions& {
     return options[options.size() == 1 ? 0 : i];
   };
+  bool heard = false;  // by somebody, who may do anything with a generator meanwhile
   for (std::size_t i = 0; i < group.size(); ++i) {
-    if (group[i] != nullptr) group[i]->check(options_of(i));
+    options_of(i).check();
+    heard = heard || options_of(i).on_token || options_of(i).on_text;
     if (options_of(i).max_tokens > 0) active.push_back(i);
+  }
+  in_order(where, group);
+  if (!active.empty() && !heard && group.front()->slot_->slots->ahead) {
+    run_ahead(group, options, active, results);
+    return results;
   }
   while (!active.empty()) {
     Group writing;
@@ -463,6 +410,49 @@ std::vector<Generated> Generator::generate(const Group& group,
     active = std::move(left);
   }
   return results;
+}
+
+// While the host looks at the tokens of one step, the device is at the next, with all who may go
+// on. Who turns out to have ended has then seen its last token, as after settle(); what is taken
+// back is the token chosen after that.
+void Generator::run_ahead(const Group& group, const std::vector<GenerateOptions>& options,
+                          std::vector<std::size_t> flying, std::vector<Generated>& results) {
+  constexpr const char* where = "Generator::generate";
+  GeneratorSlots& slots = *group.front()->slot_->slots;
+  const auto options_of = [&](std::size_t i) -> const GenerateOptions& {
+    return options[options.size() == 1 ? 0 : i];
+  };
+  const auto members = [&](const std::vector<std::size_t>& which) {
+    Group list;
+    for (const std::size_t i : which) list.push_back(group[i]);
+    return in_order(where, list);
+  };
+  std::vector<bool> ended(group.size());
+  choose(where, members(flying));
+  while (!flying.empty()) {
+    std::vector<std::size_t> next;
+    for (const std::size_t i : flying) {
+      const auto written = static_cast<std::int64_t>(results[i].tokens.size());
+      if (!ended[i] && written + 1 < options_of(i).max_tokens) next.push_back(i);
+    }
+    if (!next.empty()) step(members(next));
+    const std::int32_t* tokens = slots.out.receive();
+    for (const std::size_t i : flying) {
+      Generator& member = *group[i];
+      const std::int64_t row = member.slot_->row;
+      if (ended[i]) {
+        if (tokens[row] >= 0) slots.unchoose(row, tokens[row], member.options_);
+        continue;
+      }
+      const std::int32_t token = received(tokens, row, *slots.stream);
+      member.push(token);
+      member.pending_ = std::find(next.begin(), next.end(), i) == next.end();
+      const std::optional<StopReason> reason = member.hear(options_of(i), token, results[i]);
+      if (reason) results[i].reason = *reason;
+      ended[i] = reason.has_value();
+    }
+    flying = std::move(next);
+  }
 }
 
 }  // namespace mamba

@@ -10,9 +10,20 @@
 
 namespace mamba {
 
-GeneratorSlots::GeneratorSlots(const LanguageModel& of, std::int64_t capacity, Stream& on)
-    : model(&of), stream(&on) {
+namespace {
+
+std::int64_t checked_capacity(std::int64_t capacity) {
   check::range("GeneratorPool", "capacity", capacity, 1, std::int64_t{1} << 20);
+  return capacity;
+}
+
+}  // namespace
+
+GeneratorSlots::GeneratorSlots(const LanguageModel& of, std::int64_t capacity, Stream& on)
+    : model(&of),
+      stream(&on),
+      out(of.device(), checked_capacity(capacity)),
+      ahead(of.device().is_cuda()) {
   if (on.device() != of.device()) {
     throw ArgumentError("Generator", "stream", of.device().name(), on.device().name());
   }
@@ -23,6 +34,11 @@ GeneratorSlots::GeneratorSlots(const LanguageModel& of, std::int64_t capacity, S
   draws = Tensor::zeros({capacity}, DType::i32, of.device());
   seen = Tensor::zeros({capacity, vocab}, DType::i32, of.device());
   token = Tensor::zeros({capacity}, DType::i32, of.device());
+  for (Tensor* values : {&temperature, &top_p, &min_p, &repetition_penalty}) {
+    *values = Tensor::zeros({capacity}, DType::f32, of.device());
+  }
+  top_k = Tensor::zeros({capacity}, DType::i32, of.device());
+  list_ = Tensor::zeros({capacity}, DType::i32, of.device());
   used.assign(static_cast<std::size_t>(capacity), false);
 }
 
@@ -41,6 +57,18 @@ GeneratorSlot::GeneratorSlot(const char* where, std::shared_ptr<GeneratorSlots> 
   zero(draws(), *slots->stream);
   zero(seen(), *slots->stream);
   *place = true;
+}
+
+void GeneratorSlot::set_options(const SamplingOptions& options) {
+  const auto put = [&](auto value, Tensor& values) {
+    copy(Tensor::from<decltype(value)>({value}, {1}), values.view().rows(row, 1), *slots->stream);
+  };
+  put(options.temperature, slots->temperature);
+  put(static_cast<std::int32_t>(options.top_k), slots->top_k);
+  put(options.top_p, slots->top_p);
+  put(options.min_p, slots->min_p);
+  put(options.repetition_penalty, slots->repetition_penalty);
+  set_seed(options.seed);
 }
 
 // As Sample reads it: low half, high half.

@@ -28,6 +28,11 @@ void* end_recording(Stream&) { refuse("Graph::record"); }
 void release_recording(Device, void*) noexcept {}
 void replay(void*, Stream&) { refuse("Graph::replay"); }
 
+void* make_event(Device device) { refuse("Event", device); }
+void destroy_event(Device, void*) noexcept {}
+void record_event(void*, Stream&) { refuse("Event"); }
+void wait_event(void*) { refuse("Event"); }
+
 void copy(const ConstTensorView&, const TensorView&, Stream&) { refuse("copy"); }
 void zero(const TensorView&, Stream&) { refuse("zero"); }
 

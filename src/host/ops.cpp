@@ -196,34 +196,6 @@ void run(const Embedding& op, Stream& stream) {
   dispatch(op, stream);
 }
 
-void run(const Sample& op, Stream& stream) {
-  const Operands operands("sample", stream);
-  operands.rank("logits", op.logits, 2);
-  const std::int64_t batch = op.logits.dim(0);
-  const std::int64_t vocab = op.logits.dim(1);
-  operands.is("logits", op.logits, op.logits.shape(), DType::f32);
-  check::range("sample", "vocab", vocab, 1, std::int64_t{1} << 30);
-  operands.is("ids", op.ids, {batch}, DType::i32);
-  const auto at_least = [&](const char* name, float value, float low, float high) {
-    if (!(value >= low && value <= high)) {
-      operands.fail(name, fmt::format("{} to {}", low, high), fmt::format("{}", value));
-    }
-  };
-  at_least("temperature", op.temperature, 0, 1e6f);
-  at_least("top_p", op.top_p, 0, 1);
-  at_least("min_p", op.min_p, 0, 1);
-  at_least("repetition_penalty", op.repetition_penalty, 1e-3f, 1e3f);
-  check::range("sample", "top_k", op.top_k, 0, std::int64_t{1} << 30);
-  if (op.temperature > 0) {
-    operands.is("seed", op.seed, {batch, 2}, DType::i32);
-    operands.is("draws", op.draws, {batch}, DType::i32);
-  }
-  if (op.repetition_penalty != 1 || op.seen) {
-    operands.is("seen", op.seen, {batch, vocab}, DType::i32);
-  }
-  dispatch(op, stream);
-}
-
 namespace {
 
 // A list of distinct or repeatable row numbers below `rows`; its values are checked on the CPU
@@ -245,7 +217,58 @@ void check_row_list(const Operands& operands, const char* name, const ConstTenso
   }
 }
 
+// Values of an option of each row; on the CPU those that are used are checked like one for all.
+template <class T>
+void check_each(const Operands& operands, const char* name, const ConstTensorView& values,
+                const Sample& op, DType dtype, T low, T high) {
+  operands.optional(name, values, {op.logits.dim(0)}, dtype);
+  if (!values || values.device().is_cuda()) return;
+  const std::int64_t count = op.rows ? op.rows.dim(0) : values.count();
+  for (std::int64_t i = 0; i < count; ++i) {
+    const T value = values.data<T>()[op.rows ? op.rows.data<std::int32_t>()[i] : i];
+    if (!(value >= low && value <= high)) {
+      operands.fail(name, fmt::format("{} to {}", low, high), fmt::format("{}", value));
+    }
+  }
+}
+
 }  // namespace
+
+void run(const Sample& op, Stream& stream) {
+  const Operands operands("sample", stream);
+  operands.rank("logits", op.logits, 2);
+  const std::int64_t batch = op.logits.dim(0);
+  const std::int64_t vocab = op.logits.dim(1);
+  operands.is("logits", op.logits, op.logits.shape(), DType::f32);
+  check::range("sample", "vocab", vocab, 1, std::int64_t{1} << 30);
+  operands.is("ids", op.ids, {batch}, DType::i32);
+  if (op.rows) {
+    operands.rank("rows", op.rows, 1);
+    check_row_list(operands, "rows", op.rows, op.rows.dim(0), batch, /*distinct=*/true);
+  }
+  const auto within = [&](const char* name, float value, float low, float high, const char* names,
+                          const ConstTensorView& values) {
+    if (!(value >= low && value <= high)) {
+      operands.fail(name, fmt::format("{} to {}", low, high), fmt::format("{}", value));
+    }
+    check_each(operands, names, values, op, DType::f32, low, high);
+  };
+  within("temperature", op.temperature, 0, 1e6f, "temperatures", op.temperatures);
+  within("top_p", op.top_p, 0, 1, "top_ps", op.top_ps);
+  within("min_p", op.min_p, 0, 1, "min_ps", op.min_ps);
+  within("repetition_penalty", op.repetition_penalty, 1e-3f, 1e3f, "repetition_penalties",
+         op.repetition_penalties);
+  check::range("sample", "top_k", op.top_k, 0, std::int64_t{1} << 30);
+  check_each<std::int32_t>(operands, "top_ks", op.top_ks, op, DType::i32, 0, 1 << 30);
+  if (op.temperature > 0 || op.temperatures) {
+    operands.is("seed", op.seed, {batch, 2}, DType::i32);
+    operands.is("draws", op.draws, {batch}, DType::i32);
+  }
+  if (op.repetition_penalty != 1 || op.repetition_penalties || op.seen) {
+    operands.is("seen", op.seen, {batch, vocab}, DType::i32);
+  }
+  dispatch(op, stream);
+}
 
 void run(const CopyRows& op, Stream& stream) {
   const Operands operands("copy_rows", stream);

@@ -239,7 +239,7 @@ Ids Speculation::next() {
 }
 
 Generated Speculation::generate(const GenerateOptions& options) {
-  target_->check(options);
+  options.check();
   Generated result;
   bool ended = options.max_tokens == 0;
   while (!ended) {

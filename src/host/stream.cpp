@@ -100,17 +100,21 @@ void Stream::Impl::throw_bad_values() {
   const auto found = [&](BadValue kind) {
     return std::exchange(flags[static_cast<int>(kind)], 0) != 0;
   };
+  // First what the others may follow from: no token was chosen, and an embedding was asked for it.
+  if (found(BadValue::logits)) {
+    throw ArgumentError("sample", "logits", "a finite largest value in each row", "none");
+  }
   if (found(BadValue::token_id)) {
     throw ArgumentError("embedding", "ids", "ids of the table", "one outside of it");
   }
   if (found(BadValue::state_row)) {
     throw ArgumentError("rows", "read or write", "rows of the state", "one outside of it");
   }
+  if (found(BadValue::sampled_row)) {
+    throw ArgumentError("sample", "rows", "rows of the logits", "one outside of them");
+  }
   if (found(BadValue::copied_row)) {
     throw ArgumentError("copy_rows", "rows", "rows of the tensor", "one outside of it");
-  }
-  if (found(BadValue::logits)) {
-    throw ArgumentError("sample", "logits", "a finite largest value in each row", "none");
   }
   if (found(BadValue::target)) {
     throw ArgumentError("cross_entropy", "targets", "targets below the vocabulary", "one above");

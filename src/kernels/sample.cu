@@ -27,13 +27,33 @@ struct Options {
   std::int32_t* draws;  // [batch]
   std::int32_t* seen;   // [batch, vocab]; may be nullptr
   std::int64_t seen_pitch;
-  std::int32_t* ids;  // [batch]
+  std::int32_t* ids;         // [batch]
+  const std::int32_t* rows;  // of the batch, one for each block; nullptr: all
+  std::int64_t batch;
   int vocab;
   bool vectors;
+  // One value for all rows, or where there are any, [batch] of them.
   float temperature, top_p, min_p, penalty;
   std::int64_t top_k;
+  const float *temperatures, *top_ps, *min_ps, *penalties;
+  const std::int32_t* top_ks;
   float unit;  // the fixed-point mass of probability weight 1
   int* bad_logits;
+  int* bad_row;
+};
+
+// The options of a row. Values from device memory, which nobody has checked, must not lead a search
+// to where nothing is.
+struct Choice {
+  float temperature, top_p, min_p, penalty;
+  std::int64_t top_k;
+
+  __device__ __forceinline__ Choice(const Options& op, std::int64_t b)
+      : temperature(op.temperatures != nullptr ? op.temperatures[b] : op.temperature),
+        top_p(op.top_ps != nullptr ? fmaxf(op.top_ps[b], 0) : op.top_p),
+        min_p(op.min_ps != nullptr ? fminf(fmaxf(op.min_ps[b], 0), 1) : op.min_p),
+        penalty(op.penalties != nullptr ? op.penalties[b] : op.penalty),
+        top_k(op.top_ks != nullptr ? op.top_ks[b] : op.top_k) {}
 };
 
 // Words 0 and 1 of Philox4x32-10 keyed by row b's seed, with counter (draws, 0, 0, 0), as a number
@@ -68,13 +88,14 @@ struct Weight {
   }
 };
 
-__device__ int draw(Shared& shared, const Row& row, const Options& op, float largest) {
+__device__ int draw(Shared& shared, const Row& row, const Options& options, const Choice& op,
+                    std::int64_t b, float largest) {
   Cut cut;
   if (op.top_k > 0 && op.top_k < row.count) {
     const auto one = [](int, float) { return std::uint64_t{1}; };
     cut = sampling::find_cut(shared, row, one, cut, static_cast<std::uint64_t>(op.top_k));
   }
-  Weight weight{largest, fminf(1 / op.temperature, FLT_MAX), op.unit, 0};
+  Weight weight{largest, fminf(1 / op.temperature, FLT_MAX), options.unit, 0};
   const auto kept = [&](int i, float v) {
     return cut.keeps(sampling::ordered(v), i) ? weight(i, v) : 0;
   };
@@ -86,20 +107,24 @@ __device__ int draw(Shared& shared, const Row& row, const Options& op, float lar
   }
   weight.least = op.min_p;  // the largest has weight 1
   return sampling::find_id(shared, row, kept, [&](std::uint64_t all) {
-    const auto target =
-        static_cast<std::uint64_t>(uniform(op, blockIdx.x) * static_cast<double>(all));
+    const auto target = static_cast<std::uint64_t>(uniform(options, b) * static_cast<double>(all));
     return min(target, all - 1);
   });
 }
 
 __global__ void __launch_bounds__(sampling::block_threads) sample_kernel(const Options op) {
   __shared__ Shared shared;
-  const std::int64_t b = blockIdx.x;
   let_next_begin();
   wait_for_previous();
+  const std::int64_t b = op.rows != nullptr ? op.rows[blockIdx.x] : blockIdx.x;
+  if (b < 0 || b >= op.batch) {
+    if (threadIdx.x == 0) *op.bad_row = 1;
+    return;
+  }
+  const Choice choice(op, b);
   std::int32_t* seen = op.seen == nullptr ? nullptr : op.seen + b * op.seen_pitch;
-  const Row row{op.logits + b * op.logits_pitch, op.penalty != 1 ? seen : nullptr, op.penalty,
-                op.vocab, op.vectors};
+  const Row row{op.logits + b * op.logits_pitch, choice.penalty != 1 ? seen : nullptr,
+                choice.penalty, op.vocab, op.vectors};
   const std::uint64_t found = sampling::find_largest(shared, row);
   const float largest = sampling::from_ordered(static_cast<std::uint32_t>(found >> 32));
   if (!(fabsf(largest) <= FLT_MAX)) {
@@ -110,8 +135,8 @@ __global__ void __launch_bounds__(sampling::block_threads) sample_kernel(const O
     return;
   }
   int id = static_cast<int>(~static_cast<std::uint32_t>(found));
-  if (op.temperature > 0) {
-    id = draw(shared, row, op, largest);
+  if (choice.temperature > 0) {
+    id = draw(shared, row, op, choice, b, largest);
     __syncthreads();  // everyone has read its draw
     if (threadIdx.x == 0) {
       op.draws[b] = static_cast<std::int32_t>(static_cast<std::uint32_t>(op.draws[b]) + 1);
@@ -119,7 +144,7 @@ __global__ void __launch_bounds__(sampling::block_threads) sample_kernel(const O
   }
   if (threadIdx.x == 0) {
     op.ids[b] = id;
-    if (seen != nullptr) seen[id] = 1;
+    if (seen != nullptr && seen[id] >= 0) ++seen[id];
   }
 }
 
@@ -133,22 +158,32 @@ float unit_mass(std::int64_t candidates) {
 }  // namespace
 
 void run(const Sample& op, Stream& stream) {
-  const std::int64_t batch = op.logits.dim(0);
-  if (batch == 0) return;
+  const std::int64_t count = op.rows ? op.rows.dim(0) : op.logits.dim(0);
+  if (count == 0) return;
   const OnDevice current(stream.device(), "sample");
   Options options{};
   options.logits = op.logits.data<float>();
   options.logits_pitch = op.logits.row_pitch();
-  if (op.temperature > 0) {
+  if (op.seed) {
     options.seed = op.seed.data<std::int32_t>();
     options.seed_pitch = op.seed.row_pitch();
-    options.draws = op.draws.data<std::int32_t>();
   }
+  if (op.draws) options.draws = op.draws.data<std::int32_t>();
   if (op.seen) {
     options.seen = op.seen.data<std::int32_t>();
     options.seen_pitch = op.seen.row_pitch();
   }
   options.ids = op.ids.data<std::int32_t>();
+  if (op.rows) options.rows = op.rows.data<std::int32_t>();
+  options.batch = op.logits.dim(0);
+  const auto values = [](const ConstTensorView& view) {
+    return view ? view.data<float>() : nullptr;
+  };
+  options.temperatures = values(op.temperatures);
+  options.top_ps = values(op.top_ps);
+  options.min_ps = values(op.min_ps);
+  options.penalties = values(op.repetition_penalties);
+  if (op.top_ks) options.top_ks = op.top_ks.data<std::int32_t>();
   options.vocab = static_cast<int>(op.logits.dim(1));
   options.vectors = is_aligned(options.logits, options.logits_pitch * 4, 16) &&
                     is_aligned(options.seen, options.seen_pitch * 4, 16);
@@ -159,7 +194,8 @@ void run(const Sample& op, Stream& stream) {
   options.top_k = op.top_k;
   options.unit = unit_mass(options.vocab);
   options.bad_logits = StreamAccess::flag(stream, BadValue::logits);
-  launch_chained(sample_kernel, static_cast<unsigned>(batch), sampling::block_threads, 0, stream,
+  options.bad_row = StreamAccess::flag(stream, BadValue::sampled_row);
+  launch_chained(sample_kernel, static_cast<unsigned>(count), sampling::block_threads, 0, stream,
                  "sample", options);
 }
 

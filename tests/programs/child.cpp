@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <spawn.h>
 #include <stdlib.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -26,6 +27,15 @@ Ends make_pipe() {
   return {ends[0], ends[1]};
 }
 
+// A socket, because a write to a program that has ended must not end us, as with a pipe.
+Ends make_input() {
+  int ends[2];
+  if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) {
+    throw std::runtime_error("socketpair failed");
+  }
+  return {ends[0], ends[1]};
+}
+
 Ends make_terminal() {
   const int ours = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
   if (ours < 0 || grantpt(ours) != 0 || unlockpt(ours) != 0) {
@@ -39,14 +49,16 @@ Ends make_terminal() {
 }  // namespace
 
 Child::Child(const std::vector<std::string>& arguments, bool terminal, const char* program) {
+  const Ends in = make_input();
   const Ends out = make_pipe();
   const Ends err = terminal ? make_terminal() : make_pipe();
+  in_ = in.ours;
   out_ = out.ours;
   err_ = err.ours;
 
   posix_spawn_file_actions_t actions;
   posix_spawn_file_actions_init(&actions);
-  posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
+  posix_spawn_file_actions_adddup2(&actions, in.childs, STDIN_FILENO);
   posix_spawn_file_actions_adddup2(&actions, out.childs, STDOUT_FILENO);
   posix_spawn_file_actions_adddup2(&actions, err.childs, STDERR_FILENO);
   std::vector<char*> argv = {const_cast<char*>(program)};
@@ -54,6 +66,7 @@ Child::Child(const std::vector<std::string>& arguments, bool terminal, const cha
   argv.push_back(nullptr);
   const int error = posix_spawn(&pid_, program, &actions, nullptr, argv.data(), environ);
   posix_spawn_file_actions_destroy(&actions);
+  close(in.childs);
   close(out.childs);
   close(err.childs);
   if (error != 0) throw std::runtime_error(std::string("cannot run ") + program);
@@ -64,6 +77,7 @@ Child::~Child() {
     kill(pid_, SIGKILL);
     waitpid(pid_, nullptr, 0);
   }
+  close_input();
   if (out_ >= 0) close(out_);
   if (err_ >= 0) close(err_);
 }
@@ -92,6 +106,20 @@ bool Child::read_some() {
   return true;
 }
 
+void Child::write(const std::string& text) {
+  std::size_t done = 0;
+  while (done < text.size()) {
+    const ssize_t count = send(in_, text.data() + done, text.size() - done, MSG_NOSIGNAL);
+    if (count <= 0) throw std::runtime_error("the program does not read");
+    done += static_cast<std::size_t>(count);
+  }
+}
+
+void Child::close_input() {
+  if (in_ >= 0) close(in_);
+  in_ = -1;
+}
+
 void Child::wait_for_output(std::size_t bytes) {
   while (result_.out.size() < bytes && read_some()) {
   }
@@ -99,6 +127,11 @@ void Child::wait_for_output(std::size_t bytes) {
 
 void Child::wait_for_error(const std::string& text) {
   while (result_.err.find(text) == std::string::npos && read_some()) {
+  }
+}
+
+void Child::wait_to_end() {
+  while (read_some()) {
   }
 }
 
@@ -110,8 +143,8 @@ void Child::close_output() {
 void Child::signal(int number) { kill(pid_, number); }
 
 Finished Child::finish() {
-  while (read_some()) {
-  }
+  close_input();
+  wait_to_end();
   int status = 0;
   waitpid(pid_, &status, 0);
   pid_ = -1;

@@ -24,10 +24,15 @@ class Child {
   Child(const Child&) = delete;
   Child& operator=(const Child&) = delete;
 
+  void write(const std::string& text);  // to its standard input
+  void close_input();                   // its end of file; finish() does it too
+
   // Until the program has written so much there (or has ended).
   void wait_for_output(std::size_t bytes);
   void wait_for_error(const std::string& text);
-  void close_output();  // nobody reads it any more
+  void wait_to_end();                                        // until it has closed its output
+  const std::string& output() const { return result_.out; }  // so far
+  void close_output();                                       // nobody reads it any more
   void signal(int number);
   Finished finish();
 
@@ -39,6 +44,7 @@ class Child {
   std::chrono::steady_clock::time_point deadline_ =
       std::chrono::steady_clock::now() + std::chrono::minutes(2);
   pid_t pid_ = -1;
+  int in_ = -1;
   int out_ = -1;
   int err_ = -1;
   Finished result_;

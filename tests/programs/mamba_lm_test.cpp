@@ -547,6 +547,63 @@ TEST_F(MambaLm, without_a_model_beside_it_that_is_an_error) {
                "info: MODEL: expected a model folder, got none, and none beside mamba-lm");
 }
 
+// ---- bench --------------------------------------------------------------------------------------
+
+std::vector<std::vector<double>> table_rows(const std::string& out) {
+  std::vector<std::vector<double>> rows;
+  std::istringstream text(out);
+  for (std::string line; std::getline(text, line);) {
+    if (line.rfind("| ", 0) != 0 || std::isdigit(line[2]) == 0) continue;
+    rows.emplace_back();
+    std::istringstream cells(line.substr(1));
+    for (std::string cell; std::getline(cells, cell, '|');) rows.back().push_back(std::stod(cell));
+  }
+  return rows;
+}
+
+TEST_F(MambaLm, bench_prints_tables_whose_columns_agree) {
+  const Finished finished = run({"bench", golden("base"), "--prompts", "5,9", "--batches", "1,3",
+                                 "-n", "4", "--repeats", "2", "--threads", "1"});
+  EXPECT_EQ(finished.code, 0) << finished.err;
+  EXPECT_EQ(finished.err, "");
+  EXPECT_THAT(finished.out, HasSubstr(golden("base") + ", 0.0 M parameters, cpu, f32, 1 threads"));
+  EXPECT_THAT(finished.out, HasSubstr("| batch | prompt | first token, ms | prompt tok/s |\n|---"));
+  EXPECT_THAT(finished.out, HasSubstr("| batch | decode, ms/step | tok/s |\n|---"));
+  const auto rows = table_rows(finished.out);
+  ASSERT_EQ(rows.size(), 6u) << finished.out;
+  for (std::size_t i = 0; i < 4; ++i) {
+    EXPECT_EQ(rows[i][0], i < 2 ? 1 : 3);
+    EXPECT_EQ(rows[i][1], i % 2 == 0 ? 5 : 9);
+    const double tokens = rows[i][0] * rows[i][1];  // times are printed to 0.01 ms
+    EXPECT_NEAR(tokens / rows[i][3] * 1e3, rows[i][2], 0.006 + 1e-3 * rows[i][2]);
+  }
+  for (std::size_t i = 4; i < 6; ++i) {
+    EXPECT_NEAR(rows[i][0] / rows[i][2] * 1e3, rows[i][1], 0.0006 + 1e-3 * rows[i][1]);
+  }
+}
+
+TEST_F(MambaLm, bench_of_a_shape_needs_no_weights) {
+  fs::create_directories(path("shape"));
+  fs::copy(golden("base") + "/config.json", path("shape"));
+  const Arguments small = {"--prompts", "3", "--batches", "2", "-n", "2", "--repeats", "1"};
+  expect_error(run(Arguments{"bench", path("shape")} + small), "model.safetensors");
+  const Finished finished =
+      run(Arguments{"bench", path("shape"), "--random-weights", "--dtype", "bf16"} + small);
+  EXPECT_EQ(finished.code, 0) << finished.err;
+  EXPECT_THAT(finished.out, HasSubstr("(random weights)"));
+  EXPECT_THAT(finished.out, HasSubstr("bf16"));
+  EXPECT_EQ(table_rows(finished.out).size(), 2u);
+}
+
+TEST_P(MambaLmSignals, while_timing_end_after_a_whole_row) {
+  Child child({"bench", golden("base"), "--prompts", "64", "--repeats", "100000000"});
+  child.wait_for_output(100);
+  child.signal(GetParam());
+  const Finished finished = child.finish();
+  EXPECT_EQ(finished.code, 130) << finished.err;
+  EXPECT_EQ(finished.out.back(), '\n');
+}
+
 TEST_F(MambaLm, a_wrong_command_line_is_one_line_and_exit_code_1) {
   const std::string base = golden("base");
   const Arguments generating = {"generate", base, "--prompt-ids", "1,2"};
@@ -568,6 +625,8 @@ TEST_F(MambaLm, a_wrong_command_line_is_one_line_and_exit_code_1) {
   }
   expect_error(run(generating + Arguments{"--chunk", "0"}), "--chunk");
   expect_error(run(generating + Arguments{"--threads", "0"}), "--threads");
+  expect_error(run({"bench", base, "--prompts", "128,x"}), "--prompts: expected a whole number");
+  expect_error(run({"bench", base, "--batches", "0"}), "--batches: expected a whole number");
   expect_error(run(generating + Arguments{"--temperature", "warm"}), "--temperature");
   expect_error(run(generating + Arguments{"--temperature", "nan"}), "temperature");
   expect_error(run(generating + Arguments{"--top-p", "3"}), "top_p");

@@ -145,7 +145,24 @@ struct Candidates {
   }
 };
 
-std::int32_t sample(const Sample& op, const float* logits, float largest, Candidates left,
+// The options of row b.
+struct Choice {
+  float temperature, top_p, min_p, penalty;
+  std::int64_t top_k;
+
+  Choice(const Sample& op, std::int64_t b) {
+    const auto value = [b](const ConstTensorView& values, float otherwise) {
+      return values ? values.data<float>()[b] : otherwise;
+    };
+    temperature = value(op.temperatures, op.temperature);
+    top_p = value(op.top_ps, op.top_p);
+    min_p = value(op.min_ps, op.min_p);
+    penalty = value(op.repetition_penalties, op.repetition_penalty);
+    top_k = op.top_ks ? op.top_ks.data<std::int32_t>()[b] : op.top_k;
+  }
+};
+
+std::int32_t sample(const Choice& op, const float* logits, float largest, Candidates left,
                     double uniform) {
   for (std::int64_t i = 0; i < left.count; ++i) {
     left.ids[i] = static_cast<std::int32_t>(i);
@@ -179,11 +196,17 @@ double next_uniform(const Sample& op, std::int64_t b) {
   return detail::uniform(detail::philox(key, {draw, 0, 0, 0}));
 }
 
-void check_largest(const float* largest, std::int64_t batch) {
-  for (std::int64_t b = 0; b < batch; ++b) {
-    if (!std::isfinite(largest[b])) {
-      throw ArgumentError("sample", "logits", fmt::format("a finite largest value in row {}", b),
-                          fmt::format("{}", largest[b]));
+// Which row of the operands the i-th is that is worked on.
+std::int64_t row_of(const Sample& op, std::int64_t i) {
+  return op.rows ? op.rows.data<std::int32_t>()[i] : i;
+}
+
+void check_largest(const Sample& op, const float* largest, std::int64_t count) {
+  for (std::int64_t i = 0; i < count; ++i) {
+    if (!std::isfinite(largest[i])) {
+      throw ArgumentError("sample", "logits",
+                          fmt::format("a finite largest value in row {}", row_of(op, i)),
+                          fmt::format("{}", largest[i]));
     }
   }
 }
@@ -191,38 +214,44 @@ void check_largest(const float* largest, std::int64_t batch) {
 }  // namespace
 
 void run(const Sample& op, Stream& stream) {
-  const std::int64_t batch = op.logits.dim(0);
+  const std::int64_t count = op.rows ? op.rows.dim(0) : op.logits.dim(0);
   const std::int64_t vocab = op.logits.dim(1);
-  const int threads = static_cast<int>(std::clamp<std::int64_t>(batch, 1, stream.threads()));
+  const int threads = static_cast<int>(std::clamp<std::int64_t>(count, 1, stream.threads()));
   Scratch scratch(stream);
-  float* logits = scratch.take({batch, vocab}, DType::f32).data<float>();
-  float* largest = scratch.take({batch}, DType::f32).data<float>();
+  float* logits = scratch.take({count, vocab}, DType::f32).data<float>();
+  float* largest = scratch.take({count}, DType::f32).data<float>();
   auto* ids = scratch.take({threads, vocab}, DType::i32).data<std::int32_t>();
   // Scratch is raw memory: unsigned keys and double sums take the room of as many 32-bit words.
   auto* keys = static_cast<std::uint32_t*>(scratch.take({threads, vocab}, DType::i32).data());
   float* weights = scratch.take({threads, vocab}, DType::f32).data<float>();
   auto* sums = static_cast<double*>(scratch.take({threads, 2 * buckets}, DType::f32).data());
 
-  const bool penalty = op.repetition_penalty != 1;
   detail::Team& team = StreamAccess::team(stream);
-  team.run(static_cast<int>(batch), [&](int b) {
-    const auto* seen = penalty ? op.seen.data<std::int32_t>() + b * op.seen.row_pitch() : nullptr;
-    largest[b] = HWY_DYNAMIC_DISPATCH(adjust)(op.logits.data<float>() + b * op.logits.row_pitch(),
-                                              seen, op.repetition_penalty, logits + b * vocab,
-                                              static_cast<std::size_t>(vocab));
+  team.run(static_cast<int>(count), [&](int i) {
+    const std::int64_t b = row_of(op, i);
+    const float penalty = Choice(op, b).penalty;
+    const auto* seen =
+        penalty != 1 ? op.seen.data<std::int32_t>() + b * op.seen.row_pitch() : nullptr;
+    largest[i] =
+        HWY_DYNAMIC_DISPATCH(adjust)(op.logits.data<float>() + b * op.logits.row_pitch(), seen,
+                                     penalty, logits + i * vocab, static_cast<std::size_t>(vocab));
   });
-  check_largest(largest, batch);
+  check_largest(op, largest, count);
   team.run(threads, [&](int thread) {
     const Candidates all{ids + thread * vocab, keys + thread * vocab, weights + thread * vocab,
                          sums + thread * buckets, vocab};
-    for (std::int64_t b = thread; b < batch; b += threads) {
-      const float* row = logits + b * vocab;
+    for (std::int64_t i = thread; i < count; i += threads) {
+      const std::int64_t b = row_of(op, i);
+      const Choice choice(op, b);
+      const float* row = logits + i * vocab;
       const std::int32_t id =
-          op.temperature > 0
-              ? sample(op, row, largest[b], all, next_uniform(op, b))
-              : static_cast<std::int32_t>(std::find(row, row + vocab, largest[b]) - row);
+          choice.temperature > 0
+              ? sample(choice, row, largest[i], all, next_uniform(op, b))
+              : static_cast<std::int32_t>(std::find(row, row + vocab, largest[i]) - row);
       op.ids.data<std::int32_t>()[b] = id;
-      if (op.seen) op.seen.data<std::int32_t>()[b * op.seen.row_pitch() + id] = 1;
+      if (!op.seen) continue;
+      std::int32_t& seen = op.seen.data<std::int32_t>()[b * op.seen.row_pitch() + id];
+      if (seen >= 0) ++seen;
     }
   });
 }

@@ -1,0 +1,30 @@
+// A point in a stream's work that the host can wait for while later work goes on.
+#include "kernels/cuda.cuh"
+
+namespace mamba::cuda {
+
+void* make_event(Device device) {
+  const OnDevice current(device, "Event");
+  cudaEvent_t event = nullptr;
+  check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "Event");
+  return event;
+}
+
+void destroy_event(Device device, void* event) noexcept {
+  int before = 0;
+  cudaGetDevice(&before);
+  cudaSetDevice(device.index());
+  cudaEventDestroy(static_cast<cudaEvent_t>(event));
+  cudaSetDevice(before);
+}
+
+void record_event(void* event, Stream& stream) {
+  const OnDevice current(stream.device(), "Event");
+  check(cudaEventRecord(static_cast<cudaEvent_t>(event), handle(stream)), "Event");
+}
+
+void wait_event(void* event) {
+  check(cudaEventSynchronize(static_cast<cudaEvent_t>(event)), "Event");
+}
+
+}  // namespace mamba::cuda

@@ -1,0 +1,220 @@
+// The examples of generation as their user sees them: a server of lines, beam search, best of n.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include <map>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "child.hpp"
+
+namespace {
+
+using ::testing::HasSubstr;
+using Json = nlohmann::json;
+
+// Every line that was written, each of which has to be whole.
+std::vector<Json> lines(const std::string& out) {
+  EXPECT_TRUE(out.empty() || out.back() == '\n') << "half a line at the end: " << out;
+  std::vector<Json> all;
+  std::istringstream text(out);
+  for (std::string line; std::getline(text, line);) {
+    Json json = Json::parse(line, nullptr, /*allow_exceptions=*/false);
+    EXPECT_TRUE(json.is_object()) << line;
+    if (json.is_object()) all.push_back(std::move(json));
+  }
+  return all;
+}
+
+struct Answer {
+  std::string text, done, error;
+  int pieces = 0;
+};
+
+// By the id, as JSON.
+std::map<std::string, Answer> answers(const std::string& out) {
+  std::map<std::string, Answer> all;
+  for (const Json& line : lines(out)) {
+    Answer& answer = all[line.at("id").dump()];
+    EXPECT_EQ(answer.done + answer.error, "") << "after the end: " << line;
+    answer.text += line.value("text", "");
+    answer.done = line.value("done", "");
+    answer.error = line.value("error", "");
+    answer.pieces += line.contains("text") ? 1 : 0;
+  }
+  return all;
+}
+
+std::string request(int id, const std::string& prompt, int count, Json more = Json::object()) {
+  more.update({{"id", id}, {"prompt", prompt}, {"max_tokens", count}});
+  return more.dump() + "\n";
+}
+
+Finished serve(const std::string& input, std::vector<std::string> arguments = {}) {
+  Child child(arguments, false, SERVE);
+  child.write(input);
+  return child.finish();
+}
+
+std::string alone(const std::string& prompt, int count) {
+  return run({"generate", "--prompt", prompt, "-n", std::to_string(count), "--dtype", "f32"}).out;
+}
+
+// f32: a greedy choice does not depend there on how products of other batches round.
+TEST(Serve, answers_are_those_of_one_prompt_alone_whoever_else_is_there) {
+  std::string input;
+  std::map<std::string, std::string> expected;
+  const char* prompts[] = {"And the king said", "In the beginning", "A", "Blessed are they that"};
+  for (int i = 0; i < 12; ++i) {
+    const std::string prompt = prompts[i % 4];
+    input += request(i, prompt, 10 + 7 * i);
+    expected[std::to_string(i)] = alone(prompt, 10 + 7 * i);
+  }
+  for (const char* capacity : {"1", "3", "12"}) {
+    SCOPED_TRACE(capacity);
+    const Finished finished = serve(input, {"--capacity", capacity, "--dtype", "f32"});
+    EXPECT_EQ(finished.code, 0) << finished.err;
+    const auto got = answers(finished.out);
+    ASSERT_EQ(got.size(), expected.size());
+    for (const auto& [id, text] : expected) {
+      EXPECT_EQ(got.at(id).text, text);
+      EXPECT_EQ(got.at(id).done, "max_tokens");
+      EXPECT_GT(got.at(id).pieces, 5) << "text comes as it is written";
+    }
+  }
+}
+
+TEST(Serve, answers_interleave_and_new_prompts_join) {
+  Child child({"--capacity", "2"}, false, SERVE);
+  child.write(request(1, "And", 100000000));
+  child.wait_for_output(200);
+  child.write(request(2, "The", 20));
+  for (std::size_t size = 400; child.output().find("\"id\":2,\"done\"") == std::string::npos;) {
+    child.wait_for_output(size += 200);  // the first goes on writing
+  }
+  child.signal(SIGINT);
+  const auto got = answers(child.finish().out);
+  EXPECT_EQ(got.at("2").done, "max_tokens");
+  EXPECT_EQ(got.at("1").done, "interrupted");
+  EXPECT_GT(got.at("1").pieces, 20);
+}
+
+TEST(Serve, a_stop_text_a_seed_and_half_a_character_are_as_in_generate) {
+  const std::string text = alone("In the beginning", 40);
+  const Finished finished =
+      serve(request(1, "In the beginning", 40, {{"stop", {text.substr(10, 4)}}}) +
+                request(2, "And", 40, {{"temperature", 1.0}, {"seed", 5}}) +
+                request(3, "And", 40, {{"temperature", 1.0}, {"seed", 5}}) +
+                request(4, "And", 40, {{"temperature", 1.0}, {"seed", 6}}) +
+                request(5, "And", 30, {{"temperature", 100.0}, {"seed", 1}}) + request(6, "A", 0),
+            {"--dtype", "f32"});
+  auto got = answers(finished.out);
+  EXPECT_EQ(got["1"].text, text.substr(0, text.find(text.substr(10, 4)) + 4));
+  EXPECT_EQ(got["1"].done, "stop");
+  EXPECT_EQ(got["2"].text, got["3"].text);
+  EXPECT_NE(got["2"].text, got["4"].text);
+  EXPECT_THAT(got["5"].text, HasSubstr("\xef\xbf\xbd")) << "bytes that make no characters";
+  EXPECT_EQ(got["6"].text, "");
+  EXPECT_EQ(got["6"].done, "max_tokens");
+}
+
+TEST(Serve, a_bad_line_is_answered_by_an_error_and_the_others_go_on) {
+  const Finished finished = serve(
+      "{\"id\":1,\"prompt\":\"And\",\"max_tokens\":5}\n"
+      "not json\n\n  \r\n[1]\n"
+      "{\"id\":2}\n"
+      "{\"id\":3,\"prompt\":\"\"}\n"
+      "{\"prompt\":7,\"id\":4}\n"
+      "{\"id\":5,\"prompt\":\"A\",\"max_tokens\":1.5}\n"
+      "{\"id\":6,\"prompt\":\"A\",\"max_tokens\":-1}\n"
+      "{\"id\":7,\"prompt\":\"A\",\"top_k\":5}\n"
+      "{\"id\":8,\"prompt\":\"A\",\"temprature\":1}\n"
+      "{\"id\":9,\"prompt\":\"A\",\"stop\":[\"\"]}\n"
+      "{\"id\":10,\"prompt\":\"A\",\"seed\":-1}\n"
+      "{\"id\":11,\"prompt\":\"A\",\"max_tokens\":true}\n"
+      "{\"id\":{\"any\":[\"value\"]},\"prompt\":\"A\",\"max_tokens\":1}");  // no end of line
+  EXPECT_EQ(finished.code, 0) << finished.err;
+  const auto all = lines(finished.out);
+  std::map<std::string, std::string> errors;
+  int nameless = 0;
+  for (const Json& line : all) {
+    if (line.contains("error")) errors[line["id"].dump()] = line["error"];
+    nameless += line["id"].is_null() ? 1 : 0;
+  }
+  EXPECT_EQ(nameless, 2);
+  EXPECT_THAT(errors["2"], HasSubstr("prompt"));
+  EXPECT_THAT(errors["3"], HasSubstr("prompt"));
+  EXPECT_THAT(errors["4"], HasSubstr("prompt: "));
+  EXPECT_THAT(errors["5"], HasSubstr("max_tokens: 1.5"));
+  EXPECT_THAT(errors["6"], HasSubstr("max_tokens: expected 0"));
+  EXPECT_THAT(errors["7"], HasSubstr("temperature: expected above 0"));
+  EXPECT_THAT(errors["8"], HasSubstr("temprature: no such key"));
+  EXPECT_THAT(errors["9"], HasSubstr("stop (bytes): expected 1 to 256, got 0"));
+  EXPECT_THAT(errors["10"], HasSubstr("seed: -1"));
+  EXPECT_THAT(errors["11"], HasSubstr("max_tokens: true"));
+  EXPECT_EQ(errors.size(), 11u) << finished.out;
+  EXPECT_THAT(finished.out, HasSubstr("{\"id\":1,\"done\":\"max_tokens\""));
+  EXPECT_THAT(finished.out, HasSubstr("{\"id\":{\"any\":[\"value\"]},\"done\":\"max_tokens\""));
+}
+
+class ServeSignals : public ::testing::TestWithParam<int> {};
+
+TEST_P(ServeSignals, while_writing_leave_whole_lines_and_end_every_answer) {
+  Child child({"--capacity", "3"}, false, SERVE);
+  for (int i = 0; i < 3; ++i) child.write(request(i, "And", 100000000));
+  child.wait_for_output(1000);
+  child.signal(GetParam());
+  const Finished finished = child.finish();
+  EXPECT_EQ(finished.code, 130) << finished.err;
+  for (const auto& [id, answer] : answers(finished.out)) EXPECT_EQ(answer.done, "interrupted");
+}
+
+TEST_P(ServeSignals, while_waiting_for_input_end_it) {
+  Child child({}, false, SERVE);
+  child.write(request(1, "And", 3));
+  while (child.output().find("done") == std::string::npos) {
+    child.wait_for_output(child.output().size() + 1);
+  }
+  child.signal(GetParam());
+  child.wait_to_end();  // with its input open
+  EXPECT_EQ(child.finish().code, 130);
+}
+
+INSTANTIATE_TEST_SUITE_P(Signals, ServeSignals, ::testing::Values(SIGINT, SIGTERM),
+                         [](const auto& signal) {
+                           return signal.param == SIGINT ? "int" : "term";
+                         });
+
+TEST(Serve, output_that_nobody_reads_ends_it) {
+  Child child({}, false, SERVE);
+  child.write(request(1, "And", 100000000));
+  child.wait_for_output(100);
+  child.close_output();
+  const Finished finished = child.finish();
+  EXPECT_EQ(finished.code, 1);
+  EXPECT_THAT(finished.err, HasSubstr("standard output"));
+}
+
+// ---- forks --------------------------------------------------------------------------------------
+
+double first_score(const std::string& out) { return std::stod(out); }
+
+TEST(BeamSearch, one_beam_is_greedy_and_more_find_likelier_texts) {
+  const std::string prompt = "Blessed are ";
+  const Finished one = run({prompt, "1"}, BEAM_SEARCH);
+  EXPECT_EQ(one.code, 0) << one.err;
+  EXPECT_THAT(one.out, HasSubstr(prompt + run({"generate", "--prompt", prompt, "-n", "60"}).out));
+  const Finished four = run({prompt, "4"}, BEAM_SEARCH);
+  EXPECT_EQ(four.code, 0) << four.err;
+  EXPECT_GT(first_score(four.out), first_score(one.out) + 1);
+}
+
+TEST(BestOfN, keeps_the_likeliest_of_different_texts) {
+  const Finished finished = run({"In the beginning ", "4"}, BEST_OF_N);
+  EXPECT_EQ(finished.code, 0) << finished.err;
+  EXPECT_THAT(finished.out, HasSubstr("best of 4: In the beginning "));
+  EXPECT_EQ(run({"In the beginning ", "4"}, BEST_OF_N).out, finished.out);
+}
+
+}  // namespace
