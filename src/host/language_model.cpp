@@ -131,7 +131,7 @@ void LanguageModel::check_call(const ConstTensorView& ids, const StackState& sta
   if (options.tape != nullptr && options.rows.read) {
     throw ArgumentError(where, "rows", "none with a tape", "a row map");
   }
-  check::range(where, "piece_tokens", options.piece_tokens, 1, INT64_MAX);
+  check::range(where, "piece_tokens", options.piece_tokens, 0, INT64_MAX);
   if (device().is_cpu()) check_ids(ids);
 }
 

@@ -159,8 +159,8 @@ void run(const Sample& op, Stream& stream) {
   options.top_k = op.top_k;
   options.unit = unit_mass(options.vocab);
   options.bad_logits = StreamAccess::flag(stream, BadValue::logits);
-  launch_chained(sample_kernel, static_cast<unsigned>(batch), sampling::block_threads, 0,
-                 handle(stream), "sample", options);
+  launch_chained(sample_kernel, static_cast<unsigned>(batch), sampling::block_threads, 0, stream,
+                 "sample", options);
 }
 
 }  // namespace mamba::cuda
