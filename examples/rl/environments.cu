@@ -14,7 +14,9 @@ __global__ void __launch_bounds__(threads)
     observe_kernel(const EnvironmentConfig config, std::int32_t first, std::int32_t count,
                    const EnvironmentState* states, const StepRows step) {
   const auto b = static_cast<std::int32_t>(blockIdx.x * threads + threadIdx.x);
-  if (b < count) step.observe(config, first + b, states[b], b);
+  if (b >= count) return;
+  mamba_rl::observe(config, first + b, states[b], step.observations.at(b));
+  step.begin(config, states[b], b);
 }
 
 __global__ void __launch_bounds__(threads)

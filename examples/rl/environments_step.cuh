@@ -23,9 +23,9 @@ struct StepRows {
         rewards(step.rewards),
         ends(step.ends) {}
 
-  __device__ void observe(const EnvironmentConfig& config, std::int32_t environment,
-                          const EnvironmentState& state, std::int64_t b, std::int64_t t = 0) const {
-    mamba_rl::observe(config, environment, state, observations.at(b, t));
+  // What is seen is written by the caller.
+  __device__ void begin(const EnvironmentConfig& config, const EnvironmentState& state,
+                        std::int64_t b, std::int64_t t = 0) const {
     *begins.at(b, t) = state.step == 0 ? 1 : 0;
     *decisions.at(b, t) = decision(config, state);
   }

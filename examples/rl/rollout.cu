@@ -89,8 +89,8 @@ __global__ void __launch_bounds__(Core::threads)
   const float encoder_bias = op.encoder_bias != nullptr ? op.encoder_bias[unit] : 0;
   const float norm_weight = op.norm_weight[unit], norm_bias = op.norm_bias[unit];
   const auto look = [&](std::int64_t t) {
-    op.step.observe(op.environment, index, state, b, t);
-    for (int j = 0; j < ends.seen; ++j) observation[j] = op.step.observations.at(b, t)[j];
+    mamba_rl::observe(op.environment, index, state, observation);
+    op.step.begin(op.environment, state, b, t);
     begins = state.step == 0;
   };
   if (threadIdx.x == 0) {
@@ -99,6 +99,9 @@ __global__ void __launch_bounds__(Core::threads)
   }
   __syncthreads();
   for (std::int64_t t = 0; t < op.steps; ++t) {
+    if (threadIdx.x < ends.seen) {
+      op.step.observations.at(b, t)[threadIdx.x] = observation[threadIdx.x];
+    }
     const float code = ends.encode(observation) + encoder_bias;
     if (writes) encoded[unit] = code;
     core.begin(begins);

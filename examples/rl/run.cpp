@@ -37,20 +37,22 @@ struct Clock {
   }
 };
 
-std::string line_of(const RunOptions& options, const UpdateResult& r, double seconds,
-                    double rollout_speed, double speed, const std::string& more) {
+// `steps`: of an update, in all environments.
+std::string line_of(const RunOptions& options, const UpdateResult& r, double seconds, double steps,
+                    double speed, const std::string& more) {
   const mamba_rl::TrainerOptions& t = options.trainer;
   return format(
       "{\"controller\": \"%s\", \"seed\": %llu, \"num_envs\": %lld, \"horizon\": %d, \"update\": "
       "%lld, \"env_steps\": %lld, \"delay\": %d, \"train_success\": %.5f, \"queries\": %lld, "
       "\"policy_loss\": %.6f, \"value_loss\": %.6f, \"entropy\": %.5f, \"divergence\": %.6f, "
       "\"clipped\": %.5f, \"gradient_norm\": %.5g, \"rollout_steps_per_s\": %.0f, "
-      "\"steps_per_s\": %.0f, \"seconds\": %.3f%s}",
+      "\"training_steps_per_s\": %.0f, \"steps_per_s\": %.0f, \"seconds\": %.3f%s}",
       t.controller.kind.c_str(), static_cast<unsigned long long>(t.environment.seed),
       static_cast<long long>(t.num_envs), t.environment.delay, static_cast<long long>(r.update),
       static_cast<long long>(r.env_steps), r.delay, r.score.success(),
       static_cast<long long>(r.score.queries), r.policy_loss, r.value_loss, r.entropy, r.divergence,
-      r.clipped, r.gradient_norm, rollout_speed, speed, seconds, more.c_str());
+      r.clipped, r.gradient_norm, steps / std::max(r.rollout_seconds, 1e-9),
+      steps / std::max(r.training_seconds, 1e-9), speed, seconds, more.c_str());
 }
 
 }  // namespace
@@ -89,8 +91,8 @@ RunEnd run(const RunOptions& options, double seconds, MetricsFile& metrics) {
       clock.successes = clock.last >= options.enough ? clock.successes + 1 : 0;
       clock.finished = clock.successes >= 2 || result.update == options.updates;
     }
-    metrics.line(line_of(options, result, clock.seconds + progress.seconds(),
-                         steps / std::max(result.rollout_seconds, 1e-9), speed, evaluated));
+    metrics.line(
+        line_of(options, result, clock.seconds + progress.seconds(), steps, speed, evaluated));
     progress.draw(result.update, format("delay %d  success %.1f %%  %.0f steps/s", result.delay,
                                         100 * result.score.success(), speed));
     if (result.update % options.save_every == 0) {
