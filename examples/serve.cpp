@@ -28,7 +28,7 @@
 #include <mamba/generator.hpp>
 
 #include "mamba_lm/commands.hpp"
-#include "mamba_lm/interrupt.hpp"
+#include "programs/interrupt.hpp"
 
 namespace {
 

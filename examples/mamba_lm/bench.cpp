@@ -13,8 +13,8 @@
 #include <mamba/generator.hpp>
 #include <mamba/version.hpp>
 
+#include "../programs/interrupt.hpp"
 #include "commands.hpp"
-#include "interrupt.hpp"
 
 namespace {
 
