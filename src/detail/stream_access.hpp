@@ -21,10 +21,6 @@ struct StreamAccess {
   static int* flag(Stream& stream, BadValue kind);
   // A place for the matrix product's handle and plans, kept as long as the stream.
   static std::shared_ptr<void>& matmul(Stream& stream);
-  // Whether the last thing that was queued here is a link of a chain (kernels/chained.cuh), and
-  // from now on it is. Whoever takes cuda_stream() ends the chain; a borrowed stream, on which
-  // others queue, never has one.
-  static bool chain(Stream& stream);
 };
 
 }  // namespace mamba

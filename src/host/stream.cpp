@@ -21,7 +21,6 @@ struct Stream::Impl {
   std::unique_ptr<detail::Team> team;  // on the CPU
   void* cuda_stream = nullptr;
   bool owned = false;    // the CUDA stream is destroyed with this
-  bool chained = false;  // see StreamAccess::chain
   int* flags = nullptr;  // on CUDA: [bad_value_kinds], see BadValue
   std::shared_ptr<void> matmul;
   // The arena: blocks are kept, in order, until the stream ends. (block, offset) is the next free
@@ -81,14 +80,7 @@ Stream Stream::borrow(Device device, void* cuda_stream) {
 
 Device Stream::device() const { return impl_->device; }
 int Stream::threads() const { return impl_->team->size(); }
-void* Stream::cuda_stream() const {
-  impl_->chained = false;
-  return impl_->cuda_stream;
-}
-
-bool StreamAccess::chain(Stream& stream) {
-  return std::exchange(stream.impl_->chained, stream.impl_->owned);
-}
+void* Stream::cuda_stream() const { return impl_->cuda_stream; }
 
 void Stream::synchronize() {
   if (impl_->device.is_cpu()) return;

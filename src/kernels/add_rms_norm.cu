@@ -46,21 +46,19 @@ __device__ __forceinline__ void add(const T* x, float* residual, std::int64_t i,
   for (int k = 0; k < V; ++k) sum[k] += added[k];
 }
 
-template <int V>
-__device__ __forceinline__ void load_weight(const float* weight, std::int64_t i,
-                                            float (&weights)[V]) {
-  if (weight != nullptr) return load_floats<V>(weight + i, weights);
-#pragma unroll
-  for (int k = 0; k < V; ++k) weights[k] = 1;
-}
-
 template <int V, class T>
-__device__ __forceinline__ void scale(const float (&sum)[V], float factor,
-                                      const float (&weights)[V], T* y) {
+__device__ __forceinline__ void scale(const float (&sum)[V], float factor, const float* weight,
+                                      std::int64_t i, T* y) {
   float out[V];
 #pragma unroll
-  for (int k = 0; k < V; ++k) out[k] = sum[k] * factor * weights[k];
-  store_floats<V>(y, out);
+  for (int k = 0; k < V; ++k) out[k] = sum[k] * factor;
+  if (weight != nullptr) {
+    float weights[V];
+    load_floats<V>(weight + i, weights);
+#pragma unroll
+    for (int k = 0; k < V; ++k) out[k] *= weights[k];
+  }
+  store_floats<V>(y + i, out);
 }
 
 // Thread l of a row has the vectors l, l + lanes, ...: kVectors of them at most.
@@ -74,16 +72,6 @@ __global__ void __launch_bounds__(most_threads(kVectors)) add_rms_norm_kernel(co
   float* residual =
       norm.residual == nullptr ? nullptr : norm.residual + norm.residual_rows.offset(row);
   const auto channels = static_cast<int>(norm.channels);
-  // Few vectors of the weight are there before the row is, many only when they are wanted.
-  constexpr bool early = kVectors <= 2;
-  float weights[early ? kVectors : 1][V];
-  if constexpr (early) {
-#pragma unroll
-    for (int j = 0; j < kVectors; ++j) {
-      const int i = (lane + j * norm.lanes) * V;
-      if (i < channels) load_weight<V>(norm.weight, i, weights[j]);
-    }
-  }
   let_next_begin();
   wait_for_previous();
   float sum[kVectors][V] = {};
@@ -107,8 +95,7 @@ __global__ void __launch_bounds__(most_threads(kVectors)) add_rms_norm_kernel(co
     const int i = (lane + j * norm.lanes) * V;
     if (!inside || i >= channels) continue;
     if (x != nullptr && residual != nullptr) store_floats<V>(residual + i, sum[j]);
-    if constexpr (!early) load_weight<V>(norm.weight, i, weights[0]);
-    scale<V>(sum[j], factor, weights[early ? j : 0], y + i);
+    scale<V>(sum[j], factor, norm.weight, i, y);
   }
 }
 
@@ -139,14 +126,12 @@ __global__ void __launch_bounds__(row_block_largest) add_rms_norm_long_kernel(co
   for (std::int64_t i = first; i < norm.channels; i += stride) {
     float sum[V];
     add<V>(residual != nullptr ? nullptr : x, residual, i, sum);
-    float weights[V];
-    load_weight<V>(norm.weight, i, weights);
-    scale<V>(sum, factor, weights, y + i);
+    scale<V>(sum, factor, norm.weight, i, y);
   }
 }
 
 template <int V, int kVectors, class T>
-void launch_short(Norm<T> norm, Stream& stream) {
+void launch_short(Norm<T> norm, cudaStream_t stream) {
   const RowBlocks spread(norm.channels, V, kVectors);
   norm.lanes = spread.lanes;
   const auto blocks = static_cast<unsigned>(divide_up(norm.rows, spread.rows()));
@@ -155,7 +140,7 @@ void launch_short(Norm<T> norm, Stream& stream) {
 }
 
 template <int V, class T>
-void launch(const Norm<T>& norm, Stream& stream) {
+void launch(const Norm<T>& norm, cudaStream_t stream) {
   const std::int64_t vectors = divide_up(norm.channels, V);
   if (vectors <= 32) {
     launch_short<V, 1>(norm, stream);
@@ -167,7 +152,7 @@ void launch(const Norm<T>& norm, Stream& stream) {
     launch_short<V, 8>(norm, stream);
   } else {
     const auto blocks = static_cast<unsigned>(norm.rows);
-    add_rms_norm_long_kernel<V><<<blocks, row_block_largest, 0, handle(stream)>>>(norm);
+    add_rms_norm_long_kernel<V><<<blocks, row_block_largest, 0, stream>>>(norm);
   }
 }
 
@@ -194,7 +179,7 @@ void run(const AddRmsNorm& op, Stream& stream) {
                          norm.y_rows.aligned(norm.y, size, V * size) &&
                          norm.residual_rows.aligned(norm.residual, 4, 16) &&
                          is_aligned(norm.weight, 0, 16);
-    vectors ? launch<V>(norm, stream) : launch<1>(norm, stream);
+    vectors ? launch<V>(norm, handle(stream)) : launch<1>(norm, handle(stream));
   });
   check(cudaGetLastError(), "add_rms_norm");
 }

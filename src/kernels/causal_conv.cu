@@ -85,7 +85,7 @@ void for_grids(const Operands<T>& o, int V, std::int64_t tile, int block_threads
 }
 
 template <int kWidth, int V, class T>
-void run_step(const Operands<T>& o, Stream& stream) {
+void run_step(const Operands<T>& o, cudaStream_t stream) {
   for_grids(o, V, 1, step_threads, [&](const Grid& grid, unsigned blocks) {
     launch_chained(conv_step_kernel<kWidth, V, T>, blocks, step_threads, 0, stream, "causal_conv",
                    o, grid);
@@ -93,13 +93,13 @@ void run_step(const Operands<T>& o, Stream& stream) {
 }
 
 template <int kWidth, int V, class T>
-void run_tiles(const Operands<T>& o, Stream& stream) {
+void run_tiles(const Operands<T>& o, cudaStream_t stream) {
   const std::int64_t tile = tile_steps(o.batch * (o.channels / V), o.time);
   for_grids(o, V, tile, tile_threads, [&](const Grid& grid, unsigned blocks) {
     if (o.reset != nullptr || o.states != nullptr) {
-      conv_tile_kernel<kWidth, V, true><<<blocks, tile_threads, 0, handle(stream)>>>(o, grid);
+      conv_tile_kernel<kWidth, V, true><<<blocks, tile_threads, 0, stream>>>(o, grid);
     } else {
-      conv_tile_kernel<kWidth, V, false><<<blocks, tile_threads, 0, handle(stream)>>>(o, grid);
+      conv_tile_kernel<kWidth, V, false><<<blocks, tile_threads, 0, stream>>>(o, grid);
     }
   });
 }
@@ -107,7 +107,7 @@ void run_tiles(const Operands<T>& o, Stream& stream) {
 // One step has little to read, and two channels to a thread are quickest: at 8 x 1536 a graph node
 // takes 1.65 us with 2, 1.75 with 4 and 2.45 with 8; at 256 x 5120 8.2, 8.4 and 12.1 (bf16, H200).
 template <int kWidth, class T>
-void run_width(const Operands<T>& o, Stream& stream) {
+void run_width(const Operands<T>& o, cudaStream_t stream) {
   if (o.time == 1) {
     return takes_vectors(o, 2) ? run_step<kWidth, 2>(o, stream) : run_step<kWidth, 1>(o, stream);
   }
@@ -115,16 +115,16 @@ void run_width(const Operands<T>& o, Stream& stream) {
 }
 
 template <class T>
-void run_any(const Operands<T>& o, Stream& stream) {
+void run_any(const Operands<T>& o, cudaStream_t stream) {
   const auto blocks = [](std::int64_t items) {
     return static_cast<unsigned>(std::min<std::int64_t>(divide_up(items, any_threads), 1 << 16));
   };
   if (o.time > 0) {
     const unsigned outputs = blocks(o.batch * o.time * o.channels);
-    conv_any_kernel<<<outputs, any_threads, 0, handle(stream)>>>(o);
+    conv_any_kernel<<<outputs, any_threads, 0, stream>>>(o);
   }
   if (o.final_state != nullptr && o.past > 0) {
-    conv_final_kernel<<<blocks(o.batch * o.channels), any_threads, 0, handle(stream)>>>(o);
+    conv_final_kernel<<<blocks(o.batch * o.channels), any_threads, 0, stream>>>(o);
   }
 }
 
@@ -139,13 +139,13 @@ void run(const CausalConv& op, Stream& stream) {
     const auto operands = conv::operands<typename decltype(type)::type>(op, stream);
     switch (operands.past) {
       case 1:
-        return conv::run_width<2>(operands, stream);
+        return conv::run_width<2>(operands, handle(stream));
       case 2:
-        return conv::run_width<3>(operands, stream);
+        return conv::run_width<3>(operands, handle(stream));
       case 3:
-        return conv::run_width<4>(operands, stream);
+        return conv::run_width<4>(operands, handle(stream));
       default:
-        return conv::run_any(operands, stream);
+        return conv::run_any(operands, handle(stream));
     }
   });
   check(cudaGetLastError(), "causal_conv");

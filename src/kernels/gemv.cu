@@ -6,7 +6,6 @@
 #include "kernels/cuda.cuh"
 #include "kernels/gemv_kernels.cuh"
 #include "kernels/matmul.hpp"
-#include "kernels/rows.cuh"
 
 namespace mamba::cuda {
 
@@ -47,7 +46,7 @@ struct Cut {
 };
 
 template <class T>
-void launch_mma(const Matmul& op, Stream& stream) {
+void launch_mma(const Matmul& op, cudaStream_t stream) {
   const MatmulOperands<T> operands(op);
   const Cut cut(gemv_mma_columns, (operands.in + gemv_mma_step - 1) / gemv_mma_step,
                 operands.out < 2048 ? 24 : 12);
@@ -56,25 +55,9 @@ void launch_mma(const Matmul& op, Stream& stream) {
 }
 
 template <class T, int N, int Rows, int Columns>
-void launch_fma(const Matmul& op, int max_splits, Stream& stream) {
+void launch_fma(const Matmul& op, int max_splits, cudaStream_t stream) {
   const MatmulOperands<T> operands(op);
-  const std::int64_t steps = (operands.in + 32 * N - 1) / (32 * N);
-  if constexpr (N * sizeof(T) == 16) {
-    // At most 20 KB a warp, so that several blocks share a multiprocessor.
-    const auto least = static_cast<int>(divide_up(steps * Columns, 40));
-    const Cut cut(Columns, steps, std::max(max_splits, least));
-    const auto rounds = static_cast<int>(divide_up(steps, cut.splits));
-    const std::size_t shared = held_shared(cut.threads() / 32, rounds, Rows, Columns);
-    if (cut.threads() <= 1024 && shared <= 200 * 1024 && has_chains("matmul")) {
-      const auto kernel = gemv_held_kernel<T, Rows, Columns>;
-      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(shared)),
-            "matmul");
-      return launch_chained(kernel, cut.blocks(operands.out), cut.threads(), shared, stream,
-                            "matmul", operands, cut.splits, rounds);
-    }
-  }
-  const Cut cut(Columns, steps, max_splits);
+  const Cut cut(Columns, (operands.in + 32 * N - 1) / (32 * N), max_splits);
   launch_chained(gemv_fma_kernel<T, N, Rows, Columns>, cut.blocks(operands.out), cut.threads(),
                  cut.shared(Rows), stream, "matmul", operands, cut.splits);
 }
@@ -84,7 +67,7 @@ void launch_fma(const Matmul& op, int max_splits, Stream& stream) {
 // x, which comes from L1, is read once for four, and fewer warps each, so that blocks are small and
 // many of them run at once. With more rows of x there are registers for two.
 template <class T, int N, int Rows>
-void fma(const Matmul& op, Stream& stream) {
+void fma(const Matmul& op, cudaStream_t stream) {
   const std::int64_t out = op.weight.dim(0);
   const bool many = out >= 8192;
   if (out < 512) return launch_fma<T, N, Rows, 1>(op, Rows <= 2 ? 20 : 12, stream);
@@ -98,7 +81,7 @@ void fma(const Matmul& op, Stream& stream) {
 
 // Unaligned operands: one element at a time.
 template <class T>
-void scalar(const Matmul& op, std::int64_t rows, Stream& stream) {
+void scalar(const Matmul& op, std::int64_t rows, cudaStream_t stream) {
   if (rows == 1) return launch_fma<T, 1, 1, 2>(op, 8, stream);
   launch_fma<T, 1, 8, 2>(op, 8, stream);
 }
@@ -115,21 +98,23 @@ std::int64_t gemv_good_rows(const Matmul& op) {
 
 void gemv(const Matmul& op, Stream& stream) {
   const std::int64_t rows = detail::ChannelRows(op.x).count();
+  const cudaStream_t queue = handle(stream);
   detail::visit(op.x.dtype(), [&](auto type) {
     using T = typename decltype(type)::type;
-    if (!is_aligned(op)) return scalar<T>(op, rows, stream);
-    if (rows == 1) return fma<T, 16 / sizeof(T), 1>(op, stream);
+    if (!is_aligned(op)) return scalar<T>(op, rows, queue);
+    if (rows == 1) return fma<T, 16 / sizeof(T), 1>(op, queue);
     if constexpr (sizeof(T) == 2) {
       // With 4 rows the two kernels are equal: the tensor cores' is faster where it has many tiles
       // (3072 x 768: 3.8 us and 4.3), the other where it has few (192 x 5120: 6.6 us and 3.7).
-      if (rows == 2) return fma<T, 8, 2>(op, stream);
-      if (rows <= 4 && op.weight.dim(0) < 1024) return fma<T, 8, 4>(op, stream);
-      launch_mma<T>(op, stream);
+      if (rows == 2) return fma<T, 8, 2>(op, queue);
+      if (rows <= 4 && op.weight.dim(0) < 1024) return fma<T, 8, 4>(op, queue);
+      launch_mma<T>(op, queue);
     } else {
-      if (rows <= 4) return fma<T, 4, 4>(op, stream);
-      fma<T, 4, 8>(op, stream);
+      if (rows <= 4) return fma<T, 4, 4>(op, queue);
+      fma<T, 4, 8>(op, queue);
     }
   });
+  check(cudaGetLastError(), "matmul");
 }
 
 }  // namespace mamba::cuda

@@ -55,13 +55,6 @@ __device__ __forceinline__ uint4 load_words(const void* from) {
   return value;
 }
 
-// Brings a row of weights, `bytes` being a multiple of 16, into L2.
-__device__ __forceinline__ void prefetch_row(const void* from, unsigned bytes) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes));
-#endif
-}
-
 template <int N, class T>
 __device__ __forceinline__ Vec<T, N> load_once(const T* from) {
   if constexpr (sizeof(T) * N < 16) {
@@ -72,24 +65,6 @@ __device__ __forceinline__ Vec<T, N> load_once(const T* from) {
     memcpy(&value, &words, sizeof(value));
     return value;
   }
-}
-
-// From the sums that the lanes of a warp have to those of its tile, and to y.
-template <int Rows, int Columns, class T>
-__device__ __forceinline__ void finish_tile(const MatmulOperands<T>& op, const GemvWarp& me,
-                                            float (&sum)[Rows][Columns], float* sums) {
-#pragma unroll
-  for (int r = 0; r < Rows; ++r) {
-#pragma unroll
-    for (int c = 0; c < Columns; ++c) {
-#pragma unroll
-      for (int distance = 16; distance > 0; distance /= 2) {
-        sum[r][c] += __shfl_xor_sync(~0u, sum[r][c], distance);
-      }
-      if (me.lane == 0) sums[(me.warp * Rows + r) * Columns + c] = sum[r][c];
-    }
-  }
-  add_splits<Rows, Columns>(op, me, sums);
 }
 
 // ---- a few rows on the FMA units ----------------------------------------------------------------
@@ -113,6 +88,10 @@ __global__ void gemv_fma_kernel(MatmulOperands<T> op, int splits) {
 
   const int in = static_cast<int>(op.in);
   let_next_begin();
+  if (N > 1 && me.split == 0 && me.lane < Columns) {
+    const std::int64_t column = min(me.first_column(Columns) + me.lane, op.out - 1);
+    prefetch_to_l2(op.weight + column * op.weight_pitch, op.in * sizeof(T));
+  }
   wait_for_previous();
   float sum[Rows][Columns] = {};
 #pragma unroll 2
@@ -135,103 +114,18 @@ __global__ void gemv_fma_kernel(MatmulOperands<T> op, int splits) {
     }
   }
 
-  finish_tile(op, me, sum, sums);
-}
-
-// ---- a few rows, with the weights in shared memory ----------------------------------------------
-
-// A barrier in shared memory that counts the bytes of bulk copies.
-__device__ __forceinline__ unsigned address_of(const void* shared) {
-  return static_cast<unsigned>(__cvta_generic_to_shared(shared));
-}
-__device__ __forceinline__ void expect_bytes(std::uint64_t* barrier, int bytes) {
-  asm volatile(
-      "mbarrier.init.shared.b64 [%0], 1;\n"
-      "fence.mbarrier_init.release.cluster;\n"
-      "mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(address_of(barrier)),
-      "r"(bytes)
-      : "memory");
-}
-__device__ __forceinline__ void copy_in_bulk(void* to, const void* from, int bytes,
-                                             std::uint64_t* barrier) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
-          "r"(address_of(to)),
-      "l"(from), "r"(bytes), "r"(address_of(barrier))
-      : "memory");
-}
-__device__ __forceinline__ void wait_for_bytes(std::uint64_t* barrier) {
-  asm volatile(
-      "{ .reg .pred done;\n"
-      "again: mbarrier.try_wait.parity.shared.b64 done, [%0], 0;\n"
-      "@!done bra again; }" ::"r"(address_of(barrier))
-      : "memory");
-}
-
-// What a warp holds of its weight rows: `rounds` pieces of each, 512 bytes a piece.
-constexpr int held_bytes = 512;
-inline std::size_t held_shared(int warps, int rounds, int rows, int columns) {
-  return static_cast<std::size_t>(warps) *
-         (static_cast<std::size_t>(rounds) * columns * held_bytes + sizeof(std::uint64_t) +
-          static_cast<std::size_t>(rows) * columns * sizeof(float));
-}
-
-// gemv_fma_kernel of compute capability 9.0, on 16-byte aligned operands. Weights do not depend on
-// the kernel before: they are on their way to shared memory while that one still runs, all of the
-// block's at once, and no registers limit how many.
-template <class T, int Rows, int Columns>
-__global__ void gemv_held_kernel(MatmulOperands<T> op, int splits, int rounds) {
-#if __CUDA_ARCH__ >= 900
-  constexpr int N = 16 / sizeof(T), piece = held_bytes / sizeof(T);
-  extern __shared__ __align__(128) char memory[];
-  const GemvWarp me(splits);
-  const int warps = static_cast<int>(blockDim.x / 32), pieces = rounds * Columns;
-  T* held = reinterpret_cast<T*>(memory) + me.warp * pieces * piece;
-  auto* barriers = reinterpret_cast<std::uint64_t*>(memory + warps * pieces * held_bytes);
-  auto* sums = reinterpret_cast<float*>(barriers + warps);
-  const int in = static_cast<int>(op.in), first = me.split * piece, stride = splits * piece;
-  let_next_begin();
-  if (me.lane == 0) {
-    int elements = 0;
-    for (int k = first; k < in; k += stride) elements += min(in - k, piece);
-    expect_bytes(barriers + me.warp, elements * Columns * static_cast<int>(sizeof(T)));
-  }
-  __syncwarp();
-  for (int i = me.lane; i < pieces; i += 32) {
-    const int k = first + i / Columns * stride;
-    if (k >= in) break;
-    const std::int64_t column = min(me.first_column(Columns) + i % Columns, op.out - 1);
-    copy_in_bulk(held + i * piece, op.weight + column * op.weight_pitch + k,
-                 min(in - k, piece) * static_cast<int>(sizeof(T)), barriers + me.warp);
-  }
-  wait_for_previous();
-
-  const T* x[Rows];
 #pragma unroll
-  for (int r = 0; r < Rows; ++r) x[r] = op.x + op.x_row(min(std::int64_t{r}, op.rows - 1));
-  float sum[Rows][Columns] = {};
-  bool waits = true;
-#pragma unroll(Rows == 1 ? 4 : 1)
-  for (int k = first + me.lane * N, i = 0; k < in; k += stride, ++i) {
-    Vec<T, N> v[Rows];
-#pragma unroll
-    for (int r = 0; r < Rows; ++r) v[r] = load_vec<N>(x[r] + k);
-    if (waits) wait_for_bytes(barriers + me.warp);
-    waits = false;
+  for (int r = 0; r < Rows; ++r) {
 #pragma unroll
     for (int c = 0; c < Columns; ++c) {
-      const auto w = load_vec<N>(held + (i * Columns + c) * piece + me.lane * N);
 #pragma unroll
-      for (int r = 0; r < Rows; ++r) {
-#pragma unroll
-        for (int e = 0; e < N; ++e) {
-          sum[r][c] = fmaf(to_float(w.at[e]), to_float(v[r].at[e]), sum[r][c]);
-        }
+      for (int distance = 16; distance > 0; distance /= 2) {
+        sum[r][c] += __shfl_xor_sync(~0u, sum[r][c], distance);
       }
+      if (me.lane == 0) sums[(me.warp * Rows + r) * Columns + c] = sum[r][c];
     }
   }
-  finish_tile(op, me, sum, sums);
-#endif
+  add_splits<Rows, Columns>(op, me, sums);
 }
 
 // ---- up to eight rows on the tensor cores -------------------------------------------------------
@@ -281,7 +175,7 @@ __global__ void gemv_mma_kernel(MatmulOperands<T> op, int splits) {
 
   const int in = static_cast<int>(op.in);
   let_next_begin();
-  if (me.split == 0 && quarter == 0) prefetch_row(weight, op.in * sizeof(T));
+  if (me.split == 0 && quarter == 0) prefetch_to_l2(weight, op.in * sizeof(T));
   wait_for_previous();
   float sum[4][4] = {};  // four chains of dependent products, so that their latencies overlap
   for (int k = me.split * gemv_mma_step; k < in; k += splits * gemv_mma_step) {
