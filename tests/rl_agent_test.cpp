@@ -283,6 +283,28 @@ TEST(RlTrainer, GoesOnToTheBit) {
   }
 }
 
+TEST(RlTrainer, TheRateFallsOnceTheHorizonIsMastered) {
+  const mamba::testing::TemporaryFolder folder;
+  TrainerOptions options = small("gru", 4);
+  options.first_delay = 4;
+  options.good = 0.001;  // mastered as soon as there is a window of updates
+  options.ppo.cooling = 2;
+  Trainer trainer(options), later(options);
+  for (int update = 1; update <= 6; ++update) {
+    EXPECT_EQ(trainer.rate(), options.ppo.rate * 2.0f / (2.0f + std::max(0, update - 4)));
+    trainer.update();
+  }
+  trainer.save(folder.file("checkpoint"));
+  later.load(folder.file("checkpoint"));
+  EXPECT_EQ(later.rate(), trainer.rate());
+  EXPECT_LT(later.rate(), options.ppo.rate / 2);
+
+  options.ppo.cooling = 0;
+  Trainer constant(options);
+  for (int update = 1; update <= 6; ++update) constant.update();
+  EXPECT_EQ(constant.rate(), options.ppo.rate);
+}
+
 TEST(RlTrainer, AnEvaluationLeavesTheTrainingAlone) {
   const mamba::testing::TemporaryFolder folder;
   Trainer plain(small("mamba", 6)), evaluated(small("mamba", 6));

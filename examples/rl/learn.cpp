@@ -70,7 +70,7 @@ void Trainer::learn(const std::vector<std::int32_t>& rows, TensorView sums) {
   remember(batch);
   decide(batch, sums);
   remember_backward(batch);
-  optimizer_.step(options_.ppo.rate, stream_);
+  optimizer_.step(rate(), stream_);
 }
 
 void Trainer::remember(const Minibatch& batch) {

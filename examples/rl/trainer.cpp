@@ -161,16 +161,25 @@ void Trainer::roll_out(UpdateResult& result) {
 
 void Trainer::advance_curriculum(double success) {
   const std::int32_t horizon = options_.environment.delay;
-  if (delay() == horizon) return;
   std::vector<double>& last = progress_.successes;
   last.push_back(success);
   const auto window = static_cast<std::size_t>(options_.window);
   if (last.size() > window) last.erase(last.begin());
   const double sum = std::accumulate(last.begin(), last.end(), 0.0);
-  if (last.size() < window || sum <= options_.good * static_cast<double>(window)) return;
+  const double mean = last.size() < window ? 0 : sum / static_cast<double>(window);
+  if (delay() == horizon) {
+    if (progress_.mastered > 0 || mean > options_.good) ++progress_.mastered;
+    return;
+  }
+  if (mean <= options_.good) return;
   last.clear();
   environments_.restart(std::min(2 * delay(), horizon), stream_);
   state_.reset(stream_);
+}
+
+float Trainer::rate() const {
+  const float rate = options_.ppo.rate, cooling = options_.ppo.cooling;
+  return cooling > 0 ? rate * cooling / (cooling + static_cast<float>(progress_.mastered)) : rate;
 }
 
 // Environments in an order of their own for every epoch.
@@ -221,7 +230,8 @@ std::map<std::string, std::string> Trainer::configuration() const {
            << p.epochs << ", minibatches " << p.minibatches << ", gamma " << p.gamma << ", lambda "
            << p.lambda << ", clip " << p.clip << ", value_weight " << p.value_weight
            << ", entropy_weight " << p.entropy_weight << ", rate " << p.rate << ", max_norm "
-           << p.max_norm << (options_.curriculum ? ", curriculum" : ", fixed horizon");
+           << p.max_norm << ", cooling " << p.cooling
+           << (options_.curriculum ? ", curriculum" : ", fixed horizon");
   return {{"agent", agent_.config().to_string()},
           {"environment", environment.str()},
           {"training", training.str()}};
@@ -233,7 +243,7 @@ void Trainer::save(const std::string& path, const std::map<std::string, std::str
   saved.draws = static_cast<std::uint64_t>(progress_.env_steps);
   saved.notes = notes;
   for (const auto& [key, value] : configuration()) saved.notes["config." + key] = value;
-  saved.positions = {progress_.updates, delay()};
+  saved.positions = {progress_.updates, delay(), progress_.mastered};
   // Successes as whole queries would not do: a double goes through text exactly in hexadecimal.
   std::ostringstream successes;
   successes << std::hexfloat;
@@ -257,20 +267,21 @@ std::map<std::string, std::string> Trainer::load(const std::string& path) {
     if (got != value) throw mamba::FormatError(path, key, value, got);
   }
   Tensor& states = environments_.states();
-  const auto expected = static_cast<std::size_t>(2 + states.count());
+  const auto expected = static_cast<std::size_t>(3 + states.count());
   if (found.positions.size() != expected) {
     throw mamba::FormatError(path, "positions", std::to_string(expected),
                              std::to_string(found.positions.size()));
   }
   progress_.updates = found.positions[0];
   progress_.env_steps = static_cast<std::int64_t>(found.draws);
+  progress_.mastered = found.positions[2];
   progress_.successes.clear();
   std::istringstream successes(note("successes"));
   for (std::string text; successes >> text;)
     progress_.successes.push_back(std::strtod(text.c_str(), nullptr));
   environments_.restart(static_cast<std::int32_t>(found.positions[1]), stream_);
   std::vector<std::int32_t> numbers;
-  for (std::size_t i = 2; i < expected; ++i) {
+  for (std::size_t i = 3; i < expected; ++i) {
     numbers.push_back(static_cast<std::int32_t>(found.positions[i]));
   }
   mamba::copy(Tensor::from(numbers, states.shape()), states, stream_);

@@ -25,6 +25,12 @@ struct PpoOptions {
   float entropy_weight = 0.05f;
   float rate = 1e-3f;
   float max_norm = 1;
+  // Once the horizon is mastered, as the curriculum judges, the rate falls: to a half in this many
+  // updates, a third in twice as many; 0: never. With the few queries of an update, steps of a
+  // constant size wander about the solution: a GRU at horizon 100 with 64 environments stayed at
+  // 100 % from update 225 on, and from 125 with this. The entropy weight must not fall with it: a
+  // cue that is answered wrongly for sure is never tried again.
+  float cooling = 20;
 };
 
 struct TrainerOptions {
@@ -65,6 +71,7 @@ class Trainer {
   std::int64_t updates() const { return progress_.updates; }
   std::int64_t env_steps() const { return progress_.env_steps; }
   std::int32_t delay() const { return environments_.config().delay; }
+  float rate() const;  // of the next update: what cooling has left of it
   const TrainerOptions& options() const { return options_; }
   const Agent& agent() const { return agent_; }
   mamba::Stream& stream() { return stream_; }
@@ -81,6 +88,7 @@ class Trainer {
   struct Progress {
     std::int64_t updates = 0;
     std::int64_t env_steps = 0;
+    std::int64_t mastered = 0;      // updates since the last ones at the horizon were good
     std::vector<double> successes;  // of the last updates at this delay
   };
   // What a minibatch of environments is trained on.
