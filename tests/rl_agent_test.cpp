@@ -1,5 +1,6 @@
 // Agents of the example library mamba_rl: what resets do, that pieces are the whole, that it
 // learns.
+#include <algorithm>
 #include <fstream>
 #include <iterator>
 
