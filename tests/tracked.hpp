@@ -32,9 +32,9 @@ struct Tracked {
     return Tracked(a.value - b.value, a.bound + b.bound).rounded();
   }
   friend Tracked operator*(const Tracked& a, const Tracked& b) {
-    const double bound =
+    const double spread =
         std::abs(a.value) * b.bound + std::abs(b.value) * a.bound + a.bound * b.bound;
-    return Tracked(a.value * b.value, bound + f32_smallest).rounded();
+    return Tracked(a.value * b.value, spread + f32_smallest).rounded();
   }
 };
 
