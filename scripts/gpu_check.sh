@@ -37,8 +37,9 @@ program=$(find_program "${programs[0]}")
 export MAMBA_REQUIRE_CUDA=1 MAMBA_GOLDEN_DIR=$PWD/tests/golden
 
 # Small cases that reach every kernel of ours. initcheck has the operations alone, since it does not
-# see what cuBLASLt writes, and all kernels, since ours read what CUB's sort writes. racecheck leaves out the scan's rings: their warps hand each other values and round
-# numbers in single 8-byte accesses, without a barrier, which it takes for a race.
+# see what cuBLASLt writes, and all kernels, since ours read what CUB's sort writes. racecheck leaves
+# out the scan's rings: their warps hand each other values and round numbers in single 8-byte
+# accesses, without a barrier, which it takes for a race.
 operations='SelectiveScan.*Choice*:SelectiveScan.CutAnywhere*:SelectiveScan.StepStates*'
 operations+=':SelectiveScan.RowMap*:SelectiveScan.YMay*:CausalConv.*Choice*:CausalConv.CutAnywhere*'
 operations+=':CausalConv.RowMap*:CausalConv.StepStates*:AddRmsNorm.AnyOperand*:Embedding.*'

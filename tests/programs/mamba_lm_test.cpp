@@ -32,7 +32,7 @@ using Ids = std::vector<std::int32_t>;
 constexpr const char* models[] = {"base",         "biased",   "wide",  "falcon",
                                   "sharded_bf16", "original", "bytes", "one"};
 
-std::string golden(const std::string& name) { return std::string(GOLDEN_FOLDER) + "/" + name; }
+std::string golden(const std::string& name) { return std::string(MAMBA_GOLDEN_DIR) + "/" + name; }
 
 std::string golden_values(const std::string& name) { return golden(name) + "/golden.safetensors"; }
 

@@ -1,40 +1,23 @@
 // mamba-rl as its user sees it: it learns, stops, goes on, and says what is wrong.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
-#include <iterator>
 
 #include "child.hpp"
+#include "files.hpp"
 
 namespace {
 
 namespace fs = std::filesystem;
+using mamba::testing::read_file;
 using ::testing::HasSubstr;
 using Arguments = std::vector<std::string>;
 
-std::string read(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
 class MambaRl : public ::testing::Test {
  protected:
-  MambaRl() {
-    const auto* test = ::testing::UnitTest::GetInstance()->current_test_info();
-    folder_ = fs::temp_directory_path() /
-              (std::string("mamba_rl_") + test->name() + "_" + std::to_string(getpid()));
-    fs::remove_all(folder_);
-    fs::create_directories(folder_);
-  }
-  ~MambaRl() override {
-    std::error_code ignored;
-    fs::remove_all(folder_, ignored);
-  }
-
-  std::string file(const std::string& name) const { return (folder_ / name).string(); }
+  std::string file(const std::string& name) const { return folder_.file(name); }
   // A small run; flags of `more` win.
   Finished agent(const std::string& out, const Arguments& more) {
     Arguments all = {"--horizon",   "6",       "--num-envs",   "8", "--width", "16",
@@ -48,7 +31,7 @@ class MambaRl : public ::testing::Test {
     EXPECT_THAT(finished.err, HasSubstr(text));
   }
 
-  fs::path folder_;
+  mamba::testing::TemporaryFolder folder_;
 };
 
 TEST_F(MambaRl, WritesMetricsAndStops) {
@@ -56,7 +39,7 @@ TEST_F(MambaRl, WritesMetricsAndStops) {
   EXPECT_EQ(finished.code, 0) << finished.err;
   EXPECT_THAT(finished.err, HasSubstr("8/8"));
   EXPECT_THAT(finished.err, HasSubstr("% greedy"));
-  const std::string metrics = read(file("run/metrics.jsonl"));
+  const std::string metrics = read_file(file("run/metrics.jsonl"));
   for (const char* key : {"update", "env_steps", "horizon", "train_success", "eval_success",
                           "steps_per_s", "seconds", "delay", "eval_sampled"}) {
     EXPECT_THAT(metrics, HasSubstr("\"" + std::string(key) + "\": "));
@@ -76,7 +59,7 @@ TEST_F(MambaRl, ResumedIsTheSameToTheByte) {
     const Finished resumed = agent("parts" + controller, with({"--resume"}));
     EXPECT_EQ(resumed.code, 0) << resumed.err;
     const auto tensors = [&](const std::string& run_name) {
-      const std::string bytes = read(file(run_name + controller + "/checkpoint"));
+      const std::string bytes = read_file(file(run_name + controller + "/checkpoint"));
       return bytes.substr(bytes.find("}}"));  // after the header: its seconds differ
     };
     EXPECT_FALSE(tensors("whole").empty());
@@ -92,18 +75,18 @@ TEST_F(MambaRl, ScaleRunsEveryControllerAndGoesOn) {
   for (const char* name : {"mamba-3-3", "mamba-5-4", "gru-3-4", "gru-5-3"}) {
     EXPECT_TRUE(fs::exists(file("scale/" + std::string(name) + "/checkpoint"))) << name;
   }
-  const std::string before = read(file("scale/metrics.jsonl"));
+  const std::string before = read_file(file("scale/metrics.jsonl"));
   Arguments again = scale;
   again.push_back("--resume");
   EXPECT_EQ(agent("scale", again).code, 0);
-  EXPECT_EQ(read(file("scale/metrics.jsonl")), before);  // nothing was left to do
+  EXPECT_EQ(read_file(file("scale/metrics.jsonl")), before);  // nothing was left to do
 }
 
 TEST_F(MambaRl, EvaluatesElsewhere) {
   EXPECT_EQ(agent("run", {"--total-updates", "2"}).code, 0);
   const Finished finished = agent("run", {"--mode", "evaluate", "--horizons", "6", "30"});
   EXPECT_EQ(finished.code, 0) << finished.err;
-  EXPECT_THAT(read(file("run/evaluations.jsonl")), HasSubstr("\"evaluated_at\": 30"));
+  EXPECT_THAT(read_file(file("run/evaluations.jsonl")), HasSubstr("\"evaluated_at\": 30"));
 }
 
 TEST_F(MambaRl, WhatCannotBeIsNamed) {

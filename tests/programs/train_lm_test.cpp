@@ -1,49 +1,34 @@
 // train-lm as its user sees it: it learns, stops, goes on, and says what is wrong.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
-#include <iterator>
 
 #include <mamba/device.hpp>
 
 #include "child.hpp"
+#include "files.hpp"
 
 namespace {
 
 namespace fs = std::filesystem;
+using mamba::testing::read_file;
+using mamba::testing::write_file;
 using ::testing::HasSubstr;
 using Arguments = std::vector<std::string>;
-
-std::string read(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
 
 class TrainLm : public ::testing::Test {
  protected:
   TrainLm() {
-    const auto* test = ::testing::UnitTest::GetInstance()->current_test_info();
-    folder_ = fs::temp_directory_path() /
-              (std::string("train_lm_") + test->name() + "_" + std::to_string(getpid()));
-    fs::remove_all(folder_);
-    fs::create_directories(folder_);
     std::string text;
     for (int i = 0; i < 200; ++i) text += "one two three four five six seven. ";
     write("text", text);
   }
-  ~TrainLm() override {
-    std::error_code ignored;
-    fs::remove_all(folder_, ignored);
-  }
 
-  std::string file(const std::string& name) const { return (folder_ / name).string(); }
-  void write(const std::string& name, const std::string& bytes) {
-    std::ofstream(file(name), std::ios::binary) << bytes;
-  }
+  std::string file(const std::string& name) const { return folder_.file(name); }
+  void write(const std::string& name, const std::string& bytes) { write_file(file(name), bytes); }
   Finished train(const std::string& out, const Arguments& more, const std::string& text = "text") {
     Arguments all = {file(text), "--out",     file(out), "--d-model", "16", "--layers",
                      "2",        "--d-state", "4",       "--batch",   "4",  "--time",
@@ -58,7 +43,7 @@ class TrainLm : public ::testing::Test {
     EXPECT_THAT(finished.err, HasSubstr(text));
   }
 
-  fs::path folder_;
+  mamba::testing::TemporaryFolder folder_;
 };
 
 TEST_F(TrainLm, LearnsAndWritesAModelThatMambaLmReads) {
@@ -66,7 +51,7 @@ TEST_F(TrainLm, LearnsAndWritesAModelThatMambaLmReads) {
   EXPECT_EQ(finished.code, 0) << finished.err;
   EXPECT_THAT(finished.err, HasSubstr("step 10: validation"));
   EXPECT_THAT(finished.err, HasSubstr("30/30"));
-  const std::string metrics = read(file("run/metrics.jsonl"));
+  const std::string metrics = read_file(file("run/metrics.jsonl"));
   EXPECT_THAT(metrics, HasSubstr("{\"step\": 1, \"loss\": 5.5"));  // log(256) = 5.545
   EXPECT_THAT(metrics, HasSubstr("{\"step\": 30, \"valid_bits_per_byte\": "));
   const std::string last = metrics.substr(metrics.rfind("bits_per_byte\": ") + 16);
@@ -80,18 +65,19 @@ TEST_F(TrainLm, ResumedIsTheSameToTheByte) {
   for (const std::string dtype : {"f32", "bf16", "f16"}) {
     EXPECT_EQ(train("whole" + dtype, {"--dtype", dtype}).code, 0);
     EXPECT_EQ(train("parts" + dtype, {"--dtype", dtype, "--stop-at", "13"}).code, 0);
-    EXPECT_NE(read(file("parts" + dtype + "/model.safetensors")),
-              read(file("whole" + dtype + "/model.safetensors")));
+    EXPECT_NE(read_file(file("parts" + dtype + "/model.safetensors")),
+              read_file(file("whole" + dtype + "/model.safetensors")));
     const Finished resumed = train("parts" + dtype, {"--dtype", dtype, "--resume"});
     EXPECT_EQ(resumed.code, 0) << resumed.err;
     for (const char* name : {"/model.safetensors", "/checkpoint", "/config.json"}) {
-      EXPECT_EQ(read(file("parts" + dtype + name)), read(file("whole" + dtype + name))) << name;
+      EXPECT_EQ(read_file(file("parts" + dtype + name)), read_file(file("whole" + dtype + name)))
+          << name;
     }
   }
 }
 
 TEST_F(TrainLm, AFolderIsItsFilesAndASeparatorCutsThem) {
-  fs::create_directories(folder_ / "texts");
+  fs::create_directories(folder_.path() / "texts");
   write("texts/a", std::string(500, 'a') + "@@" + std::string(500, 'b'));
   write("texts/b", std::string(500, 'c'));
   EXPECT_THAT(train("one", {"--steps", "1"}, "texts").err, HasSubstr("in 2 documents"));
@@ -108,9 +94,9 @@ TEST_F(TrainLm, WhatCannotBeIsNamed) {
   expect_error(train("run", {"--resume"}), "checkpoint");
   EXPECT_EQ(train("run", {"--steps", "2"}).code, 0);
   expect_error(train("run", {"--resume", "--batch", "5"}), "checkpoint");
-  write("other", read(file("text")) + "more");
+  write("other", read_file(file("text")) + "more");
   expect_error(train("run", {"--resume"}, "other"), "expected text");
-  std::string bytes = read(file("run/checkpoint"));
+  std::string bytes = read_file(file("run/checkpoint"));
   write("run/checkpoint", bytes.substr(0, bytes.size() - 5));
   expect_error(train("run", {"--resume"}), "run/checkpoint: ");
 }
@@ -118,12 +104,12 @@ TEST_F(TrainLm, WhatCannotBeIsNamed) {
 // A rate that no training survives: the run stops, names the step, and the checkpoint stays.
 TEST_F(TrainLm, ALossThatIsNotFiniteStopsTheRunAndKeepsTheCheckpoint) {
   EXPECT_EQ(train("run", {"--stop-at", "5"}).code, 0);
-  const std::string before = read(file("run/checkpoint"));
+  const std::string before = read_file(file("run/checkpoint"));
   const Finished broken = train("run", {"--resume", "--rate", "1e30", "--clip", "0"});
   expect_error(broken, "expected a finite loss and gradient, got a loss of ");
   EXPECT_THAT(broken.err, HasSubstr("train-lm: step "));
   EXPECT_THAT(broken.err, HasSubstr(", first in the gradient of backbone."));
-  EXPECT_EQ(read(file("run/checkpoint")), before);
+  EXPECT_EQ(read_file(file("run/checkpoint")), before);
 }
 
 // As the last test, where what is not finite might also be a loss scale that is too large.
@@ -159,7 +145,8 @@ TEST_F(TrainLmOnTwo, TheSameBytesEveryTimeResumedOrNot) {
     const Finished resumed = two("parts" + dtype, {"--dtype", dtype, "--resume"});
     EXPECT_EQ(resumed.code, 0) << resumed.err;
     for (const char* name : {"/model.safetensors", "/checkpoint"}) {
-      EXPECT_EQ(read(file("parts" + dtype + name)), read(file("whole" + dtype + name))) << name;
+      EXPECT_EQ(read_file(file("parts" + dtype + name)), read_file(file("whole" + dtype + name)))
+          << name;
     }
   }
 }
@@ -172,7 +159,7 @@ TEST_F(TrainLmOnTwo, LearnsWhatOneDeviceLearns) {
   EXPECT_EQ(train("two", {"--device", "cuda:0", "--resume", "--stop-at", "20"}).code, 0);
   EXPECT_EQ(two("two", {"--resume"}).code, 0);
   const auto last = [&](const std::string& out) {
-    const std::string metrics = read(file(out + "/metrics.jsonl"));
+    const std::string metrics = read_file(file(out + "/metrics.jsonl"));
     return std::stod(metrics.substr(metrics.rfind("bits_per_byte\": ") + 16));
   };
   EXPECT_NEAR(last("two"), last("one"), 0.01);
@@ -180,10 +167,10 @@ TEST_F(TrainLmOnTwo, LearnsWhatOneDeviceLearns) {
 
 TEST_F(TrainLmOnTwo, ALossThatIsNotFiniteStopsBoth) {
   EXPECT_EQ(two("run", {"--stop-at", "5"}).code, 0);
-  const std::string before = read(file("run/checkpoint"));
+  const std::string before = read_file(file("run/checkpoint"));
   const Finished broken = two("run", {"--resume", "--rate", "1e30", "--clip", "0"});
   expect_error(broken, "expected a finite loss and gradient, got a loss of ");
-  EXPECT_EQ(read(file("run/checkpoint")), before);
+  EXPECT_EQ(read_file(file("run/checkpoint")), before);
 }
 
 }  // namespace
