@@ -1,7 +1,6 @@
 // CausalConv: operands to pointers, and which kernel runs.
 #include <algorithm>
 
-#include "detail/stream_access.hpp"
 #include "detail/visit.hpp"
 #include "kernels/causal_conv_any.cuh"
 #include "kernels/causal_conv_tile.cuh"
@@ -13,40 +12,6 @@ namespace mamba::cuda {
 namespace conv {
 
 namespace {
-
-template <class T>
-Operands<T> operands(const CausalConv& op, Stream& stream) {
-  Operands<T> o{};
-  o.x = op.x.data<T>();
-  o.x_row = op.x.row_pitch();
-  o.x_step = op.x.step_pitch();
-  o.weight = op.weight.data<float>();
-  o.weight_row = op.weight.row_pitch();
-  o.bias = op.bias ? op.bias.data<float>() : nullptr;
-  o.initial = op.initial_state ? op.initial_state.data<T>() : nullptr;
-  o.final_state = op.final_state ? op.final_state.data<T>() : nullptr;
-  o.read = op.rows.read ? op.rows.read.data<std::int32_t>() : nullptr;
-  o.write = op.rows.write ? op.rows.write.data<std::int32_t>() : nullptr;
-  o.state_rows = op.initial_state ? op.initial_state.dim(0)
-                 : op.final_state ? op.final_state.dim(0)
-                                  : op.x.dim(0);
-  o.reset = op.reset ? op.reset.data<std::int32_t>() : nullptr;
-  o.reset_row = op.reset ? op.reset.row_pitch() : 0;
-  o.states = op.step_states ? op.step_states.data<T>() : nullptr;
-  o.states_row = op.step_states ? op.step_states.row_pitch() : 0;
-  o.states_step = op.step_states ? op.step_states.step_pitch() : 0;
-  o.y = op.y.data<T>();
-  o.y_row = op.y.row_pitch();
-  o.y_step = op.y.step_pitch();
-  o.batch = op.x.dim(0);
-  o.time = op.x.dim(1);
-  o.channels = op.x.dim(2);
-  o.past = static_cast<int>(op.weight.dim(1)) - 1;
-  o.silu = op.silu;
-  o.wide_weights = is_aligned(o.weight, o.weight_row * 4, 16);
-  o.bad_row = StreamAccess::flag(stream, BadValue::state_row);
-  return o;
-}
 
 // Whether everything that is read or written by steps may be in vectors of V elements.
 template <class T>

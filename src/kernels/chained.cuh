@@ -36,6 +36,11 @@ void launch_chained(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::s
   int device = 0, major = 0;
   check(cudaGetDevice(&device), where);
   check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), where);
+  if (shared > 48 * 1024) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(shared)),
+          where);
+  }
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;

@@ -4,21 +4,12 @@
 
 #include "detail/visit.hpp"
 #include "kernels/cuda.cuh"
-#include "kernels/gemv_kernels.cuh"
+#include "kernels/gemv_rows.cuh"
 #include "kernels/matmul.hpp"
 
 namespace mamba::cuda {
 
 namespace {
-
-// Whether every row that a kernel reads begins and ends on a multiple of 16 bytes.
-bool rows_are_aligned(const ConstTensorView& view) {
-  const detail::ChannelRows rows(view);
-  const std::int64_t size = size_of(view.dtype());
-  return is_aligned(view.data(), rows.time_pitch * size, 16) &&
-         is_aligned(view.data(), rows.batch_pitch * size, 16) &&
-         view.shape().back() * size % 16 == 0;
-}
 
 bool is_aligned(const Matmul& op) { return rows_are_aligned(op.x) && rows_are_aligned(op.weight); }
 
@@ -62,6 +53,16 @@ void launch_fma(const Matmul& op, int max_splits, cudaStream_t stream) {
                  cut.shared(Rows), stream, "matmul", operands, cut.splits);
 }
 
+template <class T>
+void launch_rows(const Matmul& op, Device device, cudaStream_t stream) {
+  const MatmulOperands<T> operands(op);
+  const std::int64_t bytes = operands.in * static_cast<std::int64_t>(sizeof(T));
+  const RowsCut cut(operands.out, bytes, multiprocessors(device, "matmul"));
+  launch_chained(gemv_rows_kernel<T>, cut.blocks, cut.threads(),
+                 RowsMemory<T>::bytes(operands.in, cut.warps), stream, "matmul", operands, cut.rows,
+                 cut.prefetched);
+}
+
 // Few weight rows: one a tile, with a warp for each load of it, so that as many multiprocessors as
 // possible start on them at once (80 x 1536: 2.1 us; 3.4 us with eight a tile). Many: four, so that
 // x, which comes from L1, is read once for four, and fewer warps each, so that blocks are small and
@@ -102,6 +103,7 @@ void gemv(const Matmul& op, Stream& stream) {
   detail::visit(op.x.dtype(), [&](auto type) {
     using T = typename decltype(type)::type;
     if (!is_aligned(op)) return scalar<T>(op, rows, queue);
+    if (streams_rows(op)) return launch_rows<T>(op, stream.device(), queue);
     if (rows == 1) return fma<T, 16 / sizeof(T), 1>(op, queue);
     if constexpr (sizeof(T) == 2) {
       // With 4 rows the two kernels are equal: the tensor cores' is faster where it has many tiles

@@ -46,12 +46,13 @@ __device__ void add_splits(const MatmulOperands<T>& op, const GemvWarp& me, cons
   }
 }
 
-// Weights, which nobody reads again: they need no place in L1.
+// Weights, which nobody reads again: they need no place in L1. Volatile, so that no load passes
+// wait_for_previous.
 __device__ __forceinline__ uint4 load_words(const void* from) {
   uint4 value;
-  asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-      : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-      : "l"(from));
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(from));
   return value;
 }
 
