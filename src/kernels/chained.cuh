@@ -4,6 +4,8 @@
 // cannot be out of date there), waits, and lets the next one begin in its turn.
 #pragma once
 
+#include <cstdint>
+
 #include "kernels/cuda.cuh"
 
 namespace mamba::cuda {
@@ -27,6 +29,19 @@ __device__ __forceinline__ void prefetch_to_l2(const void* from, unsigned bytes)
 #if __CUDA_ARCH__ >= 900
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes));
 #endif
+}
+
+// The cache line of an address that exists. Any memory will do: in L2 nothing is out of date.
+__device__ __forceinline__ void prefetch_line(const void* from) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+}
+
+// Row `b` of a row map before its turn, when it may still be about to change: past L1, where it
+// must not stay. Good for a prefetch alone. -1: a row that is not there.
+__device__ __forceinline__ std::int64_t likely_row(const std::int32_t* rows, std::int64_t b,
+                                                   std::int64_t state_rows) {
+  const std::int64_t row = rows != nullptr ? __ldcg(rows + b) : b;
+  return row < state_rows ? row : -1;
 }
 
 // In the order of the stream, but allowed to begin before what is queued there has ended.

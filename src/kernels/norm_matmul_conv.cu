@@ -36,6 +36,11 @@ struct RowNorm {
       if (i < channels) f(j, i);
     }
   }
+  __device__ __forceinline__ void prefetch() const {
+    each([&](int, int i) {
+      if (norm.weight != nullptr) prefetch_line(norm.weight + i);
+    });
+  }
   __device__ __forceinline__ void load() {
     each([&](int j, int i) {
       add<V>(norm.x, norm.residual, i, sum[j]);
@@ -79,6 +84,15 @@ struct RowNorm {
 };
 
 template <class T>
+__device__ __forceinline__ void prefetch(const conv::Operands<T>& op, std::int64_t channel) {
+  prefetch_line(op.weight + channel * op.weight_row);
+  if (op.bias != nullptr) prefetch_line(op.bias + channel);
+  if (op.initial == nullptr) return;
+  const std::int64_t row = likely_row(op.read, 0, op.state_rows);
+  if (row >= 0) prefetch_line(op.initial + (row * op.channels + channel) * op.past);
+}
+
+template <class T>
 __global__ void __launch_bounds__(gemv_rows_warps * 32, 2)
     norm_matmul_conv_kernel(const __grid_constant__ Norm<T> norm,
                             const __grid_constant__ MatmulOperands<T> product,
@@ -92,9 +106,11 @@ __global__ void __launch_bounds__(gemv_rows_warps * 32, 2)
   const bool convolves = ends && column < conv.channels;
   let_next_begin();
   weights.prefetch(product, prefetched);
+  RowNorm<T> row_norm(norm);
+  row_norm.prefetch();
+  if (convolves) prefetch(conv, column);
   RowsMemory<T>::pad(weights.in);
   wait_for_previous();
-  RowNorm<T> row_norm(norm);
   row_norm.load();
   weights.begin();
   conv::Track<conv_width, 1, true, T> track(conv, 0, column, 0);
