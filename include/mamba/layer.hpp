@@ -147,6 +147,7 @@ inline void Layer::forward(ConstTensorView x, const AddRmsNorm* norm, MambaState
   }
   if (x.count() == 0 && !options.rows.read) return;  // nothing to see, nothing to move
 
+  const ConstantWeights constant(stream);
   Scratch scratch(stream);
   const bool keep = options.tape != nullptr && !options.tape->recompute;
   const LayerActivations a = keep ? kept_on(*options.tape, scratch, stream)

@@ -78,6 +78,7 @@ inline void Stack::forward(ConstTensorView x, StackState& state, TensorView y, S
   if (options.steps != nullptr) options.steps->layers.resize(size());
   if (options.tape != nullptr) begin(*options.tape, x.shape());
 
+  const ConstantWeights constant(stream);
   Scratch scratch(stream);
   const TensorView sums[2] = {scratch.take(x.shape(), DType::f32),
                               scratch.take(x.shape(), DType::f32)};

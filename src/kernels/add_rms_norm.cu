@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(row_block_largest) add_rms_norm_long_kernel(co
 }
 
 template <int V, int kVectors, class T>
-void launch_short(Norm<T> norm, cudaStream_t stream) {
+void launch_short(Norm<T> norm, Stream& stream) {
   const RowBlocks spread(norm.channels, V, kVectors);
   norm.lanes = spread.lanes;
   const auto blocks = static_cast<unsigned>(divide_up(norm.rows, spread.rows()));
@@ -110,7 +110,7 @@ void launch_short(Norm<T> norm, cudaStream_t stream) {
 }
 
 template <int V, class T>
-void launch(const Norm<T>& norm, cudaStream_t stream) {
+void launch(const Norm<T>& norm, Stream& stream) {
   switch (norm_vectors_per_thread(divide_up(norm.channels, V))) {
     case 1:
       return launch_short<V, 1>(norm, stream);
@@ -122,7 +122,7 @@ void launch(const Norm<T>& norm, cudaStream_t stream) {
       return launch_short<V, 8>(norm, stream);
     default:
       const auto blocks = static_cast<unsigned>(norm.rows);
-      add_rms_norm_long_kernel<V><<<blocks, row_block_largest, 0, stream>>>(norm);
+      add_rms_norm_long_kernel<V><<<blocks, row_block_largest, 0, handle(stream)>>>(norm);
   }
 }
 
@@ -132,7 +132,7 @@ void run(const AddRmsNorm& op, Stream& stream) {
   const OnDevice current(stream.device(), "add_rms_norm");
   detail::visit(op.y.dtype(), [&](auto type) {
     const Norm<typename decltype(type)::type> norm(op);
-    norm.vectors ? launch<norm_vector>(norm, handle(stream)) : launch<1>(norm, handle(stream));
+    norm.vectors ? launch<norm_vector>(norm, stream) : launch<1>(norm, stream);
   });
   check(cudaGetLastError(), "add_rms_norm");
 }

@@ -50,7 +50,7 @@ void for_grids(const Operands<T>& o, int V, std::int64_t tile, int block_threads
 }
 
 template <int kWidth, int V, class T>
-void run_step(const Operands<T>& o, cudaStream_t stream) {
+void run_step(const Operands<T>& o, Stream& stream) {
   for_grids(o, V, 1, step_threads, [&](const Grid& grid, unsigned blocks) {
     launch_chained(conv_step_kernel<kWidth, V, T>, blocks, step_threads, 0, stream, "causal_conv",
                    o, grid);
@@ -72,11 +72,12 @@ void run_tiles(const Operands<T>& o, cudaStream_t stream) {
 // One step has little to read, and two channels to a thread are quickest: at 8 x 1536 a graph node
 // takes 1.65 us with 2, 1.75 with 4 and 2.45 with 8; at 256 x 5120 8.2, 8.4 and 12.1 (bf16, H200).
 template <int kWidth, class T>
-void run_width(const Operands<T>& o, cudaStream_t stream) {
+void run_width(const Operands<T>& o, Stream& stream) {
   if (o.time == 1) {
     return takes_vectors(o, 2) ? run_step<kWidth, 2>(o, stream) : run_step<kWidth, 1>(o, stream);
   }
-  takes_vectors(o, 4) ? run_tiles<kWidth, 4>(o, stream) : run_tiles<kWidth, 1>(o, stream);
+  const cudaStream_t queue = handle(stream);
+  takes_vectors(o, 4) ? run_tiles<kWidth, 4>(o, queue) : run_tiles<kWidth, 1>(o, queue);
 }
 
 template <class T>
@@ -104,11 +105,11 @@ void run(const CausalConv& op, Stream& stream) {
     const auto operands = conv::operands<typename decltype(type)::type>(op, stream);
     switch (operands.past) {
       case 1:
-        return conv::run_width<2>(operands, handle(stream));
+        return conv::run_width<2>(operands, stream);
       case 2:
-        return conv::run_width<3>(operands, handle(stream));
+        return conv::run_width<3>(operands, stream);
       case 3:
-        return conv::run_width<4>(operands, handle(stream));
+        return conv::run_width<4>(operands, stream);
       default:
         return conv::run_any(operands, handle(stream));
     }

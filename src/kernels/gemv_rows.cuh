@@ -19,27 +19,6 @@ constexpr int gemv_rows_ahead = 4;     // rounds of them on their way
 constexpr int gemv_rows_ring = gemv_rows_ahead * gemv_rows_together * 32;  // 16 bytes each, a warp
 constexpr std::int64_t gemv_rows_most_in = 24 << 10;                       // bytes of x
 
-// How the weight rows are shared out: evenly over the multiprocessors, then over warps.
-struct RowsCut {
-  int rows;        // of a warp; lane i keeps the sum of row i
-  int prefetched;  // of these, into L2 before the kernel's turn comes
-  int warps;       // of a block
-  unsigned blocks;
-
-  RowsCut(std::int64_t out, std::int64_t row_bytes, int multiprocessors) {
-    // Much more at once would push each other out of L2 before they are read.
-    constexpr std::int64_t most_prefetched = std::int64_t{16} << 20;
-    const std::int64_t share = divide_up(out, multiprocessors);
-    rows = static_cast<int>(std::min<std::int64_t>(divide_up(share, gemv_rows_warps), 32));
-    warps = static_cast<int>(std::min<std::int64_t>(divide_up(share, rows), gemv_rows_warps));
-    blocks = static_cast<unsigned>(divide_up(out, std::int64_t{warps} * rows));
-    const std::int64_t each = most_prefetched / (std::int64_t{blocks} * warps);
-    prefetched = static_cast<int>(
-        std::clamp<std::int64_t>(each / std::max<std::int64_t>(row_bytes, 1), 1, rows));
-  }
-  int threads() const { return warps * 32; }
-};
-
 // What a block needs of dynamic shared memory: [ring of each warp][x, with zeros to whole rounds].
 template <class T>
 struct RowsMemory {
@@ -66,6 +45,32 @@ struct RowsMemory {
       x()[i] = from_float<T>(0);
     }
   }
+};
+
+// How the weight rows are shared out: evenly over the multiprocessors, then over warps.
+struct RowsCut {
+  int rows;        // of a warp; lane i keeps the sum of row i
+  int prefetched;  // of these, into L2 before the kernel's turn comes
+  int warps;       // of a block
+  unsigned blocks;
+  bool constant;  // the first rounds are read before the kernel's turn (see ConstantWeights)
+
+  template <class T>
+  RowsCut(const MatmulOperands<T>& op, bool constant_, int multiprocessors) : constant(constant_) {
+    // Much more at once would push each other out of L2 before they are read.
+    constexpr std::int64_t most_prefetched = std::int64_t{16} << 20;
+    const std::int64_t share = divide_up(op.out, multiprocessors);
+    rows = static_cast<int>(std::min<std::int64_t>(divide_up(share, gemv_rows_warps), 32));
+    warps = static_cast<int>(std::min<std::int64_t>(divide_up(share, rows), gemv_rows_warps));
+    blocks = static_cast<unsigned>(divide_up(op.out, std::int64_t{warps} * rows));
+    const std::int64_t row_bytes = std::max<std::int64_t>(op.in * std::int64_t{sizeof(T)}, 1);
+    const std::int64_t each = most_prefetched / (std::int64_t{blocks} * warps) / row_bytes;
+    prefetched = static_cast<int>(std::clamp<std::int64_t>(each, 1, rows));
+    const std::int64_t rounds = RowsMemory<T>::padded(op.in) / RowsMemory<T>::round;
+    const bool all_early = divide_up(rows, gemv_rows_together) * rounds <= gemv_rows_ahead;
+    if (constant && all_early) prefetched = 0;
+  }
+  int threads() const { return warps * 32; }
 };
 
 // The stream of one warp.
@@ -161,15 +166,16 @@ struct WeightRows {
 
 template <class T>
 __global__ void __launch_bounds__(gemv_rows_warps * 32, 2)
-    gemv_rows_kernel(const __grid_constant__ MatmulOperands<T> op, int rows, int prefetched) {
+    gemv_rows_kernel(const __grid_constant__ MatmulOperands<T> op, const RowsCut cut) {
   constexpr int N = RowsMemory<T>::N;
-  WeightRows<T> weights(op, rows);
+  WeightRows<T> weights(op, cut.rows);
   T* x = RowsMemory<T>::x();
   let_next_begin();
-  weights.prefetch(op, prefetched);
+  weights.prefetch(op, cut.prefetched);
   RowsMemory<T>::pad(weights.in);
-  wait_for_previous();
+  wait_for_weights(cut.constant);
   weights.begin();
+  wait_for_previous();
   for (int i = static_cast<int>(threadIdx.x) * N; i < weights.in;
        i += static_cast<int>(blockDim.x) * N) {
     store_vec(x + i, load_vec<N>(op.x + i));

@@ -96,23 +96,23 @@ template <class T>
 __global__ void __launch_bounds__(gemv_rows_warps * 32, 2)
     norm_matmul_conv_kernel(const __grid_constant__ Norm<T> norm,
                             const __grid_constant__ MatmulOperands<T> product,
-                            const __grid_constant__ conv::Operands<T> conv, int rows,
-                            int prefetched) {
-  WeightRows<T> weights(product, rows);
+                            const __grid_constant__ conv::Operands<T> conv, const RowsCut cut) {
+  WeightRows<T> weights(product, cut.rows);
   T* x = RowsMemory<T>::x();
   auto* sums = reinterpret_cast<float*>(x + RowsMemory<T>::padded(weights.in));
   const std::int64_t column = weights.first + weights.lane;
   const bool ends = weights.lane < weights.count;
   const bool convolves = ends && column < conv.channels;
   let_next_begin();
-  weights.prefetch(product, prefetched);
+  weights.prefetch(product, cut.prefetched);
   RowNorm<T> row_norm(norm);
   row_norm.prefetch();
   if (convolves) prefetch(conv, column);
   RowsMemory<T>::pad(weights.in);
+  wait_for_weights(cut.constant);
+  weights.begin();
   wait_for_previous();
   row_norm.load();
-  weights.begin();
   conv::Track<conv_width, 1, true, T> track(conv, 0, column, 0);
   const conv::StateRow state(conv, 0);
   if (convolves) {
@@ -138,11 +138,10 @@ struct Step {
   RowsCut cut;
   bool fits;
 
-  Step(const AddRmsNorm& norm_op, const Matmul& product_op)
+  Step(const AddRmsNorm& norm_op, const Matmul& product_op, bool constant)
       : norm(norm_op),
         product(product_op),
-        cut(product.out, product.in * static_cast<std::int64_t>(sizeof(T)),
-            multiprocessors(product_op.x.device(), where)) {
+        cut(product, constant, multiprocessors(product_op.x.device(), where)) {
     const std::int64_t vectors = norm.channels / norm_vector;
     const int each = norm_vectors_per_thread(vectors);
     if (each > 0) norm.lanes = RowBlocks(norm.channels, norm_vector, each).lanes;
@@ -174,7 +173,7 @@ bool in_one_pass(const AddRmsNorm& norm, const Matmul& product, const CausalConv
     return false;
   }
   return detail::visit(norm.y.dtype(), [&](auto type) {
-    return Step<typename decltype(type)::type>(norm, product).fits;
+    return Step<typename decltype(type)::type>(norm, product, false).fits;
   });
 }
 
@@ -182,10 +181,10 @@ void run(const AddRmsNorm& norm, const Matmul& product, const CausalConv& conv, 
   const OnDevice current(stream.device(), where);
   detail::visit(norm.y.dtype(), [&](auto type) {
     using T = typename decltype(type)::type;
-    const Step<T> step(norm, product);
+    const Step<T> step(norm, product, StreamAccess::constant_weights(stream));
     launch_chained(norm_matmul_conv_kernel<T>, step.cut.blocks, step.cut.threads(), step.shared(),
-                   handle(stream), where, step.norm, step.product, conv::operands<T>(conv, stream),
-                   step.cut.rows, step.cut.prefetched);
+                   stream, where, step.norm, step.product, conv::operands<T>(conv, stream),
+                   step.cut);
   });
   check(cudaGetLastError(), where);
 }

@@ -320,8 +320,8 @@ void step(const SelectiveScan& op, Stream& stream) {
     const dim3 grid(static_cast<unsigned>((row_threads + threads - 1) / threads),
                     static_cast<unsigned>(std::min(groups, most)),
                     static_cast<unsigned>((groups + most - 1) / most));
-    launch_chained(kernel, grid, threads, 0, handle(stream), "selective_scan",
-                   ScanOperands(op, stream), cut);
+    launch_chained(kernel, grid, threads, 0, stream, "selective_scan", ScanOperands(op, stream),
+                   cut);
   };
   const bool plain =
       Whole && op.initial_state && op.final_state && !op.rows.read && !op.reset && !op.step_states;
