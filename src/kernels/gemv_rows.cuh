@@ -50,22 +50,21 @@ struct RowsMemory {
 // How the weight rows are shared out: evenly over the multiprocessors, then over warps.
 struct RowsCut {
   int rows;        // of a warp; lane i keeps the sum of row i
-  int prefetched;  // of these, into L2 before the kernel's turn comes
+  int prefetched;  // bytes of a warp, into L2 before the kernel's turn comes
   int warps;       // of a block
   unsigned blocks;
   bool constant;  // the first rounds are read before the kernel's turn (see ConstantWeights)
 
   template <class T>
   RowsCut(const MatmulOperands<T>& op, bool constant_, int multiprocessors) : constant(constant_) {
-    // Much more at once would push each other out of L2 before they are read.
+    // About what the memory has time for during the two small kernels before an out_proj; much more
+    // at once, from here and the next kernels, could not stay in L2 until it is read.
     constexpr std::int64_t most_prefetched = std::int64_t{16} << 20;
     const std::int64_t share = divide_up(op.out, multiprocessors);
     rows = static_cast<int>(std::min<std::int64_t>(divide_up(share, gemv_rows_warps), 32));
     warps = static_cast<int>(std::min<std::int64_t>(divide_up(share, rows), gemv_rows_warps));
     blocks = static_cast<unsigned>(divide_up(op.out, std::int64_t{warps} * rows));
-    const std::int64_t row_bytes = std::max<std::int64_t>(op.in * std::int64_t{sizeof(T)}, 1);
-    const std::int64_t each = most_prefetched / (std::int64_t{blocks} * warps) / row_bytes;
-    prefetched = static_cast<int>(std::clamp<std::int64_t>(each, 1, rows));
+    prefetched = static_cast<int>(most_prefetched / (std::int64_t{blocks} * warps));
     const std::int64_t rounds = RowsMemory<T>::padded(op.in) / RowsMemory<T>::round;
     const bool all_early = divide_up(rows, gemv_rows_together) * rounds <= gemv_rows_ahead;
     if (constant && all_early) prefetched = 0;
@@ -97,9 +96,14 @@ struct WeightRows {
     count = static_cast<int>(max(min(op.out - first, std::int64_t{rows}), std::int64_t{0}));
   }
 
-  __device__ __forceinline__ void prefetch(const MatmulOperands<T>& op, int rows) const {
-    if (lane >= min(rows, count)) return;
-    prefetch_to_l2(op.weight + (first + lane) * pitch, in * sizeof(T));
+  // The first `bytes` of the stream: a lane's row has its share of what is left for the rows read
+  // side by side with it.
+  __device__ __forceinline__ void prefetch(const MatmulOperands<T>& op, int bytes) const {
+    const std::int64_t row_bytes = std::int64_t{in} * static_cast<int>(sizeof(T));
+    const std::int64_t left = bytes / together - lane / together * row_bytes;
+    const std::int64_t share = min(left, row_bytes) / 16 * 16;
+    if (lane >= count || share <= 0) return;
+    prefetch_to_l2(op.weight + (first + lane) * pitch, static_cast<unsigned>(share));
   }
   __device__ __forceinline__ void begin() {
 #pragma unroll
