@@ -32,6 +32,7 @@ constexpr int most_warps = 8;  // of a block, for the registers they need
 struct GradOperands {
   std::int64_t batch, time;
   int channels, d_state, copy_bits;
+  bool wide;                                     // see are_wide
   ScanTrack x, dt, B, C, z, dy, dx, ddt, dz, y;  // z and dz, and y may be absent
   const float* A_log;
   std::int64_t A_log_pitch;
@@ -49,6 +50,7 @@ struct GradOperands {
         channels(static_cast<int>(op.x.dim(2))),
         d_state(static_cast<int>(op.A_log.dim(1))),
         copy_bits(copy_bits_of_states(op)),
+        wide(are_wide({op.x, op.dt, op.z, op.dy, op.dx, op.ddt, op.dz, op.y})),
         x(op.x),
         dt(op.dt),
         B(op.B),
@@ -79,15 +81,15 @@ struct GradOperands {
 template <class T, int Channels>
 struct GradMemory {
   static constexpr int chunks = 32 / Channels, steps = chunks * chunk, rows = steps + chunks;
-  static constexpr int products = 36;  // of a lane: dB and dC of 16 steps, its resets, three words
+  static constexpr int products = 36;  // of a lane: dB and dC of 16 steps, and four words
   T x[rows][Channels], dt[rows][Channels], z[rows][Channels], dy[rows][Channels];
   RingStates<T, steps> BC;
+  RingResets<steps, true> resets;
   float product[32][products];
   float dBC[steps][2][ring_states];
 };
 
-// Plain: z is there, resets are not, and rows of channels are whole 16-byte pieces.
-template <class T, int Channels, bool Plain>
+template <class T, int Channels>
 struct GradRing {
   using Memory = GradMemory<T, Channels>;
   static constexpr int chunks = Memory::chunks, steps = Memory::steps;  // of a warp
@@ -109,7 +111,8 @@ struct GradRing {
 
   __device__ __forceinline__ GradRing(const GradOperands& operands, char* shared) : op(operands) {
     const int blocks = (op.channels + Channels - 1) / Channels;
-    warp = static_cast<int>(threadIdx.x) / 32;
+    // A shuffle says that it is the warp's, so that what follows from it takes no vector registers.
+    warp = __shfl_sync(all_lanes, static_cast<int>(threadIdx.x) / 32, 0);
     lane = static_cast<int>(threadIdx.x) % 32;
     q = lane / Channels;
     b = static_cast<int>(blockIdx.x / blocks);
@@ -145,6 +148,7 @@ struct GradRing {
       const float dh = first && op.dfinal != nullptr ? op.dfinal[op.state(b, channel()) + n] : 0;
       pass(from + n * Channels, {dh, first ? 0 : -1});
     }
+    memory->resets.clear();
     __syncthreads();
   }
 
@@ -187,11 +191,15 @@ struct GradRing {
   }
   __device__ __forceinline__ void copy_channels(const ScanTrack& track, int tile,
                                                 T (&rows)[Memory::rows][Channels]) const {
-    copy_tile<Plain, 32, steps, Channels, chunk>(channels_of(track, tile), &rows[0][0], Channels);
+    const ScanTile from = channels_of(track, tile);
+    op.wide ? copy_tile<true, 32, steps, Channels, chunk>(from, &rows[0][0], Channels)
+            : copy_tile<false, 32, steps, Channels, chunk>(from, &rows[0][0], Channels);
   }
   __device__ __forceinline__ void store_channels(T (&rows)[Memory::rows][Channels],
                                                  const ScanTrack& track, int tile) const {
-    store_tile<Plain, 32, steps, Channels, chunk>(&rows[0][0], Channels, channels_of(track, tile));
+    const ScanTile to = channels_of(track, tile);
+    op.wide ? store_tile<true, 32, steps, Channels, chunk>(&rows[0][0], Channels, to)
+            : store_tile<false, 32, steps, Channels, chunk>(&rows[0][0], Channels, to);
   }
   __device__ __forceinline__ void copy_BC(int tile, int n) const {
     const auto tile_of = [&](const ScanTrack& track) {
@@ -229,40 +237,25 @@ struct GradRing {
       s.delta_x[k] = __fmul_rn(s.delta[k], to_float(x[k * Channels]));
       s.sum = __fadd_rn(s.sum, s.delta[k]);
       s.g[k] = to_float(dy[k * Channels]);
-      if (Plain || op.z.data != nullptr) {
-        s.g[k] = __fmul_rn(s.g[k], silu<T>(to_float(z[k * Channels])));
-      }
       s.y[k] = s.B_dh[k] = s.A_dh[k] = 0;
     }
-    if constexpr (!Plain) begin_resets(tile);
-  }
-  // Where this lane's resets lie, for there is no register left: a bit a step; bit 16 + s: a reset
-  // in the 2^s chunks from this one on.
-  __device__ __forceinline__ volatile float* resets_place() const {
-    return &memory->product[lane][2 * chunk];
-  }
-  __device__ __forceinline__ unsigned resets() const {
-    return Plain ? 0 : __float_as_uint(*resets_place());
-  }
-  __device__ __forceinline__ void begin_resets(int tile) const {
-    unsigned resets = 0;
-    *resets_place() = 0;
-    if (op.reset == nullptr) return;
-    const std::int64_t first = std::int64_t{tile} * steps + q * chunk;
-    for (int k = 0; k < chunk && k < left_in(tile); ++k) {
-      if (op.reset[b * op.reset_pitch + first + k] != 0) resets |= 1u << k;
-    }
-    const unsigned lanes = __ballot_sync(all_lanes, resets != 0);
-    for (int stage = 0; 1 << stage <= chunks; ++stage) {
-      for (int on = 0; on < 1 << stage && q + on < chunks; ++on) {
-        if ((lanes >> (lane + on * Channels) & 1) != 0) resets |= 1u << (16 + stage);
+    if (op.z.data != nullptr) {
+#pragma unroll
+      for (int k = 0; k < chunk; ++k) {
+        s.g[k] = __fmul_rn(s.g[k], silu<T>(to_float(z[k * Channels])));
       }
     }
-    *resets_place() = __uint_as_float(resets);
+    if (op.reset != nullptr) memory->resets.find();
+  }
+  // Looked up again wherever it is wanted, for there is no register left.
+  template <bool Careful>
+  __device__ __forceinline__ unsigned cuts_of() const {
+    return Careful ? *const_cast<const volatile unsigned*>(&memory->resets.cuts[q]) : 0;
   }
 
   // State n over the chunk, `at` being its place among those in shared memory; h is the state
-  // before the chunk.
+  // before the chunk. Careful: there are resets in the tile.
+  template <bool Careful>
   __device__ __forceinline__ void one_state(int n, int at, int round, float h, Steps& s) const {
     const float A_n = A[n * Channels];
     const Passed* slot = from + n * Channels;
@@ -270,7 +263,7 @@ struct GradRing {
     const float* B = &memory->BC.turned[0][at][q * (chunk + 4)];
     const float* C = &memory->BC.turned[1][at][q * (chunk + 4)];
     float* product = memory->product[lane];
-    unsigned cuts = resets();
+    unsigned cuts = cuts_of<Careful>();
     float a[chunk], e[chunk];  // the decays, and a h[t - 1]
 #pragma unroll
     for (int k = 0; k < chunk; k += 4) {
@@ -280,14 +273,14 @@ struct GradRing {
       for (int i = 0; i < 4; ++i) {
         a[k + i] = decay(s.delta[k + i], A_n);
         e[k + i] = __fmul_rn(a[k + i], h);
-        if (!Plain && (cuts >> (k + i) & 1) != 0) e[k + i] = 0;
+        if (Careful && (cuts >> (k + i) & 1) != 0) e[k + i] = 0;
         h = __fmaf_rn(s.delta_x[k + i], B4.at[i], e[k + i]);
         s.y[k + i] = __fmaf_rn(C4.at[i], h, s.y[k + i]);
         g_h.at[i] = __fmul_rn(s.g[k + i], h);
       }
       store_vec(product + chunk + k, g_h);
     }
-    cuts = resets();
+    cuts = cuts_of<Careful>();
     float P = decay(s.sum, A_n), carry = 0;
 #pragma unroll
     for (int k = chunk - 4; k >= 0; k -= 4) {
@@ -295,25 +288,25 @@ struct GradRing {
 #pragma unroll
       for (int i = 3; i >= 0; --i) {
         carry = __fmul_rn(a[k + i], __fmaf_rn(C4.at[i], s.g[k + i], carry));
-        if (!Plain && (cuts >> (k + i) & 1) != 0) carry = 0;
+        if (Careful && (cuts >> (k + i) & 1) != 0) carry = 0;
       }
     }
 #pragma unroll
     for (int stage = 0; 1 << stage < chunks; ++stage) {
-      join_neighbour<!Plain, true>(Channels << stage, !Plain && (cuts >> (16 + stage) & 1) != 0, P,
-                                   carry);
+      const bool cut = Careful && (cuts >> (chunk + stage) & 1) != 0;
+      join_neighbour<Careful, true>(Channels << stage, cut, P, carry);
     }
     const float behind = wait_for(slot, seen, round);
     constexpr int all_cuts = chunks == 1 ? 0 : 1;
-    const bool cut = !Plain && (cuts >> (16 + all_cuts) & 1) != 0;
-    const float left_over = cut ? carry : __fmaf_rn(P, behind, carry);
+    const bool from_zero = Careful && (cuts >> (chunk + all_cuts) & 1) != 0;
+    const float left_over = from_zero ? carry : __fmaf_rn(P, behind, carry);
     if (q == 0) pass(to + n * Channels, {left_over, round + (warp + 1 == warps() ? 1 : 0)});
     carry = behind;
     if constexpr (chunks > 1) {
       const float entering = __shfl_down_sync(all_lanes, left_over, Channels);
       if (q < chunks - 1) carry = entering;
     }
-    cuts = resets();
+    cuts = cuts_of<Careful>();
     float sum = 0;
 #pragma unroll
     for (int k = chunk - 4; k >= 0; k -= 4) {
@@ -328,7 +321,7 @@ struct GradRing {
         s.A_dh[k + i] = __fmaf_rn(A_n, dexponent, s.A_dh[k + i]);
         sum = __fmaf_rn(s.delta[k + i], dexponent, sum);
         carry = __fmul_rn(a[k + i], dh);
-        if (!Plain && (cuts >> (k + i) & 1) != 0) carry = 0;
+        if (Careful && (cuts >> (k + i) & 1) != 0) carry = 0;
       }
       store_vec(product + k, x_dh);
     }
@@ -370,6 +363,7 @@ struct GradRing {
     }
   }
 
+  template <bool Careful>
   __device__ __forceinline__ void some_states(int tile, int n, int count, int round,
                                               Steps& s) const {
     const bool there = left_in(tile) > 0;
@@ -382,7 +376,7 @@ struct GradRing {
       const float h = next;
       ++begins;
       if (there && k + 1 < count) next = *begins;
-      one_state(n + k, k, round, h, s);
+      one_state<Careful>(n + k, k, round, h, s);
     }
   }
   __device__ __forceinline__ void store_dBC(int tile, int n, int count) const {
@@ -409,24 +403,29 @@ struct GradRing {
       const float x_k = to_float(x[at]);
       const float ddelta = __fmaf_rn(x_k, s.B_dh[k], ln2 * s.A_dh[k]);
       const float ddt = ddelta * sigmoid<T>(__fadd_rn(to_float(dt[at]), bias()));
-      float dx = s.delta[k] * s.B_dh[k], y = s.y[k];
+      float dx = s.delta[k] * s.B_dh[k];
       if (op.D != nullptr) {
         dx = __fmaf_rn(D, s.g[k], dx);
-        y = __fmaf_rn(D, x_k, y);
+        s.y[k] = __fmaf_rn(D, x_k, s.y[k]);
       }
       if (k < left) {
         dD = __fmaf_rn(s.g[k], x_k, dD);
         dbias += ddt;
       }
-      if (Plain || op.z.data != nullptr) {
-        const float z_k = to_float(z[at]);
-        z[at] = from_float<T>(y * silu_grad<T>(z_k, to_float(dy[at])));
-        y = __fmul_rn(y, silu<T>(z_k));
-      }
       x[at] = from_float<T>(dx);
       dt[at] = from_float<T>(ddt);
-      dy[at] = from_float<T>(y);
     }
+    if (op.z.data != nullptr) {
+#pragma unroll
+      for (int k = 0; k < chunk; ++k) {
+        const int at = k * Channels;
+        const float z_k = to_float(z[at]);
+        z[at] = from_float<T>(s.y[k] * silu_grad<T>(z_k, to_float(dy[at])));
+        s.y[k] = __fmul_rn(s.y[k], silu<T>(z_k));
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < chunk; ++k) dy[k * Channels] = from_float<T>(s.y[k]);
     dA[op.d_state * 32] += dD;
     dA[(op.d_state + 1) * 32] += dbias;
   }
@@ -440,7 +439,11 @@ struct GradRing {
       copy_channels(op.x, tile, memory->x);
       copy_channels(op.dt, tile, memory->dt);
       copy_channels(op.dy, tile, memory->dy);
-      if (Plain || op.z.data != nullptr) copy_channels(op.z, tile, memory->z);
+      if (op.z.data != nullptr) copy_channels(op.z, tile, memory->z);
+      if (op.reset != nullptr) {
+        memory->resets.copy(op.reset + b * op.reset_pitch + std::int64_t{tile} * steps,
+                            steps_of(tile));
+      }
       copy_BC(tile, 0);
       Steps s;
       copies_wait();
@@ -455,7 +458,8 @@ struct GradRing {
         memory->BC.turn();
         __syncwarp();
         const int count = min(ring_states, op.d_state - n);
-        some_states(tile, n, count, round, s);
+        memory->resets.any() ? some_states<true>(tile, n, count, round, s)
+                             : some_states<false>(tile, n, count, round, s);
         store_dBC(tile, n, count);
         __syncwarp();
       }
@@ -463,7 +467,7 @@ struct GradRing {
       __syncwarp();
       store_channels(memory->x, op.dx, tile);
       store_channels(memory->dt, op.ddt, tile);
-      if (Plain || op.z.data != nullptr) store_channels(memory->z, op.dz, tile);
+      if (op.z.data != nullptr) store_channels(memory->z, op.dz, tile);
       if (op.y.data != nullptr) store_channels(memory->dy, op.y, tile);
       __syncwarp();
     }
@@ -471,11 +475,11 @@ struct GradRing {
   }
 };
 
-template <class T, int Channels, bool Plain>
+template <class T, int Channels>
 __global__ void __launch_bounds__(32 * most_warps, 1)
     grad_ring_kernel(const __grid_constant__ GradOperands op) {
   extern __shared__ __align__(16) char scan_memory[];
-  GradRing<T, Channels, Plain>(op, scan_memory).run();
+  GradRing<T, Channels>(op, scan_memory).run();
 }
 
 // dB and dC: the sums over blocks of channels, in the storage type.
@@ -531,7 +535,7 @@ void add_blocks(const float* partials, std::int64_t blocks, std::int64_t columns
 
 template <class T, int Channels>
 void launch(const SelectiveScanGrad& op, Stream& stream, int warps) {
-  using Block = GradRing<T, Channels, true>;
+  using Block = GradRing<T, Channels>;
   GradOperands operands(op);
   const std::int64_t across = divide_up(op.x.dim(2), Channels);
   Scratch scratch(stream);
@@ -539,13 +543,10 @@ void launch(const SelectiveScanGrad& op, Stream& stream, int warps) {
       scratch.take({across, op.x.dim(0) * op.x.dim(1), 2 * op.B.dim(2)}, DType::f32).data<float>();
   operands.sums =
       scratch.take({op.x.dim(0), op.x.dim(2), op.A_log.dim(1) + 2}, DType::f32).data<float>();
-  constexpr int most_shared = 220 * 1024;
+  constexpr int most_shared = 222 * 1024;
   while (warps > 1 && Block::shared_bytes(warps, operands.d_state) > most_shared) --warps;
   const int shared = Block::shared_bytes(warps, operands.d_state);
-  const bool plain =
-      op.z && !op.reset && are_wide({op.x, op.dt, op.z, op.dy, op.dx, op.ddt, op.dz, op.y});
-  const auto kernel =
-      plain ? grad_ring_kernel<T, Channels, true> : grad_ring_kernel<T, Channels, false>;
+  const auto kernel = grad_ring_kernel<T, Channels>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
         "selective_scan_grad");
   if (op.x.dim(0) * across > 0) {
