@@ -39,6 +39,15 @@ inline Tensor random_tensor(const Shape& shape, DType dtype, float low, float hi
   return host.to(Device::cpu(), dtype).to(gpu);
 }
 
+// [batch, time]: an episode ends every 1000 steps, in every row at another time.
+inline Tensor episode_resets(std::int64_t batch, std::int64_t time) {
+  std::vector<std::int32_t> flags;
+  for (std::int64_t i = 0; i < batch * time; ++i) {
+    flags.push_back((i % time + 37 * (i / time)) % 1000 == 0 ? 1 : 0);
+  }
+  return Tensor::from(flags, {batch, time}).to(gpu);
+}
+
 using Call = std::function<void(Stream&)>;
 
 // Seconds per call: `calls` one after the other in a graph, replayed; the median replay.
