@@ -22,11 +22,8 @@
 
 #include "detail/visit.hpp"
 #include "kernels/cuda.cuh"
-#include "kernels/scan_copy.cuh"
+#include "kernels/ring_warp.cuh"
 #include "kernels/scan_launch.hpp"
-#include "kernels/scan_math.cuh"
-#include "kernels/scan_operands.cuh"
-#include "kernels/scan_ring.cuh"
 
 namespace mamba::cuda {
 
@@ -36,11 +33,9 @@ constexpr int chunk = scan_chunk;  // steps of a lane
 // Of a block, for the registers they need: with states to leave, and without.
 constexpr int most_warps_leaving = 12, most_warps = 16;
 
-// What lies in shared memory for one warp. An empty row follows each chunk, so that what the chunks
-// of a warp read together lies in different banks.
 template <class T, int Channels>
-struct RingMemory {
-  static constexpr int chunks = 32 / Channels, steps = chunks * chunk, rows = steps + chunks;
+struct RingMemory : RingTile<Channels> {
+  using RingTile<Channels>::rows, RingTile<Channels>::steps;
   T x[rows][Channels], dt[rows][Channels], z[rows][Channels];
   RingStates<T, steps> BC;
   RingResets<steps, false> resets;
@@ -50,64 +45,28 @@ using RingBegins = float[32][ring_states + 1];
 
 // Leaves: states go to chunk_states or step_states.
 template <class T, int Channels, bool Leaves>
-struct Ring {
-  using Memory = RingMemory<T, Channels>;
-  static constexpr int chunks = Memory::chunks, steps = Memory::steps;  // of a warp
+struct Ring : RingWarp<T, Channels, ScanOperands, RingMemory<T, Channels>> {
+  using Warp = RingWarp<T, Channels, ScanOperands, RingMemory<T, Channels>>;
+  using Warp::A, Warp::b, Warp::block_channel, Warp::chunks, Warp::from, Warp::lane, Warp::memory,
+      Warp::op, Warp::q, Warp::steps, Warp::to, Warp::warp;
+  using Warp::channel, Warp::copy_BC, Warp::copy_channels, Warp::copy_resets, Warp::left_in,
+      Warp::mine, Warp::steps_of, Warp::tiles, Warp::warps, Warp::works;
   static constexpr int line = RingStates<T, steps>::line;
-
-  const ScanOperands& op;
-  Memory* memory;     // this warp's
-  Passed *from, *to;  // [d_state, Channels], at this lane's channel
-  float* A;           // [d_state, Channels], at this lane's channel: A log2(e)
-  int warp, lane, q;  // q: this lane's chunk among the warp's
-  int b, block_channel;
 
   static int shared_bytes(int warps, int d_state) {
     const int begins = Leaves ? static_cast<int>(sizeof(RingBegins)) : 0;
-    return warps * (static_cast<int>(sizeof(Memory)) + begins) +
-           d_state * Channels *
-               (warps * static_cast<int>(sizeof(Passed)) + static_cast<int>(sizeof(float)));
+    return Warp::ring_bytes(warps, d_state) + warps * begins;
   }
-  // Behind everything else.
   __device__ __forceinline__ RingBegins* left_states() const {
-    float* A_end = A - lane % Channels + op.d_state * Channels;
-    return reinterpret_cast<RingBegins*>(A_end) + warp;
+    return reinterpret_cast<RingBegins*>(Warp::rest()) + warp;
   }
 
-  __device__ __forceinline__ Ring(const ScanOperands& operands, char* shared) : op(operands) {
-    const int blocks = (op.channels + Channels - 1) / Channels;
-    // A shuffle says that it is the warp's, so that what follows from it takes no vector registers.
-    warp = __shfl_sync(all_lanes, static_cast<int>(threadIdx.x) / 32, 0);
-    lane = static_cast<int>(threadIdx.x) % 32;
-    q = static_cast<int>(threadIdx.x) % 32 / Channels;
-    const int column = lane % Channels;
-    b = static_cast<int>(blockIdx.x / blocks);
-    block_channel = static_cast<int>(blockIdx.x % blocks) * Channels;
-    memory = reinterpret_cast<Memory*>(shared) + warp;
-    auto* ring = reinterpret_cast<Passed*>(shared + warps() * sizeof(Memory));
-    const int slots = op.d_state * Channels;
-    A = reinterpret_cast<float*>(ring + warps() * slots) + column;
-    ring += column;
-    from = ring + warp * slots;
-    to = ring + (warp + 1 == warps() ? 0 : warp + 1) * slots;
-  }
-
-  // Of the block.
-  __device__ __forceinline__ static int warps() { return static_cast<int>(blockDim.x) / 32; }
-  // This lane's channel, and whether there is one: if not, the last one's work is done again.
-  __device__ __forceinline__ bool works() const {
-    return block_channel + lane % Channels < op.channels;
-  }
-  __device__ __forceinline__ int channel() const {
-    return min(block_channel + lane % Channels, op.channels - 1);
-  }
+  __device__ __forceinline__ Ring(const ScanOperands& operands, char* shared)
+      : Warp(operands, shared) {}
 
   // A; empty slots, and the initial state in those that the first warp reads first.
   __device__ __forceinline__ void begin(const ScanRows& rows) const {
-    const float* A_log = op.A_log + channel() * op.A_log_pitch;
-    for (int n = warp * chunks + q; n < op.d_state; n += warps() * chunks) {
-      A[n * Channels] = scaled_A(A_log[n]);
-    }
+    Warp::load_A();
     const bool fresh = op.initial == nullptr || rows.read < 0;
     for (int n = q; n < op.d_state; n += chunks) {
       const bool first = warp == 0;
@@ -121,51 +80,19 @@ struct Ring {
   __device__ __forceinline__ void end() const {
     const std::int64_t row = op.rows(b).write;
     if (op.final_state == nullptr || row < 0) return;
-    if (tiles() % warps() != warp) return;
-    const int round = tiles() / warps();
+    if (!Warp::is_after_the_last()) return;
     for (int n = q; n < op.d_state; n += chunks) {
-      Passed last;
-      do last = look(from + n * Channels);
-      while (last.round != round);
-      if (works()) op.final_state[op.state(row, channel()) + n] = last.h;
+      const float h = Warp::passed(n, Warp::rounds());
+      if (works()) op.final_state[op.state(row, channel()) + n] = h;
     }
   }
 
-  // Of the sequence.
-  __device__ __forceinline__ int tiles() const {
-    return static_cast<int>((op.time + steps - 1) / steps);
-  }
-  // Steps of the sequence in a tile.
-  __device__ __forceinline__ int steps_of(int tile) const {
-    const std::int64_t left = op.time - std::int64_t{tile} * steps;
-    return static_cast<int>(max(min(left, std::int64_t{steps}), std::int64_t{0}));
-  }
-  __device__ __forceinline__ ScanTile channels_of(const ScanTrack& track, int tile) const {
-    return ScanTile::of<T>(track, b, std::int64_t{tile} * steps, steps_of(tile), block_channel,
-                           op.channels - block_channel);
-  }
-  // Begins to copy a tile of an operand, or B and C of some states from `n` on.
-  __device__ __forceinline__ void copy_channels(const ScanTrack& track, int tile,
-                                                T (&rows)[Memory::rows][Channels]) const {
-    const ScanTile from = channels_of(track, tile);
-    op.wide ? copy_tile<true, 32, steps, Channels, chunk>(from, &rows[0][0], Channels)
-            : copy_tile<false, 32, steps, Channels, chunk>(from, &rows[0][0], Channels);
-  }
   // Begins to copy what belongs to the steps of a tile and is gone when begin_steps has read it.
   __device__ __forceinline__ void copy_steps(int tile) const {
     copy_channels(op.x, tile, memory->x);
     copy_channels(op.dt, tile, memory->dt);
-    if (op.reset == nullptr) return;
-    memory->resets.copy(op.reset + b * op.reset_pitch + std::int64_t{tile} * steps, steps_of(tile));
+    copy_resets(tile);
   }
-  __device__ __forceinline__ void copy_BC(int tile, int n) const {
-    const auto tile_of = [&](const ScanTrack& track) {
-      return ScanTile::of<T>(track, b, std::int64_t{tile} * steps, steps_of(tile), n,
-                             op.d_state - n);
-    };
-    memory->BC.copy(tile_of(op.B), tile_of(op.C), op.copy_bits);
-  }
-
   // The first step of this lane's chunk of a tile.
   __device__ __forceinline__ std::int64_t first_step(int tile) const {
     return std::int64_t{tile} * steps + q * chunk;
@@ -175,16 +102,9 @@ struct Ring {
     float delta[chunk], delta_x[chunk], y[chunk];
     float sum;  // of delta
   };
-  // Steps of the sequence from the first of this lane's chunk on.
-  __device__ __forceinline__ int left_in(int tile) const { return steps_of(tile) - q * chunk; }
-  // This lane's column of its chunk.
-  __device__ __forceinline__ T* mine(T (&rows)[Memory::rows][Channels]) const {
-    return &rows[q * (chunk + 1)][0] + lane % Channels;
-  }
-
   __device__ __forceinline__ void begin_steps(int tile, Steps& s) const {
     const T *x_mine = mine(memory->x), *dt_mine = mine(memory->dt);
-    const float bias = op.dt_bias != nullptr ? op.dt_bias[channel()] : 0;
+    const float bias = Warp::bias();
     const float D = op.D != nullptr ? op.D[channel()] : 0;
     const int left = left_in(tile);
     s.sum = 0;
@@ -212,11 +132,6 @@ struct Ring {
     }
   };
 
-  // Looked up again wherever it is wanted, for there is no register left.
-  template <bool Careful>
-  __device__ __forceinline__ unsigned cuts_of() const {
-    return Careful ? *const_cast<const volatile unsigned*>(&memory->resets.cuts[q]) : 0;
-  }
   // State n over the chunk. Careful: there are resets in the tile, or step_states.
   template <bool Careful>
   __device__ __forceinline__ void one_state(const Place& at, int tile, int round, int n,
@@ -224,7 +139,7 @@ struct Ring {
     const float A_n = *at.A;
     const Passed seen = look(at.slot);  // early: it is mostly there
     float a[chunk], u[chunk];
-    unsigned cuts = cuts_of<Careful>();
+    unsigned cuts = Warp::template cuts<Careful>();
     float h = 0;
 #pragma unroll
     for (int k = 0; k < chunk; k += 4) {
@@ -237,7 +152,7 @@ struct Ring {
         h = k + i == 0 ? u[0] : __fmaf_rn(a[k + i], h, u[k + i]);
       }
     }
-    cuts = cuts_of<Careful>();
+    cuts = Warp::template cuts<Careful>();
     float P = decay(s.sum, A_n);
 #pragma unroll
     for (int stage = 0; 1 << stage < chunks; ++stage) {
@@ -248,14 +163,14 @@ struct Ring {
     constexpr int all_cuts = chunks == 1 ? 0 : chunks == 2 ? 1 : 2;
     const bool from_zero = Careful && (cuts >> (chunk + all_cuts) & 1) != 0;
     const float after = from_zero ? h : __fmaf_rn(P, before, h);
-    if (q == chunks - 1) pass(at.next_slot, {after, round + (warp + 1 == warps() ? 1 : 0)});
+    if (q == chunks - 1) pass(at.next_slot, {after, Warp::round_after(round)});
     h = before;
     if constexpr (chunks > 1) {
       const float entering = __shfl_up_sync(all_lanes, after, Channels);
       if (q > 0) h = entering;
     }
     const float begins = h;
-    cuts = cuts_of<Careful>();
+    cuts = Warp::template cuts<Careful>();
 #pragma unroll
     for (int k = 0; k < chunk; k += 4) {
       const auto C4 = load_vec<4>(at.B + ring_states * line + k);
@@ -266,7 +181,7 @@ struct Ring {
         s.y[k + i] = __fmaf_rn(C4.at[i], h, s.y[k + i]);
         if (Careful && Leaves && op.step_states.data != nullptr && works() &&
             k + i < left_in(tile)) {
-          op.step_states.out<float>(
+          op.step_states.template out<float>(
               b, first_step(tile) + k + i)[std::int64_t{channel()} * op.d_state + n] = h;
         }
       }
@@ -309,12 +224,6 @@ struct Ring {
     for (int k = 0; k < chunk; ++k) z_mine[k * Channels] = from_float<T>(s.y[k]);
   }
 
-  __device__ __forceinline__ void store_y(int tile) const {
-    const ScanTile to = channels_of(op.y, tile);
-    op.wide ? store_tile<true, 32, steps, Channels, chunk>(&memory->z[0][0], Channels, to)
-            : store_tile<false, 32, steps, Channels, chunk>(&memory->z[0][0], Channels, to);
-  }
-
   __device__ __forceinline__ void run(const ScanRows& rows) const {
     copy_steps(warp);
     copy_BC(warp, 0);
@@ -346,7 +255,7 @@ struct Ring {
       __syncwarp();
       end_steps(s);
       __syncwarp();
-      store_y(tile);
+      Warp::store_channels(memory->z, op.y, tile);
       __syncwarp();
     }
     copies_wait();
@@ -359,9 +268,10 @@ struct Ring {
     if (rows.bad && op.flag != nullptr && threadIdx.x == 0) *op.flag = 1;
     if (!works()) return;
     for (std::int64_t t = warp * chunks + q; t < op.time; t += warps() * chunks) {
-      op.y.out<T>(b, t)[channel()] = from_float<T>(value);
+      op.y.template out<T>(b, t)[channel()] = from_float<T>(value);
       if (op.step_states.data == nullptr) continue;
-      float* states = op.step_states.out<float>(b, t) + std::int64_t{channel()} * op.d_state;
+      float* states =
+          op.step_states.template out<float>(b, t) + std::int64_t{channel()} * op.d_state;
       for (int n = 0; n < op.d_state; ++n) states[n] = value;
     }
   }

@@ -1,4 +1,4 @@
-// What the rings of warps of scan_chunked.cu and selective_scan_grad.cu share: how a state goes
+// What the rings of warps of scan_chunked.cu and scan_grad_ring.cuh are made of: how a state goes
 // from warp to warp, how the chunks of a warp are joined, where resets lie, and B and C with time
 // innermost.
 #pragma once
