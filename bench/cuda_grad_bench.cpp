@@ -8,6 +8,7 @@
 #include <mamba/train_ops.hpp>
 
 #include <memory>
+#include <random>
 #include <vector>
 
 #include "cuda_timing.hpp"

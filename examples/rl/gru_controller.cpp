@@ -2,6 +2,7 @@
 
 #include <mamba/layer.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -46,6 +47,19 @@ mamba::Matmul input_projection(mamba::ConstTensorView x, const Tensor& weight, c
   return product;
 }
 
+// b_hh, PyTorch's but for z: h decays by sigmoid(b_z) a step, so its memory is 1 + exp(b_z) steps.
+Tensor hidden_bias(std::int64_t width, float bound, float memory, Initialiser& draw) {
+  constexpr float shortest = 1.5f;
+  Tensor bias = draw.uniform({3 * width}, bound, mamba::Device::cpu());
+  const Tensor places = draw.uniform({width}, 1, mamba::Device::cpu());  // -1 to 1
+  for (std::int64_t i = 0; i < width; ++i) {
+    const float place = (places.data<float>()[i] + 1) / 2;
+    const float steps = shortest * std::pow(std::max(memory / shortest, 1.0f), place);
+    bias.data<float>()[width + i] = std::log(steps - 1);
+  }
+  return bias;
+}
+
 }  // namespace
 
 GruController::GruController(const ControllerConfig& config, mamba::Device device)
@@ -54,7 +68,8 @@ GruController::GruController(const ControllerConfig& config, mamba::Device devic
   Initialiser draw(config.seed);
   const float bound = 1 / std::sqrt(static_cast<float>(width_));  // PyTorch's
   weights_ = {draw.uniform(matrix, bound, device), draw.uniform(matrix, bound, device),
-              draw.uniform(vector, bound, device), draw.uniform(vector, bound, device)};
+              draw.uniform(vector, bound, device),
+              hidden_bias(width_, bound, config.memory, draw).to(device)};
   gradients_ = {
       Tensor::zeros(matrix, DType::f32, device), Tensor::zeros(matrix, DType::f32, device),
       Tensor::zeros(vector, DType::f32, device), Tensor::zeros(vector, DType::f32, device)};
