@@ -292,11 +292,10 @@ template <class T, int Channels, bool Leaves>
 void launch(const SelectiveScan& op, Stream& stream, const ScanGeometry& geometry) {
   const std::int64_t blocks = op.x.dim(0) * ((op.x.dim(2) + Channels - 1) / Channels);
   const auto d_state = static_cast<int>(op.A_log.dim(1));
-  constexpr int most_shared = 204 * 1024;
   // Fewer, where they need more registers: as many blocks share a multiprocessor.
   int warps = std::clamp(geometry.warps * warps_of(Leaves) / most_warps, 1, warps_of(Leaves));
   const auto bytes = [&] { return Ring<T, Channels, Leaves>::shared_bytes(warps, d_state); };
-  while (warps > 1 && bytes() > most_shared) --warps;
+  while (warps > 1 && bytes() > ring_most_shared) --warps;
   const int shared = bytes();
   const auto kernel = ring_kernel<T, Channels, Leaves>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),

@@ -83,8 +83,7 @@ void launch(const SelectiveScanGrad& op, Stream& stream, int warps) {
       scratch.take({across, op.x.dim(0) * op.x.dim(1), 2 * op.B.dim(2)}, DType::f32).data<float>();
   operands.sums =
       scratch.take({op.x.dim(0), op.x.dim(2), op.A_log.dim(1) + 2}, DType::f32).data<float>();
-  constexpr int most_shared = 222 * 1024;
-  while (warps > 1 && Block::shared_bytes(warps, operands.d_state) > most_shared) --warps;
+  while (warps > 1 && Block::shared_bytes(warps, operands.d_state) > ring_most_shared) --warps;
   const int shared = Block::shared_bytes(warps, operands.d_state);
   const auto kernel = grad_ring_kernel<T, Channels>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
