@@ -73,14 +73,15 @@ std::vector<Bounded> chunk_states(const ScanCase& c, const SequenceResult& resul
   return all;
 }
 
-// Everything that a scan can leave, by every cut. Plans that are not chunked agree to the bit.
+// Everything that a scan can leave, by every cut. Plans that are not chunked agree to the bit, and
+// so does a chunked one whether it leaves chunk states or not.
 void expect_every_cut_matches(const ScanInputs& host, Device device, bool leaves_steps) {
   const ScanCase& c = host.shape;
   const SequenceResult expected = scan_reference(host.op());
   const std::vector<Bounded> expected_chunks = chunk_states(c, expected, host.op());
   const ScanInputs inputs = host.to(device);
   Stream& stream = default_stream(device);
-  std::vector<unsigned char> same;
+  std::vector<unsigned char> same, not_leaving;
   for (const Cut& cut : cuts(c.time)) {
     SCOPED_TRACE(c.name() + " " + cut.name());
     const Guarded y(inputs.y_shape(), c.dtype, device, c.aligned ? 8 : 3);
@@ -103,10 +104,14 @@ void expect_every_cut_matches(const ScanInputs& host, Device device, bool leaves
     if (leaves_steps) expect_within(steps.view(), expected.step_states, "step states");
     if (cut.leaves_chunks) expect_within(chunks.view(), expected_chunks, "chunk states");
     for (const Guarded* output : {&y, &last, &steps, &chunks}) output->expect_untouched("around");
+    const std::vector<unsigned char> now = bits(y.view());
     if (cut.plan != ScanPlan::chunked) {
-      const std::vector<unsigned char> now = bits(y.view());
       if (same.empty()) same = now;
       EXPECT_EQ(now, same);
+    } else if (!cut.leaves_chunks) {
+      not_leaving = now;  // the next cut differs in that alone
+    } else {
+      EXPECT_EQ(now, not_leaving);
     }
     if (::testing::Test::HasFailure()) return;
   }
