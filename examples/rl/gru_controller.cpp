@@ -18,7 +18,7 @@ using mamba::Shape;
 using mamba::Tensor;
 
 struct GruTape : ControllerTape {
-  Tensor x, reset, inputs, initial, y;
+  Tensor x, reset, before, slopes;
 };
 
 // h of the only layer as a matrix.
@@ -27,13 +27,17 @@ mamba::TensorView hidden(mamba::StackState& state) {
   return ssm.view().reshape({ssm.dim(0), ssm.dim(1)});
 }
 
-// A copy in memory that is used again.
+// Memory that is used again.
+void prepare(Tensor& tensor, const Shape& shape, mamba::ConstTensorView like) {
+  if (tensor.shape() != shape) tensor = Tensor(shape, like.dtype(), like.device());
+}
+
 void keep(mamba::ConstTensorView from, Tensor& to, mamba::Stream& stream) {
   if (!from) {
     to = {};
     return;
   }
-  if (to.shape() != from.shape()) to = Tensor(from.shape(), from.dtype(), from.device());
+  prepare(to, from.shape(), from);
   mamba::copy(from, to, stream);
 }
 
@@ -93,8 +97,6 @@ void GruController::forward(mamba::ConstTensorView x, mamba::StackState& state,
   mamba::Scratch scratch(stream);
   const mamba::TensorView inputs = scratch.take({x.dim(0), x.dim(1), 3 * width_}, DType::f32);
   run(input_projection(x, weights_.weight_ih, weights_.bias_ih, inputs), stream);
-  auto* kept = static_cast<GruTape*>(tape);
-  if (kept != nullptr) keep(hidden(state), kept->initial, stream);
   GruSequence sequence;
   sequence.inputs = inputs;
   sequence.weight = weights_.weight_hh;
@@ -102,12 +104,16 @@ void GruController::forward(mamba::ConstTensorView x, mamba::StackState& state,
   sequence.initial_state = sequence.final_state = hidden(state);
   sequence.reset = reset;
   sequence.y = y;
+  if (tape != nullptr) {
+    auto& kept = static_cast<GruTape&>(*tape);
+    keep(x, kept.x, stream);
+    keep(reset, kept.reset, stream);
+    prepare(kept.before, y.shape(), y);
+    prepare(kept.slopes, y.shape().with(2, 5 * width_), y);
+    sequence.before = kept.before;
+    sequence.slopes = kept.slopes;
+  }
   run(sequence, stream);
-  if (kept == nullptr) return;
-  keep(x, kept->x, stream);
-  keep(reset, kept->reset, stream);
-  keep(inputs, kept->inputs, stream);
-  keep(y, kept->y, stream);
 }
 
 void GruController::backward(ControllerTape& tape, mamba::ConstTensorView dy,
@@ -116,26 +122,24 @@ void GruController::backward(ControllerTape& tape, mamba::ConstTensorView dy,
   auto& kept = static_cast<GruTape&>(tape);
   mamba::Scratch scratch(stream);
   GruSequenceGrad sequence;
-  sequence.inputs = kept.inputs;
   sequence.weight = weights_.weight_hh;
-  sequence.bias = weights_.bias_hh;
-  sequence.initial_state = kept.initial;
   sequence.reset = kept.reset;
-  sequence.y = kept.y;
+  sequence.before = kept.before;
+  sequence.slopes = kept.slopes;
   sequence.dy = dy;
   if (dstate != nullptr) sequence.dfinal_state = sequence.dinitial_state = hidden(*dstate);
-  sequence.dinputs = scratch.take(kept.inputs.shape(), DType::f32);
+  sequence.dgates = scratch.take(dy.shape().with(2, 4 * width_), DType::f32);
   sequence.dweight = gradients_.weight_hh;
   sequence.dbias = gradients_.bias_hh;
+  sequence.dinput_bias = gradients_.bias_ih;
   sequence.accumulate = options.accumulate;
   run(sequence, stream);
   mamba::LinearGrad input;
   input.x = kept.x;
   input.weight = weights_.weight_ih;
-  input.dy = sequence.dinputs;
+  input.dy = sequence.dgates.columns(0, 3 * width_);
   input.dx = dx;
   input.dweight = gradients_.weight_ih;
-  input.dbias = gradients_.bias_ih;
   input.accumulate = options.accumulate;
   run(input, stream);
 }
