@@ -27,8 +27,8 @@ __device__ __forceinline__ float sigmoid(float x) {
   return reciprocal_approx(1 + exp2_approx(-log2e * x));
 }
 
-// Within 8 roundings of the result: 1 - 2 / (1 + exp(2 x)) loses digits round 0, where the minimax
-// polynomial of degree 7 is exact to a quarter of one.
+// Within about 8 roundings of the result: 1 - 2 / (1 + exp(2 x)) loses digits round 0, where the
+// minimax polynomial of degree 7 is exact to a quarter of one.
 __device__ __forceinline__ float tanh_of(float x) {
   const float square = x * x;
   float p = 1.72414910e-2f;
