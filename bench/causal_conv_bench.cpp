@@ -7,25 +7,19 @@
 #include <chrono>
 #include <cmath>
 #include <cstdint>
-#include <random>
 #include <string>
 #include <vector>
 
 #include <mamba/ops.hpp>
+
+#include "random_tensor.hpp"
 
 namespace {
 
 using mamba::DType;
 using mamba::Shape;
 using mamba::Tensor;
-
-Tensor random_tensor(const Shape& shape, DType dtype) {
-  static std::mt19937 engine(1);
-  std::uniform_real_distribution<float> draw(-1, 1);
-  std::vector<float> values(static_cast<std::size_t>(shape.count()));
-  for (float& value : values) value = draw(engine);
-  return Tensor::from(values, shape).to(mamba::Device::cpu(), dtype);
-}
+using mamba::bench::random_tensor;
 
 // As in a layer: x is the first half of a projection.
 struct Operands {

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <array>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "cuda_timing.hpp"
@@ -16,15 +17,22 @@ namespace {
 
 using namespace mamba;
 
+// As it comes from a layer; with what its gradient needs; so, for an agent that plays episodes:
+// with resets, and without a gate.
+enum class ScanUse { inference, training, episodes };
+
 struct ScanOperands {
   Tensor x, z, dt, bc, A_log, D, dt_bias, state, y;
+  Tensor reset, chunk_states;  // these may be absent, and z
+  std::int64_t chunk_steps = 0;
 };
 
 std::shared_ptr<ScanOperands> scan_operands(std::int64_t batch, std::int64_t channels,
-                                            std::int64_t time, std::int64_t d_state, DType dtype) {
+                                            std::int64_t time, std::int64_t d_state, DType dtype,
+                                            ScanUse use) {
   auto o = std::make_shared<ScanOperands>();
   o->x = random_tensor({batch, time, channels}, dtype, -1, 1);
-  o->z = random_tensor({batch, time, channels}, dtype, -2, 2);
+  if (use != ScanUse::episodes) o->z = random_tensor({batch, time, channels}, dtype, -2, 2);
   o->dt = random_tensor({batch, time, channels}, dtype, -1, 1);
   o->bc = random_tensor({batch, time, 2 * d_state}, dtype, -1, 1);
   o->A_log = random_tensor({channels, d_state}, DType::f32, 0, 2.7f);
@@ -32,6 +40,14 @@ std::shared_ptr<ScanOperands> scan_operands(std::int64_t batch, std::int64_t cha
   o->dt_bias = random_tensor({channels}, DType::f32, -6, -2);
   o->state = random_tensor({batch, channels, d_state}, DType::f32, -1, 1);
   o->y = Tensor({batch, time, channels}, dtype, gpu);
+  if (use == ScanUse::episodes) o->reset = episode_resets(batch, time);
+  if (use == ScanUse::inference) return o;
+  SelectiveScan shapes;
+  shapes.x = o->x;
+  shapes.A_log = o->A_log;
+  o->chunk_steps = scan_chunk_steps(shapes, Stream(gpu));
+  const std::int64_t chunks = (time + o->chunk_steps - 1) / o->chunk_steps;
+  o->chunk_states = Tensor({batch, chunks, channels, d_state}, DType::f32, gpu);
   return o;
 }
 
@@ -49,21 +65,26 @@ Call scan_call(const std::shared_ptr<ScanOperands>& o) {
     scan.dt_bias = o->dt_bias;
     scan.initial_state = scan.final_state = o->state;
     scan.y = o->y;
+    scan.reset = o->reset;
+    scan.chunk_states = o->chunk_states;
+    scan.chunk_steps = o->chunk_steps;
     run(scan, stream);
   };
 }
 
 // {batch, channels, time, d_state}
-void scan(benchmark::State& bench, DType dtype) {
+void scan(benchmark::State& bench, DType dtype, ScanUse use) {
   const std::int64_t batch = bench.range(0), channels = bench.range(1), time = bench.range(2);
   const std::int64_t d_state = bench.range(3);
   const std::int64_t elements = batch * channels * time;
-  const std::int64_t bytes = 4 * elements * size_of(dtype) +
-                             2 * batch * time * d_state * size_of(dtype) +
-                             2 * batch * channels * d_state * 4;
+  std::int64_t bytes = (use == ScanUse::episodes ? 3 : 4) * elements * size_of(dtype) +
+                       2 * batch * time * d_state * size_of(dtype) +
+                       2 * batch * channels * d_state * 4;
   std::vector<Call> calls;
-  for (std::size_t i = 0; i < copies_of(bytes); ++i) {
-    calls.push_back(scan_call(scan_operands(batch, channels, time, d_state, dtype)));
+  for (std::size_t i = copies_of(bytes); i-- > 0;) {
+    const auto operands = scan_operands(batch, channels, time, d_state, dtype, use);
+    if (i == 0 && operands->chunk_states) bytes += operands->chunk_states.count() * 4;
+    calls.push_back(scan_call(operands));
   }
   const double arithmetic =
       static_cast<double>(elements * (d_state + 4)) / special_functions_per_second;
@@ -139,7 +160,8 @@ void growth(benchmark::internal::Benchmark* b) {
 
 int registered = [] {
   if (cuda_device_count() == 0) return 0;
-  auto* bf16_scans = benchmark::RegisterBenchmark("cuda_scan_bf16", scan, DType::bf16);
+  auto* bf16_scans =
+      benchmark::RegisterBenchmark("cuda_scan_bf16", scan, DType::bf16, ScanUse::inference);
   name_scan(bf16_scans);
   for (const auto& [b, d, l] : {std::array<std::int64_t, 3>{8, 5120, 2048},
                                 {8, 1536, 2048},
@@ -152,8 +174,17 @@ int registered = [] {
                                 {8, 1536, 1}}) {
     bf16_scans->Args({b, d, l, 16});
   }
-  name_scan(
-      benchmark::RegisterBenchmark("cuda_scan_f32", scan, DType::f32)->Args({8, 5120, 2048, 16}));
+  name_scan(benchmark::RegisterBenchmark("cuda_scan_f32", scan, DType::f32, ScanUse::inference)
+                ->Args({8, 5120, 2048, 16}));
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    const std::string suffix = dtype == DType::f32 ? "f32" : "bf16";
+    const auto add = [&](const std::string& name, ScanUse use) {
+      name_scan(benchmark::RegisterBenchmark((name + suffix).c_str(), scan, dtype, use)
+                    ->Args({64, 128, 20000, 16}));
+    };
+    add("cuda_scan_training_", ScanUse::training);
+    add("cuda_scan_episodes_", ScanUse::episodes);
+  }
   benchmark::RegisterBenchmark("cuda_conv_bf16", conv)
       ->ArgNames({"batch", "d_inner", "time"})
       ->Args({8, 5120, 2048})
@@ -169,7 +200,7 @@ int registered = [] {
       ->Args({1, 768, 1})
       ->UseManualTime()
       ->Iterations(1);
-  growth(benchmark::RegisterBenchmark("cuda_scan_growth", scan, DType::bf16));
+  growth(benchmark::RegisterBenchmark("cuda_scan_growth", scan, DType::bf16, ScanUse::inference));
   return 1;
 }();
 

@@ -8,6 +8,7 @@
 #include <mamba/train_ops.hpp>
 
 #include <memory>
+#include <random>
 #include <vector>
 
 #include "cuda_timing.hpp"
@@ -63,8 +64,9 @@ void conv_grad(benchmark::State& bench) {
 }
 
 // {batch, channels, time}, 16 states. The floor is 21 special functions per channel and step, or
-// the bytes: x, dt, z, dy, the states before each chunk and the gradients.
-void scan_grad(benchmark::State& bench, DType dtype) {
+// the bytes: x, dt, z, dy, the states before each chunk and the gradients. Episodes: of an agent
+// that plays them, with resets and without a gate.
+void scan_grad(benchmark::State& bench, DType dtype, bool episodes) {
   const std::int64_t batch = bench.range(0), channels = bench.range(1), time = bench.range(2);
   const Shape steps{batch, time, channels}, state{batch, channels, 16};
   const Tensor probe(steps, dtype, gpu), A_log({channels, 16}, DType::f32, gpu);
@@ -74,7 +76,8 @@ void scan_grad(benchmark::State& bench, DType dtype) {
   const Stream stream(gpu);
   const std::int64_t chunk = scan_chunk_steps(forward, stream), chunks = (time + chunk - 1) / chunk;
   const std::int64_t elements = batch * time * channels;
-  const std::int64_t bytes = 7 * elements * size_of(dtype) + batch * chunks * channels * 16 * 4;
+  const std::int64_t bytes =
+      (episodes ? 5 : 7) * elements * size_of(dtype) + batch * chunks * channels * 16 * 4;
   std::vector<Call> calls;
   for (std::size_t i = 0; i < copies_of(bytes); ++i) {
     const auto operands = std::make_shared<std::vector<Tensor>>(list(
@@ -86,12 +89,11 @@ void scan_grad(benchmark::State& bench, DType dtype) {
         random_tensor(state, DType::f32, -1, 1), Tensor({batch, time, 2 * channels}, dtype, gpu),
         Tensor(steps, dtype, gpu), Tensor({batch, time, 32}, dtype, gpu),
         Tensor({channels, 16}, DType::f32, gpu), Tensor({channels}, DType::f32, gpu),
-        Tensor({channels}, DType::f32, gpu)));
+        Tensor({channels}, DType::f32, gpu), episode_resets(batch, time)));
     calls.push_back([=](Stream& on) {
       std::vector<Tensor>& t = *operands;
       SelectiveScanGrad op;
       op.x = t[0].view().columns(0, channels);
-      op.z = t[0].view().columns(channels, channels);
       op.dt = t[1];
       op.B = t[2].view().columns(0, 16);
       op.C = t[2].view().columns(16, 16);
@@ -103,7 +105,12 @@ void scan_grad(benchmark::State& bench, DType dtype) {
       op.chunk_steps = chunk;
       op.dfinal_state = op.dinitial_state = t[8];
       op.dx = t[9].view().columns(0, channels);
-      op.dz = t[9].view().columns(channels, channels);
+      if (episodes) {
+        op.reset = t[15];
+      } else {
+        op.z = t[0].view().columns(channels, channels);
+        op.dz = t[9].view().columns(channels, channels);
+      }
       op.ddt = t[10];
       op.dB = t[11].view().columns(0, 16);
       op.dC = t[11].view().columns(16, 16);
@@ -242,18 +249,20 @@ int registered = [] {
       ->Args({8, 5120, 2048})
       ->Args({8, 1536, 2048})
       ->Args({1, 5120, 2048});
-  const auto add_scan = [](const char* name, DType dtype) {
-    return benchmark::RegisterBenchmark(name, scan_grad, dtype)
+  const auto add_scan = [](const char* name, DType dtype, bool episodes) {
+    return benchmark::RegisterBenchmark(name, scan_grad, dtype, episodes)
         ->UseManualTime()
         ->Iterations(1)
         ->ArgNames({"batch", "d_inner", "time"})
         ->Args({64, 128, 20000});
   };
-  add_scan("cuda_scan_grad_bf16", DType::bf16)
+  add_scan("cuda_scan_grad_bf16", DType::bf16, false)
       ->Args({8, 5120, 2048})
       ->Args({8, 1536, 2048})
       ->Args({1, 1536, 2048});
-  add_scan("cuda_scan_grad_f32", DType::f32);
+  add_scan("cuda_scan_grad_f32", DType::f32, false);
+  add_scan("cuda_scan_grad_episodes_bf16", DType::bf16, true);
+  add_scan("cuda_scan_grad_episodes_f32", DType::f32, true);
   for (const bool backward : {false, true}) {
     benchmark::RegisterBenchmark(
         backward ? "cuda_layer_forward_backward_bf16" : "cuda_layer_forward_tape_bf16",

@@ -7,11 +7,12 @@
 #include <algorithm>
 #include <chrono>
 #include <functional>
-#include <random>
 #include <vector>
 
 #include <mamba/graph.hpp>
 #include <mamba/tensor.hpp>
+
+#include "random_tensor.hpp"
 
 namespace mamba {
 
@@ -24,19 +25,16 @@ constexpr double bytes_per_second = 4.28e12;
 constexpr double bf16_flop_per_second = 790e12;
 
 inline Tensor random_tensor(const Shape& shape, DType dtype, float low, float high) {
-  // A block of random numbers repeated: made quickly, and no kernel looks further than it.
-  static std::mt19937 engine(1);
-  std::uniform_real_distribution<float> uniform(low, high);
-  std::vector<float> block(65521);
-  for (float& value : block) value = uniform(engine);
-  Tensor host(shape, DType::f32);
-  float* data = host.data<float>();
-  for (std::int64_t i = 0; i < shape.count(); i += static_cast<std::int64_t>(block.size())) {
-    std::copy_n(block.data(),
-                std::min<std::int64_t>(static_cast<std::int64_t>(block.size()), shape.count() - i),
-                data + i);
+  return bench::random_tensor(shape, dtype, low, high).to(gpu);
+}
+
+// [batch, time]: an episode ends every 1000 steps, in every row at another time.
+inline Tensor episode_resets(std::int64_t batch, std::int64_t time) {
+  std::vector<std::int32_t> flags;
+  for (std::int64_t i = 0; i < batch * time; ++i) {
+    flags.push_back((i % time + 37 * (i / time)) % 1000 == 0 ? 1 : 0);
   }
-  return host.to(Device::cpu(), dtype).to(gpu);
+  return Tensor::from(flags, {batch, time}).to(gpu);
 }
 
 using Call = std::function<void(Stream&)>;

@@ -5,7 +5,6 @@
 
 #include <chrono>
 #include <cstdint>
-#include <random>
 #include <string>
 #include <vector>
 
@@ -13,17 +12,12 @@
 #include <mamba/loss.hpp>
 #include <mamba/optimizer.hpp>
 
+#include "random_tensor.hpp"
+
 namespace {
 
 using namespace mamba;
-
-Tensor random_tensor(const Shape& shape, DType dtype, float low, float high) {
-  static std::mt19937 engine(1);
-  std::uniform_real_distribution<float> draw(low, high);
-  std::vector<float> values(static_cast<std::size_t>(shape.count()));
-  for (float& value : values) value = draw(engine);
-  return Tensor::from(values, shape).to(Device::cpu(), dtype);
-}
+using mamba::bench::random_tensor;
 
 // x and z are halves of one projection, B and C of another, as in a layer.
 struct Scan {

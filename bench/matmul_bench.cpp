@@ -7,16 +7,17 @@
 #include <cmath>
 #include <cstdint>
 #include <memory>
-#include <random>
 #include <vector>
 
 #include <mamba/ops.hpp>
 
 #include "plain_read.hpp"
+#include "random_tensor.hpp"
 
 namespace {
 
 using namespace mamba;
+using mamba::bench::random_tensor;
 
 struct Size {
   std::int64_t out, in;
@@ -24,14 +25,6 @@ struct Size {
 constexpr int layers = 24;
 constexpr Size layer_sizes[] = {{3072, 768}, {80, 1536}, {1536, 48}, {768, 1536}};
 constexpr Size head_size{50280, 768};
-
-Tensor random_tensor(const Shape& shape, DType dtype) {
-  static std::mt19937 engine(1);
-  Tensor tensor(shape, DType::f32);
-  std::uniform_real_distribution<float> uniform(-1, 1);
-  for (std::int64_t i = 0; i < shape.count(); ++i) tensor.data<float>()[i] = uniform(engine);
-  return dtype == DType::f32 ? std::move(tensor) : tensor.to(Device::cpu(), dtype);
-}
 
 struct Model {
   std::vector<Tensor> weights;  // layer by layer, the head last

@@ -7,27 +7,21 @@
 #include <chrono>
 #include <cmath>
 #include <cstdint>
-#include <random>
 #include <string>
 #include <vector>
 
 #include <mamba/ops.hpp>
+
+#include "random_tensor.hpp"
 
 namespace {
 
 using mamba::DType;
 using mamba::Shape;
 using mamba::Tensor;
+using mamba::bench::random_tensor;
 
 constexpr std::int64_t d_state = 16;
-
-Tensor random_tensor(const Shape& shape, DType dtype, float low, float high) {
-  static std::mt19937 engine(1);
-  std::uniform_real_distribution<float> draw(low, high);
-  std::vector<float> values(static_cast<std::size_t>(shape.count()));
-  for (float& value : values) value = draw(engine);
-  return Tensor::from(values, shape).to(mamba::Device::cpu(), dtype);
-}
 
 // As in a layer: x and z are halves of one projection, dt, B and C are apart.
 struct Operands {

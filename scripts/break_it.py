@@ -151,6 +151,8 @@ BREAKS = {
     "the policy's ratio is not clipped": (
         "examples/rl/ppo_scalar.hpp", "ratio < 1 - clip ? 1 - clip : ratio > 1 + clip ? 1 + clip : ratio", "ratio",
         "RlPpoLoss*"),
+    "a GRU's weights of n learn from the wrong gate": (
+        "examples/rl/gru.cpp", "of(3 * hidden, 2 * hidden, hidden);", "of(2 * hidden, 2 * hidden, hidden);", "RlGru*"),
     "a GRU's gradient passes a reset": (
         "examples/rl/gru.cpp", "if (begins(op.reset, b, t)) std::fill_n(at<float>(dh, b, 0), hidden, 0.0f);", "",
         "RlGru*"),

@@ -22,29 +22,31 @@ constexpr std::int64_t chunk = 16;  // steps, the answer of scan_chunk_steps()
 struct Cut {
   ScanPlan plan;
   ScanGeometry geometry;
+  bool leaves_chunks;
   std::string name() const {
     return "plan " + std::to_string(static_cast<int>(plan)) + " states " +
            std::to_string(geometry.states) + " leg " + std::to_string(geometry.leg) + " channels " +
-           std::to_string(geometry.channels) + " warps " + std::to_string(geometry.warps);
+           std::to_string(geometry.channels) + " warps " + std::to_string(geometry.warps) +
+           (leaves_chunks ? " leaves chunks" : "");
   }
 };
 
 std::vector<Cut> cuts(std::int64_t time) {
   std::vector<Cut> all;
-  if (time == 1) all.push_back({ScanPlan::step, {}});
+  if (time == 1) all.push_back({ScanPlan::step, {}, false});
   for (const int states : {4, 8}) {
     for (const std::int64_t leg : {0, 32, 96}) {
       ScanGeometry geometry;
       geometry.states = states;
       geometry.leg = leg;
-      all.push_back({ScanPlan::sequential, geometry});
+      all.push_back({ScanPlan::sequential, geometry, true});
     }
   }
   for (const auto& [channels, warps] : {std::pair{8, 1}, {8, 3}, {16, 2}, {16, 5}, {32, 4}}) {
     ScanGeometry geometry;
     geometry.channels = channels;
     geometry.warps = warps;
-    all.push_back({ScanPlan::chunked, geometry});
+    for (const bool leaves : {false, true}) all.push_back({ScanPlan::chunked, geometry, leaves});
   }
   return all;
 }
@@ -71,15 +73,15 @@ std::vector<Bounded> chunk_states(const ScanCase& c, const SequenceResult& resul
   return all;
 }
 
-// Everything that a scan can leave, by every cut. Plans that are not chunked agree to the bit.
-void expect_every_cut_matches(const ScanCase& c, Device device, bool leaves_steps,
-                              std::uint64_t seed = 1) {
-  const ScanInputs host(c, seed);
+// Everything that a scan can leave, by every cut. Plans that are not chunked agree to the bit, and
+// so does a chunked one whether it leaves chunk states or not.
+void expect_every_cut_matches(const ScanInputs& host, Device device, bool leaves_steps) {
+  const ScanCase& c = host.shape;
   const SequenceResult expected = scan_reference(host.op());
   const std::vector<Bounded> expected_chunks = chunk_states(c, expected, host.op());
   const ScanInputs inputs = host.to(device);
   Stream& stream = default_stream(device);
-  std::vector<unsigned char> same;
+  std::vector<unsigned char> same, not_leaving;
   for (const Cut& cut : cuts(c.time)) {
     SCOPED_TRACE(c.name() + " " + cut.name());
     const Guarded y(inputs.y_shape(), c.dtype, device, c.aligned ? 8 : 3);
@@ -91,7 +93,7 @@ void expect_every_cut_matches(const ScanCase& c, Device device, bool leaves_step
     op.y = y.view();
     op.final_state = last.view();
     if (leaves_steps) op.step_states = steps.view();
-    if (cut.plan != ScanPlan::step) {
+    if (cut.leaves_chunks) {
       op.chunk_states = chunks.view();
       op.chunk_steps = chunk;
     }
@@ -100,15 +102,23 @@ void expect_every_cut_matches(const ScanCase& c, Device device, bool leaves_step
     expect_within(y.view(), expected.y, "y");
     expect_within(last.view(), expected.final_state, "final state");
     if (leaves_steps) expect_within(steps.view(), expected.step_states, "step states");
-    if (cut.plan != ScanPlan::step) expect_within(chunks.view(), expected_chunks, "chunk states");
+    if (cut.leaves_chunks) expect_within(chunks.view(), expected_chunks, "chunk states");
     for (const Guarded* output : {&y, &last, &steps, &chunks}) output->expect_untouched("around");
+    const std::vector<unsigned char> now = bits(y.view());
     if (cut.plan != ScanPlan::chunked) {
-      const std::vector<unsigned char> now = bits(y.view());
       if (same.empty()) same = now;
       EXPECT_EQ(now, same);
+    } else if (!cut.leaves_chunks) {
+      not_leaving = now;  // the next cut differs in that alone
+    } else {
+      EXPECT_EQ(now, not_leaving);
     }
     if (::testing::Test::HasFailure()) return;
   }
+}
+void expect_every_cut_matches(const ScanCase& c, Device device, bool leaves_steps,
+                              std::uint64_t seed = 1) {
+  expect_every_cut_matches(ScanInputs(c, seed), device, leaves_steps);
 }
 
 TEST(CudaScan, EveryCutForEveryStateSize) {
@@ -188,31 +198,69 @@ TEST(CudaScan, EveryCutOfALongSequence) {
   });
 }
 
-// Where a reset is, what the state held does not matter.
+// A tile with a reset takes another way than one without: resets at the first and the last step of
+// chunks, of tiles and of the sequence, and long stretches without.
+TEST(CudaScan, EveryCutWithResetsInSomeTiles) {
+  each_cuda_device([](Device device) {
+    for (const DType dtype : storage_dtypes()) {
+      for (const std::int64_t d_state : {16, 20}) {
+        for (const bool aligned : {false, true}) {
+          for (const bool gate : {false, true}) {
+            ScanCase c;
+            c.dtype = dtype;
+            c.channels = 40;
+            c.d_state = d_state;
+            c.time = 700;
+            c.aligned = aligned;
+            c.z = gate;
+            ScanInputs host(c);
+            host.reset = resets_at({16, 63, 64, 79, 128, 300, 512, 699}, c.batch, c.time);
+            expect_every_cut_matches(host, device, !aligned && gate);
+            if (::testing::Test::HasFailure()) return;
+          }
+        }
+      }
+    }
+  });
+}
+
+// From a reset on, what the state held does not matter.
 TEST(CudaScan, EveryCutSelectsAtAReset) {
   each_cuda_device([](Device device) {
-    for (const Cut& cut : cuts(70)) {
-      SCOPED_TRACE(cut.name());
-      ScanCase c;
-      c.time = 70;
-      ScanInputs host(c);
-      std::vector<std::int32_t> flags(static_cast<std::size_t>(c.batch * c.time));
-      for (std::int64_t b = 0; b < c.batch; ++b) flags[static_cast<std::size_t>(b * c.time)] = 1;
-      host.reset = Tensor::from(flags, {c.batch, c.time});
-      const ScanInputs inputs = host.to(device);
+    ScanCase c;
+    c.batch = 1;
+    c.time = 140;
+    ScanInputs host(c);
+    const Tensor bad =
+        Tensor::from(std::vector<float>(static_cast<std::size_t>(c.channels * c.d_state),
+                                        std::numeric_limits<float>::quiet_NaN()),
+                     host.state_shape())
+            .to(device);
+    for (const std::int64_t at : {0, 1, 15, 16, 47, 48, 63, 64, 100}) {
+      host.reset = resets_at({at}, c.batch, c.time);
       const SequenceResult expected = scan_reference(host.op());
-      Tensor y(inputs.y_shape(), c.dtype, device);
-      SelectiveScan op = inputs.op();
-      const auto count = static_cast<std::size_t>(c.batch * c.channels * c.d_state);
-      const Tensor nan = Tensor::from(
-          std::vector<float>(count, std::numeric_limits<float>::quiet_NaN()), inputs.state_shape());
-      const Tensor bad = nan.to(device);
-      op.initial_state = bad;
-      op.y = y;
-      Stream& stream = default_stream(device);
-      cuda::run_scan(op, stream, cut.plan, cut.geometry);
-      stream.synchronize();
-      expect_within(y.view(), expected.y, "y");
+      const std::vector<Bounded> after(expected.y.begin() + at * c.channels, expected.y.end());
+      const ScanInputs inputs = host.to(device);
+      for (const Cut& cut : cuts(c.time)) {
+        SCOPED_TRACE("reset at " + std::to_string(at) + " " + cut.name());
+        Tensor y(inputs.y_shape(), c.dtype, device);
+        const Guarded last(inputs.state_shape(), DType::f32, device);
+        const Guarded chunks({1, (c.time + chunk - 1) / chunk, c.channels, c.d_state}, DType::f32,
+                             device);
+        SelectiveScan op = inputs.op();
+        op.initial_state = bad;
+        op.final_state = last.view();
+        op.y = y;
+        if (cut.leaves_chunks) {
+          op.chunk_states = chunks.view();
+          op.chunk_steps = chunk;
+        }
+        Stream& stream = default_stream(device);
+        cuda::run_scan(op, stream, cut.plan, cut.geometry);
+        stream.synchronize();
+        expect_within(y.view().steps(at, c.time - at), after, "y");
+        expect_within(last.view(), expected.final_state, "final state");
+      }
     }
   });
 }

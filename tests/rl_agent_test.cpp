@@ -1,6 +1,7 @@
 // Agents of the example library mamba_rl: what resets do, that pieces are the whole, that it
 // learns.
 #include <algorithm>
+#include <cmath>
 #include <fstream>
 #include <iterator>
 
@@ -72,6 +73,43 @@ std::vector<std::vector<double>> answers(const std::string& controller, Device d
     all.push_back(values(out.view().rows(time - 1, 1)));
   }
   return all;
+}
+
+// Steps after which a fresh controller's units have forgotten all but 1/e, without anything seen.
+std::vector<double> memories(const std::string& kind, float memory) {
+  ControllerConfig config;
+  config.kind = kind;
+  config.memory = memory;
+  const auto controller = Controller::make(config, Device::cpu());
+  std::vector<double> steps;
+  for (const mamba::Parameter& parameter : controller->parameters()) {
+    const std::vector<double> weight = values(parameter.weight);
+    if (parameter.name == "bias_hh") {
+      for (std::size_t i = 64; i < 128; ++i) steps.push_back(1 + std::exp(weight[i]));
+    } else if (parameter.name == "layers.0.dt_proj.bias") {  // its slowest state has A = -1
+      for (const double bias : weight) steps.push_back(1 / std::log1p(std::exp(bias)));
+    }
+  }
+  std::sort(steps.begin(), steps.end());
+  return steps;
+}
+
+TEST(RlController, FreshMemoriesAreSpreadUpToTheLongest) {
+  for (const std::string kind : controllers) {
+    for (const float memory : {1000.0f, 200000.0f}) {
+      const std::vector<double> steps = memories(kind, memory);
+      ASSERT_GE(steps.size(), 64U) << kind;
+      const double shortest = kind == "mamba" ? 10 : 1.5;  // dt_max of the published recipe: 0.1
+      EXPECT_GE(steps.front(), 0.99 * shortest) << kind;
+      EXPECT_LE(steps.back(), 1.01 * memory) << kind;
+      EXPECT_GE(steps.back(), memory / 4) << kind;
+      // Evenly in the logarithm: half of them below the middle, within four deviations of it.
+      const double middle = std::sqrt(shortest * memory);
+      const auto below = std::lower_bound(steps.begin(), steps.end(), middle) - steps.begin();
+      const double count = static_cast<double>(steps.size());
+      EXPECT_NEAR(static_cast<double>(below), count / 2, 2 * std::sqrt(count)) << kind;
+    }
+  }
 }
 
 // A reset one step late leaves an agent that answers every cue alike, to the bit: no training can

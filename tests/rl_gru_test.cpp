@@ -1,6 +1,8 @@
 // The GRU of the example library mamba_rl against loops in double, finite differences and PyTorch.
 #include "rl/gru.hpp"
 
+#include <array>
+
 #include <mamba/ops.hpp>
 #include <mamba/safetensors.hpp>
 
@@ -29,9 +31,21 @@ constexpr double bound = 100 * f32_roundoff;
 
 double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 
+// h after a step, of the arguments of r and z, the two parts of n's and h before it.
+double next_h(const std::array<double, 5>& from) {
+  const double z = sigmoid(from[1]);
+  return (1 - z) * std::tanh(from[2] + sigmoid(from[0]) * from[3]) + z * from[4];
+}
+
+// On CUDA 16, 32 and 64 have kernels of their own.
+constexpr std::int64_t sizes[] = {1, 6, 16, 32, 64};
+
 struct Case {
   std::int64_t batch, time, hidden;
   std::vector<double> inputs, weight, bias, initial, reset, dy, dfinal;
+  std::vector<double> input_bias;  // added to the inputs; zeros
+  // What forward() meets on its way: h before each step, and the slopes of the one after it.
+  mutable std::vector<double> before, slopes;
 
   Case(std::int64_t b, std::int64_t t, std::int64_t h, std::uint64_t seed)
       : batch(b), time(t), hidden(h) {
@@ -49,6 +63,7 @@ struct Case {
     initial = draw(b * h, 1);
     dy = draw(b * t * h, 1);
     dfinal = draw(b * h, 1);
+    input_bias.assign(static_cast<std::size_t>(3 * h), 0.0);
     for (std::int64_t i = 0; i < b * t; ++i) reset.push_back(random.integer(0, 5) == 0 ? 1 : 0);
   }
 
@@ -57,22 +72,33 @@ struct Case {
     const auto n = static_cast<std::size_t>(hidden);
     std::vector<double> y;
     std::vector<double> finals;
+    before.clear();
+    slopes.assign(static_cast<std::size_t>(batch * time) * 5 * n, 0.0);
     for (std::size_t b = 0; b < static_cast<std::size_t>(batch); ++b) {
       const auto from = initial.begin() + static_cast<std::ptrdiff_t>(b * n);
       std::vector<double> h(from, from + static_cast<std::ptrdiff_t>(n));
       for (std::size_t t = 0; t < static_cast<std::size_t>(time); ++t) {
         const std::size_t step = b * static_cast<std::size_t>(time) + t;
         if (reset[step] != 0) h.assign(n, 0.0);
+        before.insert(before.end(), h.begin(), h.end());
         std::vector<double> next(n);
         for (std::size_t c = 0; c < n; ++c) {
-          double g[3];
+          double g[3], i[3];
           for (std::size_t k = 0; k < 3; ++k) {
+            i[k] = inputs[step * 3 * n + k * n + c] + input_bias[k * n + c];
             g[k] = bias[k * n + c];
             for (std::size_t j = 0; j < n; ++j) g[k] += weight[(k * n + c) * n + j] * h[j];
           }
-          const double* i = &inputs[step * 3 * n];
-          const double r = sigmoid(i[c] + g[0]), z = sigmoid(i[n + c] + g[1]);
-          next[c] = (1 - z) * std::tanh(i[2 * n + c] + r * g[2]) + z * h[c];
+          std::array<double, 5> of = {i[0] + g[0], i[1] + g[1], i[2], g[2], h[c]};
+          next[c] = next_h(of);
+          for (std::size_t k = 0; k < 5; ++k) {
+            constexpr double apart = 1e-5;
+            of[k] += apart;
+            const double above = next_h(of);
+            of[k] -= 2 * apart;
+            slopes[step * 5 * n + k * n + c] = (above - next_h(of)) / (2 * apart);
+            of[k] += apart;
+          }
         }
         h = next;
         y.insert(y.end(), h.begin(), h.end());
@@ -94,7 +120,7 @@ struct Case {
 // The same on a device.
 struct There {
   Tensor inputs, weight, bias, initial, reset, dy, dfinal;
-  Tensor y, final_state, dinputs, dweight, dbias, dinitial;
+  Tensor y, final_state, before, slopes, dgates, dweight, dbias, dinput_bias, dinitial;
 
   There(const Case& c, Device device)
       : inputs(f32(c.inputs, {c.batch, c.time, 3 * c.hidden}, device)),
@@ -108,9 +134,12 @@ struct There {
         dfinal(f32(c.dfinal, {c.batch, c.hidden}, device)),
         y(dy.shape(), DType::f32, device),
         final_state(initial.shape(), DType::f32, device),
-        dinputs(inputs.shape(), DType::f32, device),
+        before(dy.shape(), DType::f32, device),
+        slopes(dy.shape().with(2, 5 * c.hidden), DType::f32, device),
+        dgates(dy.shape().with(2, 4 * c.hidden), DType::f32, device),
         dweight(weight.shape(), DType::f32, device),
         dbias(bias.shape(), DType::f32, device),
+        dinput_bias(bias.shape(), DType::f32, device),
         dinitial(initial.shape(), DType::f32, device) {}
 
   static Tensor f32(const std::vector<double>& v, const Shape& shape, Device device) {
@@ -125,29 +154,39 @@ struct There {
     op.final_state = final_state;
     op.reset = reset;
     op.y = y;
+    op.before = before;
+    op.slopes = slopes;
     return op;
   }
   GruSequenceGrad backward() {
     GruSequenceGrad op;
-    op.inputs = inputs;
     op.weight = weight;
-    op.bias = bias;
-    op.initial_state = initial;
     op.reset = reset;
-    op.y = y;
+    op.before = before;
+    op.slopes = slopes;
     op.dy = dy;
     op.dfinal_state = dfinal;
     op.dinitial_state = dinitial;
-    op.dinputs = dinputs;
+    op.dgates = dgates;
     op.dweight = dweight;
     op.dbias = dbias;
+    op.dinput_bias = dinput_bias;
     return op;
+  }
+  // Of the inputs, dense.
+  Tensor dinputs() const {
+    const std::int64_t hidden = dgates.dim(2) / 4;
+    Stream stream(dgates.device());
+    Tensor dense(dgates.shape().with(2, 3 * hidden), DType::f32, dgates.device());
+    mamba::copy(dgates.view().columns(0, 3 * hidden), dense, stream);
+    stream.synchronize();
+    return dense;
   }
 };
 
 TEST(RlGru, IsTheFormula) {
   for (const Device device : devices()) {
-    for (const std::int64_t hidden : {1, 6, 64}) {
+    for (const std::int64_t hidden : sizes) {
       for (const std::int64_t time : {1, 2, 37}) {
         const Case c(5, time, hidden, 11);
         There there(c, device);
@@ -163,11 +202,32 @@ TEST(RlGru, IsTheFormula) {
   }
 }
 
+// h before each step, and what h after it changes by (finite differences), with the gradient's
+// operands and without.
+TEST(RlGru, LeavesWhatTheGradientNeeds) {
+  for (const Device device : devices()) {
+    for (const std::int64_t hidden : sizes) {
+      const Case c(3, 37, hidden, 16);
+      There with(c, device), without(c, device);
+      Stream stream(device);
+      run(with.forward(), stream);
+      GruSequence op = without.forward();
+      op.before = op.slopes = {};
+      run(op, stream);
+      stream.synchronize();
+      c.forward();
+      EXPECT_LE(relative_error(values(with.before), c.before), bound) << device.name() << hidden;
+      EXPECT_LE(relative_error(values(with.slopes), c.slopes), bound) << device.name() << hidden;
+      EXPECT_EQ(mamba::testing::bits(with.y), mamba::testing::bits(without.y));
+    }
+  }
+}
+
 TEST(RlGru, GradientsAreTheSlopes) {
   for (const Device device : devices()) {
-    for (const std::int64_t hidden : {1, 6, 64}) {
+    for (const std::int64_t hidden : sizes) {
       SCOPED_TRACE(device.name() + " hidden " + std::to_string(hidden));
-      Case c(3, 13, hidden, 12);
+      Case c(3, hidden == 16 ? 150 : 13, hidden, 12);  // sums over time are of 64 steps each
       There there(c, device);
       Stream stream(device);
       run(there.forward(), stream);
@@ -175,10 +235,97 @@ TEST(RlGru, GradientsAreTheSlopes) {
       stream.synchronize();
       const auto loss = [&] { return c.loss(); };
       using mamba::testing::expect_slopes;
-      expect_slopes("dinputs", c.inputs, there.dinputs, loss, bound);
+      expect_slopes("dinputs", c.inputs, there.dinputs(), loss, bound);
       expect_slopes("dweight", c.weight, there.dweight, loss, bound);
       expect_slopes("dbias", c.bias, there.dbias, loss, bound);
+      expect_slopes("dinput_bias", c.input_bias, there.dinput_bias, loss, bound);
       expect_slopes("dinitial", c.initial, there.dinitial, loss, bound);
+    }
+  }
+}
+
+// Views of wider memory; on CUDA those that begin between multiples of 16 bytes have another
+// kernel.
+TEST(RlGru, SlicesAreTheSame) {
+  for (const Device device : devices()) {
+    for (const std::int64_t first : {1, 4}) {
+      const Case c(3, 21, 64, 17);
+      There dense(c, device), sliced(c, device);
+      Stream stream(device);
+      run(dense.forward(), stream);
+      run(dense.backward(), stream);
+      std::vector<Tensor> wide;
+      const auto slice = [&](Tensor& tensor) {
+        const std::int64_t width = tensor.dim(2);
+        wide.emplace_back(tensor.shape().with(2, width + 8), DType::f32, device);
+        const mamba::TensorView view = wide.back().view().columns(first, width);
+        mamba::copy(tensor, view, stream);
+        return view;
+      };
+      GruSequence op = sliced.forward();
+      op.inputs = slice(sliced.inputs);
+      const mamba::TensorView y = op.y = slice(sliced.y);
+      op.before = slice(sliced.before);
+      op.slopes = slice(sliced.slopes);
+      run(op, stream);
+      GruSequenceGrad grad = sliced.backward();
+      grad.before = op.before;
+      grad.slopes = op.slopes;
+      grad.dy = slice(sliced.dy);
+      const mamba::TensorView dgates = grad.dgates = slice(sliced.dgates);
+      run(grad, stream);
+      mamba::copy(y, sliced.y, stream);
+      mamba::copy(dgates, sliced.dgates, stream);
+      stream.synchronize();
+      EXPECT_LE(relative_error(values(sliced.y), values(dense.y)), bound);
+      EXPECT_LE(relative_error(values(sliced.dgates), values(dense.dgates)), bound);
+      EXPECT_LE(relative_error(values(sliced.dweight), values(dense.dweight)), bound);
+      EXPECT_LE(relative_error(values(sliced.dbias), values(dense.dbias)), bound);
+      EXPECT_LE(relative_error(values(sliced.dinput_bias), values(dense.dinput_bias)), bound);
+    }
+  }
+}
+
+TEST(RlGru, AbsentOperandsAreZeros) {
+  for (const Device device : devices()) {
+    for (const std::int64_t hidden : {6, 32}) {
+      Case c(3, 21, hidden, 18);
+      c.reset.assign(c.reset.size(), 0.0);
+      c.dfinal.assign(c.dfinal.size(), 0.0);
+      There zeros(c, device), absent(c, device);
+      Stream stream(device);
+      run(zeros.forward(), stream);
+      run(zeros.backward(), stream);
+      GruSequence op = absent.forward();
+      op.reset = {};
+      op.final_state = {};
+      run(op, stream);
+      GruSequenceGrad grad = absent.backward();
+      grad.reset = grad.dfinal_state = {};
+      grad.dinitial_state = grad.dinput_bias = {};
+      run(grad, stream);
+      stream.synchronize();
+      using mamba::testing::bits;
+      EXPECT_EQ(bits(zeros.y), bits(absent.y));
+      EXPECT_EQ(bits(zeros.dgates), bits(absent.dgates));
+      EXPECT_EQ(bits(zeros.dweight), bits(absent.dweight));
+    }
+  }
+}
+
+TEST(RlGru, NoStepsChangeNothing) {
+  for (const Device device : devices()) {
+    for (const std::int64_t hidden : {6, 16}) {
+      const Case c(3, 0, hidden, 19);
+      There there(c, device);
+      Stream stream(device);
+      run(there.forward(), stream);
+      run(there.backward(), stream);
+      stream.synchronize();
+      EXPECT_EQ(values(there.final_state), c.initial);
+      EXPECT_EQ(values(there.dinitial), c.dfinal);
+      for (const double v : values(there.dweight)) EXPECT_EQ(v, 0);
+      for (const double v : values(there.dinput_bias)) EXPECT_EQ(v, 0);
     }
   }
 }
@@ -191,34 +338,38 @@ TEST(RlGru, CutAnywhereIsTheSame) {
     run(whole.forward(), stream);
     run(whole.backward(), stream);
     for (const std::int64_t cut : {1, 5, 11}) {
-      const auto piece = [&](auto op, std::int64_t first, std::int64_t count) {
-        op.inputs = op.inputs.steps(first, count);
-        op.reset = op.reset.columns(first, count);
-        op.y = op.y.steps(first, count);
-        return op;
-      };
-      GruSequence first = piece(parts.forward(), 0, cut);
-      run(first, stream);
-      Tensor between = parts.final_state.clone(stream);
-      GruSequence second = piece(parts.forward(), cut, 12 - cut);
-      second.initial_state = between;
-      run(second, stream);
-      EXPECT_LE(relative_error(values(parts.y), values(whole.y)), bound);
-      const auto back = [&](mamba::ConstTensorView initial, std::int64_t from, std::int64_t count) {
-        GruSequenceGrad op = piece(parts.backward(), from, count);
+      const auto forward = [&](mamba::ConstTensorView initial, std::int64_t from,
+                               std::int64_t count) {
+        GruSequence op = parts.forward();
+        op.inputs = op.inputs.steps(from, count);
+        op.reset = op.reset.columns(from, count);
         op.initial_state = initial;
+        op.y = op.y.steps(from, count);
+        op.before = op.before.steps(from, count);
+        op.slopes = op.slopes.steps(from, count);
+        run(op, stream);
+      };
+      forward(parts.initial, 0, cut);
+      forward(parts.final_state, cut, 12 - cut);
+      const auto back = [&](std::int64_t from, std::int64_t count) {
+        GruSequenceGrad op = parts.backward();
+        op.reset = op.reset.columns(from, count);
+        op.before = op.before.steps(from, count);
+        op.slopes = op.slopes.steps(from, count);
         op.dy = op.dy.steps(from, count);
-        op.dinputs = op.dinputs.steps(from, count);
+        op.dgates = op.dgates.steps(from, count);
         op.accumulate = from == 0;
         if (from == 0) op.dfinal_state = parts.dinitial;
         run(op, stream);
       };
-      back(between, cut, 12 - cut);
-      back(parts.initial, 0, cut);
+      back(cut, 12 - cut);
+      back(0, cut);
       stream.synchronize();
-      EXPECT_LE(relative_error(values(parts.dinputs), values(whole.dinputs)), bound);
+      EXPECT_LE(relative_error(values(parts.y), values(whole.y)), bound);
+      EXPECT_LE(relative_error(values(parts.dgates), values(whole.dgates)), bound);
       EXPECT_LE(relative_error(values(parts.dweight), values(whole.dweight)), bound);
       EXPECT_LE(relative_error(values(parts.dbias), values(whole.dbias)), bound);
+      EXPECT_LE(relative_error(values(parts.dinput_bias), values(whole.dinput_bias)), bound);
       EXPECT_LE(relative_error(values(parts.dinitial), values(whole.dinitial)), bound);
     }
   }
@@ -256,7 +407,7 @@ TEST(RlGru, SameBitsTwice) {
     stream.synchronize();
     using mamba::testing::bits;
     EXPECT_EQ(bits(first.y), bits(second.y));
-    EXPECT_EQ(bits(first.dinputs), bits(second.dinputs));
+    EXPECT_EQ(bits(first.dgates), bits(second.dgates));
     EXPECT_EQ(bits(first.dweight), bits(second.dweight));
   }
 }
@@ -287,7 +438,7 @@ TEST(RlGru, IsPyTorchs) {
     run(there.backward(), stream);
     Tensor dx(x.shape(), DType::f32, device);
     mamba::Matmul back;
-    back.x = there.dinputs;
+    back.x = there.dgates.view().columns(0, 3 * hidden);
     back.weight = weight_ih;
     back.transpose_weight = true;
     back.y = dx;

@@ -26,6 +26,18 @@ struct ScanCase {
   }
 };
 
+// [batch, time], non-zero at these steps of the first batch row, five later in the next, and so on.
+inline Tensor resets_at(const std::vector<std::int64_t>& steps, std::int64_t batch,
+                        std::int64_t time) {
+  std::vector<std::int32_t> flags(static_cast<std::size_t>(batch * time));
+  for (std::int64_t b = 0; b < batch; ++b) {
+    for (const std::int64_t t : steps) {
+      if (t + 5 * b < time) flags[static_cast<std::size_t>(b * time + t + 5 * b)] = 1;
+    }
+  }
+  return Tensor::from(flags, {batch, time});
+}
+
 // x and z are columns of one projection, dt, B and C of another.
 struct ScanInputs {
   ScanCase shape;

@@ -313,6 +313,17 @@ TEST_F(StateCacheFiles, AFolderThatIsGoneIsSaid) {
   EXPECT_THROW(StateCache(model_, options), Error);
 }
 
+// One in which nobody, not even root, may make a file.
+TEST_F(StateCacheFiles, AReadOnlyFolderIsSaid) {
+  CacheOptions options = on_disk();
+  options.folder = "/proc/self";
+  StateCache cache(model_, options);
+  EXPECT_EQ(read(cache, model_, text(30)), 0);
+  ASSERT_EQ(problems_.size(), 1u);
+  EXPECT_NE(problems_[0].find("expected a file that can be written"), std::string::npos);
+  EXPECT_EQ(cache.counts().disk_bytes, 0);
+}
+
 // ---- threads ------------------------------------------------------------------------------------
 
 TEST_F(StateCacheFiles, AnyNumberOfThreadsMayUseOne) {

@@ -20,7 +20,10 @@ struct ControllerConfig {
   // Mamba as published, without the norms before the recurrence and the gate, with D = 1 and a
   // bias in the convolution.
   bool published_block = false;
-  float dt_min = 1e-3f;  // of mamba: 1 / dt_min steps is about how long it remembers at first
+  // Steps that a fresh controller remembers, by unit: from few to about so many, evenly in the
+  // logarithm. Mamba: dt_min is its inverse. GRU: the bias of z (Tallec & Ollivier 2018, with their
+  // uniform distribution of times made that of Mamba's dt).
+  float memory = 1000;
   std::uint64_t seed = 0;
 };
 

@@ -6,7 +6,7 @@
 #pragma once
 
 #include "block_math.cuh"
-#include "gru_scalar.hpp"
+#include "gru_math.cuh"
 
 namespace mamba_rl::cuda {
 
@@ -48,7 +48,7 @@ class GruCore {
       i[gate] = input_[gate].times(encoded) + input_bias_[gate];
       g[gate] = recurrence_[gate].times(shared_.h) + bias_[gate];
     }
-    h_ = GruUnit(i[0], i[1], i[2], g[0], g[1], g[2]).next(h_);
+    h_ = gru_unit(i[0] + g[0], i[1] + g[1], i[2], g[2]).next(h_);
     return h_;
   }
   __device__ void save(const GruOperands& operands, std::int64_t b) const {

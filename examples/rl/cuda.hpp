@@ -40,11 +40,9 @@ void run(const Advantages& op, mamba::Stream& stream);
 void run(const NormaliseAdvantages& op, mamba::Stream& stream);
 void run(const PpoLoss& op, mamba::Stream& stream);
 void run(const GruSequence& op, mamba::Stream& stream);
-// The two parts of GruSequenceGrad round its products: see gru.cpp.
-void states_before(const GruSequenceGrad& op, const mamba::TensorView& before,
-                   mamba::Stream& stream);
-void backward(const GruSequenceGrad& op, const mamba::ConstTensorView& before,
-              const mamba::TensorView& g, mamba::Stream& stream);
+// GruSequenceGrad but for the weight and the biases: dgates, also summed over time in `sums`
+// [batch, 4 hidden], and the initial state's.
+void backward(const GruSequenceGrad& op, const mamba::TensorView& sums, mamba::Stream& stream);
 
 }  // namespace cuda
 }  // namespace mamba_rl

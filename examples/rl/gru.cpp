@@ -26,22 +26,6 @@ using mamba::Stream;
 using mamba::TensorView;
 using mamba::check::is;
 
-// What forward and backward have in common.
-template <class Op>
-void check_operands(const char* where, const Op& op, const Stream& stream) {
-  mamba::check::rank(where, "inputs", op.inputs, 3);
-  mamba::check::rank(where, "weight", op.weight, 2);
-  const std::int64_t hidden = op.weight.dim(1);
-  const Shape sequence{op.inputs.dim(0), op.inputs.dim(1), 3 * hidden};
-  const mamba::Device device = stream.device();
-  is(where, "inputs", op.inputs, sequence, DType::f32, device);
-  is(where, "weight", op.weight, {3 * hidden, hidden}, DType::f32, device);
-  is(where, "bias", op.bias, {3 * hidden}, DType::f32, device);
-  is(where, "initial_state", op.initial_state, {sequence[0], hidden}, DType::f32, device);
-  is(where, "y", op.y, sequence.with(2, hidden), DType::f32, device);
-  if (op.reset) is(where, "reset", op.reset, {sequence[0], sequence[1]}, DType::i32, device);
-}
-
 // f(first row, count, stream) for shares of the batch, side by side: a row's sequence needs
 // nothing of another's. `steps` says whether there is enough to do for starting threads.
 void each_share(std::int64_t batch, std::int64_t steps, Stream& stream,
@@ -75,6 +59,29 @@ bool begins(const ConstTensorView& reset, std::int64_t b, std::int64_t t) {
   return reset && *at<std::int32_t>(reset, b, t) != 0;
 }
 
+// One step of one row: h becomes the next one.
+void step(const GruSequence& op, std::int64_t b, std::int64_t t, const float* g, float* h) {
+  const std::int64_t hidden = op.weight.dim(1);
+  const float* i = at<float>(op.inputs, b, t);
+  float* before = op.slopes ? at<float>(op.before, b, t) : nullptr;
+  float* slopes = op.slopes ? at<float>(op.slopes, b, t) : nullptr;
+  for (std::int64_t c = 0; c < hidden; ++c) {
+    const GruUnit unit =
+        gru_unit(i[c] + g[c], i[hidden + c] + g[hidden + c], i[2 * hidden + c], g[2 * hidden + c]);
+    if (slopes != nullptr) {
+      before[c] = h[c];
+      const GruSlopes s = unit.slopes(h[c]);
+      slopes[c] = s.i_r;
+      slopes[hidden + c] = s.i_z;
+      slopes[2 * hidden + c] = s.i_n;
+      slopes[3 * hidden + c] = s.g_n;
+      slopes[4 * hidden + c] = s.h;
+    }
+    h[c] = unit.next(h[c]);
+  }
+  std::copy_n(h, hidden, at<float>(op.y, b, t));
+}
+
 void forward(const GruSequence& op, Stream& stream) {
   const std::int64_t batch = op.inputs.dim(0), time = op.inputs.dim(1), hidden = op.weight.dim(1);
   Scratch scratch(stream);
@@ -91,148 +98,171 @@ void forward(const GruSequence& op, Stream& stream) {
     }
     run(recurrence, stream);
     for (std::int64_t b = 0; b < batch; ++b) {
-      const float* i = at<float>(op.inputs, b, t);
-      const float* g = at<float>(recurrence.y, b, 0);
-      float* y = at<float>(op.y, b, t);
-      float* state = at<float>(h, b, 0);
-      for (std::int64_t c = 0; c < hidden; ++c) {
-        const GruUnit unit(i[c], i[hidden + c], i[2 * hidden + c], g[c], g[hidden + c],
-                           g[2 * hidden + c]);
-        y[c] = state[c] = unit.next(state[c]);
-      }
+      step(op, b, t, at<float>(recurrence.y, b, 0), at<float>(h, b, 0));
     }
   }
   if (op.final_state) mamba::copy(h, op.final_state, stream);
 }
 
-// h before every step.
-void states_before(const GruSequenceGrad& op, const TensorView& before) {
-  const std::int64_t batch = op.y.dim(0), time = op.y.dim(1), hidden = op.y.dim(2);
-  for (std::int64_t b = 0; b < batch; ++b) {
-    for (std::int64_t t = 0; t < time; ++t) {
-      float* to = at<float>(before, b, t);
-      if (begins(op.reset, b, t)) {
-        std::fill_n(to, hidden, 0.0f);
-      } else {
-        std::copy_n(t == 0 ? at<float>(op.initial_state, b, 0) : at<float>(op.y, b, t - 1), hidden,
-                    to);
-      }
+// One step of one row: from the gradient of h after it those of the gates, of which three are left
+// in g for the product with W, and that of h before it, but for that product.
+void step_back(const GruSequenceGrad& op, std::int64_t b, std::int64_t t, float* g, float* dh) {
+  const std::int64_t hidden = op.weight.dim(1);
+  const float *dy = at<float>(op.dy, b, t), *slopes = at<float>(op.slopes, b, t);
+  float* dgates = at<float>(op.dgates, b, t);
+  for (std::int64_t c = 0; c < hidden; ++c) {
+    const float d = dh[c] + dy[c];
+    for (std::int64_t gate = 0; gate < 4; ++gate) {
+      dgates[gate * hidden + c] = d * slopes[gate * hidden + c];
     }
+    dh[c] = d * slopes[4 * hidden + c];
   }
+  std::copy_n(dgates, 2 * hidden, g);
+  std::copy_n(dgates + 3 * hidden, hidden, g + 2 * hidden);
 }
 
-// From the last step to the first: dinputs, and in place of g = W h + b its gradient.
-void backward(const GruSequenceGrad& op, const ConstTensorView& before, const TensorView& g,
-              Stream& stream) {
-  const std::int64_t batch = op.y.dim(0), time = op.y.dim(1), hidden = op.y.dim(2);
+// From the last step to the first; dgates are also summed over time.
+void backward(const GruSequenceGrad& op, const TensorView& sums, Stream& stream) {
+  const std::int64_t batch = op.dy.dim(0), time = op.dy.dim(1), hidden = op.dy.dim(2);
   Scratch scratch(stream);
-  const TensorView dh = scratch.take({batch, 1, hidden}, DType::f32);
+  const TensorView dh = scratch.take({batch, hidden}, DType::f32);
   if (op.dfinal_state) {
-    mamba::copy(op.dfinal_state, dh.reshape({batch, hidden}), stream);
+    mamba::copy(op.dfinal_state, dh, stream);
   } else {
     mamba::zero(dh, stream);
   }
-  Matmul recurrence;  // dh += dg W
+  const TensorView g = scratch.take({batch, 3 * hidden}, DType::f32);
+  Matmul recurrence;  // dh += g W
+  recurrence.x = g;
   recurrence.weight = op.weight;
   recurrence.transpose_weight = true;
   recurrence.accumulate = true;
   recurrence.y = dh;
   for (std::int64_t t = time; t-- > 0;) {
     for (std::int64_t b = 0; b < batch; ++b) {
-      const float* i = at<float>(op.inputs, b, t);
-      const float* dy = at<float>(op.dy, b, t);
-      const float* h = at<float>(before, b, t);
-      float* gates = at<float>(g, b, t);
-      float* di = at<float>(op.dinputs, b, t);
-      float* carried = at<float>(dh, b, 0);
-      for (std::int64_t c = 0; c < hidden; ++c) {
-        const float g_n = gates[2 * hidden + c];
-        const GruUnit unit(i[c], i[hidden + c], i[2 * hidden + c], gates[c], gates[hidden + c],
-                           g_n);
-        const GruUnitGrad grad(unit, h[c], g_n, carried[c] + dy[c]);
-        di[c] = gates[c] = grad.di_r;
-        di[hidden + c] = gates[hidden + c] = grad.di_z;
-        di[2 * hidden + c] = grad.di_n;
-        gates[2 * hidden + c] = grad.dg_n;
-        carried[c] = grad.dh;
-      }
+      step_back(op, b, t, at<float>(g, b, 0), at<float>(dh, b, 0));
     }
-    recurrence.x = g.steps(t, 1);
     run(recurrence, stream);
     for (std::int64_t b = 0; b < batch; ++b) {
       if (begins(op.reset, b, t)) std::fill_n(at<float>(dh, b, 0), hidden, 0.0f);
     }
   }
-  if (op.dinitial_state) mamba::copy(dh.reshape({batch, hidden}), op.dinitial_state, stream);
+  if (op.dinitial_state) mamba::copy(dh, op.dinitial_state, stream);
+  for (std::int64_t b = 0; b < batch; ++b) {
+    mamba::SumRows sum;
+    sum.x = op.dgates.rows(b, 1);
+    sum.y = sums.rows(b, 1).reshape({4 * hidden});
+    run(sum, stream);
+  }
 }
 
-void backward_in_shares(const GruSequenceGrad& op, const TensorView& before, const TensorView& g,
-                        Stream& stream) {
-  each_share(op.inputs.dim(0), op.inputs.dim(1), stream,
+void backward_in_shares(const GruSequenceGrad& op, const TensorView& sums, Stream& stream) {
+  each_share(op.dy.dim(0), op.dy.dim(1), stream,
              [&](std::int64_t first, std::int64_t count, Stream& own) {
                GruSequenceGrad share = op;
-               share.inputs = op.inputs.rows(first, count);
                if (op.reset) share.reset = op.reset.rows(first, count);
-               share.y = op.y.rows(first, count);
+               share.slopes = op.slopes.rows(first, count);
                share.dy = op.dy.rows(first, count);
                if (op.dfinal_state) share.dfinal_state = op.dfinal_state.rows(first, count);
                if (op.dinitial_state) share.dinitial_state = op.dinitial_state.rows(first, count);
-               share.dinputs = op.dinputs.rows(first, count);
-               backward(share, before.rows(first, count), g.rows(first, count), own);
+               share.dgates = op.dgates.rows(first, count);
+               backward(share, sums.rows(first, count), own);
              });
+}
+
+// Two gates of W h + b share their gradients with the inputs, the third has its own: `of` says what
+// the two parts of a weight or bias are, from dgates or sums of them.
+template <class F>
+void both_parts(std::int64_t hidden, const F& of) {
+  of(0, 0, 2 * hidden);
+  of(3 * hidden, 2 * hidden, hidden);
+}
+
+void weight_gradient(const GruSequenceGrad& op, Stream& stream) {
+  both_parts(op.weight.dim(1), [&](std::int64_t from, std::int64_t to, std::int64_t count) {
+    mamba::LinearGrad part;
+    part.x = op.before;
+    part.dy = op.dgates.columns(from, count);
+    part.dweight = op.dweight.rows(to, count);
+    part.accumulate = op.accumulate;
+    run(part, stream);
+  });
+}
+
+void bias_gradients(const GruSequenceGrad& op, const TensorView& sums, Stream& stream) {
+  const auto sum = [&](std::int64_t from, std::int64_t count, const TensorView& to) {
+    mamba::SumRows rows;
+    rows.x = sums.columns(from, count);
+    rows.y = to;
+    rows.accumulate = op.accumulate;
+    run(rows, stream);
+  };
+  const std::int64_t hidden = op.weight.dim(1);
+  both_parts(hidden, [&](std::int64_t from, std::int64_t to, std::int64_t count) {
+    sum(from, count, op.dbias.rows(to, count));
+  });
+  if (op.dinput_bias) sum(0, 3 * hidden, op.dinput_bias);
 }
 
 }  // namespace
 
 void run(const GruSequence& op, Stream& stream) {
-  check_operands("gru_sequence", op, stream);
+  const char* where = "gru_sequence";
+  const mamba::Device device = stream.device();
+  mamba::check::rank(where, "inputs", op.inputs, 3);
+  mamba::check::rank(where, "weight", op.weight, 2);
+  const std::int64_t batch = op.inputs.dim(0), hidden = op.weight.dim(1);
+  const Shape sequence{batch, op.inputs.dim(1), hidden};
+  is(where, "inputs", op.inputs, sequence.with(2, 3 * hidden), DType::f32, device);
+  is(where, "weight", op.weight, {3 * hidden, hidden}, DType::f32, device);
+  is(where, "bias", op.bias, {3 * hidden}, DType::f32, device);
+  is(where, "initial_state", op.initial_state, {batch, hidden}, DType::f32, device);
   if (op.final_state) {
-    is("gru_sequence", "final_state", op.final_state, op.initial_state.shape(), DType::f32,
-       stream.device());
+    is(where, "final_state", op.final_state, {batch, hidden}, DType::f32, device);
   }
-  if (stream.device().is_cuda()) return cuda::run(op, stream);
-  each_share(op.inputs.dim(0), op.inputs.dim(1), stream,
-             [&](std::int64_t first, std::int64_t count, Stream& own) {
-               GruSequence share = op;
-               share.inputs = op.inputs.rows(first, count);
-               share.initial_state = op.initial_state.rows(first, count);
-               if (op.final_state) share.final_state = op.final_state.rows(first, count);
-               if (op.reset) share.reset = op.reset.rows(first, count);
-               share.y = op.y.rows(first, count);
-               forward(share, own);
-             });
+  if (op.reset) is(where, "reset", op.reset, {batch, sequence[1]}, DType::i32, device);
+  is(where, "y", op.y, sequence, DType::f32, device);
+  if (op.before || op.slopes) {
+    is(where, "before", op.before, sequence, DType::f32, device);
+    is(where, "slopes", op.slopes, sequence.with(2, 5 * hidden), DType::f32, device);
+  }
+  if (device.is_cuda()) return cuda::run(op, stream);
+  each_share(batch, sequence[1], stream, [&](std::int64_t first, std::int64_t count, Stream& own) {
+    GruSequence share = op;
+    share.inputs = op.inputs.rows(first, count);
+    share.initial_state = op.initial_state.rows(first, count);
+    if (op.final_state) share.final_state = op.final_state.rows(first, count);
+    if (op.reset) share.reset = op.reset.rows(first, count);
+    share.y = op.y.rows(first, count);
+    if (op.before) share.before = op.before.rows(first, count);
+    if (op.slopes) share.slopes = op.slopes.rows(first, count);
+    forward(share, own);
+  });
 }
 
 void run(const GruSequenceGrad& op, Stream& stream) {
   const char* where = "gru_sequence_grad";
-  check_operands(where, op, stream);
   const mamba::Device device = stream.device();
-  is(where, "dy", op.dy, op.y.shape(), DType::f32, device);
-  is(where, "dinputs", op.dinputs, op.inputs.shape(), DType::f32, device);
-  is(where, "dweight", op.dweight, op.weight.shape(), DType::f32, device);
-  is(where, "dbias", op.dbias, op.bias.shape(), DType::f32, device);
+  mamba::check::rank(where, "dy", op.dy, 3);
+  const Shape& sequence = op.dy.shape();
+  const std::int64_t batch = sequence[0], hidden = sequence[2];
+  is(where, "weight", op.weight, {3 * hidden, hidden}, DType::f32, device);
+  if (op.reset) is(where, "reset", op.reset, {batch, sequence[1]}, DType::i32, device);
+  is(where, "before", op.before, sequence, DType::f32, device);
+  is(where, "slopes", op.slopes, sequence.with(2, 5 * hidden), DType::f32, device);
+  is(where, "dy", op.dy, sequence, DType::f32, device);
   for (const ConstTensorView& state : {op.dfinal_state, ConstTensorView(op.dinitial_state)}) {
-    if (state) is(where, "dstate", state, op.initial_state.shape(), DType::f32, device);
+    if (state) is(where, "dstate", state, {batch, hidden}, DType::f32, device);
   }
+  is(where, "dgates", op.dgates, sequence.with(2, 4 * hidden), DType::f32, device);
+  is(where, "dweight", op.dweight, op.weight.shape(), DType::f32, device);
+  is(where, "dbias", op.dbias, {3 * hidden}, DType::f32, device);
+  if (op.dinput_bias) is(where, "dinput_bias", op.dinput_bias, {3 * hidden}, DType::f32, device);
   Scratch scratch(stream);
-  const TensorView before = scratch.take(op.y.shape(), DType::f32);
-  const TensorView g = scratch.take(op.inputs.shape(), DType::f32);
-  device.is_cuda() ? cuda::states_before(op, before, stream) : states_before(op, before);
-  Matmul recurrence;
-  recurrence.x = before;
-  recurrence.weight = op.weight;
-  recurrence.bias = op.bias;
-  recurrence.y = g;
-  run(recurrence, stream);
-  device.is_cuda() ? cuda::backward(op, before, g, stream)
-                   : backward_in_shares(op, before, g, stream);
-  mamba::LinearGrad weights;
-  weights.x = before;
-  weights.dy = g;
-  weights.dweight = op.dweight;
-  weights.dbias = op.dbias;
-  weights.accumulate = op.accumulate;
-  run(weights, stream);
+  const TensorView sums = scratch.take({batch, 4 * hidden}, DType::f32);
+  device.is_cuda() ? cuda::backward(op, sums, stream) : backward_in_shares(op, sums, stream);
+  weight_gradient(op, stream);
+  bias_gradients(op, sums, stream);
 }
 
 }  // namespace mamba_rl

@@ -2,6 +2,7 @@
 
 #include <mamba/layer.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -17,7 +18,7 @@ using mamba::Shape;
 using mamba::Tensor;
 
 struct GruTape : ControllerTape {
-  Tensor x, reset, inputs, initial, y;
+  Tensor x, reset, before, slopes;
 };
 
 // h of the only layer as a matrix.
@@ -26,13 +27,17 @@ mamba::TensorView hidden(mamba::StackState& state) {
   return ssm.view().reshape({ssm.dim(0), ssm.dim(1)});
 }
 
-// A copy in memory that is used again.
+// Memory that is used again.
+void prepare(Tensor& tensor, const Shape& shape, mamba::ConstTensorView like) {
+  if (tensor.shape() != shape) tensor = Tensor(shape, like.dtype(), like.device());
+}
+
 void keep(mamba::ConstTensorView from, Tensor& to, mamba::Stream& stream) {
   if (!from) {
     to = {};
     return;
   }
-  if (to.shape() != from.shape()) to = Tensor(from.shape(), from.dtype(), from.device());
+  prepare(to, from.shape(), from);
   mamba::copy(from, to, stream);
 }
 
@@ -46,6 +51,19 @@ mamba::Matmul input_projection(mamba::ConstTensorView x, const Tensor& weight, c
   return product;
 }
 
+// b_hh, PyTorch's but for z: h decays by sigmoid(b_z) a step, so its memory is 1 + exp(b_z) steps.
+Tensor hidden_bias(std::int64_t width, float bound, float memory, Initialiser& draw) {
+  constexpr float shortest = 1.5f;
+  Tensor bias = draw.uniform({3 * width}, bound, mamba::Device::cpu());
+  const Tensor places = draw.uniform({width}, 1, mamba::Device::cpu());  // -1 to 1
+  for (std::int64_t i = 0; i < width; ++i) {
+    const float place = (places.data<float>()[i] + 1) / 2;
+    const float steps = shortest * std::pow(std::max(memory / shortest, 1.0f), place);
+    bias.data<float>()[width + i] = std::log(steps - 1);
+  }
+  return bias;
+}
+
 }  // namespace
 
 GruController::GruController(const ControllerConfig& config, mamba::Device device)
@@ -54,7 +72,8 @@ GruController::GruController(const ControllerConfig& config, mamba::Device devic
   Initialiser draw(config.seed);
   const float bound = 1 / std::sqrt(static_cast<float>(width_));  // PyTorch's
   weights_ = {draw.uniform(matrix, bound, device), draw.uniform(matrix, bound, device),
-              draw.uniform(vector, bound, device), draw.uniform(vector, bound, device)};
+              draw.uniform(vector, bound, device),
+              hidden_bias(width_, bound, config.memory, draw).to(device)};
   gradients_ = {
       Tensor::zeros(matrix, DType::f32, device), Tensor::zeros(matrix, DType::f32, device),
       Tensor::zeros(vector, DType::f32, device), Tensor::zeros(vector, DType::f32, device)};
@@ -78,8 +97,6 @@ void GruController::forward(mamba::ConstTensorView x, mamba::StackState& state,
   mamba::Scratch scratch(stream);
   const mamba::TensorView inputs = scratch.take({x.dim(0), x.dim(1), 3 * width_}, DType::f32);
   run(input_projection(x, weights_.weight_ih, weights_.bias_ih, inputs), stream);
-  auto* kept = static_cast<GruTape*>(tape);
-  if (kept != nullptr) keep(hidden(state), kept->initial, stream);
   GruSequence sequence;
   sequence.inputs = inputs;
   sequence.weight = weights_.weight_hh;
@@ -87,12 +104,16 @@ void GruController::forward(mamba::ConstTensorView x, mamba::StackState& state,
   sequence.initial_state = sequence.final_state = hidden(state);
   sequence.reset = reset;
   sequence.y = y;
+  if (tape != nullptr) {
+    auto& kept = static_cast<GruTape&>(*tape);
+    keep(x, kept.x, stream);
+    keep(reset, kept.reset, stream);
+    prepare(kept.before, y.shape(), y);
+    prepare(kept.slopes, y.shape().with(2, 5 * width_), y);
+    sequence.before = kept.before;
+    sequence.slopes = kept.slopes;
+  }
   run(sequence, stream);
-  if (kept == nullptr) return;
-  keep(x, kept->x, stream);
-  keep(reset, kept->reset, stream);
-  keep(inputs, kept->inputs, stream);
-  keep(y, kept->y, stream);
 }
 
 void GruController::backward(ControllerTape& tape, mamba::ConstTensorView dy,
@@ -101,26 +122,24 @@ void GruController::backward(ControllerTape& tape, mamba::ConstTensorView dy,
   auto& kept = static_cast<GruTape&>(tape);
   mamba::Scratch scratch(stream);
   GruSequenceGrad sequence;
-  sequence.inputs = kept.inputs;
   sequence.weight = weights_.weight_hh;
-  sequence.bias = weights_.bias_hh;
-  sequence.initial_state = kept.initial;
   sequence.reset = kept.reset;
-  sequence.y = kept.y;
+  sequence.before = kept.before;
+  sequence.slopes = kept.slopes;
   sequence.dy = dy;
   if (dstate != nullptr) sequence.dfinal_state = sequence.dinitial_state = hidden(*dstate);
-  sequence.dinputs = scratch.take(kept.inputs.shape(), DType::f32);
+  sequence.dgates = scratch.take(dy.shape().with(2, 4 * width_), DType::f32);
   sequence.dweight = gradients_.weight_hh;
   sequence.dbias = gradients_.bias_hh;
+  sequence.dinput_bias = gradients_.bias_ih;
   sequence.accumulate = options.accumulate;
   run(sequence, stream);
   mamba::LinearGrad input;
   input.x = kept.x;
   input.weight = weights_.weight_ih;
-  input.dy = sequence.dinputs;
+  input.dy = sequence.dgates.columns(0, 3 * width_);
   input.dx = dx;
   input.dweight = gradients_.weight_ih;
-  input.dbias = gradients_.bias_ih;
   input.accumulate = options.accumulate;
   run(input, stream);
 }

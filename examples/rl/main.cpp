@@ -28,7 +28,7 @@ struct Flags {
   std::string mode = "quick", controller, device = "cpu", out = "mamba-rl-run", task = "cue";
   std::int64_t horizon = 0, seed = 0, seeds = 1;
   std::vector<std::int64_t> horizons;
-  double seconds = 0, dt_min = 0, rate = 0;
+  double seconds = 0, memory = 0, rate = 0;
   bool fixed_horizon = false;
   RunOptions run;
 };
@@ -68,7 +68,8 @@ void add_flags(CLI::App& app, Flags& flags) {
   app.add_option("--width", t.controller.width, "Of encoder and controller")
       ->check(CLI::PositiveNumber);
   app.add_option("--layers", t.controller.layers, "Of mamba")->check(CLI::PositiveNumber);
-  app.add_option("--dt-min", flags.dt_min, "Of mamba (default: by the horizon)")
+  app.add_option("--memory", flags.memory,
+                 "Steps that a fresh controller remembers (default: ten horizons)")
       ->check(CLI::PositiveNumber);
   app.add_option("--rate", flags.rate, "Learning rate")->check(CLI::PositiveNumber);
   app.add_option("--entropy", t.ppo.entropy_weight, "Its weight in the loss");
@@ -100,9 +101,9 @@ RunOptions options_of(const Flags& flags, const std::string& controller, std::in
   t.environment.seed = t.controller.seed = static_cast<std::uint64_t>(seed);
   t.controller.kind = controller;
   t.curriculum = !flags.fixed_horizon;
-  // A memory that at first holds for about ten horizons, and never shorter than as published.
-  const float dt_min = std::min(1e-3f, 0.1f / static_cast<float>(horizon));
-  t.controller.dt_min = flags.dt_min > 0 ? static_cast<float>(flags.dt_min) : dt_min;
+  // Never shorter than Mamba's as published.
+  const double memory = std::max(1000.0, 10.0 * static_cast<double>(horizon));
+  t.controller.memory = static_cast<float>(flags.memory > 0 ? flags.memory : memory);
   if (flags.rate > 0) t.ppo.rate = static_cast<float>(flags.rate);
   return options;
 }

@@ -15,8 +15,8 @@ struct MambaTape : ControllerTape {
 mamba::LayerConfig layer_config(const ControllerConfig& config) {
   mamba::LayerConfig layer;
   layer.d_model = config.width;
-  layer.dt_min = config.dt_min;
-  layer.dt_floor = std::min(layer.dt_floor, config.dt_min);
+  layer.dt_min = 1 / config.memory;
+  layer.dt_floor = std::min(layer.dt_floor, layer.dt_min);
   if (config.published_block) return layer;
   layer.use_conv_bias = false;
   layer.norm_dt_b_c = true;

@@ -32,10 +32,6 @@ void run(const Advantages&, mamba::Stream&) { refuse(); }
 void run(const NormaliseAdvantages&, mamba::Stream&) { refuse(); }
 void run(const PpoLoss&, mamba::Stream&) { refuse(); }
 void run(const GruSequence&, mamba::Stream&) { refuse(); }
-void states_before(const GruSequenceGrad&, const mamba::TensorView&, mamba::Stream&) { refuse(); }
-void backward(const GruSequenceGrad&, const mamba::ConstTensorView&, const mamba::TensorView&,
-              mamba::Stream&) {
-  refuse();
-}
+void backward(const GruSequenceGrad&, const mamba::TensorView&, mamba::Stream&) { refuse(); }
 
 }  // namespace mamba_rl::cuda

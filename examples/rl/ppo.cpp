@@ -71,7 +71,7 @@ void run(const NormaliseAdvantages& op, mamba::Stream& stream) {
   each([&](bool decides, float value) {
     if (decides) squares += (value - mean) * (value - mean);
   });
-  const double scale = 1 / (std::sqrt(count > 0 ? squares / count : 0) + 1e-8);
+  const double scale = 1 / (std::sqrt(count > 0 ? squares / count : 0) + double{op.epsilon});
   each([&](bool decides, float& value) {
     value = decides ? static_cast<float>((value - mean) * scale) : 0.0f;
   });

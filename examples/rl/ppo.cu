@@ -68,7 +68,7 @@ __device__ void each_step(const Rows<const std::int32_t>& decisions, const Rows<
 
 __global__ void __launch_bounds__(threads)
     normalise_kernel(const Rows<const std::int32_t> decisions, std::int64_t batch,
-                     std::int64_t time, const Rows<float> advantages) {
+                     std::int64_t time, const Rows<float> advantages, double epsilon) {
   double count = 0, sum = 0, squares = 0;
   each_step(decisions, advantages, batch, time, [&](bool decides, float value) {
     count += decides ? 1 : 0;
@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(threads)
     if (decides) squares += (value - mean) * (value - mean);
   });
   squares = block_sum(squares);
-  const double scale = 1 / (sqrt(count > 0 ? squares / count : 0) + 1e-8);
+  const double scale = 1 / (sqrt(count > 0 ? squares / count : 0) + epsilon);
   each_step(decisions, advantages, batch, time, [&](bool decides, float& value) {
     value = decides ? static_cast<float>((value - mean) * scale) : 0.0f;
   });
@@ -141,7 +141,7 @@ void run(const NormaliseAdvantages& op, mamba::Stream& stream) {
   const OnDevice current(stream.device(), "normalise_advantages");
   normalise_kernel<<<1, threads, 0, handle(stream)>>>(Rows<const std::int32_t>(op.decisions),
                                                       op.decisions.dim(0), op.decisions.dim(1),
-                                                      Rows<float>(op.advantages));
+                                                      Rows<float>(op.advantages), op.epsilon);
   check(cudaGetLastError(), "normalise_advantages");
 }
 

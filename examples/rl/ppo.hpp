@@ -23,11 +23,12 @@ struct Advantages {
   float lambda = 0.95f;
 };
 
-// Where decisions != 0: advantage = (advantage - mean) / (deviation + 1e-8), both over these steps
-// alone, sums in f64. Everywhere else zero.
+// Where decisions != 0: advantage = (advantage - mean) / (deviation + epsilon), both over these
+// steps alone, sums in f64. Everywhere else zero.
 struct NormaliseAdvantages {
   mamba::ConstTensorView decisions;  // [batch, time] i32
   mamba::TensorView advantages;      // [batch, time] f32, read and written
+  float epsilon = 1e-8f;
 };
 
 // Schulman et al. 2017 over n decisions, with ratio = exp(log_prob - old_log_prob):

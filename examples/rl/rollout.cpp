@@ -46,7 +46,8 @@ std::int64_t bytes_of_rollout(const AgentConfig& config, std::int64_t batch, std
 
 std::int64_t bytes_of_training(const AgentConfig& config, std::int64_t rows, std::int64_t time) {
   // Per step and row in units of the width: Mamba's tape (about 11, see LayerTape) and what
-  // backward takes beside it (about 12); a GRU's inputs and gates, kept and as gradients.
+  // backward takes beside it (about 12); a GRU's slopes (7 with what was there before the steps)
+  // and gradients of gates (4).
   const std::int64_t widths =
       config.controller.kind == "mamba" ? 24 * config.controller.layers : 16;
   return rows * time * (widths * config.controller.width + config.observation) * 4;

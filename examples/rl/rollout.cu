@@ -67,8 +67,9 @@ struct Ends {
   }
 };
 
+// One block an SM is enough: without the 1 ptxas keeps registers free for more and spills.
 template <class Core>
-__global__ void __launch_bounds__(Core::threads)
+__global__ void __launch_bounds__(Core::threads, 1)
     rollout_kernel(const __grid_constant__ RolloutOperands op,
                    const __grid_constant__ typename Core::Operands memory) {
   constexpr int width = Core::width, threads = Core::threads;

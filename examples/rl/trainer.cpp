@@ -145,6 +145,7 @@ void Trainer::roll_out(UpdateResult& result) {
   NormaliseAdvantages normalise;
   normalise.decisions = rollout_.decisions;
   normalise.advantages = rollout_.advantages;
+  normalise.epsilon = options_.ppo.epsilon;
   run(normalise, stream_);
   stream_.synchronize();
   progress_.env_steps += rollout_.batch() * rollout_.time();
@@ -230,7 +231,7 @@ std::map<std::string, std::string> Trainer::configuration() const {
            << p.epochs << ", minibatches " << p.minibatches << ", gamma " << p.gamma << ", lambda "
            << p.lambda << ", clip " << p.clip << ", value_weight " << p.value_weight
            << ", entropy_weight " << p.entropy_weight << ", rate " << p.rate << ", max_norm "
-           << p.max_norm << ", cooling " << p.cooling
+           << p.max_norm << ", epsilon " << p.epsilon << ", cooling " << p.cooling
            << (options_.curriculum ? ", curriculum" : ", fixed horizon");
   return {{"agent", agent_.config().to_string()},
           {"environment", environment.str()},

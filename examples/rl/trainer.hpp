@@ -25,6 +25,10 @@ struct PpoOptions {
   float entropy_weight = 0.05f;
   float rate = 1e-3f;
   float max_norm = 1;
+  // Of NormaliseAdvantages. Where nearly every answer is right, the deviation is that of the
+  // value's own errors, and dividing by it alone makes large steps of them: mamba at horizon 1000
+  // was done after 150 updates with 1e-8 and after 100 with this (128 environments, two seeds).
+  float epsilon = 0.1f;
   // Once the horizon is mastered, as the curriculum judges, the rate falls: to a half in this many
   // updates, a third in twice as many; 0: never. With the few queries of an update, steps of a
   // constant size wander about the solution: a GRU at horizon 100 with 64 environments stayed at

@@ -16,184 +16,108 @@
 // number is right. A slot is written again only by a warp whose own state came round the whole
 // ring, through the slot's reader, so it has been read. Each warp runs some states behind the one
 // before it, and the chain through the ring is short against the work between.
+//
+// Resets are rare: only a tile that has one does the work that they ask for.
 #include <algorithm>
 
 #include "detail/visit.hpp"
 #include "kernels/cuda.cuh"
-#include "kernels/scan_copy.cuh"
+#include "kernels/ring_warp.cuh"
 #include "kernels/scan_launch.hpp"
-#include "kernels/scan_math.cuh"
-#include "kernels/scan_operands.cuh"
-#include "kernels/scan_ring.cuh"
 
 namespace mamba::cuda {
 
 namespace {
 
-constexpr int chunk = scan_chunk;                   // steps of a lane
-constexpr int most_warps = 16, general_warps = 12;  // of a block, for the registers they need
+constexpr int chunk = scan_chunk;  // steps of a lane
+// Of a block, for the registers they need: with states to leave, and without.
+constexpr int most_warps_leaving = 12, most_warps = 16;
 
-// What lies in shared memory for one warp. An empty row follows each chunk, so that what the chunks
-// of a warp read together lies in different banks.
 template <class T, int Channels>
-struct RingMemory {
-  static constexpr int chunks = 32 / Channels, steps = chunks * chunk, rows = steps + chunks;
+struct RingMemory : RingTile<Channels> {
+  using RingTile<Channels>::rows, RingTile<Channels>::steps;
   T x[rows][Channels], dt[rows][Channels], z[rows][Channels];
   RingStates<T, steps> BC;
+  RingResets<steps, false> resets;
 };
 // The states before the chunks of a warp, on their way to chunk_states.
 using RingBegins = float[32][ring_states + 1];
 
-// Plain: see is_plain. Leaves: the state before each chunk goes to chunk_states.
-template <class T, int Channels, bool Plain, bool Leaves>
-struct Ring {
-  using Memory = RingMemory<T, Channels>;
-  static constexpr int chunks = Memory::chunks, steps = Memory::steps;  // of a warp
+// Leaves: states go to chunk_states or step_states.
+template <class T, int Channels, bool Leaves>
+struct Ring : RingWarp<T, Channels, ScanOperands, RingMemory<T, Channels>> {
+  using Warp = RingWarp<T, Channels, ScanOperands, RingMemory<T, Channels>>;
+  using Warp::A, Warp::b, Warp::block_channel, Warp::chunks, Warp::from, Warp::lane, Warp::memory,
+      Warp::op, Warp::q, Warp::steps, Warp::to, Warp::warp;
+  using Warp::channel, Warp::copy_BC, Warp::copy_channels, Warp::copy_resets, Warp::left_in,
+      Warp::mine, Warp::steps_of, Warp::tiles, Warp::warps, Warp::works;
   static constexpr int line = RingStates<T, steps>::line;
-
-  const ScanOperands& op;
-  Memory* memory;            // this warp's
-  Passed *from, *to;         // [d_state, Channels], at this lane's channel
-  int round_step;            // to the round of the warp after this one
-  float* A;                  // [d_state, Channels], at this lane's channel: A log2(e)
-  int warps, warp, lane, q;  // q: this lane's chunk among the warp's
-  int b, block_channel;
 
   static int shared_bytes(int warps, int d_state) {
     const int begins = Leaves ? static_cast<int>(sizeof(RingBegins)) : 0;
-    return warps * (static_cast<int>(sizeof(Memory)) + begins) +
-           d_state * Channels *
-               (warps * static_cast<int>(sizeof(Passed)) + static_cast<int>(sizeof(float)));
+    return Warp::ring_bytes(warps, d_state) + warps * begins;
   }
-  // Behind everything else.
   __device__ __forceinline__ RingBegins* left_states() const {
-    float* A_end = A - lane % Channels + op.d_state * Channels;
-    return reinterpret_cast<RingBegins*>(A_end) + warp;
+    return reinterpret_cast<RingBegins*>(Warp::rest()) + warp;
   }
 
-  __device__ __forceinline__ Ring(const ScanOperands& operands, char* shared) : op(operands) {
-    const int blocks = (op.channels + Channels - 1) / Channels;
-    warps = static_cast<int>(blockDim.x) / 32;
-    warp = static_cast<int>(threadIdx.x) / 32;
-    lane = static_cast<int>(threadIdx.x) % 32;
-    q = static_cast<int>(threadIdx.x) % 32 / Channels;
-    const int column = lane % Channels;
-    b = static_cast<int>(blockIdx.x / blocks);
-    block_channel = static_cast<int>(blockIdx.x % blocks) * Channels;
-    memory = reinterpret_cast<Memory*>(shared) + warp;
-    auto* ring = reinterpret_cast<Passed*>(shared + warps * sizeof(Memory));
-    const int slots = op.d_state * Channels;
-    A = reinterpret_cast<float*>(ring + warps * slots) + column;
-    ring += column;
-    from = ring + warp * slots;
-    round_step = warp + 1 == warps ? 1 : 0;
-    to = ring + (warp + 1 == warps ? 0 : warp + 1) * slots;
-  }
-
-  // This lane's channel, and whether there is one: if not, the last one's work is done again.
-  __device__ __forceinline__ bool works() const {
-    return block_channel + lane % Channels < op.channels;
-  }
-  __device__ __forceinline__ int channel() const {
-    return min(block_channel + lane % Channels, op.channels - 1);
-  }
+  __device__ __forceinline__ Ring(const ScanOperands& operands, char* shared)
+      : Warp(operands, shared) {}
 
   // A; empty slots, and the initial state in those that the first warp reads first.
   __device__ __forceinline__ void begin(const ScanRows& rows) const {
-    const float* A_log = op.A_log + channel() * op.A_log_pitch;
-    for (int n = warp * chunks + q; n < op.d_state; n += warps * chunks) {
-      A[n * Channels] = scaled_A(A_log[n]);
-    }
+    Warp::load_A();
     const bool fresh = op.initial == nullptr || rows.read < 0;
     for (int n = q; n < op.d_state; n += chunks) {
       const bool first = warp == 0;
       const float h = first && !fresh ? op.initial[op.state(rows.read, channel()) + n] : 0;
       pass(from + n * Channels, {h, first ? 0 : -1});
     }
+    memory->resets.clear();
     __syncthreads();
   }
   // The final state waits where the warp after the last tile would read it.
   __device__ __forceinline__ void end() const {
     const std::int64_t row = op.rows(b).write;
     if (op.final_state == nullptr || row < 0) return;
-    const int tiles = static_cast<int>((op.time + steps - 1) / steps);
-    if (tiles % warps != warp) return;
-    const int round = tiles / warps;
+    if (!Warp::is_after_the_last()) return;
     for (int n = q; n < op.d_state; n += chunks) {
-      Passed last;
-      do last = look(from + n * Channels);
-      while (last.round != round);
-      if (works()) op.final_state[op.state(row, channel()) + n] = last.h;
+      const float h = Warp::passed(n, Warp::rounds());
+      if (works()) op.final_state[op.state(row, channel()) + n] = h;
     }
   }
 
-  // Steps of the sequence in a tile.
-  __device__ __forceinline__ int steps_of(int tile) const {
-    const std::int64_t left = op.time - std::int64_t{tile} * steps;
-    return static_cast<int>(max(min(left, std::int64_t{steps}), std::int64_t{0}));
+  // Begins to copy what belongs to the steps of a tile and is gone when begin_steps has read it.
+  __device__ __forceinline__ void copy_steps(int tile) const {
+    copy_channels(op.x, tile, memory->x);
+    copy_channels(op.dt, tile, memory->dt);
+    copy_resets(tile);
   }
-  __device__ __forceinline__ ScanTile channels_of(const ScanTrack& track, int tile) const {
-    return ScanTile::of<T>(track, b, std::int64_t{tile} * steps, steps_of(tile), block_channel,
-                           op.channels - block_channel);
-  }
-  // Begins to copy a tile, or B and C of some states from `n` on.
-  __device__ __forceinline__ void copy_channels(const ScanTrack& track, int tile,
-                                                T (&rows)[Memory::rows][Channels]) const {
-    copy_tile<Plain, 32, steps, Channels, chunk>(channels_of(track, tile), &rows[0][0], Channels);
-  }
-  __device__ __forceinline__ void copy_BC(int tile, int n) const {
-    const auto tile_of = [&](const ScanTrack& track) {
-      return ScanTile::of<T>(track, b, std::int64_t{tile} * steps, steps_of(tile), n,
-                             op.d_state - n);
-    };
-    memory->BC.copy(tile_of(op.B), tile_of(op.C), op.copy_bits);
-  }
-
   // The first step of this lane's chunk of a tile.
   __device__ __forceinline__ std::int64_t first_step(int tile) const {
     return std::int64_t{tile} * steps + q * chunk;
   }
   // What a lane knows of its chunk.
   struct Steps {
-    int left;  // steps of the sequence from its first on
     float delta[chunk], delta_x[chunk], y[chunk];
-    float sum;        // of delta
-    unsigned resets;  // a bit a step
-    unsigned cuts;    // bit s: a reset among the last 2^s chunks of the warp, this one included
+    float sum;  // of delta
   };
-  // This lane's column of its chunk.
-  __device__ __forceinline__ T* mine(T (&rows)[Memory::rows][Channels]) const {
-    return &rows[q * (chunk + 1)][0] + lane % Channels;
-  }
-
   __device__ __forceinline__ void begin_steps(int tile, Steps& s) const {
     const T *x_mine = mine(memory->x), *dt_mine = mine(memory->dt);
-    const float bias = op.dt_bias != nullptr ? op.dt_bias[channel()] : 0;
+    const float bias = Warp::bias();
     const float D = op.D != nullptr ? op.D[channel()] : 0;
+    const int left = left_in(tile);
     s.sum = 0;
 #pragma unroll
     for (int k = 0; k < chunk; ++k) {
       const float x_k = to_float(x_mine[k * Channels]);
       const float delta = softplus(__fadd_rn(to_float(dt_mine[k * Channels]), bias));
-      s.delta[k] = k < s.left ? delta : 0;
-      s.y[k] = Plain || op.D != nullptr ? __fmul_rn(D, x_k) : 0;
+      s.delta[k] = k < left ? delta : 0;
+      s.y[k] = op.D != nullptr ? __fmul_rn(D, x_k) : 0;
       s.delta_x[k] = __fmul_rn(s.delta[k], x_k);
       s.sum = __fadd_rn(s.sum, s.delta[k]);
     }
-    if constexpr (!Plain) begin_resets(tile, s);
-  }
-  __device__ __forceinline__ void begin_resets(int tile, Steps& s) const {
-    s.resets = s.cuts = 0;
-    if (op.reset == nullptr) return;
-    for (int k = 0; k < chunk && k < s.left; ++k) {
-      if (op.reset[b * op.reset_pitch + first_step(tile) + k] != 0) s.resets |= 1u << k;
-    }
-    const unsigned lanes = __ballot_sync(all_lanes, s.resets != 0);
-    for (int stage = 0; 1 << stage <= chunks; ++stage) {
-      for (int back = 0; back < 1 << stage && back <= q; ++back) {
-        if ((lanes >> (lane - back * Channels) & 1) != 0) s.cuts |= 1u << stage;
-      }
-    }
+    if (op.reset != nullptr) memory->resets.find();
   }
 
   // Where a state lies in shared memory.
@@ -208,12 +132,14 @@ struct Ring {
     }
   };
 
-  // State n over the chunk.
+  // State n over the chunk. Careful: there are resets in the tile, or step_states.
+  template <bool Careful>
   __device__ __forceinline__ void one_state(const Place& at, int tile, int round, int n,
                                             Steps& s) const {
     const float A_n = *at.A;
     const Passed seen = look(at.slot);  // early: it is mostly there
     float a[chunk], u[chunk];
+    unsigned cuts = Warp::template cuts<Careful>();
     float h = 0;
 #pragma unroll
     for (int k = 0; k < chunk; k += 4) {
@@ -222,36 +148,40 @@ struct Ring {
       for (int i = 0; i < 4; ++i) {
         a[k + i] = decay(s.delta[k + i], A_n);
         u[k + i] = __fmul_rn(s.delta_x[k + i], B4.at[i]);
-        if (!Plain && (s.resets >> (k + i) & 1) != 0) h = 0;
+        if (Careful && (cuts >> (k + i) & 1) != 0) h = 0;
         h = k + i == 0 ? u[0] : __fmaf_rn(a[k + i], h, u[k + i]);
       }
     }
+    cuts = Warp::template cuts<Careful>();
     float P = decay(s.sum, A_n);
 #pragma unroll
     for (int stage = 0; 1 << stage < chunks; ++stage) {
-      join_neighbour<!Plain, false>(Channels << stage, !Plain && (s.cuts >> stage & 1) != 0, P, h);
+      const bool cut = Careful && (cuts >> (chunk + stage) & 1) != 0;
+      join_neighbour<Careful, false>(Channels << stage, cut, P, h);
     }
     const float before = wait_for(at.slot, seen, round);
     constexpr int all_cuts = chunks == 1 ? 0 : chunks == 2 ? 1 : 2;
-    const bool from_zero = !Plain && (s.cuts >> all_cuts & 1) != 0;
+    const bool from_zero = Careful && (cuts >> (chunk + all_cuts) & 1) != 0;
     const float after = from_zero ? h : __fmaf_rn(P, before, h);
-    if (q == chunks - 1) pass(at.next_slot, {after, round + round_step});
+    if (q == chunks - 1) pass(at.next_slot, {after, Warp::round_after(round)});
     h = before;
     if constexpr (chunks > 1) {
       const float entering = __shfl_up_sync(all_lanes, after, Channels);
       if (q > 0) h = entering;
     }
     const float begins = h;
+    cuts = Warp::template cuts<Careful>();
 #pragma unroll
     for (int k = 0; k < chunk; k += 4) {
       const auto C4 = load_vec<4>(at.B + ring_states * line + k);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        if (!Plain && (s.resets >> (k + i) & 1) != 0) h = 0;
+        if (Careful && (cuts >> (k + i) & 1) != 0) h = 0;
         h = __fmaf_rn(a[k + i], h, u[k + i]);
         s.y[k + i] = __fmaf_rn(C4.at[i], h, s.y[k + i]);
-        if (!Plain && op.step_states.data != nullptr && works() && k + i < s.left) {
-          op.step_states.out<float>(
+        if (Careful && Leaves && op.step_states.data != nullptr && works() &&
+            k + i < left_in(tile)) {
+          op.step_states.template out<float>(
               b, first_step(tile) + k + i)[std::int64_t{channel()} * op.d_state + n] = h;
         }
       }
@@ -270,59 +200,62 @@ struct Ring {
     }
     __syncwarp();
   }
+  template <bool Careful>
   __device__ __forceinline__ void some_states(int tile, int n, int count, int round,
                                               Steps& s) const {
     Place at{A + n * Channels, &memory->BC.turned[0][0][q * (chunk + 4)], from + n * Channels,
              to + n * Channels};
 #pragma unroll 1
-    for (int k = 0; k < count; ++k, at = at.on(1)) one_state(at, tile, round, n + k, s);
+    for (int k = 0; k < count; ++k, at = at.on(1)) {
+      one_state<Careful>(at, tile, round, n + k, s);
+    }
   }
 
   // y takes the place of z.
   __device__ __forceinline__ void end_steps(Steps& s) const {
     T* z_mine = mine(memory->z);
+    if (op.z.data != nullptr) {
 #pragma unroll
-    for (int k = 0; k < chunk; ++k) {
-      float result = s.y[k];
-      if (Plain || op.z.data != nullptr)
-        result = __fmul_rn(result, silu<T>(to_float(z_mine[k * Channels])));
-      z_mine[k * Channels] = from_float<T>(result);
+      for (int k = 0; k < chunk; ++k) {
+        s.y[k] = __fmul_rn(s.y[k], silu<T>(to_float(z_mine[k * Channels])));
+      }
     }
+#pragma unroll
+    for (int k = 0; k < chunk; ++k) z_mine[k * Channels] = from_float<T>(s.y[k]);
   }
 
   __device__ __forceinline__ void run(const ScanRows& rows) const {
-    copy_channels(op.x, warp, memory->x);
-    copy_channels(op.dt, warp, memory->dt);
+    copy_steps(warp);
     copy_BC(warp, 0);
     begin(rows);
     int round = 0;
 #pragma unroll 1
-    for (int tile = warp; steps_of(tile) > 0; tile += warps, ++round) {
+    for (int tile = warp; tile < tiles(); tile += warps(), ++round) {
       Steps s;
-      s.left = steps_of(tile) - q * chunk;
       copies_wait();
       __syncwarp();
       begin_steps(tile, s);
       __syncwarp();
-      if (Plain || op.z.data != nullptr) copy_channels(op.z, tile, memory->z);
-      copy_channels(op.x, tile + warps, memory->x);
-      copy_channels(op.dt, tile + warps, memory->dt);
+      if (op.z.data != nullptr) copy_channels(op.z, tile, memory->z);
+      copy_steps(tile + warps());
       for (int n = 0; n < op.d_state; n += ring_states) {
         if (n > 0) copies_wait();
         __syncwarp();
         memory->BC.turn();
         __syncwarp();
         const bool more = n + ring_states < op.d_state;
-        copy_BC(more ? tile : tile + warps, more ? n + ring_states : 0);
-        some_states(tile, n, min(ring_states, op.d_state - n), round, s);
-        if constexpr (Leaves) leave_chunks(tile, n, min(ring_states, op.d_state - n));
+        copy_BC(more ? tile : tile + warps(), more ? n + ring_states : 0);
+        const int count = min(ring_states, op.d_state - n);
+        memory->resets.any() || (Leaves && op.step_states.data != nullptr)
+            ? some_states<true>(tile, n, count, round, s)
+            : some_states<false>(tile, n, count, round, s);
+        if constexpr (Leaves) leave_chunks(tile, n, count);
       }
       copies_wait();
       __syncwarp();
       end_steps(s);
       __syncwarp();
-      store_tile<Plain, 32, steps, Channels, chunk>(&memory->z[0][0], Channels,
-                                                    channels_of(op.y, tile));
+      Warp::store_channels(memory->z, op.y, tile);
       __syncwarp();
     }
     copies_wait();
@@ -334,51 +267,47 @@ struct Ring {
     const float value = rows.bad ? __int_as_float(0x7fffffff) : 0;
     if (rows.bad && op.flag != nullptr && threadIdx.x == 0) *op.flag = 1;
     if (!works()) return;
-    for (std::int64_t t = warp * chunks + q; t < op.time; t += warps * chunks) {
-      op.y.out<T>(b, t)[channel()] = from_float<T>(value);
+    for (std::int64_t t = warp * chunks + q; t < op.time; t += warps() * chunks) {
+      op.y.template out<T>(b, t)[channel()] = from_float<T>(value);
       if (op.step_states.data == nullptr) continue;
-      float* states = op.step_states.out<float>(b, t) + std::int64_t{channel()} * op.d_state;
+      float* states =
+          op.step_states.template out<float>(b, t) + std::int64_t{channel()} * op.d_state;
       for (int n = 0; n < op.d_state; ++n) states[n] = value;
     }
   }
 };
 
-constexpr int warps_of(bool plain, bool leaves) {
-  return plain && !leaves ? most_warps : general_warps;
-}
+constexpr int warps_of(bool leaves) { return leaves ? most_warps_leaving : most_warps; }
 
-template <class T, int Channels, bool Plain, bool Leaves>
-__global__ void __launch_bounds__(32 * warps_of(Plain, Leaves), 1)
+template <class T, int Channels, bool Leaves>
+__global__ void __launch_bounds__(32 * warps_of(Leaves), 1)
     ring_kernel(const __grid_constant__ ScanOperands op) {
   extern __shared__ __align__(16) char scan_memory[];
-  const Ring<T, Channels, Plain, Leaves> ring(op, scan_memory);
+  const Ring<T, Channels, Leaves> ring(op, scan_memory);
   const ScanRows rows = op.rows(ring.b);
   rows.is_absent() ? ring.absent(rows) : ring.run(rows);
 }
 
-template <class T, int Channels>
+template <class T, int Channels, bool Leaves>
 void launch(const SelectiveScan& op, Stream& stream, const ScanGeometry& geometry) {
-  const bool plain = is_plain(op), leaves = static_cast<bool>(op.chunk_states);
   const std::int64_t blocks = op.x.dim(0) * ((op.x.dim(2) + Channels - 1) / Channels);
   const auto d_state = static_cast<int>(op.A_log.dim(1));
-  constexpr int most_shared = 200 * 1024;
   // Fewer, where they need more registers: as many blocks share a multiprocessor.
-  const int wanted = geometry.warps * warps_of(plain, leaves) / most_warps;
-  int warps = std::clamp(wanted, 1, most_warps);
-  const auto bytes = [&] {
-    return !plain || leaves ? Ring<T, Channels, true, true>::shared_bytes(warps, d_state)
-                            : Ring<T, Channels, true, false>::shared_bytes(warps, d_state);
-  };
-  while (warps > 1 && bytes() > most_shared) --warps;
+  int warps = std::clamp(geometry.warps * warps_of(Leaves) / most_warps, 1, warps_of(Leaves));
+  const auto bytes = [&] { return Ring<T, Channels, Leaves>::shared_bytes(warps, d_state); };
+  while (warps > 1 && bytes() > ring_most_shared) --warps;
   const int shared = bytes();
-  const auto kernel = !plain   ? ring_kernel<T, Channels, false, true>
-                      : leaves ? ring_kernel<T, Channels, true, true>
-                               : ring_kernel<T, Channels, true, false>;
+  const auto kernel = ring_kernel<T, Channels, Leaves>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
         "selective_scan");
   const ScanOperands operands(op, stream);
   kernel<<<static_cast<unsigned>(blocks), 32 * warps, shared, handle(stream)>>>(operands);
   check(cudaGetLastError(), "selective_scan");
+}
+template <class T, int Channels>
+void launch(const SelectiveScan& op, Stream& stream, const ScanGeometry& geometry) {
+  op.chunk_states || op.step_states ? launch<T, Channels, true>(op, stream, geometry)
+                                    : launch<T, Channels, false>(op, stream, geometry);
 }
 
 }  // namespace

@@ -2,25 +2,10 @@
 // aligned. What is beyond the end of time or of the columns arrives as zeros.
 #pragma once
 
-#include <algorithm>
-
 #include "kernels/scan_operands.cuh"
 #include "kernels/vec.cuh"
 
 namespace mamba::cuda {
-
-// Whether rows of channels are whole 16-byte pieces wherever a tile begins.
-inline bool are_wide(std::initializer_list<ConstTensorView> views) {
-  return std::all_of(views.begin(), views.end(), [](const ConstTensorView& view) {
-    return !view || steps_are_aligned(view, 16);
-  });
-}
-
-// Whether the fast kernels can do it: D and z are there, neither resets nor the states of every
-// step are.
-inline bool is_plain(const SelectiveScan& op) {
-  return op.D && op.z && !op.reset && !op.step_states && are_wide({op.x, op.dt, op.z, op.y});
-}
 
 __device__ __forceinline__ unsigned shared_address(const void* pointer) {
   return static_cast<unsigned>(__cvta_generic_to_shared(pointer));

@@ -1,7 +1,9 @@
 // A SelectiveScan as kernels see it: raw pointers and pitches, passed by value.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <initializer_list>
 #include <string>
 
 #include <mamba/error.hpp>
@@ -49,6 +51,13 @@ inline bool steps_are_aligned(const ConstTensorView& view, std::int64_t bytes) {
          view.step_pitch() * size % bytes == 0;
 }
 
+// Whether rows of channels are whole 16-byte pieces wherever a tile begins.
+inline bool are_wide(std::initializer_list<ConstTensorView> views) {
+  return std::all_of(views.begin(), views.end(), [](const ConstTensorView& view) {
+    return !view || steps_are_aligned(view, 16);
+  });
+}
+
 // log2 of the bytes in which B and C can be copied: 4 (16 bytes) to 1 (lone 16-bit elements). They
 // are slices of a projection, behind dt_rank columns, so they are often not aligned to 16.
 template <class Op>
@@ -90,6 +99,7 @@ struct ScanOperands {
   const std::int32_t *read, *write;
   std::int64_t state_rows;
   int* flag;            // the stream's error flag, set when a row is outside the state
+  bool wide;            // see are_wide
   int copy_bits;        // see copy_bits_of_states
   float* chunk_states;  // [batch, chunks, channels, d_state], or absent
 
@@ -126,6 +136,7 @@ struct ScanOperands {
                    : op.final_state ? op.final_state.dim(0)
                                     : batch),
         flag(StreamAccess::flag(stream, BadValue::state_row)),
+        wide(are_wide({op.x, op.dt, op.z, op.y})),
         copy_bits(copy_bits_of_states(op)),
         chunk_states(op.chunk_states ? op.chunk_states.data<float>() : nullptr) {}
 

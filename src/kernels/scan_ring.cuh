@@ -1,5 +1,6 @@
-// What the rings of warps of scan_chunked.cu and selective_scan_grad.cu share: how a state goes
-// from warp to warp, how the chunks of a warp are joined, and B and C with time innermost.
+// What the rings of warps of scan_chunked.cu and scan_grad_ring.cuh are made of: how a state goes
+// from warp to warp, how the chunks of a warp are joined, where resets lie, and B and C with time
+// innermost.
 #pragma once
 
 #include "kernels/scan_copy.cuh"
@@ -9,6 +10,8 @@ namespace mamba::cuda {
 
 constexpr unsigned all_lanes = 0xffffffffu;
 constexpr int ring_states = 16;  // whose B and C a warp keeps in shared memory
+// Bytes of a block: all that sm_90 gives, for above 196 KiB the first-level cache loses the same.
+constexpr int ring_most_shared = 227 * 1024;
 
 // The state that one warp hands to the next: eight bytes, written and read at once.
 struct Passed {
@@ -62,6 +65,55 @@ __device__ __forceinline__ void join_neighbour(int apart, bool cut, float& P, fl
         : "r"(apart));
   }
 }
+
+// The resets in a warp's tile of `Steps` steps; in shared memory, for where they are wanted no
+// register is left. Most tiles have none, and their steps need not look.
+template <int Steps, bool Against>
+struct alignas(16) RingResets {
+  static constexpr int chunks = Steps / scan_chunk;
+  std::int32_t flags[Steps];  // as they come
+  // Of a chunk. Bit k: step k of it is a reset. Bit 16 + s: there is one in the 2^s chunks that end
+  // with it (that begin with it, in a scan against time).
+  unsigned cuts[chunks];
+
+  __device__ __forceinline__ void copy(const std::int32_t* reset, int steps) {
+    for (int t = static_cast<int>(threadIdx.x) % 32; t < Steps; t += 32) {
+      copy_bytes<4>(&flags[t], t < steps ? reset + t : reset, t < steps ? 4 : 0);
+    }
+  }
+  // Without any, to begin with.
+  __device__ __forceinline__ void clear() {
+    if (threadIdx.x % 32 < chunks) cuts[threadIdx.x % 32] = 0;
+  }
+  // When the flags have come; every lane.
+  __device__ __forceinline__ void find() {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    unsigned found[chunks];
+#pragma unroll
+    for (int q = 0; q < chunks; ++q) {
+      const bool here = flags[q * scan_chunk + lane % scan_chunk] != 0;
+      found[q] = __ballot_sync(all_lanes, lane < scan_chunk && here);
+    }
+#pragma unroll
+    for (int q = 0; q < chunks; ++q) {
+      unsigned word = found[q];
+#pragma unroll
+      for (int stage = 0; 1 << stage <= chunks; ++stage) {
+#pragma unroll
+        for (int i = 0; i < 1 << stage; ++i) {
+          const int other = Against ? q + i : q - i;
+          if (other < 0 || other >= chunks) break;
+          if (found[other] != 0) word |= 1u << (scan_chunk + stage);
+        }
+      }
+      if (lane == 0) cuts[q] = word;
+    }
+  }
+  // The same answer for every lane.
+  __device__ __forceinline__ bool any() const {
+    return cuts[Against ? 0 : chunks - 1] >> scan_chunk != 0;
+  }
+};
 
 // B and C of a warp's tile of `Steps` steps. In f32 four words follow each chunk, so that what the
 // chunks of a warp read together lies in different banks.

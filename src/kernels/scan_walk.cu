@@ -44,6 +44,12 @@ struct WalkMemory {
   float BC[2][steps][2][padded];
 };
 
+// Whether the fast kernels can do it: D and z are there, neither resets nor the states of every
+// step are.
+bool is_plain(const SelectiveScan& op) {
+  return op.D && op.z && !op.reset && !op.step_states && are_wide({op.x, op.dt, op.z, op.y});
+}
+
 // Plain: see is_plain.
 template <class T, int States, int Lanes, bool Plain>
 struct Walk {
