@@ -27,6 +27,7 @@ using testing::Random;
 struct Case {
   DType dtype = DType::f32;
   std::int64_t in = 24, channels = 1024, out = 2048, width = 4, batch = 1, time = 1, state_rows = 1;
+  bool f32_product = false;
 };
 
 // The three operations with everything they read and write.
@@ -41,6 +42,7 @@ struct Chain {
   Chain(const Case& c, Device device, std::uint64_t seed = 1) {
     Random random(seed);
     const Shape wide{c.batch, c.time, c.in};
+    const DType after = c.f32_product ? DType::f32 : c.dtype;
     x = random.normal_tensor(wide, c.dtype).to(device);
     residual = random.normal_tensor(wide, DType::f32, 3).to(device);
     norm_weight = random.normal_tensor({c.in}).to(device);
@@ -48,15 +50,15 @@ struct Chain {
     product_bias = random.normal_tensor({c.out}, c.dtype).to(device);
     conv_weight = random.normal_tensor({c.channels, c.width}).to(device);
     conv_bias = random.normal_tensor({c.channels}).to(device);
-    state = random.normal_tensor({c.state_rows, c.channels, c.width - 1}, c.dtype).to(device);
+    state = random.normal_tensor({c.state_rows, c.channels, c.width - 1}, after).to(device);
     const auto empty = [&](const Shape& shape, DType dtype) {  // what is not written shows
       return random.normal_tensor(shape, dtype).to(device);
     };
     sum = empty(wide, DType::f32);
     normed = empty(wide, c.dtype);
-    xz = empty({c.batch, c.time, c.out}, c.dtype);
-    u = empty({c.batch, c.time, c.channels}, c.dtype);
-    states = empty({c.batch, c.time, c.channels, c.width - 1}, c.dtype);
+    xz = empty({c.batch, c.time, c.out}, after);
+    u = empty({c.batch, c.time, c.channels}, after);
+    states = empty({c.batch, c.time, c.channels, c.width - 1}, after);
     norm.x = x;
     norm.residual = residual;
     norm.sum = sum;
@@ -187,6 +189,7 @@ TEST(NormMatmulConv, AnythingElseIsRunOneByOne) {
     three("unaligned", with([](Case& c) { c.in = 21; }));
     three("a long norm", with([](Case& c) { c.in = 4104; }));
     three("another width", with([](Case& c) { c.width = 3; }));
+    three("a product that is not rounded", with([](Case& c) { c.f32_product = true; }));
     three("two rows", with([](Case& c) { c.batch = c.state_rows = 2; }));
     three("two steps", with([](Case& c) { c.time = 2; }));
     const Case c = with([](Case&) {});

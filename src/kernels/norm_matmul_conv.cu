@@ -162,14 +162,15 @@ bool same(const ConstTensorView& a, const ConstTensorView& b) {
 
 bool in_one_pass(const AddRmsNorm& norm, const Matmul& product, const CausalConv& conv) {
   const bool chained = same(norm.y, product.x) && norm.y.count() == product.x.count() &&
-                       same(product.y, conv.x) && product.y.dtype() == conv.x.dtype() &&
-                       conv.x.dim(2) <= product.y.shape().back();
+                       same(product.y, conv.x) && conv.x.dim(2) <= product.y.shape().back();
+  const bool one_dtype =
+      product.y.dtype() == product.x.dtype() && conv.x.dtype() == product.x.dtype();
   // All blocks read what the norm reads while one of them writes.
   const bool in_place =
       same(norm.y, norm.x) || (norm.sum ? same(norm.sum, norm.residual) : norm.x && norm.residual);
   const bool one_step = conv.x.dim(0) == 1 && conv.x.dim(1) == 1;
-  if (!chained || in_place || !one_step || conv.weight.dim(1) != conv_width || product.accumulate ||
-      !streams_rows(product)) {
+  if (!chained || !one_dtype || in_place || !one_step || conv.weight.dim(1) != conv_width ||
+      product.accumulate || !streams_rows(product)) {
     return false;
   }
   return detail::visit(norm.y.dtype(), [&](auto type) {
