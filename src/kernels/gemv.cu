@@ -42,7 +42,7 @@ void launch_mma(const Matmul& op, Stream& stream) {
   const Cut cut(gemv_mma_columns, (operands.in + gemv_mma_step - 1) / gemv_mma_step,
                 operands.out < 2048 ? 24 : 12);
   launch_chained(gemv_mma_kernel<T>, cut.blocks(operands.out), cut.threads(), cut.shared(8), stream,
-                 "matmul", operands, cut.splits);
+                 "matmul", operands, cut.splits, StreamAccess::constant_weights(stream));
 }
 
 template <class T, int N, int Rows, int Columns>

@@ -193,7 +193,7 @@ constexpr int gemv_mma_step =
 // are pieces of eight rows, which costs bandwidth: it pays from 5 rows of x, on weights that are
 // small anyway.
 template <class T>
-__global__ void gemv_mma_kernel(MatmulOperands<T> op, int splits) {
+__global__ void gemv_mma_kernel(MatmulOperands<T> op, int splits, bool constant) {
   constexpr int size = 8 * gemv_mma_columns;
   extern __shared__ float sums[];
   const GemvWarp me(splits);
@@ -207,17 +207,25 @@ __global__ void gemv_mma_kernel(MatmulOperands<T> op, int splits) {
   const int in = static_cast<int>(op.in);
   let_next_begin();
   if (me.split == 0 && quarter == 0) prefetch_to_l2(weight, op.in * sizeof(T));
+  const auto inside = [&](int at) { return at + quarter * 8 < in; };
+  int k = me.split * gemv_mma_step;
+  uint4 first[2];
+  wait_for_weights(constant);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int at = k + half * 32;
+    first[half] = inside(at) ? load_words_early(weight + at) : uint4{};
+  }
   wait_for_previous();
   float sum[4][4] = {};  // four chains of dependent products, so that their latencies overlap
-  for (int k = me.split * gemv_mma_step; k < in; k += splits * gemv_mma_step) {
-    uint4 w[2];
+  for (bool begun = false; k < in; k += splits * gemv_mma_step, begun = true) {
+    uint4 w[2] = {first[0], first[1]};
     uint4 v[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int at = k + half * 32;
-      const bool inside = at + quarter * 8 < in;
-      w[half] = inside ? load_words(weight + at) : uint4{};
-      v[half] = inside ? *reinterpret_cast<const uint4*>(x + at) : uint4{};
+      if (begun) w[half] = inside(at) ? load_words(weight + at) : uint4{};
+      v[half] = inside(at) ? *reinterpret_cast<const uint4*>(x + at) : uint4{};
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
