@@ -16,6 +16,7 @@ namespace {
 
 using mamba::Device;
 using mamba::DType;
+using mamba::Shape;
 using mamba::Stream;
 using mamba::Tensor;
 using mamba::testing::bits;
@@ -109,6 +110,52 @@ TEST(RlController, FreshMemoriesAreSpreadUpToTheLongest) {
       const double count = static_cast<double>(steps.size());
       EXPECT_NEAR(static_cast<double>(below), count / 2, 2 * std::sqrt(count)) << kind;
     }
+  }
+}
+
+// Layers of a controller are controllers of one layer, of consecutive seeds.
+TEST(RlController, LayersFollowEachOther) {
+  const Shape shape{2, 7, 16};
+  std::vector<float> numbers;
+  for (std::int64_t i = 0; i < shape.count(); ++i) {
+    numbers.push_back(static_cast<float>(std::sin(0.7 * static_cast<double>(i))));
+  }
+  for (const Device device : devices()) {
+    Stream stream(device);
+    ControllerConfig config;
+    config.width = 16;
+    const auto first = Controller::make(config, device);
+    config.seed = 1;
+    const auto second = Controller::make(config, device);
+    config.seed = 0;
+    config.layers = 2;
+    const auto both = Controller::make(config, device);
+    const Tensor x = Tensor::from(numbers, shape).to(device);
+    // y, then dx for dy = x.
+    const auto run = [&](const std::vector<Controller*>& chain) {
+      Tensor y = x.clone();
+      std::vector<std::unique_ptr<ControllerTape>> tapes;
+      for (Controller* controller : chain) {
+        mamba::StackState state = controller->make_state(2);
+        tapes.push_back(controller->make_tape());
+        Tensor next(shape, DType::f32, device);
+        controller->forward(y, state, {}, next, tapes.back().get(), stream);
+        stream.synchronize();
+        y = std::move(next);
+      }
+      Tensor dy = x.clone();
+      for (std::size_t i = chain.size(); i-- > 0;) {
+        Tensor dx(shape, DType::f32, device);
+        chain[i]->backward(*tapes[i], dy, nullptr, dx, stream);
+        stream.synchronize();
+        dy = std::move(dx);
+      }
+      return std::make_pair(bits(y), bits(dy));
+    };
+    const auto [y, dx] = run({both.get()});
+    const auto [expected_y, expected_dx] = run({first.get(), second.get()});
+    EXPECT_EQ(y, expected_y) << device.name();
+    EXPECT_EQ(dx, expected_dx) << device.name();
   }
 }
 

@@ -47,13 +47,13 @@ class Controller {
 
   // x [batch, time, width] f32 -> y the same, from `state` on, which goes on. Any time: a step, a
   // chunk. `reset` [batch, time] i32, or absent: not 0 where the state becomes zero before the
-  // step. `tape` may be nullptr.
+  // step. `tape` may be nullptr. y is other memory than x.
   virtual void forward(mamba::ConstTensorView x, mamba::StackState& state,
                        mamba::ConstTensorView reset, mamba::TensorView y, ControllerTape* tape,
                        mamba::Stream& stream) const = 0;
 
   // dy [batch, time, width] of that run's y -> dx, and the gradients of the weights. `dstate`: in
-  // that of the final state, out that of the initial one; or nullptr.
+  // that of the final state, out that of the initial one; or nullptr. dx is other memory than dy.
   virtual void backward(ControllerTape& tape, mamba::ConstTensorView dy, mamba::StackState* dstate,
                         mamba::TensorView dx, mamba::Stream& stream,
                         const mamba::BackwardOptions& options = {}) = 0;

@@ -12,8 +12,10 @@
 #include <cstdio>
 #include <exception>
 #include <filesystem>
+#include <mutex>
 #include <new>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "../programs/interrupt.hpp"
@@ -26,7 +28,7 @@ constexpr int exit_interrupted = 130;  // 128 + SIGINT, as a shell reports it
 
 struct Flags {
   std::string mode = "quick", controller, device = "cpu", out = "mamba-rl-run", task = "cue";
-  std::int64_t horizon = 0, seed = 0, seeds = 1;
+  std::int64_t horizon = 0, seed = 0, seeds = 1, jobs = 1;
   std::vector<std::int64_t> horizons;
   double seconds = 0, memory = 0, rate = 0;
   bool fixed_horizon = false;
@@ -85,6 +87,8 @@ void add_flags(CLI::App& app, Flags& flags) {
   app.add_option("--seed", flags.seed)->check(CLI::NonNegativeNumber);
   app.add_option("--seeds", flags.seeds, "scale: how many, from --seed on")
       ->check(CLI::PositiveNumber);
+  app.add_option("--jobs", flags.jobs, "scale: runs at once, each in a thread")
+      ->check(CLI::Range(1, 64));
   app.add_option("--device", flags.device, "cpu, cuda or cuda:N");
   app.add_option("--threads", t.threads, "CPU threads (default: one per core)");
   app.add_option("--out", flags.out, "Folder for metrics and checkpoints");
@@ -120,32 +124,74 @@ int quick(const Flags& flags) {
 }
 
 // Every run has a folder of its own for its checkpoint; the metrics of all are in one file.
-int scale(const Flags& flags) {
-  if (flags.horizons.empty()) throw CLI::RequiredError("--horizons");
-  MetricsFile metrics("mamba-rl", flags.out + "/metrics.jsonl", flags.run.resume);
-  const auto start = std::chrono::steady_clock::now();
+std::vector<RunOptions> runs_of(const Flags& flags) {
+  std::vector<RunOptions> runs;
   for (const std::int64_t horizon : flags.horizons) {
     for (std::int64_t seed = flags.seed; seed < flags.seed + flags.seeds; ++seed) {
       for (const std::string controller : {"mamba", "gru"}) {
         if (!flags.controller.empty() && controller != flags.controller) continue;
-        RunOptions options = options_of(flags, controller, horizon, seed);
-        options.folder = flags.out + "/" + controller + "-" + std::to_string(horizon) + "-" +
-                         std::to_string(seed);
-        options.resume =
-            flags.run.resume && std::filesystem::exists(options.folder + "/checkpoint");
-        double left = 0;
-        if (flags.seconds > 0) {
-          const std::chrono::duration<double> gone = std::chrono::steady_clock::now() - start;
-          left = flags.seconds - gone.count();
-          if (left <= 0) return 0;
-        }
-        const RunEnd end = run(options, left, metrics);
-        if (!end.finished) return end_of(end);
-        std::fprintf(stderr, "%s: %.1f %%\n", options.folder.c_str(), 100 * end.success);
+        runs.push_back(options_of(flags, controller, horizon, seed));
+        runs.back().folder = flags.out + "/" + controller + "-" + std::to_string(horizon) + "-" +
+                             std::to_string(seed);
+        runs.back().alone = flags.jobs == 1;
       }
     }
   }
-  return 0;
+  return runs;
+}
+
+// The runs in their order, `flags.jobs` of them at once. An error of one ends all, each at its next
+// run.
+int scale(const Flags& flags) {
+  if (flags.horizons.empty()) throw CLI::RequiredError("--horizons");
+  MetricsFile metrics("mamba-rl", flags.out + "/metrics.jsonl", flags.run.resume);
+  const std::vector<RunOptions> runs = runs_of(flags);
+  const auto start = std::chrono::steady_clock::now();
+  std::mutex mutex;
+  std::size_t next = 0;
+  int code = 0;
+  std::exception_ptr error;
+  const auto take_one = [&](const RunOptions& given) {
+    RunOptions options = given;
+    options.resume = flags.run.resume && std::filesystem::exists(options.folder + "/checkpoint");
+    double left = 0;
+    if (flags.seconds > 0) {
+      const std::chrono::duration<double> gone = std::chrono::steady_clock::now() - start;
+      left = flags.seconds - gone.count();
+      if (left <= 0) return;
+    }
+    const RunEnd end = run(options, left, metrics);
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (!end.finished) {
+      code = end_of(end);
+      next = runs.size();
+      return;
+    }
+    std::fprintf(stderr, "%s: %.1f %%\n", options.folder.c_str(), 100 * end.success);
+  };
+  const auto work = [&] {
+    for (;;) {
+      std::size_t mine = 0;
+      {
+        const std::lock_guard<std::mutex> lock(mutex);
+        if (next >= runs.size()) return;
+        mine = next++;
+      }
+      try {
+        take_one(runs[mine]);
+      } catch (...) {
+        const std::lock_guard<std::mutex> lock(mutex);
+        error = std::current_exception();
+        next = runs.size();
+      }
+    }
+  };
+  std::vector<std::thread> others;
+  for (std::int64_t i = 1; i < flags.jobs; ++i) others.emplace_back(work);
+  work();
+  for (std::thread& other : others) other.join();
+  if (error) std::rethrow_exception(error);
+  return code;
 }
 
 // The agent of a run, at delays that it was not trained for.

@@ -51,19 +51,19 @@ void MambaController::forward(mamba::ConstTensorView x, mamba::StackState& state
   auto* kept = static_cast<MambaTape*>(tape);
   if (kept != nullptr) kept->layers.resize(layers_.size());
   mamba::Scratch scratch(stream);
-  Add residual;
-  residual.y = scratch.take(x.shape(), mamba::DType::f32);
-  mamba::copy(x, residual.y, stream);
-  const mamba::TensorView branch = scratch.take(x.shape(), mamba::DType::f32);
-  residual.x = branch;
-  for (std::size_t i = 0; i < layers_.size(); ++i) {
+  mamba::TensorView branch;
+  if (layers_.size() > 1) branch = scratch.take(x.shape(), mamba::DType::f32);
+  for (std::size_t i = 0; i < layers_.size(); ++i) {  // y = x + layer(x), then y += layer(y)
     mamba::ForwardOptions options;
     options.reset = reset;
     if (kept != nullptr) options.tape = &kept->layers[i];
-    layers_[i].forward(residual.y, state.layers[i], branch, stream, options);
+    const bool first = i == 0;
+    layers_[i].forward(first ? x : y, state.layers[i], first ? y : branch, stream, options);
+    Add residual;
+    residual.x = first ? x : branch;
+    residual.y = y;
     run(residual, stream);
   }
-  mamba::copy(residual.y, y, stream);
 }
 
 void MambaController::backward(ControllerTape& tape, mamba::ConstTensorView dy,
@@ -71,18 +71,18 @@ void MambaController::backward(ControllerTape& tape, mamba::ConstTensorView dy,
                                mamba::Stream& stream, const mamba::BackwardOptions& options) {
   auto& kept = static_cast<MambaTape&>(tape);
   mamba::Scratch scratch(stream);
-  Add residual;
-  residual.y = scratch.take(dy.shape(), mamba::DType::f32);
-  mamba::copy(dy, residual.y, stream);
-  const mamba::TensorView branch = scratch.take(dy.shape(), mamba::DType::f32);
-  residual.x = branch;
-  for (std::size_t i = layers_.size(); i-- > 0;) {
-    layers_[i].backward(kept.layers[i], residual.y,
-                        dstate != nullptr ? &dstate->layers[i] : nullptr, branch, gradients_[i],
-                        stream, options);
+  mamba::TensorView branch;
+  if (layers_.size() > 1) branch = scratch.take(dy.shape(), mamba::DType::f32);
+  for (std::size_t i = layers_.size(); i-- > 0;) {  // as in forward
+    const bool last = i + 1 == layers_.size();
+    layers_[i].backward(kept.layers[i], last ? dy : dx,
+                        dstate != nullptr ? &dstate->layers[i] : nullptr, last ? dx : branch,
+                        gradients_[i], stream, options);
+    Add residual;
+    residual.x = last ? dy : branch;
+    residual.y = dx;
     run(residual, stream);
   }
-  mamba::copy(residual.y, dx, stream);
 }
 
 std::vector<mamba::Parameter> MambaController::parameters() {

@@ -117,12 +117,17 @@ void run(const PpoLoss& op, mamba::Stream& stream) {
 }
 
 void run(const Add& op, mamba::Stream& stream) {
+  mamba::check::rank("add", "y", op.y, 3);
   is("add", "x", op.x, op.y.shape(), DType::f32, stream.device());
   is("add", "y", op.y, op.y.shape(), DType::f32, stream.device());
   if (stream.device().is_cuda()) return cuda::run(op, stream);
-  const float* x = op.x.data<float>();
-  float* y = op.y.data<float>();
-  for (std::int64_t i = 0; i < op.y.count(); ++i) y[i] += x[i];
+  for (std::int64_t b = 0; b < op.y.dim(0); ++b) {
+    for (std::int64_t t = 0; t < op.y.dim(1); ++t) {
+      const float* x = op.x.data<float>() + b * op.x.row_pitch() + t * op.x.step_pitch();
+      float* y = op.y.data<float>() + b * op.y.row_pitch() + t * op.y.step_pitch();
+      for (std::int64_t c = 0; c < op.y.dim(2); ++c) y[c] += x[c];
+    }
+  }
 }
 
 }  // namespace mamba_rl

@@ -1,6 +1,8 @@
 // The pieces of ppo.hpp. Every sum has one order, whatever runs beside it.
 #include "ppo.hpp"
 
+#include <algorithm>
+
 #include "cuda.cuh"
 #include "ppo_scalar.hpp"
 
@@ -118,9 +120,14 @@ __global__ void __launch_bounds__(threads) loss_kernel(const LossOperands op) {
   }
 }
 
-__global__ void __launch_bounds__(threads) add_kernel(const float* x, float* y, std::int64_t n) {
+// A block takes the same elements of every gridDim.y-th row.
+__global__ void __launch_bounds__(threads)
+    add_kernel(const Rows<const float> x, const Rows<float> y, std::int64_t batch,
+               std::int64_t time, std::int64_t width) {
   const std::int64_t i = std::int64_t{blockIdx.x} * threads + threadIdx.x;
-  if (i < n) y[i] += x[i];
+  const std::int64_t t = i / width, c = i - t * width;
+  if (t >= time) return;
+  for (std::int64_t b = blockIdx.y; b < batch; b += gridDim.y) y.at(b, t)[c] += x.at(b, t)[c];
 }
 
 }  // namespace
@@ -170,8 +177,11 @@ void run(const PpoLoss& op, mamba::Stream& stream) {
 void run(const Add& op, mamba::Stream& stream) {
   if (op.y.count() == 0) return;
   const OnDevice current(stream.device(), "add");
-  add_kernel<<<blocks_for(op.y.count(), threads), threads, 0, handle(stream)>>>(
-      op.x.data<float>(), op.y.data<float>(), op.y.count());
+  constexpr std::int64_t most_across = 8;  // so that a place found serves several rows
+  const dim3 blocks(blocks_for(op.y.dim(1) * op.y.dim(2), threads),
+                    static_cast<unsigned>(std::min(op.y.dim(0), most_across)));
+  add_kernel<<<blocks, threads, 0, handle(stream)>>>(Rows<const float>(op.x), Rows<float>(op.y),
+                                                     op.y.dim(0), op.y.dim(1), op.y.dim(2));
   check(cudaGetLastError(), "add");
 }
 

@@ -54,8 +54,8 @@ struct PpoLoss {
 
 // y += x.
 struct Add {
-  mamba::ConstTensorView x;  // dense f32
-  mamba::TensorView y;       // the same shape, dense f32
+  mamba::ConstTensorView x;  // [batch, time, width] f32
+  mamba::TensorView y;       // the same
 };
 
 void run(const Advantages& op, mamba::Stream& stream);

@@ -85,7 +85,8 @@ RunEnd run(const RunOptions& options, double seconds, MetricsFile& metrics) {
       clock.last = trainer.evaluate(horizon, true, options.evaluations).success();
       const double sampled = trainer.evaluate(horizon, false, options.evaluations).success();
       evaluated = format(", \"eval_success\": %.5f, \"eval_sampled\": %.5f", clock.last, sampled);
-      progress.say(format("update %lld: %.1f %% greedy, %.1f %% sampled at horizon %d",
+      progress.say(format("%supdate %lld: %.1f %% greedy, %.1f %% sampled at horizon %d",
+                          options.alone ? "" : (options.folder + ": ").c_str(),
                           static_cast<long long>(result.update), 100 * clock.last, 100 * sampled,
                           horizon));
       clock.successes = clock.last >= options.enough ? clock.successes + 1 : 0;
@@ -93,8 +94,10 @@ RunEnd run(const RunOptions& options, double seconds, MetricsFile& metrics) {
     }
     metrics.line(
         line_of(options, result, clock.seconds + progress.seconds(), steps, speed, evaluated));
-    progress.draw(result.update, format("delay %d  success %.1f %%  %.0f steps/s", result.delay,
-                                        100 * result.score.success(), speed));
+    if (options.alone) {
+      progress.draw(result.update, format("delay %d  success %.1f %%  %.0f steps/s", result.delay,
+                                          100 * result.score.success(), speed));
+    }
     if (result.update % options.save_every == 0) {
       trainer.save(checkpoint, clock.notes(progress.seconds()));
     }

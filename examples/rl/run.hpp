@@ -17,6 +17,7 @@ struct RunOptions {
   std::int64_t save_every = 25;
   std::int64_t stop_at = 0;  // updates, to be resumed; 0: the last
   double enough = 0.99;      // two evaluations in a row end the run
+  bool alone = true;         // draws a progress line; else others run beside it
 };
 
 struct RunEnd {

@@ -26,6 +26,11 @@ class MambaRl : public ::testing::Test {
     all.insert(all.end(), more.begin(), more.end());
     return run(all, MAMBA_RL);
   }
+  // What a checkpoint holds behind its header, whose seconds differ.
+  static std::string tensors_of(const std::string& checkpoint) {
+    const std::string bytes = read_file(checkpoint);
+    return bytes.substr(bytes.find("}}"));
+  }
   void expect_error(const Finished& finished, const std::string& text) {
     EXPECT_NE(finished.code, 0);
     EXPECT_THAT(finished.err, HasSubstr(text));
@@ -59,8 +64,7 @@ TEST_F(MambaRl, ResumedIsTheSameToTheByte) {
     const Finished resumed = agent("parts" + controller, with({"--resume"}));
     EXPECT_EQ(resumed.code, 0) << resumed.err;
     const auto tensors = [&](const std::string& run_name) {
-      const std::string bytes = read_file(file(run_name + controller + "/checkpoint"));
-      return bytes.substr(bytes.find("}}"));  // after the header: its seconds differ
+      return tensors_of(file(run_name + controller + "/checkpoint"));
     };
     EXPECT_FALSE(tensors("whole").empty());
     EXPECT_EQ(tensors("whole"), tensors("parts"));
@@ -74,6 +78,15 @@ TEST_F(MambaRl, ScaleRunsEveryControllerAndGoesOn) {
   EXPECT_EQ(finished.code, 0) << finished.err;
   for (const char* name : {"mamba-3-3", "mamba-5-4", "gru-3-4", "gru-5-3"}) {
     EXPECT_TRUE(fs::exists(file("scale/" + std::string(name) + "/checkpoint"))) << name;
+  }
+  Arguments at_once = scale;
+  at_once.insert(at_once.end(), {"--jobs", "3"});
+  EXPECT_EQ(agent("at_once", at_once).code, 0);
+  for (const char* name : {"mamba-3-3", "gru-5-4"}) {
+    const auto weights = [&](const char* run_name) {
+      return tensors_of(file(std::string(run_name) + "/" + name + "/checkpoint"));
+    };
+    EXPECT_EQ(weights("scale"), weights("at_once")) << name;
   }
   const std::string before = read_file(file("scale/metrics.jsonl"));
   Arguments again = scale;
