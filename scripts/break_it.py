@@ -66,6 +66,11 @@ BREAKS = {
         "LanguageModel*"),
     "the residual is added once": (
         "include/mamba/stack.hpp", "norm.x = branch;", "", "*Golden*"),
+    "a norm does not go on from the sum before it": (
+        "include/mamba/stack.hpp", "norm.residual = norm.sum;", "", "NormMatmulConv*:*Golden*"),
+    "a sum that goes elsewhere is left in the residual too": (
+        "src/host/ops/add_rms_norm.cpp", "op.sum ? op.sum : op.x ? op.residual : TensorView()", "op.x ? op.residual : op.sum",
+        "AddRmsNorm*"),
     "B and C change places": (
         "include/mamba/layer.hpp", "scan.B = a.selection.columns(c.dt_rank, c.d_state);\n"
         "  scan.C = a.selection.columns(c.dt_rank + c.d_state, c.d_state);",

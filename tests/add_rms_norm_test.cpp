@@ -91,6 +91,31 @@ TEST(AddRmsNorm, AnyOperandMayBeAbsent) {
   }
 }
 
+TEST(AddRmsNorm, TheSumMayGoElsewhere) {
+  for (const DType dtype : testing::storage_dtypes()) {
+    for (const std::int64_t channels : {77, 768, 20001}) {
+      for (const auto& [with_x, with_residual] :
+           {std::pair{true, true}, {true, false}, {false, true}}) {
+        const Case c({3, channels}, dtype, with_x, with_residual, true);
+        each_backend([&](Device device) {
+          const Tensor x = c.x.to(device), weight = c.weight.to(device);
+          Tensor residual = c.residual.to(device);
+          const Guarded sum({3, channels}, DType::f32, device, 3), y({3, channels}, dtype, device);
+          AddRmsNorm op = operation(x, residual, weight, y.view());
+          op.sum = sum.view();
+          run(op, default_stream(device));
+          const std::string what = std::to_string(channels) + " " + name_of(dtype);
+          expect_within(y.view(), c.expected.y, what + " y");
+          expect_within(sum.view(), c.expected.sum, what + " sum");
+          sum.expect_untouched(what);
+          if (!with_residual) return;
+          EXPECT_EQ(testing::bits(residual), testing::bits(c.residual));
+        });
+      }
+    }
+  }
+}
+
 TEST(AddRmsNorm, TimeSlicesOfABatch) {
   for (const Device device : devices()) {
     for (const DType dtype : testing::storage_dtypes()) {

@@ -33,11 +33,12 @@ Matmul operation(ConstTensorView x, ConstTensorView weight, ConstTensorView bias
 }
 
 // Shapes on both sides of every boundary: a tile of the GEMV's kernels (1, 2, 4 and 8 weight rows),
-// what a warp takes of a row (32 to 256 elements), 16-byte alignment, and several rounds of splits.
+// what a warp takes of a row (32 to 256 elements), 16-byte alignment, several rounds of splits, and
+// warps with one to three whole rows.
 TEST(CudaMatmul, EveryPlanOnStridedOperands) {
   const std::vector<std::pair<std::int64_t, std::int64_t>> shapes{
-      {0, 5},   {1, 1},    {2, 3},    {3, 17},    {8, 9},      {48, 80},  {127, 15},
-      {64, 16}, {256, 33}, {80, 700}, {1536, 16}, {768, 2050}, {5120, 24}};
+      {0, 5},    {1, 1},    {2, 3},     {3, 17},     {8, 9},     {48, 80},     {127, 15},  {64, 16},
+      {256, 33}, {80, 700}, {1536, 16}, {768, 2050}, {5120, 24}, {2600, 2111}, {520, 5003}};
   each_cuda_device([&](Device device) {
     Stream stream(device);
     std::size_t turn = 0;  // alternates bias and output dtype through the cases

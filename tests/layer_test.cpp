@@ -282,6 +282,39 @@ TEST_F(LayerTest, InputsOfAHundredStayFinite) {
   });
 }
 
+// A product that takes long on a GPU writes a weight, and the layer is called at once: none of its
+// kernels may have fetched that weight too early.
+TEST(LayerWeights, AreThoseThatTheCallBeforeLeft) {
+  for (const Device device : devices()) {
+    LayerConfig config = config_of(8, 16, 4);
+    config.d_inner = 2048;
+    Layer layer = lively_layer(config, DType::f32, device, 1);
+    Random random(2);
+    const std::int64_t in = device.is_cuda() ? 4096 : 16;
+    const Tensor x = random.normal_tensor({1, 1, 8}).to(device);
+    const Tensor factor = random.normal_tensor({2048, in}, DType::f32, 0.1).to(device);
+    const Tensor factors[2] = {random.normal_tensor({8, in}).to(device),
+                               random.normal_tensor({8, in}).to(device)};
+    Stream& stream = default_stream(device);
+    const auto result = [&](int which, bool wait) {
+      MambaState state = layer.make_state(1);
+      Tensor y(x.shape(), DType::f32, device);
+      Matmul writer;
+      writer.x = factors[which];
+      writer.weight = factor;
+      writer.y = layer.weights().out_proj;
+      run(writer, stream);
+      if (wait) stream.synchronize();
+      layer.forward(x, state, y, stream);
+      stream.synchronize();
+      return bits(y);
+    };
+    const auto first = result(0, true), second = result(1, true);
+    EXPECT_NE(first, second);
+    for (int i = 0; i < 20; ++i) EXPECT_EQ(result(i % 2, false), i % 2 == 0 ? first : second) << i;
+  }
+}
+
 TEST(LayerErrors, NameTheOperandAndTouchNothing) {
   const Layer layer = lively_layer(config_of(8, 4, 3), DType::f32, Device::cpu(), 1);
   Random random(3);

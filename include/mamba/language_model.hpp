@@ -128,6 +128,7 @@ inline void LanguageModel::forward(ConstTensorView ids, StackState& state, Tenso
 inline void LanguageModel::forward_piece(ConstTensorView ids, StackState& state, TensorView logits,
                                          Stream& stream, const StackOptions& options,
                                          ModelTape* tape) const {
+  const ConstantWeights constant(stream);
   Scratch scratch(stream);
   Embedding embed;
   embed.ids = ids;

@@ -67,6 +67,9 @@ class Layer {
   // two of them first pack at once.)
   void forward(ConstTensorView x, MambaState& state, TensorView y, Stream& stream,
                const ForwardOptions& options = {}) const;
+  // The same for x = norm.y, computed first: for a single step a device may do both in one pass.
+  void forward(const AddRmsNorm& norm, MambaState& state, TensorView y, Stream& stream,
+               const ForwardOptions& options = {}) const;
 
   // The same into a new tensor, on the default stream, done when it returns. Without a state: from
   // zero.
@@ -96,8 +99,11 @@ class Layer {
     TensorView final_conv, final_ssm;
     SequenceOptions options;
     StepStates* steps = nullptr;
+    const AddRmsNorm* norm = nullptr;  // still to be run: x is its y
   };
 
+  void forward(ConstTensorView x, const AddRmsNorm* norm, MambaState& state, TensorView y,
+               Stream& stream, const ForwardOptions& options) const;
   void check_call(const ConstTensorView& x, const MambaState& state, const TensorView& y,
                   const Stream& stream, const ForwardOptions& options) const;
   void check_backward(const LayerTape& tape, const ConstTensorView& dy, const MambaState* dstate,
@@ -121,18 +127,32 @@ class Layer {
 
 inline void Layer::forward(ConstTensorView x, MambaState& state, TensorView y, Stream& stream,
                            const ForwardOptions& options) const {
+  forward(x, nullptr, state, y, stream, options);
+}
+
+inline void Layer::forward(const AddRmsNorm& norm, MambaState& state, TensorView y, Stream& stream,
+                           const ForwardOptions& options) const {
+  forward(norm.y, &norm, state, y, stream, options);
+}
+
+inline void Layer::forward(ConstTensorView x, const AddRmsNorm* norm, MambaState& state,
+                           TensorView y, Stream& stream, const ForwardOptions& options) const {
   check_call(x, state, y, stream, options);
   const std::int64_t batch = x.dim(0);
   const std::int64_t time = x.dim(1);
   if (options.steps != nullptr) options.steps->prepare(state, batch, time);
-  if (options.tape != nullptr) begin(*options.tape, x, state, stream, options);
+  if (options.tape != nullptr) {
+    if (norm != nullptr) run(*std::exchange(norm, nullptr), stream);
+    begin(*options.tape, x, state, stream, options);
+  }
   if (x.count() == 0 && !options.rows.read) return;  // nothing to see, nothing to move
 
+  const ConstantWeights constant(stream);
   Scratch scratch(stream);
   const bool keep = options.tape != nullptr && !options.tape->recompute;
   const LayerActivations a = keep ? kept_on(*options.tape, scratch, stream)
                                   : in_scratch(batch, time, false, scratch, stream);
-  mix({x, state.conv, state.ssm, state.conv, state.ssm, options, options.steps}, a, stream);
+  mix({x, state.conv, state.ssm, state.conv, state.ssm, options, options.steps, norm}, a, stream);
 
   Matmul out_proj;
   out_proj.x = a.gated;
@@ -159,7 +179,6 @@ inline void Layer::mix(const Run& r, const LayerActivations& a, Stream& stream) 
   in_proj.weight = w.in_proj;
   in_proj.bias = w.in_proj_bias;
   in_proj.y = a.xz;
-  run(in_proj, stream);
 
   CausalConv conv;
   conv.x = a.xz.columns(0, c.d_inner);
@@ -171,7 +190,12 @@ inline void Layer::mix(const Run& r, const LayerActivations& a, Stream& stream) 
   conv.reset = r.options.reset;
   conv.y = a.u;
   if (r.steps != nullptr) conv.step_states = r.steps->conv;
-  run(conv, stream);
+  if (r.norm != nullptr) {
+    run(*r.norm, in_proj, conv, stream);
+  } else {
+    run(in_proj, stream);
+    run(conv, stream);
+  }
 
   select(a, stream);
 

@@ -99,10 +99,13 @@ std::int64_t scan_chunk_steps(const SelectiveScan& op, const Stream& stream);
 
 // The residual stream and its norm in one pass (Zhang & Sennrich 2019, pre-norm form):
 //   sum = residual + x;  residual = sum;  y = sum rsqrt(mean(sum^2) + epsilon) weight
-// The mean is over the last dimension. An absent residual or x counts as zero, but not both.
+// The mean is over the last dimension. An absent residual or x counts as zero, but not both. With
+// the optional `sum` (which may be the residual's memory) the sum goes there, whatever is absent,
+// and the residual is only read.
 struct AddRmsNorm {
   ConstTensorView x;       // [..., channels] T, optional
   TensorView residual;     // [..., channels] f32, read and written; optional
+  TensorView sum;          // [..., channels] f32, optional
   ConstTensorView weight;  // [channels] f32, optional: ones
   TensorView y;            // [..., channels] T; may be the same memory as x
   float epsilon = 1e-5f;
@@ -187,6 +190,11 @@ struct ZeroRows {
   RowMap padding;        // [rows]
   TensorView view;       // [rows, ...] any dtype
 };
+
+// run(norm), run(product) and run(conv), with the same bits. Where the norm's y is the product's x
+// and the product's y has the conv's x, a device may do it in one pass; so no output may overlap an
+// operand of another of the three, these two apart.
+void run(const AddRmsNorm& norm, const Matmul& product, const CausalConv& conv, Stream& stream);
 
 void run(const Matmul& op, Stream& stream);
 void run(const CausalConv& op, Stream& stream);

@@ -78,31 +78,34 @@ inline void Stack::forward(ConstTensorView x, StackState& state, TensorView y, S
   if (options.steps != nullptr) options.steps->layers.resize(size());
   if (options.tape != nullptr) begin(*options.tape, x.shape());
 
+  const ConstantWeights constant(stream);
   Scratch scratch(stream);
+  const TensorView sums[2] = {scratch.take(x.shape(), DType::f32),
+                              scratch.take(x.shape(), DType::f32)};
+  const auto sum = [&](std::size_t i) {  // what norm i leaves: the residual of the next one
+    return options.tape != nullptr ? options.tape->sums_[i].view() : sums[i % 2];
+  };
   AddRmsNorm norm;
-  norm.residual = scratch.take(x.shape(), DType::f32);
   norm.epsilon = epsilon_;
-  const TensorView normed = scratch.take(x.shape(), dtype());
+  norm.x = x;
+  norm.y = scratch.take(x.shape(), dtype());
   const TensorView branch = scratch.take(x.shape(), dtype());
-  copy(x, norm.residual, stream);
   for (std::size_t i = 0; i < size(); ++i) {
     norm.weight = norms_[i];
-    norm.y = normed;
-    run(norm, stream);
-    if (options.tape != nullptr) copy(norm.residual, options.tape->sums_[i], stream);
+    norm.sum = sum(i);
     ForwardOptions layer_options;
     static_cast<SequenceOptions&>(layer_options) = options;
     if (options.steps != nullptr) layer_options.steps = &options.steps->layers[i];
     if (options.tape != nullptr) layer_options.tape = &options.tape->layers_[i];
-    layers_[i].forward(normed, state.layers[i], branch, stream, layer_options);
+    layers_[i].forward(norm, state.layers[i], branch, stream, layer_options);
+    norm.residual = norm.sum;
     norm.x = branch;  // added by the next norm
   }
   norm.weight = norms_.back();
+  norm.sum = sum(size());
   norm.y = y;
   run(norm, stream);
-  if (options.tape == nullptr) return;
-  copy(norm.residual, options.tape->sums_.back(), stream);
-  options.tape->filled_ = true;
+  if (options.tape != nullptr) options.tape->filled_ = true;
 }
 
 inline void Stack::backward(StackTape& tape, ConstTensorView dy, StackState* dstate, TensorView dx,

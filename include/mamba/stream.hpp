@@ -30,6 +30,7 @@ class Stream {
   void synchronize();
 
  private:
+  friend class ConstantWeights;
   friend class Scratch;
   friend struct StreamAccess;  // the kernels' side, src/detail/stream_access.hpp
   struct Impl;
@@ -39,6 +40,21 @@ class Stream {
 
 // The calling thread's own stream of a device, made on first use and kept until the thread ends.
 Stream& default_stream(Device device = Device::cpu());
+
+// A promise for as long as it lives: nothing that is queued on the stream writes the weights (and
+// biases, norms' weights and the like) of an operation queued meanwhile. A CUDA kernel may then
+// fetch them while the kernels before it still run. What was queued earlier may have written them.
+// Scopes nest.
+class ConstantWeights {
+ public:
+  explicit ConstantWeights(Stream& stream);
+  ~ConstantWeights();
+  ConstantWeights(const ConstantWeights&) = delete;
+  ConstantWeights& operator=(const ConstantWeights&) = delete;
+
+ private:
+  Stream& stream_;
+};
 
 // A bump arena on a stream: tensors that live until the scope ends. Memory is kept by the stream,
 // at addresses that stay the same for the same sequence of calls, so after the first call nothing

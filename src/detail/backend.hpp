@@ -75,6 +75,9 @@ void run(const Sample& op, Stream& stream);
 void run(const CopyRows& op, Stream& stream);
 void run(const ZeroRows& op, Stream& stream);
 
+// Whether run() takes the three together.
+bool in_one_pass(const AddRmsNorm& norm, const Matmul& product, const CausalConv& conv);
+void run(const AddRmsNorm& norm, const Matmul& product, const CausalConv& conv, Stream& stream);
 // Whether run() takes dt_weight with these operands.
 bool projects_dt(const SelectiveScan& op);
 std::int64_t scan_chunk_steps(const SelectiveScan& op, const Stream& stream);

@@ -19,6 +19,12 @@ struct StreamAccess {
   static detail::Team& team(Stream& stream);
   // On CUDA: an int that kernels may set to 1, in memory that the host sees; nullptr on the CPU.
   static int* flag(Stream& stream, BadValue kind);
+  // Whether a kernel may read weights before its turn (see ConstantWeights).
+  static bool constant_weights(const Stream& stream);
+  // Asked for each kernel of a chain: whether it may begin before what is queued has ended. The
+  // first one under a ConstantWeights may not, so that all others find what was queued before it
+  // done.
+  static bool begins_early(Stream& stream);
   // A place for the matrix product's handle and plans, kept as long as the stream.
   static std::shared_ptr<void>& matmul(Stream& stream);
 };

@@ -46,6 +46,8 @@ void run(const Sample&, Stream&) { refuse("sample"); }
 void run(const CopyRows&, Stream&) { refuse("copy_rows"); }
 void run(const ZeroRows&, Stream&) { refuse("zero_rows"); }
 
+bool in_one_pass(const AddRmsNorm&, const Matmul&, const CausalConv&) { refuse("add_rms_norm"); }
+void run(const AddRmsNorm&, const Matmul&, const CausalConv&, Stream&) { refuse("add_rms_norm"); }
 bool projects_dt(const SelectiveScan&) { refuse("selective_scan"); }
 std::int64_t scan_chunk_steps(const SelectiveScan&, const Stream&) { refuse("scan_chunk_steps"); }
 void run(const SumRows&, Stream&) { refuse("sum_rows"); }

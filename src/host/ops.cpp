@@ -65,9 +65,7 @@ void check_recurrence(const Operands& operands, const Op& op, std::int64_t width
   operands.optional("step_states", op.step_states, {batch, time, channels, width}, dtype);
 }
 
-}  // namespace
-
-void run(const Matmul& op, Stream& stream) {
+void check_operands(const Matmul& op, const Stream& stream) {
   const Operands operands("matmul", stream);
   check::present("matmul", "x", op.x);
   operands.at_most_rank_3("x", op.x);
@@ -90,10 +88,9 @@ void run(const Matmul& op, Stream& stream) {
   operands.optional("bias", op.bias, {out}, op.x.dtype());
   check::present("matmul", "y", op.y);
   operands.is_storage_or_f32("y", op.y, y_shape, op.x.dtype());
-  if (op.y.count() > 0) dispatch(op, stream);
 }
 
-void run(const CausalConv& op, Stream& stream) {
+void check_operands(const CausalConv& op, const Stream& stream) {
   const Operands operands("causal_conv", stream);
   operands.rank("x", op.x, 3);
   operands.is_storage("x", op.x, op.x.shape());
@@ -105,7 +102,48 @@ void run(const CausalConv& op, Stream& stream) {
   operands.optional("bias", op.bias, {channels}, DType::f32);
   operands.is("y", op.y, op.x.shape(), op.x.dtype());
   check_recurrence(operands, op, width - 1, op.x.dtype());
+}
+
+void check_operands(const AddRmsNorm& op, const Stream& stream) {
+  const Operands operands("add_rms_norm", stream);
+  check::present("add_rms_norm", "y", op.y);
+  operands.is_storage("y", op.y, op.y.shape());
+  if (!op.x && !op.residual) operands.fail("x", "x, residual or both", "neither");
+  operands.optional("x", op.x, op.y.shape(), op.y.dtype());
+  operands.optional("residual", op.residual, op.y.shape(), DType::f32);
+  operands.optional("sum", op.sum, op.y.shape(), DType::f32);
+  operands.optional("weight", op.weight, {op.y.shape().back()}, DType::f32);
+  operands.finite("epsilon", op.epsilon, 0);
+  operands.at_most_rank_3("y", op.y);
+}
+
+}  // namespace
+
+void run(const Matmul& op, Stream& stream) {
+  check_operands(op, stream);
+  if (op.y.count() > 0) dispatch(op, stream);
+}
+
+void run(const CausalConv& op, Stream& stream) {
+  check_operands(op, stream);
   dispatch(op, stream);
+}
+
+void run(const AddRmsNorm& op, Stream& stream) {
+  check_operands(op, stream);
+  if (op.y.count() > 0) dispatch(op, stream);
+}
+
+void run(const AddRmsNorm& norm, const Matmul& product, const CausalConv& conv, Stream& stream) {
+  check_operands(norm, stream);
+  check_operands(product, stream);
+  check_operands(conv, stream);
+  if (stream.device().is_cuda() && cuda::in_one_pass(norm, product, conv)) {
+    return cuda::run(norm, product, conv, stream);
+  }
+  if (norm.y.count() > 0) dispatch(norm, stream);
+  if (product.y.count() > 0) dispatch(product, stream);
+  dispatch(conv, stream);
 }
 
 void run(const SelectiveScan& op, Stream& stream) {
@@ -157,19 +195,6 @@ std::int64_t scan_chunk_steps(const SelectiveScan& op, const Stream& stream) {
   operands.rank("A_log", op.A_log, 2);
   return stream.device().is_cuda() ? cuda::scan_chunk_steps(op, stream)
                                    : host::scan_chunk_steps(op, stream);
-}
-
-void run(const AddRmsNorm& op, Stream& stream) {
-  const Operands operands("add_rms_norm", stream);
-  check::present("add_rms_norm", "y", op.y);
-  operands.is_storage("y", op.y, op.y.shape());
-  if (!op.x && !op.residual) operands.fail("x", "x, residual or both", "neither");
-  operands.optional("x", op.x, op.y.shape(), op.y.dtype());
-  operands.optional("residual", op.residual, op.y.shape(), DType::f32);
-  operands.optional("weight", op.weight, {op.y.shape().back()}, DType::f32);
-  operands.finite("epsilon", op.epsilon, 0);
-  operands.at_most_rank_3("y", op.y);
-  if (op.y.count() > 0) dispatch(op, stream);
 }
 
 void run(const LayerNorm& op, Stream& stream) {

@@ -23,6 +23,8 @@ struct Stream::Impl {
   bool owned = false;    // the CUDA stream is destroyed with this
   int* flags = nullptr;  // on CUDA: [bad_value_kinds], see BadValue
   std::shared_ptr<void> matmul;
+  int constant_weights = 0;  // promises that live
+  bool chain_begun = false;  // a kernel was launched since the outermost of them was made
   // The arena: blocks are kept, in order, until the stream ends. (block, offset) is the next free
   // byte.
   std::vector<Tensor> blocks;
@@ -122,6 +124,14 @@ int* StreamAccess::flag(Stream& stream, BadValue kind) {
   return flags == nullptr ? nullptr : flags + static_cast<int>(kind);
 }
 
+bool StreamAccess::constant_weights(const Stream& stream) {
+  return stream.impl_->constant_weights > 0;
+}
+
+bool StreamAccess::begins_early(Stream& stream) {
+  return stream.impl_->constant_weights == 0 || std::exchange(stream.impl_->chain_begun, true);
+}
+
 detail::Team& StreamAccess::team(Stream& stream) { return *stream.impl_->team; }
 std::shared_ptr<void>& StreamAccess::matmul(Stream& stream) { return stream.impl_->matmul; }
 
@@ -132,6 +142,12 @@ Stream& default_stream(Device device) {
   }
   return streams.emplace_back(device);
 }
+
+ConstantWeights::ConstantWeights(Stream& stream) : stream_(stream) {
+  if (stream.impl_->constant_weights++ == 0) stream.impl_->chain_begun = false;
+}
+
+ConstantWeights::~ConstantWeights() { --stream_.impl_->constant_weights; }
 
 // ---- scratch ----------------------------------------------------------------------------------
 

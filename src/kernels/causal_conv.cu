@@ -1,7 +1,6 @@
 // CausalConv: operands to pointers, and which kernel runs.
 #include <algorithm>
 
-#include "detail/stream_access.hpp"
 #include "detail/visit.hpp"
 #include "kernels/causal_conv_any.cuh"
 #include "kernels/causal_conv_tile.cuh"
@@ -13,40 +12,6 @@ namespace mamba::cuda {
 namespace conv {
 
 namespace {
-
-template <class T>
-Operands<T> operands(const CausalConv& op, Stream& stream) {
-  Operands<T> o{};
-  o.x = op.x.data<T>();
-  o.x_row = op.x.row_pitch();
-  o.x_step = op.x.step_pitch();
-  o.weight = op.weight.data<float>();
-  o.weight_row = op.weight.row_pitch();
-  o.bias = op.bias ? op.bias.data<float>() : nullptr;
-  o.initial = op.initial_state ? op.initial_state.data<T>() : nullptr;
-  o.final_state = op.final_state ? op.final_state.data<T>() : nullptr;
-  o.read = op.rows.read ? op.rows.read.data<std::int32_t>() : nullptr;
-  o.write = op.rows.write ? op.rows.write.data<std::int32_t>() : nullptr;
-  o.state_rows = op.initial_state ? op.initial_state.dim(0)
-                 : op.final_state ? op.final_state.dim(0)
-                                  : op.x.dim(0);
-  o.reset = op.reset ? op.reset.data<std::int32_t>() : nullptr;
-  o.reset_row = op.reset ? op.reset.row_pitch() : 0;
-  o.states = op.step_states ? op.step_states.data<T>() : nullptr;
-  o.states_row = op.step_states ? op.step_states.row_pitch() : 0;
-  o.states_step = op.step_states ? op.step_states.step_pitch() : 0;
-  o.y = op.y.data<T>();
-  o.y_row = op.y.row_pitch();
-  o.y_step = op.y.step_pitch();
-  o.batch = op.x.dim(0);
-  o.time = op.x.dim(1);
-  o.channels = op.x.dim(2);
-  o.past = static_cast<int>(op.weight.dim(1)) - 1;
-  o.silu = op.silu;
-  o.wide_weights = is_aligned(o.weight, o.weight_row * 4, 16);
-  o.bad_row = StreamAccess::flag(stream, BadValue::state_row);
-  return o;
-}
 
 // Whether everything that is read or written by steps may be in vectors of V elements.
 template <class T>
@@ -85,7 +50,7 @@ void for_grids(const Operands<T>& o, int V, std::int64_t tile, int block_threads
 }
 
 template <int kWidth, int V, class T>
-void run_step(const Operands<T>& o, cudaStream_t stream) {
+void run_step(const Operands<T>& o, Stream& stream) {
   for_grids(o, V, 1, step_threads, [&](const Grid& grid, unsigned blocks) {
     launch_chained(conv_step_kernel<kWidth, V, T>, blocks, step_threads, 0, stream, "causal_conv",
                    o, grid);
@@ -107,11 +72,12 @@ void run_tiles(const Operands<T>& o, cudaStream_t stream) {
 // One step has little to read, and two channels to a thread are quickest: at 8 x 1536 a graph node
 // takes 1.65 us with 2, 1.75 with 4 and 2.45 with 8; at 256 x 5120 8.2, 8.4 and 12.1 (bf16, H200).
 template <int kWidth, class T>
-void run_width(const Operands<T>& o, cudaStream_t stream) {
+void run_width(const Operands<T>& o, Stream& stream) {
   if (o.time == 1) {
     return takes_vectors(o, 2) ? run_step<kWidth, 2>(o, stream) : run_step<kWidth, 1>(o, stream);
   }
-  takes_vectors(o, 4) ? run_tiles<kWidth, 4>(o, stream) : run_tiles<kWidth, 1>(o, stream);
+  const cudaStream_t queue = handle(stream);
+  takes_vectors(o, 4) ? run_tiles<kWidth, 4>(o, queue) : run_tiles<kWidth, 1>(o, queue);
 }
 
 template <class T>
@@ -139,11 +105,11 @@ void run(const CausalConv& op, Stream& stream) {
     const auto operands = conv::operands<typename decltype(type)::type>(op, stream);
     switch (operands.past) {
       case 1:
-        return conv::run_width<2>(operands, handle(stream));
+        return conv::run_width<2>(operands, stream);
       case 2:
-        return conv::run_width<3>(operands, handle(stream));
+        return conv::run_width<3>(operands, stream);
       case 3:
-        return conv::run_width<4>(operands, handle(stream));
+        return conv::run_width<4>(operands, stream);
       default:
         return conv::run_any(operands, handle(stream));
     }

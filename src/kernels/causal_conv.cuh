@@ -1,37 +1,13 @@
-// What the kernels of CausalConv share: the operands as plain pointers, which state row a batch row
-// stands for, and one step of the convolution. Every kernel computes a step with `convolve`, taps
-// in the same order, so that it cannot matter where time is cut or which kernel ran.
+// What the kernels of CausalConv share: which state row a batch row stands for, and one step of the
+// convolution. Every kernel computes a step with Filter::step, taps in the same order, so that it
+// cannot matter where time is cut or which kernel ran.
 #pragma once
 
+#include "kernels/causal_conv_operands.cuh"
 #include "kernels/math.cuh"
 #include "kernels/vec.cuh"
 
 namespace mamba::cuda::conv {
-
-template <class T>
-struct Operands {
-  const T* x;  // [batch, time, channels]
-  std::int64_t x_row, x_step;
-  const float* weight;  // [channels, past + 1]
-  std::int64_t weight_row;
-  const float* bias;          // [channels]; may be nullptr
-  const T* initial;           // [state_rows, channels, past]; may be nullptr
-  T* final_state;             // the same
-  const std::int32_t* read;   // [batch]; may be nullptr
-  const std::int32_t* write;  // [batch]; may be nullptr
-  std::int64_t state_rows;
-  const std::int32_t* reset;  // [batch, time]; may be nullptr
-  std::int64_t reset_row;
-  T* states;  // [batch, time, channels, past]; may be nullptr
-  std::int64_t states_row, states_step;
-  T* y;  // [batch, time, channels]
-  std::int64_t y_row, y_step;
-  std::int64_t batch, time, channels;
-  int past;  // width - 1
-  bool silu;
-  bool wide_weights;  // weight and bias may be read 16 bytes at a time
-  int* bad_row;
-};
 
 // The state rows of a batch row (see RowMap).
 struct StateRow {
@@ -50,72 +26,6 @@ struct StateRow {
 
 // x / (1 + exp(-x)), -0 below -88.
 __device__ __forceinline__ float silu(float x) { return x * sigmoid_approx(x); }
-
-// V neighbouring elements as they lie in memory: 2, 4, 8 or 16 bytes that move at once. Whole
-// words, and not an array of V elements, because the compiler keeps each of those in a register of
-// its own.
-template <class T, int V>
-struct Packed {
-  static constexpr int bytes = static_cast<int>(sizeof(T)) * V;
-  using Words = std::conditional_t<
-      bytes == 16, uint4,
-      std::conditional_t<bytes == 8, uint2,
-                         std::conditional_t<bytes == 4, std::uint32_t, std::uint16_t>>>;
-  Words words;
-
-  static __device__ __forceinline__ Packed load(const T* from) {
-    return {*reinterpret_cast<const Words*>(from)};
-  }
-  __device__ __forceinline__ void store(T* to) const { *reinterpret_cast<Words*>(to) = words; }
-
-  __device__ __forceinline__ void unpack(float (&to)[V]) const {
-    if constexpr (sizeof(T) == 2 && V > 1) {
-      std::uint32_t pairs[V / 2];
-      memcpy(pairs, &words, bytes);
-#pragma unroll
-      for (int i = 0; i < V / 2; ++i) {
-        if constexpr (std::is_same_v<T, bf16>) {
-          to[2 * i] = __uint_as_float(pairs[i] << 16);
-          to[2 * i + 1] = __uint_as_float(pairs[i] & 0xffff0000u);
-        } else {
-          __half2 pair;
-          memcpy(&pair, &pairs[i], 4);
-          to[2 * i] = __low2float(pair);
-          to[2 * i + 1] = __high2float(pair);
-        }
-      }
-    } else {
-      T elements[V];
-      memcpy(elements, &words, bytes);
-#pragma unroll
-      for (int i = 0; i < V; ++i) to[i] = to_float(elements[i]);
-    }
-  }
-
-  static __device__ __forceinline__ Packed pack(const float (&from)[V]) {
-    Packed result;
-    if constexpr (sizeof(T) == 2 && V > 1) {
-      std::uint32_t pairs[V / 2];
-#pragma unroll
-      for (int i = 0; i < V / 2; ++i) {
-        if constexpr (std::is_same_v<T, bf16>) {
-          const __nv_bfloat162 pair = __floats2bfloat162_rn(from[2 * i], from[2 * i + 1]);
-          memcpy(&pairs[i], &pair, 4);
-        } else {
-          const __half2 pair = __floats2half2_rn(from[2 * i], from[2 * i + 1]);
-          memcpy(&pairs[i], &pair, 4);
-        }
-      }
-      memcpy(&result.words, pairs, bytes);
-    } else {
-      T elements[V];
-#pragma unroll
-      for (int i = 0; i < V; ++i) elements[i] = from_float<T>(from[i]);
-      memcpy(&result.words, elements, bytes);
-    }
-    return result;
-  }
-};
 
 // The weights of V channels, in registers.
 template <int kWidth, int V>

@@ -117,7 +117,7 @@ struct Track {
   }
 
   __device__ __forceinline__ void load_initial(const StateRow& row, std::int64_t channel) {
-    if (op.initial != nullptr && row.read >= 0) {
+    if (op.initial != nullptr && row.read >= 0 && !row.bad) {
       load_state(op.initial + (row.read * op.channels + channel) * kPast, past);
     } else {
       clear(past);
@@ -162,6 +162,15 @@ struct Track {
         states += op.states_step;
       }
     }
+  }
+
+  // time == 1, from the state in `past`.
+  __device__ __forceinline__ void only_step(const StateRow& row, std::int64_t channel,
+                                            const Packed<T, V>& input) {
+    if (row.bad || row.is_padding()) return fill(1, row.bad ? nanf("") : 0);
+    step(0, 0, input);
+    if (op.final_state == nullptr || row.write < 0) return;
+    store_state(past, 1, op.final_state + (row.write * op.channels + channel) * kPast);
   }
 
   // A padding row, or one whose state row does not exist.
@@ -229,7 +238,6 @@ __global__ void __launch_bounds__(tile_threads, kExtras ? 3 : 4)
 template <int kWidth, int V, class T>
 __global__ void __launch_bounds__(step_threads)
     conv_step_kernel(const Operands<T> op, const Grid grid) {
-  constexpr int kPast = kWidth - 1;
   const unsigned thread = blockIdx.x * step_threads + threadIdx.x;
   let_next_begin();
   wait_for_previous();
@@ -238,15 +246,10 @@ __global__ void __launch_bounds__(step_threads)
   const std::int64_t b = grid.first_row + thread / grid.groups;
   Track<kWidth, V, true, T> track(op, b, channel, 0);
   const StateRow row(op, b);
-  if (row.bad) return track.fill(1, nanf(""));
-  if (row.is_padding()) return track.fill(1, 0);
-
   const auto input = Packed<T, V>::load(track.x);
   track.filter.load(op, channel);
   track.load_initial(row, channel);
-  track.step(0, 0, input);
-  if (op.final_state == nullptr || row.write < 0) return;
-  store_state(track.past, 1, op.final_state + (row.write * op.channels + channel) * kPast);
+  track.only_step(row, channel, input);
 }
 
 }  // namespace mamba::cuda::conv

@@ -1,9 +1,16 @@
 // Kernels that begin while the one before them still runs (programmatic dependent launch, compute
 // capability 9.0): between the short kernels of a decode step, launching and beginning cost as much
-// as the work. Such a kernel does what depends on nothing (prefetching weights into L2, which
-// cannot be out of date there), waits, and lets the next one begin in its turn.
+// as the work. Such a kernel lets the next one begin, does what depends on nothing, and waits.
+//
+// Before it has waited, kernels queued long before it may still run, for each of them may have
+// begun early. It may prefetch into L2, where nothing is out of date, and read, past L1, what no
+// kernel of the chain writes: under a ConstantWeights, weights. There the chain's first kernel does
+// not begin early; so the others begin after everything queued before it has ended.
 #pragma once
 
+#include <cstdint>
+
+#include "detail/stream_access.hpp"
 #include "kernels/cuda.cuh"
 
 namespace mamba::cuda {
@@ -14,6 +21,10 @@ __device__ __forceinline__ void wait_for_previous() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
+}
+// What must come before weights are read.
+__device__ __forceinline__ void wait_for_weights(bool constant) {
+  if (!constant) wait_for_previous();
 }
 // The next kernel may take multiprocessors that are free, up to its own wait.
 __device__ __forceinline__ void let_next_begin() {
@@ -29,13 +40,31 @@ __device__ __forceinline__ void prefetch_to_l2(const void* from, unsigned bytes)
 #endif
 }
 
+// The cache line of an address that exists. Any memory will do: in L2 nothing is out of date.
+__device__ __forceinline__ void prefetch_line(const void* from) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+}
+
+// Row `b` of a row map before its turn, when it may still be about to change: past L1, where it
+// must not stay. Good for a prefetch alone. -1: a row that is not there.
+__device__ __forceinline__ std::int64_t likely_row(const std::int32_t* rows, std::int64_t b,
+                                                   std::int64_t state_rows) {
+  const std::int64_t row = rows != nullptr ? __ldcg(rows + b) : b;
+  return row < state_rows ? row : -1;
+}
+
 // In the order of the stream, but allowed to begin before what is queued there has ended.
 template <class... Parameters, class... Arguments>
 void launch_chained(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared,
-                    cudaStream_t stream, const char* where, const Arguments&... arguments) {
+                    Stream& stream, const char* where, const Arguments&... arguments) {
   int device = 0, major = 0;
   check(cudaGetDevice(&device), where);
   check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), where);
+  if (shared > 48 * 1024) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(shared)),
+          where);
+  }
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
@@ -43,9 +72,9 @@ void launch_chained(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::s
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared;
-  config.stream = stream;
+  config.stream = handle(stream);
   config.attrs = &attribute;
-  config.numAttrs = major >= 9 ? 1 : 0;
+  config.numAttrs = major >= 9 && StreamAccess::begins_early(stream) ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...), where);
 }
 

@@ -16,6 +16,12 @@ inline void check(cudaError_t status, const char* where) {
   throw DeviceError(where, "CUDA", "success", cudaGetErrorString(status));
 }
 
+inline int multiprocessors(Device device, const char* where) {
+  int count = 0;
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device.index()), where);
+  return count;
+}
+
 // Makes a device current for a scope and leaves the thread's device as it was found.
 class OnDevice {
  public:

@@ -78,11 +78,9 @@ void gather(const Embedding& op, Stream& stream) {
   g.lanes = lanes_per_row(vectors ? g.width / V : g.width, block_threads);
   const auto blocks = static_cast<unsigned>(divide_up(g.rows, block_threads / g.lanes));
   if (vectors) {
-    launch_chained(embedding_kernel<V, T, Y>, blocks, block_threads, 0, handle(stream), "embedding",
-                   g);
+    launch_chained(embedding_kernel<V, T, Y>, blocks, block_threads, 0, stream, "embedding", g);
   } else {
-    launch_chained(embedding_kernel<1, T, Y>, blocks, block_threads, 0, handle(stream), "embedding",
-                   g);
+    launch_chained(embedding_kernel<1, T, Y>, blocks, block_threads, 0, stream, "embedding", g);
   }
   check(cudaGetLastError(), "embedding");
 }

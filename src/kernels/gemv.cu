@@ -4,21 +4,12 @@
 
 #include "detail/visit.hpp"
 #include "kernels/cuda.cuh"
-#include "kernels/gemv_kernels.cuh"
+#include "kernels/gemv_rows.cuh"
 #include "kernels/matmul.hpp"
 
 namespace mamba::cuda {
 
 namespace {
-
-// Whether every row that a kernel reads begins and ends on a multiple of 16 bytes.
-bool rows_are_aligned(const ConstTensorView& view) {
-  const detail::ChannelRows rows(view);
-  const std::int64_t size = size_of(view.dtype());
-  return is_aligned(view.data(), rows.time_pitch * size, 16) &&
-         is_aligned(view.data(), rows.batch_pitch * size, 16) &&
-         view.shape().back() * size % 16 == 0;
-}
 
 bool is_aligned(const Matmul& op) { return rows_are_aligned(op.x) && rows_are_aligned(op.weight); }
 
@@ -46,20 +37,30 @@ struct Cut {
 };
 
 template <class T>
-void launch_mma(const Matmul& op, cudaStream_t stream) {
+void launch_mma(const Matmul& op, Stream& stream) {
   const MatmulOperands<T> operands(op);
   const Cut cut(gemv_mma_columns, (operands.in + gemv_mma_step - 1) / gemv_mma_step,
                 operands.out < 2048 ? 24 : 12);
   launch_chained(gemv_mma_kernel<T>, cut.blocks(operands.out), cut.threads(), cut.shared(8), stream,
-                 "matmul", operands, cut.splits);
+                 "matmul", operands, cut.splits, StreamAccess::constant_weights(stream));
 }
 
 template <class T, int N, int Rows, int Columns>
-void launch_fma(const Matmul& op, int max_splits, cudaStream_t stream) {
+void launch_fma(const Matmul& op, int max_splits, Stream& stream) {
   const MatmulOperands<T> operands(op);
   const Cut cut(Columns, (operands.in + 32 * N - 1) / (32 * N), max_splits);
   launch_chained(gemv_fma_kernel<T, N, Rows, Columns>, cut.blocks(operands.out), cut.threads(),
-                 cut.shared(Rows), stream, "matmul", operands, cut.splits);
+                 cut.shared(Rows), stream, "matmul", operands, cut.splits,
+                 StreamAccess::constant_weights(stream));
+}
+
+template <class T>
+void launch_rows(const Matmul& op, Stream& stream) {
+  const MatmulOperands<T> operands(op);
+  const RowsCut cut(operands, StreamAccess::constant_weights(stream),
+                    multiprocessors(stream.device(), "matmul"));
+  launch_chained(gemv_rows_kernel<T>, cut.blocks, cut.threads(),
+                 RowsMemory<T>::bytes(operands.in, cut.warps), stream, "matmul", operands, cut);
 }
 
 // Few weight rows: one a tile, with a warp for each load of it, so that as many multiprocessors as
@@ -67,7 +68,7 @@ void launch_fma(const Matmul& op, int max_splits, cudaStream_t stream) {
 // x, which comes from L1, is read once for four, and fewer warps each, so that blocks are small and
 // many of them run at once. With more rows of x there are registers for two.
 template <class T, int N, int Rows>
-void fma(const Matmul& op, cudaStream_t stream) {
+void fma(const Matmul& op, Stream& stream) {
   const std::int64_t out = op.weight.dim(0);
   const bool many = out >= 8192;
   if (out < 512) return launch_fma<T, N, Rows, 1>(op, Rows <= 2 ? 20 : 12, stream);
@@ -81,7 +82,7 @@ void fma(const Matmul& op, cudaStream_t stream) {
 
 // Unaligned operands: one element at a time.
 template <class T>
-void scalar(const Matmul& op, std::int64_t rows, cudaStream_t stream) {
+void scalar(const Matmul& op, std::int64_t rows, Stream& stream) {
   if (rows == 1) return launch_fma<T, 1, 1, 2>(op, 8, stream);
   launch_fma<T, 1, 8, 2>(op, 8, stream);
 }
@@ -98,20 +99,20 @@ std::int64_t gemv_good_rows(const Matmul& op) {
 
 void gemv(const Matmul& op, Stream& stream) {
   const std::int64_t rows = detail::ChannelRows(op.x).count();
-  const cudaStream_t queue = handle(stream);
   detail::visit(op.x.dtype(), [&](auto type) {
     using T = typename decltype(type)::type;
-    if (!is_aligned(op)) return scalar<T>(op, rows, queue);
-    if (rows == 1) return fma<T, 16 / sizeof(T), 1>(op, queue);
+    if (!is_aligned(op)) return scalar<T>(op, rows, stream);
+    if (streams_rows(op)) return launch_rows<T>(op, stream);
+    if (rows == 1) return fma<T, 16 / sizeof(T), 1>(op, stream);
     if constexpr (sizeof(T) == 2) {
       // With 4 rows the two kernels are equal: the tensor cores' is faster where it has many tiles
       // (3072 x 768: 3.8 us and 4.3), the other where it has few (192 x 5120: 6.6 us and 3.7).
-      if (rows == 2) return fma<T, 8, 2>(op, queue);
-      if (rows <= 4 && op.weight.dim(0) < 1024) return fma<T, 8, 4>(op, queue);
-      launch_mma<T>(op, queue);
+      if (rows == 2) return fma<T, 8, 2>(op, stream);
+      if (rows <= 4 && op.weight.dim(0) < 1024) return fma<T, 8, 4>(op, stream);
+      launch_mma<T>(op, stream);
     } else {
-      if (rows <= 4) return fma<T, 4, 4>(op, queue);
-      fma<T, 4, 8>(op, queue);
+      if (rows <= 4) return fma<T, 4, 4>(op, stream);
+      fma<T, 4, 8>(op, stream);
     }
   });
   check(cudaGetLastError(), "matmul");

@@ -46,34 +46,63 @@ __device__ void add_splits(const MatmulOperands<T>& op, const GemvWarp& me, cons
   }
 }
 
-// Weights, which nobody reads again: they need no place in L1.
+// Weights, which nobody reads again: they need no place in L1. Volatile, so that no load passes
+// wait_for_previous.
 __device__ __forceinline__ uint4 load_words(const void* from) {
   uint4 value;
-  asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-      : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-      : "l"(from));
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(from));
+  return value;
+}
+
+// The same before a kernel's turn: from L2, whatever L1 has.
+__device__ __forceinline__ uint4 load_words_early(const void* from) {
+  uint4 value;
+  asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(from));
   return value;
 }
 
 template <int N, class T>
-__device__ __forceinline__ Vec<T, N> load_once(const T* from) {
+__device__ __forceinline__ Packed<T, N> load_once(const T* from) {
   if constexpr (sizeof(T) * N < 16) {
-    return load_vec<N>(from);
+    return Packed<T, N>::load(from);
   } else {
-    const uint4 words = load_words(from);
-    Vec<T, N> value;
-    memcpy(&value, &words, sizeof(value));
-    return value;
+    return {load_words(from)};
   }
 }
 
 // ---- a few rows on the FMA units ----------------------------------------------------------------
 
+// sum[r][c] += w[c] . x[r][k, k + N), in the order of k.
+template <class T, int N, int Rows, int Columns>
+__device__ __forceinline__ void add_products(const Packed<T, N> (&w)[Columns],
+                                             const T* const (&x)[Rows], int k,
+                                             float (&sum)[Rows][Columns]) {
+  Packed<T, N> packed[Rows];
+#pragma unroll
+  for (int r = 0; r < Rows; ++r) packed[r] = Packed<T, N>::load(x[r] + k);
+  float v[Rows][N], weight[N];
+#pragma unroll
+  for (int r = 0; r < Rows; ++r) packed[r].unpack(v[r]);
+#pragma unroll
+  for (int c = 0; c < Columns; ++c) {
+    w[c].unpack(weight);
+#pragma unroll
+    for (int r = 0; r < Rows; ++r) {
+#pragma unroll
+      for (int i = 0; i < N; ++i) sum[r][c] = fmaf(weight[i], v[r][i], sum[r][c]);
+    }
+  }
+}
+
 // Any operands: N elements an access, Columns weight rows a tile, up to Rows rows of x. A warp
 // reads 32 N elements of a weight row at a time: whole cache lines, which is what the memory is
 // fastest at (1 row, bf16, 50280 x 768: 92 % of 4.28 TB/s).
 template <class T, int N, int Rows, int Columns>
-__global__ void gemv_fma_kernel(MatmulOperands<T> op, int splits) {
+__global__ void gemv_fma_kernel(MatmulOperands<T> op, int splits, bool constant) {
   extern __shared__ float sums[];
   const GemvWarp me(splits);
   // Beyond the last row of x or of the weights: the last one again, and its result is dropped.
@@ -88,30 +117,32 @@ __global__ void gemv_fma_kernel(MatmulOperands<T> op, int splits) {
 
   const int in = static_cast<int>(op.in);
   let_next_begin();
-  if (N > 1 && me.split == 0 && me.lane < Columns) {
+  constexpr bool wide = sizeof(T) * N == 16;
+  const bool early = wide && constant;  // the first round, often all there is
+  const bool prefetches = N > 1 && (!early || in > splits * 32 * N);
+  if (prefetches && me.split == 0 && me.lane < Columns) {
     const std::int64_t column = min(me.first_column(Columns) + me.lane, op.out - 1);
     prefetch_to_l2(op.weight + column * op.weight_pitch, op.in * sizeof(T));
   }
-  wait_for_previous();
   float sum[Rows][Columns] = {};
+  int k = (me.split * 32 + me.lane) * N;
+  Packed<T, N> w[Columns];
+  wait_for_weights(early);
+#pragma unroll
+  for (int c = 0; c < Columns && k < in; ++c) {
+    if constexpr (wide) {
+      w[c] = {load_words_early(weight[c] + k)};
+    } else {
+      w[c] = load_once<N>(weight[c] + k);
+    }
+  }
+  wait_for_previous();
+  if (k < in) add_products(w, x, k, sum);
 #pragma unroll 2
-  for (int k = (me.split * 32 + me.lane) * N; k < in; k += splits * 32 * N) {
-    Vec<T, N> w[Columns];
-    Vec<T, N> v[Rows];
+  for (k += splits * 32 * N; k < in; k += splits * 32 * N) {
 #pragma unroll
     for (int c = 0; c < Columns; ++c) w[c] = load_once<N>(weight[c] + k);
-#pragma unroll
-    for (int r = 0; r < Rows; ++r) v[r] = load_vec<N>(x[r] + k);
-#pragma unroll
-    for (int r = 0; r < Rows; ++r) {
-#pragma unroll
-      for (int c = 0; c < Columns; ++c) {
-#pragma unroll
-        for (int i = 0; i < N; ++i) {
-          sum[r][c] = fmaf(to_float(w[c].at[i]), to_float(v[r].at[i]), sum[r][c]);
-        }
-      }
-    }
+    add_products(w, x, k, sum);
   }
 
 #pragma unroll
@@ -162,7 +193,7 @@ constexpr int gemv_mma_step =
 // are pieces of eight rows, which costs bandwidth: it pays from 5 rows of x, on weights that are
 // small anyway.
 template <class T>
-__global__ void gemv_mma_kernel(MatmulOperands<T> op, int splits) {
+__global__ void gemv_mma_kernel(MatmulOperands<T> op, int splits, bool constant) {
   constexpr int size = 8 * gemv_mma_columns;
   extern __shared__ float sums[];
   const GemvWarp me(splits);
@@ -176,17 +207,25 @@ __global__ void gemv_mma_kernel(MatmulOperands<T> op, int splits) {
   const int in = static_cast<int>(op.in);
   let_next_begin();
   if (me.split == 0 && quarter == 0) prefetch_to_l2(weight, op.in * sizeof(T));
+  const auto inside = [&](int at) { return at + quarter * 8 < in; };
+  int k = me.split * gemv_mma_step;
+  uint4 first[2];
+  wait_for_weights(constant);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int at = k + half * 32;
+    first[half] = inside(at) ? load_words_early(weight + at) : uint4{};
+  }
   wait_for_previous();
   float sum[4][4] = {};  // four chains of dependent products, so that their latencies overlap
-  for (int k = me.split * gemv_mma_step; k < in; k += splits * gemv_mma_step) {
-    uint4 w[2];
+  for (bool begun = false; k < in; k += splits * gemv_mma_step, begun = true) {
+    uint4 w[2] = {first[0], first[1]};
     uint4 v[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int at = k + half * 32;
-      const bool inside = at + quarter * 8 < in;
-      w[half] = inside ? load_words(weight + at) : uint4{};
-      v[half] = inside ? *reinterpret_cast<const uint4*>(x + at) : uint4{};
+      if (begun) w[half] = inside(at) ? load_words(weight + at) : uint4{};
+      v[half] = inside(at) ? *reinterpret_cast<const uint4*>(x + at) : uint4{};
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {

@@ -1,6 +1,8 @@
 // A Matmul's operands as our own kernels take them.
 #pragma once
 
+#include <mamba/ops.hpp>
+
 #include "detail/channel_rows.hpp"
 #include "kernels/vec.cuh"
 
@@ -18,6 +20,15 @@ struct RowOffsets {
     return r < time ? r * time_pitch : r / time * batch_pitch + r % time * time_pitch;
   }
 };
+
+// Whether every row that a kernel reads begins and ends on a multiple of 16 bytes.
+inline bool rows_are_aligned(const ConstTensorView& view) {
+  const detail::ChannelRows rows(view);
+  const std::int64_t size = size_of(view.dtype());
+  return is_aligned(view.data(), rows.time_pitch * size, 16) &&
+         is_aligned(view.data(), rows.batch_pitch * size, 16) &&
+         view.shape().back() * size % 16 == 0;
+}
 
 template <class T>
 struct MatmulOperands {
@@ -61,9 +72,12 @@ struct MatmulOperands {
     return to_float(weight[transpose_weight ? weight_row(i) + column : weight_row(column) + i]);
   }
 
+  __device__ float with_bias(std::int64_t column, float sum) const {
+    return bias != nullptr ? sum + to_float(bias[column]) : sum;
+  }
   // y[row, column] = sum + bias, with what was there if it accumulates, rounded once.
   __device__ void finish(std::int64_t row, std::int64_t column, float sum) const {
-    if (bias != nullptr) sum += to_float(bias[column]);
+    sum = with_bias(column, sum);
     const std::int64_t at = y_row(row) + column;
     if (y_is_f32) {
       float* to = static_cast<float*>(y) + at;

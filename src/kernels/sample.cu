@@ -195,8 +195,8 @@ void run(const Sample& op, Stream& stream) {
   options.unit = unit_mass(options.vocab);
   options.bad_logits = StreamAccess::flag(stream, BadValue::logits);
   options.bad_row = StreamAccess::flag(stream, BadValue::sampled_row);
-  launch_chained(sample_kernel, static_cast<unsigned>(count), sampling::block_threads, 0,
-                 handle(stream), "sample", options);
+  launch_chained(sample_kernel, static_cast<unsigned>(count), sampling::block_threads, 0, stream,
+                 "sample", options);
 }
 
 }  // namespace mamba::cuda

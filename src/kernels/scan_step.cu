@@ -197,9 +197,23 @@ __device__ __forceinline__ float project_dt(const ScanOperands& op, std::int64_t
   return sum;
 }
 
-// What no kernel of a step writes comes nearer while the one before still runs.
-__device__ __forceinline__ void prefetch_line(const void* from) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+// What a thread will read of what the kernel before does not write comes into L2 meanwhile. Not all
+// of it with many rows, which hide each other's latency.
+template <class T>
+__device__ __forceinline__ void prefetch(const ScanOperands& op, std::int64_t b, int c, int lane,
+                                         int lanes, int n) {
+  constexpr int line = 128 / static_cast<int>(sizeof(T));
+  prefetch_line(op.A_log + c * op.A_log_pitch);
+  if (op.batch > 8) return;
+  if (op.D != nullptr) prefetch_line(op.D + c);
+  if (op.dt_bias != nullptr) prefetch_line(op.dt_bias + c);
+  if (op.dt_weight != nullptr) {
+    const T* weight = static_cast<const T*>(op.dt_weight) + c * op.dt_weight_pitch;
+    for (int k = lane * line; k < op.dt_rank; k += lanes * line) prefetch_line(weight + k);
+  }
+  if (op.initial == nullptr || b >= op.batch || n >= op.d_state) return;
+  const std::int64_t row = likely_row(op.read, b, op.state_rows);
+  if (row >= 0) prefetch_line(op.initial + op.state(row, c) + n);
 }
 
 template <class T, bool Whole, bool Plain, int Quads>
@@ -208,10 +222,7 @@ __global__ void __launch_bounds__(threads, 6)
   const StepThread thread(op, cut);
   const int c = thread.channel, n = 4 * Quads * thread.lane;
   let_next_begin();
-  prefetch_line(op.A_log + c * op.A_log_pitch);
-  if (op.dt_weight != nullptr) {
-    prefetch_line(static_cast<const T*>(op.dt_weight) + c * op.dt_weight_pitch);
-  }
+  prefetch<T>(op, thread.group, c, thread.lane, cut.lanes, n);
   wait_for_previous();
   if (thread.group >= op.batch) return;
   StepInput<T, Plain> input;
@@ -309,8 +320,8 @@ void step(const SelectiveScan& op, Stream& stream) {
     const dim3 grid(static_cast<unsigned>((row_threads + threads - 1) / threads),
                     static_cast<unsigned>(std::min(groups, most)),
                     static_cast<unsigned>((groups + most - 1) / most));
-    launch_chained(kernel, grid, threads, 0, handle(stream), "selective_scan",
-                   ScanOperands(op, stream), cut);
+    launch_chained(kernel, grid, threads, 0, stream, "selective_scan", ScanOperands(op, stream),
+                   cut);
   };
   const bool plain =
       Whole && op.initial_state && op.final_state && !op.rows.read && !op.reset && !op.step_states;

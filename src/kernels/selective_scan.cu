@@ -10,13 +10,6 @@ namespace mamba::cuda {
 
 namespace {
 
-int sm_count(Device device) {
-  int count = 0;
-  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device.index()),
-        "selective_scan");
-  return count;
-}
-
 // Lanes of a channel in the sequential plan, with eight states a lane or four.
 std::int64_t lanes_of(const SelectiveScan& op, int states) {
   std::int64_t lanes = 2;
@@ -116,17 +109,20 @@ bool projects_dt(const SelectiveScan& op) {
 std::int64_t scan_chunk_steps(const SelectiveScan&, const Stream&) { return scan_chunk; }
 
 void run_scan(const SelectiveScan& op, Stream& stream, ScanPlan plan) {
-  run_scan(op, stream, plan, geometry(op, plan, sm_count(stream.device())));
+  run_scan(op, stream, plan,
+           geometry(op, plan, multiprocessors(stream.device(), "selective_scan")));
 }
 
 void run(const SelectiveScan& op, Stream& stream) {
-  const int count = sm_count(stream.device());
+  const int count = multiprocessors(stream.device(), "selective_scan");
   const ScanPlan chosen = plan(op, count);
   run_scan(op, stream, chosen, geometry(op, chosen, count));
 }
 
 void run(const SelectiveScanGrad& op, Stream& stream) {
-  run_scan_grad(op, stream, ring_geometry(op, sm_count(stream.device()), 16, 8, {2, 1}));
+  run_scan_grad(
+      op, stream,
+      ring_geometry(op, multiprocessors(stream.device(), "selective_scan"), 16, 8, {2, 1}));
 }
 
 }  // namespace mamba::cuda

@@ -14,11 +14,12 @@
 HWY_BEFORE_NAMESPACE();
 namespace mamba::host::HWY_NAMESPACE {
 
-// One row. x, residual and weight may be nullptr.
+// One row. x, residual, kept and weight may be nullptr.
 template <class T>
 struct NormRow {
   const T* x;
-  float* residual;
+  const float* residual;
+  float* kept;  // gets the sum; may be residual, and must be there if both operands are
   const float* weight;
   T* y;
   std::size_t channels;
@@ -39,7 +40,7 @@ struct NormRow {
     return x == nullptr ? before : hn::Add(before, take(x + i, count));
   }
 
-  // Writes the sum to the residual, returns the sum of its squares. Four accumulators hide the
+  // Keeps the sum, returns the sum of its squares. Four accumulators hide the
   // latency of the additions; vector i of a row always goes to accumulator i mod 4, so the order is
   // fixed.
   float add() const {
@@ -48,7 +49,7 @@ struct NormRow {
     F32Vec squares[4] = {hn::Zero(d), hn::Zero(d), hn::Zero(d), hn::Zero(d)};
     const auto step = [&](std::size_t i, std::size_t count, F32Vec& square) {
       const F32Vec v = sum(i, count);
-      if (residual != nullptr && x != nullptr) put(v, residual + i, count);
+      if (kept != nullptr) put(v, kept + i, count);
       square = hn::MulAdd(v, v, square);
     };
     std::size_t i = 0;
@@ -63,11 +64,12 @@ struct NormRow {
   }
 
   void scale(float factor) const {
+    const float* from = kept != nullptr ? kept : residual;
     const std::size_t lanes = hn::Lanes(F32());
     const F32Vec factors = hn::Set(F32(), factor);
     for (std::size_t i = 0; i < channels; i += lanes) {
       const std::size_t count = std::min(lanes, channels - i);
-      F32Vec v = residual != nullptr ? take(residual + i, count) : take(x + i, count);
+      F32Vec v = from != nullptr ? take(from + i, count) : take(x + i, count);
       v = hn::Mul(v, factors);
       if (weight != nullptr) v = hn::Mul(v, take(weight + i, count));
       put(v, y + i, count);
@@ -79,13 +81,17 @@ template <class T>
 void norm_rows(const AddRmsNorm& op, std::int64_t first, std::int64_t last) {
   const detail::ChannelRows x_rows(op.x);
   const detail::ChannelRows residual_rows(op.residual);
+  const TensorView kept = op.sum ? op.sum : op.x ? op.residual : TensorView();
+  const detail::ChannelRows kept_rows(kept);
   const detail::ChannelRows y_rows(op.y);
   const std::int64_t channels = op.y.shape().back();
   for (std::int64_t r = first; r < last; ++r) {
     const NormRow<T> row{
         op.x ? op.x.data<T>() + x_rows.offset(r) : nullptr,
         op.residual ? op.residual.data<float>() + residual_rows.offset(r) : nullptr,
-        op.weight ? op.weight.data<float>() : nullptr, op.y.data<T>() + y_rows.offset(r),
+        kept ? kept.data<float>() + kept_rows.offset(r) : nullptr,
+        op.weight ? op.weight.data<float>() : nullptr,
+        op.y.data<T>() + y_rows.offset(r),
         static_cast<std::size_t>(channels)};
     const float mean = row.add() / static_cast<float>(channels);
     row.scale(1 / std::sqrt(mean + op.epsilon));

@@ -1,0 +1,184 @@
+// y = x weight^T + bias for one row of x and many rows of weights, whose reading is the whole cost.
+// One block a multiprocessor, from beginning to end: what precedes the product (copying x, or a
+// norm) is then done once a multiprocessor, while the first weights come. A warp has a few
+// neighbouring weight rows and reads them as one stream through a ring in shared memory, each lane
+// its own 16 bytes, with the next 4 KiB always on their way: 16 warps have twice in flight what
+// keeps the memory busy (4.28 TB/s for about 1 us, over 132 multiprocessors: 32 KiB).
+#pragma once
+
+#include <algorithm>
+
+#include "kernels/gemv_kernels.cuh"
+#include "kernels/rows.cuh"
+
+namespace mamba::cuda {
+
+constexpr int gemv_rows_warps = 16;  // of a block, at most: the next kernel's blocks need room too
+constexpr int gemv_rows_together = 2;  // rows read side by side: x is unpacked once for both
+constexpr int gemv_rows_ahead = 4;     // rounds of them on their way
+constexpr int gemv_rows_ring = gemv_rows_ahead * gemv_rows_together * 32;  // 16 bytes each, a warp
+constexpr std::int64_t gemv_rows_most_in = 24 << 10;                       // bytes of x
+
+// What a block needs of dynamic shared memory: [ring of each warp][x, with zeros to whole rounds].
+template <class T>
+struct RowsMemory {
+  static constexpr int N = 16 / static_cast<int>(sizeof(T));  // elements of a lane in a round
+  static constexpr int round = 32 * N;
+
+  static __host__ __device__ std::int64_t padded(std::int64_t in) {
+    return (in > 0 ? (in + round - 1) / round : 1) * round;
+  }
+  static std::size_t bytes(std::int64_t in, int warps) {
+    return static_cast<std::size_t>(warps) * gemv_rows_ring * sizeof(uint4) +
+           static_cast<std::size_t>(padded(in)) * sizeof(T);
+  }
+  static __device__ uint4* ring() {
+    extern __shared__ uint4 memory[];
+    return memory;
+  }
+  static __device__ T* x() {
+    return reinterpret_cast<T*>(ring() + blockDim.x / 32 * gemv_rows_ring);
+  }
+  static __device__ void pad(int in) {
+    const auto end = static_cast<int>(padded(in));
+    for (int i = in + static_cast<int>(threadIdx.x); i < end; i += static_cast<int>(blockDim.x)) {
+      x()[i] = from_float<T>(0);
+    }
+  }
+};
+
+// How the weight rows are shared out: evenly over the multiprocessors, then over warps.
+struct RowsCut {
+  int rows;   // of a warp; lane i keeps the sum of row i
+  int warps;  // of a block
+  unsigned blocks;
+  // The first rounds are read before the kernel's turn (see ConstantWeights). To bring more into L2
+  // so early does not help: 1.27 ms a token for 1.4b, 1.31 with 16 MB, 1.42 with 32 MB.
+  bool constant;
+
+  template <class T>
+  RowsCut(const MatmulOperands<T>& op, bool constant_, int multiprocessors) : constant(constant_) {
+    const std::int64_t share = divide_up(op.out, multiprocessors);
+    rows = static_cast<int>(std::min<std::int64_t>(divide_up(share, gemv_rows_warps), 32));
+    warps = static_cast<int>(std::min<std::int64_t>(divide_up(share, rows), gemv_rows_warps));
+    blocks = static_cast<unsigned>(divide_up(op.out, std::int64_t{warps} * rows));
+  }
+  int threads() const { return warps * 32; }
+};
+
+// The stream of one warp.
+template <class T>
+struct WeightRows {
+  static constexpr int N = RowsMemory<T>::N;
+  static constexpr int round = RowsMemory<T>::round;
+  static constexpr int together = gemv_rows_together;
+
+  int lane, in, count;  // count: rows, 0 beyond the last
+  std::int64_t first, pitch;
+  uint4* ring;      // of this lane: [ahead][together], 32 apart
+  const T* next;    // what this lane requests next,
+  int next_at = 0;  // where in its row the round begins,
+  int next_row = 0;
+
+  __device__ __forceinline__ WeightRows(const MatmulOperands<T>& op, int rows)
+      : lane(static_cast<int>(threadIdx.x % 32)),
+        in(static_cast<int>(op.in)),
+        first((std::int64_t{blockIdx.x} * (blockDim.x / 32) + threadIdx.x / 32) * rows),
+        pitch(op.weight_pitch),
+        ring(RowsMemory<T>::ring() + threadIdx.x / 32 * gemv_rows_ring + lane),
+        next(op.weight + first * pitch + lane * N) {
+    count = static_cast<int>(max(min(op.out - first, std::int64_t{rows}), std::int64_t{0}));
+  }
+
+  __device__ __forceinline__ void begin() {
+#pragma unroll
+    for (int slot = 0; slot < gemv_rows_ahead; ++slot) request(slot);
+  }
+  // A group of copies, even if there is nothing left. Beyond a row's end and the last row: zeros.
+  __device__ __forceinline__ void request(int slot) {
+    if (next_row < count) {
+#pragma unroll
+      for (int r = 0; r < together; ++r) {
+        const bool there = next_row + r < count && next_at + lane * N < in;
+        const auto to =
+            static_cast<unsigned>(__cvta_generic_to_shared(ring + (slot * together + r) * 32));
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to),
+                     "l"(there ? next + r * pitch : next), "r"(there ? 16 : 0)
+                     : "memory");
+      }
+      next += round;
+      next_at += round;
+      if (next_at >= in) {
+        next += together * pitch - next_at;
+        next_at = 0;
+        next_row += together;
+      }
+    }
+    asm volatile("cp.async.commit_group;" ::: "memory");
+  }
+
+  // The product of row i with x, in lane i. x: RowsMemory::x(), padded.
+  __device__ __forceinline__ float multiply(const T* x) {
+    float mine = 0;
+    float sum[together] = {};
+    int slot = 0, at = 0, row = 0;
+#pragma unroll 1
+    while (row < count) {
+      asm volatile("cp.async.wait_group %0;" ::"n"(gemv_rows_ahead - 1) : "memory");
+      float v[N], w[N];
+      Packed<T, N>::load(x + at + lane * N).unpack(v);
+#pragma unroll
+      for (int r = 0; r < together; ++r) {
+        Packed<T, N>{ring[(slot * together + r) * 32]}.unpack(w);
+#pragma unroll
+        for (int i = 0; i < N; ++i) sum[r] = fmaf(w[i], v[i], sum[r]);
+      }
+      request(slot);
+      slot = (slot + 1) % gemv_rows_ahead;
+      at += round;
+      if (at < in) continue;
+#pragma unroll
+      for (int r = 0; r < together; ++r) {
+#pragma unroll
+        for (int distance = 16; distance > 0; distance /= 2) {
+          sum[r] += __shfl_xor_sync(~0u, sum[r], distance);
+        }
+        if (lane == row + r) mine = sum[r];
+        sum[r] = 0;
+      }
+      at = 0;
+      row += together;
+    }
+    return mine;
+  }
+};
+
+template <class T>
+__global__ void __launch_bounds__(gemv_rows_warps * 32, 2)
+    gemv_rows_kernel(const __grid_constant__ MatmulOperands<T> op, const RowsCut cut) {
+  constexpr int N = RowsMemory<T>::N;
+  WeightRows<T> weights(op, cut.rows);
+  T* x = RowsMemory<T>::x();
+  let_next_begin();
+  RowsMemory<T>::pad(weights.in);
+  wait_for_weights(cut.constant);
+  weights.begin();
+  wait_for_previous();
+  for (int i = static_cast<int>(threadIdx.x) * N; i < weights.in;
+       i += static_cast<int>(blockDim.x) * N) {
+    store_vec(x + i, load_vec<N>(op.x + i));
+  }
+  __syncthreads();
+  const float sum = weights.multiply(x);
+  if (weights.lane < weights.count) op.finish(0, weights.first + weights.lane, sum);
+}
+
+// Whether gemv() takes this kernel. With fewer weight rows there are too few warps.
+inline bool streams_rows(const Matmul& op) {
+  return !op.transpose_weight && detail::ChannelRows(op.x).count() == 1 &&
+         op.weight.dim(0) >= 2048 &&
+         op.weight.dim(1) * size_of(op.weight.dtype()) <= gemv_rows_most_in &&
+         rows_are_aligned(op.x) && rows_are_aligned(op.weight);
+}
+
+}  // namespace mamba::cuda
