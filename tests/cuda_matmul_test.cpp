@@ -81,6 +81,30 @@ TEST(CudaMatmul, EveryPlanOnStridedOperands) {
   });
 }
 
+// One row of x and many weight rows: each depth of the warps' rings, with fewer rounds than that
+// and with more, and blocks whose last warps have an odd row or none.
+TEST(CudaMatmul, OneRowThroughEveryRing) {
+  const std::vector<std::pair<std::int64_t, std::int64_t>> shapes{
+      {24, 2048}, {1024, 4096}, {2600, 4201}, {2600, 2751}, {4104, 2560}, {5120, 2051}};
+  each_cuda_device([&](Device device) {
+    for (const DType dtype : testing::storage_dtypes()) {
+      for (const auto& [in, out] : shapes) {
+        Random random(8);
+        const Tensor x = random.normal_tensor({1, in}, dtype);
+        const Tensor weight = random.normal_tensor({out, in}, dtype);
+        const auto expected = testing::matmul_reference(x, weight, {});
+        const Guarded y({1, out}, DType::f32, device, 5);
+        const Tensor moved = x.to(device), moved_weight = weight.to(device);
+        run(operation(moved, moved_weight, {}, y.view()), default_stream(device));
+        const std::string what = std::string(name_of(dtype)) + ", in " + std::to_string(in) +
+                                 ", out " + std::to_string(out);
+        expect_within(y.view(), expected, what);
+        y.expect_untouched(what);
+      }
+    }
+  });
+}
+
 TEST(CudaMatmul, ThePlanFollowsTheShape) {
   const auto plan_of = [](std::int64_t rows, std::int64_t in, std::int64_t out, DType dtype,
                           std::uintptr_t offset = 0) {

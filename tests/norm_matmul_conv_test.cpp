@@ -111,8 +111,8 @@ void expect_same_bits(const Case& c, Device device, const std::string& what, boo
   EXPECT_NE(bits(together.u), bits(Chain(c, device).u)) << "nothing was written";
 }
 
-// Shapes with whole and broken rounds, one, two and three weight rows a warp, and warps without
-// any.
+// Shapes with whole and broken rounds, fewer and more of them than a ring has, and warps with an
+// odd weight row or none.
 TEST(NormMatmulConv, GivesTheBitsOfTheThreeAlone) {
   for (const Device device : devices()) {
     for (const DType dtype : testing::storage_dtypes()) {
@@ -122,7 +122,8 @@ TEST(NormMatmulConv, GivesTheBitsOfTheThreeAlone) {
                                               {768, 1536, 3072},
                                               {1000, 1100, 2203},
                                               {520, 5003, 5003},
-                                              {2560, 1000, 2100}}) {
+                                              {2560, 1000, 2100},
+                                              {2560, 1000, 4203}}) {
         c.in = in;
         c.channels = channels;
         c.out = out;

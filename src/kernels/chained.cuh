@@ -12,6 +12,7 @@
 
 #include "detail/stream_access.hpp"
 #include "kernels/cuda.cuh"
+#include "kernels/vec.cuh"
 
 namespace mamba::cuda {
 
@@ -25,6 +26,24 @@ __device__ __forceinline__ void wait_for_previous() {
 // What must come before weights are read.
 __device__ __forceinline__ void wait_for_weights(bool constant) {
   if (!constant) wait_for_previous();
+}
+// V elements of them: from L2, whatever L1 has. Volatile, so that it passes no wait.
+template <int V, class T>
+__device__ __forceinline__ Packed<T, V> load_early(const T* from) {
+  Packed<T, V> to;
+  if constexpr (Packed<T, V>::bytes == 16) {
+    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to.words.x), "=r"(to.words.y), "=r"(to.words.z), "=r"(to.words.w)
+                 : "l"(from));
+  } else if constexpr (Packed<T, V>::bytes == 8) {
+    asm volatile("ld.global.cg.v2.u32 {%0, %1}, [%2];"
+                 : "=r"(to.words.x), "=r"(to.words.y)
+                 : "l"(from));
+  } else {
+    static_assert(Packed<T, V>::bytes == 4);
+    asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(to.words) : "l"(from));
+  }
+  return to;
 }
 // The next kernel may take multiprocessors that are free, up to its own wait.
 __device__ __forceinline__ void let_next_begin() {

@@ -22,6 +22,14 @@ inline int multiprocessors(Device device, const char* where) {
   return count;
 }
 
+// Bytes that a block can have.
+inline int shared_memory(Device device, const char* where) {
+  int bytes = 0;
+  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device.index()),
+        where);
+  return bytes;
+}
+
 // Makes a device current for a scope and leaves the thread's device as it was found.
 class OnDevice {
  public:

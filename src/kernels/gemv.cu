@@ -57,10 +57,12 @@ void launch_fma(const Matmul& op, int max_splits, Stream& stream) {
 template <class T>
 void launch_rows(const Matmul& op, Stream& stream) {
   const MatmulOperands<T> operands(op);
-  const RowsCut cut(operands, StreamAccess::constant_weights(stream),
-                    multiprocessors(stream.device(), "matmul"));
-  launch_chained(gemv_rows_kernel<T>, cut.blocks, cut.threads(),
-                 RowsMemory<T>::bytes(operands.in, cut.warps), stream, "matmul", operands, cut);
+  const RowsCut cut(operands, StreamAccess::constant_weights(stream), stream.device(), "matmul");
+  visit_ahead(cut, [&](auto ahead) {
+    launch_chained(gemv_rows_kernel<T, ahead()>, cut.blocks, cut.threads(),
+                   RowsMemory<T, ahead()>::bytes(operands.in, cut.warps), stream, "matmul",
+                   operands, cut);
+  });
 }
 
 // Few weight rows: one a tile, with a warp for each load of it, so that as many multiprocessors as

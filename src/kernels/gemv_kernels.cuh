@@ -56,15 +56,6 @@ __device__ __forceinline__ uint4 load_words(const void* from) {
   return value;
 }
 
-// The same before a kernel's turn: from L2, whatever L1 has.
-__device__ __forceinline__ uint4 load_words_early(const void* from) {
-  uint4 value;
-  asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-               : "l"(from));
-  return value;
-}
-
 template <int N, class T>
 __device__ __forceinline__ Packed<T, N> load_once(const T* from) {
   if constexpr (sizeof(T) * N < 16) {
@@ -131,7 +122,7 @@ __global__ void gemv_fma_kernel(MatmulOperands<T> op, int splits, bool constant)
 #pragma unroll
   for (int c = 0; c < Columns && k < in; ++c) {
     if constexpr (wide) {
-      w[c] = {load_words_early(weight[c] + k)};
+      w[c] = load_early<N>(weight[c] + k);
     } else {
       w[c] = load_once<N>(weight[c] + k);
     }
@@ -214,7 +205,7 @@ __global__ void gemv_mma_kernel(MatmulOperands<T> op, int splits, bool constant)
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int at = k + half * 32;
-    first[half] = inside(at) ? load_words_early(weight + at) : uint4{};
+    first[half] = inside(at) ? load_early<8>(weight + at).words : uint4{};
   }
   wait_for_previous();
   float sum[4][4] = {};  // four chains of dependent products, so that their latencies overlap

@@ -2,8 +2,9 @@
 // One block a multiprocessor, from beginning to end: what precedes the product (copying x, or a
 // norm) is then done once a multiprocessor, while the first weights come. A warp has a few
 // neighbouring weight rows and reads them as one stream through a ring in shared memory, each lane
-// its own 16 bytes, with the next 4 KiB always on their way: 16 warps have twice in flight what
-// keeps the memory busy (4.28 TB/s for about 1 us, over 132 multiprocessors: 32 KiB).
+// its own 16 bytes. How deep the ring is counts: it is filled while the kernels before still run,
+// and memory answers late when it is busy. 2.8b, one row, ms a token: 2.41 with 64 KiB in a block's
+// rings, 2.05 with 128.
 #pragma once
 
 #include <algorithm>
@@ -15,12 +16,14 @@ namespace mamba::cuda {
 
 constexpr int gemv_rows_warps = 16;  // of a block, at most: the next kernel's blocks need room too
 constexpr int gemv_rows_together = 2;  // rows read side by side: x is unpacked once for both
-constexpr int gemv_rows_ahead = 4;     // rounds of them on their way
-constexpr int gemv_rows_ring = gemv_rows_ahead * gemv_rows_together * 32;  // 16 bytes each, a warp
-constexpr std::int64_t gemv_rows_most_in = 24 << 10;                       // bytes of x
+constexpr int gemv_rows_round = gemv_rows_together * 32;  // 16 bytes each, of a warp
+constexpr std::int64_t gemv_rows_rings = 128 << 10;       // bytes, of a block, at most
+constexpr std::int64_t gemv_rows_most_in = 24 << 10;      // bytes of x
+constexpr std::int64_t gemv_rows_besides = 40 << 10;      // bytes of x and of a norm's sums
 
-// What a block needs of dynamic shared memory: [ring of each warp][x, with zeros to whole rounds].
-template <class T>
+// What a block needs of dynamic shared memory: [ring of each warp: `Ahead` rounds on their way][x,
+// with zeros to whole rounds].
+template <class T, int Ahead>
 struct RowsMemory {
   static constexpr int N = 16 / static_cast<int>(sizeof(T));  // elements of a lane in a round
   static constexpr int round = 32 * N;
@@ -29,7 +32,7 @@ struct RowsMemory {
     return (in > 0 ? (in + round - 1) / round : 1) * round;
   }
   static std::size_t bytes(std::int64_t in, int warps) {
-    return static_cast<std::size_t>(warps) * gemv_rows_ring * sizeof(uint4) +
+    return static_cast<std::size_t>(warps) * Ahead * gemv_rows_round * sizeof(uint4) +
            static_cast<std::size_t>(padded(in)) * sizeof(T);
   }
   static __device__ uint4* ring() {
@@ -37,7 +40,7 @@ struct RowsMemory {
     return memory;
   }
   static __device__ T* x() {
-    return reinterpret_cast<T*>(ring() + blockDim.x / 32 * gemv_rows_ring);
+    return reinterpret_cast<T*>(ring() + blockDim.x / 32 * Ahead * gemv_rows_round);
   }
   static __device__ void pad(int in) {
     const auto end = static_cast<int>(padded(in));
@@ -51,31 +54,59 @@ struct RowsMemory {
 struct RowsCut {
   int rows;   // of a warp; lane i keeps the sum of row i
   int warps;  // of a block
+  int ahead;  // rounds of a ring
   unsigned blocks;
   // The first rounds are read before the kernel's turn (see ConstantWeights). To bring more into L2
   // so early does not help: 1.27 ms a token for 1.4b, 1.31 with 16 MB, 1.42 with 32 MB.
   bool constant;
 
   template <class T>
-  RowsCut(const MatmulOperands<T>& op, bool constant_, int multiprocessors) : constant(constant_) {
-    const std::int64_t share = divide_up(op.out, multiprocessors);
-    rows = static_cast<int>(std::min<std::int64_t>(divide_up(share, gemv_rows_warps), 32));
+  RowsCut(const MatmulOperands<T>& op, bool constant_, Device device, const char* where)
+      : constant(constant_) {
+    const std::int64_t share = divide_up(op.out, multiprocessors(device, where));
+    const std::int64_t sides = divide_up(share, gemv_rows_warps * gemv_rows_together);
+    rows = static_cast<int>(std::min<std::int64_t>(sides * gemv_rows_together, 32));
     warps = static_cast<int>(std::min<std::int64_t>(divide_up(share, rows), gemv_rows_warps));
     blocks = static_cast<unsigned>(divide_up(op.out, std::int64_t{warps} * rows));
+    const std::int64_t rounds =
+        rows / gemv_rows_together * divide_up(op.in, 32 * 16 / std::int64_t{sizeof(T)});
+    const std::int64_t bytes =
+        std::min(gemv_rows_rings, shared_memory(device, where) - gemv_rows_besides);
+    const std::int64_t most = bytes / (warps * gemv_rows_round * std::int64_t{sizeof(uint4)});
+    ahead = 4;
+    for (const int deeper : {8, 12, 16}) {
+      if (ahead < rounds && deeper <= most) ahead = deeper;
+    }
   }
   int threads() const { return warps * 32; }
 };
 
+// f(std::integral_constant<int, cut.ahead>{}).
+template <class F>
+void visit_ahead(const RowsCut& cut, F f) {
+  switch (cut.ahead) {
+    case 4:
+      return f(std::integral_constant<int, 4>());
+    case 8:
+      return f(std::integral_constant<int, 8>());
+    case 12:
+      return f(std::integral_constant<int, 12>());
+    default:
+      return f(std::integral_constant<int, 16>());
+  }
+}
+
 // The stream of one warp.
-template <class T>
+template <class T, int Ahead>
 struct WeightRows {
-  static constexpr int N = RowsMemory<T>::N;
-  static constexpr int round = RowsMemory<T>::round;
+  using Memory = RowsMemory<T, Ahead>;
+  static constexpr int N = Memory::N;
+  static constexpr int round = Memory::round;
   static constexpr int together = gemv_rows_together;
 
   int lane, in, count;  // count: rows, 0 beyond the last
   std::int64_t first, pitch;
-  uint4* ring;      // of this lane: [ahead][together], 32 apart
+  uint4* ring;      // of this lane: [Ahead][together], 32 apart
   const T* next;    // what this lane requests next,
   int next_at = 0;  // where in its row the round begins,
   int next_row = 0;
@@ -85,14 +116,14 @@ struct WeightRows {
         in(static_cast<int>(op.in)),
         first((std::int64_t{blockIdx.x} * (blockDim.x / 32) + threadIdx.x / 32) * rows),
         pitch(op.weight_pitch),
-        ring(RowsMemory<T>::ring() + threadIdx.x / 32 * gemv_rows_ring + lane),
+        ring(Memory::ring() + threadIdx.x / 32 * Ahead * gemv_rows_round + lane),
         next(op.weight + first * pitch + lane * N) {
     count = static_cast<int>(max(min(op.out - first, std::int64_t{rows}), std::int64_t{0}));
   }
 
   __device__ __forceinline__ void begin() {
 #pragma unroll
-    for (int slot = 0; slot < gemv_rows_ahead; ++slot) request(slot);
+    for (int slot = 0; slot < Ahead; ++slot) request(slot);
   }
   // A group of copies, even if there is nothing left. Beyond a row's end and the last row: zeros.
   __device__ __forceinline__ void request(int slot) {
@@ -124,7 +155,7 @@ struct WeightRows {
     int slot = 0, at = 0, row = 0;
 #pragma unroll 1
     while (row < count) {
-      asm volatile("cp.async.wait_group %0;" ::"n"(gemv_rows_ahead - 1) : "memory");
+      asm volatile("cp.async.wait_group %0;" ::"n"(Ahead - 1) : "memory");
       float v[N], w[N];
       Packed<T, N>::load(x + at + lane * N).unpack(v);
 #pragma unroll
@@ -134,7 +165,7 @@ struct WeightRows {
         for (int i = 0; i < N; ++i) sum[r] = fmaf(w[i], v[i], sum[r]);
       }
       request(slot);
-      slot = (slot + 1) % gemv_rows_ahead;
+      slot = (slot + 1) % Ahead;
       at += round;
       if (at < in) continue;
 #pragma unroll
@@ -153,14 +184,15 @@ struct WeightRows {
   }
 };
 
-template <class T>
+template <class T, int Ahead>
 __global__ void __launch_bounds__(gemv_rows_warps * 32, 2)
     gemv_rows_kernel(const __grid_constant__ MatmulOperands<T> op, const RowsCut cut) {
-  constexpr int N = RowsMemory<T>::N;
-  WeightRows<T> weights(op, cut.rows);
-  T* x = RowsMemory<T>::x();
+  using Memory = RowsMemory<T, Ahead>;
+  constexpr int N = Memory::N;
+  WeightRows<T, Ahead> weights(op, cut.rows);
+  T* x = Memory::x();
   let_next_begin();
-  RowsMemory<T>::pad(weights.in);
+  Memory::pad(weights.in);
   wait_for_weights(cut.constant);
   weights.begin();
   wait_for_previous();

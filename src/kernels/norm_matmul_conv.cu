@@ -92,14 +92,15 @@ __device__ __forceinline__ void prefetch(const conv::Operands<T>& op, std::int64
   if (row >= 0) prefetch_line(op.initial + (row * op.channels + channel) * op.past);
 }
 
-template <class T>
+template <class T, int Ahead>
 __global__ void __launch_bounds__(gemv_rows_warps * 32, 2)
     norm_matmul_conv_kernel(const __grid_constant__ Norm<T> norm,
                             const __grid_constant__ MatmulOperands<T> product,
                             const __grid_constant__ conv::Operands<T> conv, const RowsCut cut) {
-  WeightRows<T> weights(product, cut.rows);
-  T* x = RowsMemory<T>::x();
-  auto* sums = reinterpret_cast<float*>(x + RowsMemory<T>::padded(weights.in));
+  using Memory = RowsMemory<T, Ahead>;
+  WeightRows<T, Ahead> weights(product, cut.rows);
+  T* x = Memory::x();
+  auto* sums = reinterpret_cast<float*>(x + Memory::padded(weights.in));
   const std::int64_t column = weights.first + weights.lane;
   const bool ends = weights.lane < weights.count;
   const bool convolves = ends && column < conv.channels;
@@ -107,7 +108,7 @@ __global__ void __launch_bounds__(gemv_rows_warps * 32, 2)
   RowNorm<T> row_norm(norm);
   row_norm.prefetch();
   if (convolves) prefetch(conv, column);
-  RowsMemory<T>::pad(weights.in);
+  Memory::pad(weights.in);
   wait_for_weights(cut.constant);
   weights.begin();
   wait_for_previous();
@@ -138,17 +139,16 @@ struct Step {
   bool fits;
 
   Step(const AddRmsNorm& norm_op, const Matmul& product_op, bool constant)
-      : norm(norm_op),
-        product(product_op),
-        cut(product, constant, multiprocessors(product_op.x.device(), where)) {
+      : norm(norm_op), product(product_op), cut(product, constant, product_op.x.device(), where) {
     const std::int64_t vectors = norm.channels / norm_vector;
     const int each = norm_vectors_per_thread(vectors);
     if (each > 0) norm.lanes = RowBlocks(norm.channels, norm_vector, each).lanes;
     fits = norm.vectors && vectors <= std::int64_t{norm_most} * cut.threads() &&
            norm.lanes <= cut.threads();
   }
+  template <int Ahead>
   std::size_t shared() const {
-    return RowsMemory<T>::bytes(product.in, cut.warps) +
+    return RowsMemory<T, Ahead>::bytes(product.in, cut.warps) +
            static_cast<std::size_t>(norm.channels) * sizeof(float);
   }
 };
@@ -182,9 +182,11 @@ void run(const AddRmsNorm& norm, const Matmul& product, const CausalConv& conv, 
   detail::visit(norm.y.dtype(), [&](auto type) {
     using T = typename decltype(type)::type;
     const Step<T> step(norm, product, StreamAccess::constant_weights(stream));
-    launch_chained(norm_matmul_conv_kernel<T>, step.cut.blocks, step.cut.threads(), step.shared(),
-                   stream, where, step.norm, step.product, conv::operands<T>(conv, stream),
-                   step.cut);
+    visit_ahead(step.cut, [&](auto ahead) {
+      launch_chained(norm_matmul_conv_kernel<T, ahead()>, step.cut.blocks, step.cut.threads(),
+                     step.template shared<ahead()>(), stream, where, step.norm, step.product,
+                     conv::operands<T>(conv, stream), step.cut);
+    });
   });
   check(cudaGetLastError(), where);
 }
