@@ -67,7 +67,7 @@ void launch(const Matmul& op, int splits, Stream& stream) {
   cut.splits = splits;
   cut.depth = static_cast<int>(divide_up(divide_up(operands.in, splits), 32) * 32);
   cut.stages = static_cast<int>(divide_up(cut.depth, skinny_depth));
-  const std::int64_t ring = Tile::ring_bytes(std::min(cut.stages, skinny_ahead));
+  const std::int64_t ring = std::min(cut.stages, Tile::ahead) * Tile::stage_bytes;
   const std::int64_t before = std::max(ring, Tile::sums_bytes);
   cut.exchange = static_cast<int>(before / 4);
   cut.constant = StreamAccess::constant_weights(stream);

@@ -15,10 +15,10 @@
 
 namespace mamba::cuda {
 
-constexpr int skinny_depth = 128;      // elements of a stage
-constexpr int skinny_pieces = 4;       // of a stage, one for each of as many warps
-constexpr int skinny_ahead = 4;        // stages on their way
-constexpr int skinny_most_splits = 8;  // blocks of a cluster, wherever it runs
+constexpr int skinny_depth = 128;                      // elements of a stage
+constexpr int skinny_pieces = 4;                       // of a stage, one for each of as many warps
+constexpr std::int64_t skinny_most_ahead = 128 << 10;  // bytes of stages on their way
+constexpr int skinny_most_splits = 8;                  // blocks of a cluster, wherever it runs
 
 // A block's tile: Columns weight rows and Rows rows of x. A warp has all weight rows and up to 32
 // rows of x at one piece of every stage's depth.
@@ -29,12 +29,12 @@ struct SkinnyTile {
   static constexpr int threads = groups * skinny_pieces * 32;
   static constexpr int line = skinny_depth / 8;  // pieces of 16 bytes in a row of a stage
   static constexpr int stage = (Columns + Rows) * line;
+  static constexpr std::int64_t stage_bytes = stage * std::int64_t{sizeof(uint4)};
+  static constexpr int ahead = static_cast<int>(
+      skinny_most_ahead / stage_bytes < 8 ? skinny_most_ahead / stage_bytes : 8);  // stages
   // Between rows of sums, so that no two lanes that write together meet in a bank.
   static constexpr int pitch = Columns + 4;
 
-  static constexpr std::int64_t ring_bytes(std::int64_t stages) {
-    return stages * stage * std::int64_t{sizeof(uint4)};
-  }
   static constexpr std::int64_t sums_bytes = std::int64_t{skinny_pieces} * Rows * pitch * 4;
   static constexpr std::int64_t exchange_bytes = std::int64_t{Rows} * pitch * 4;
 };
@@ -89,9 +89,20 @@ struct SkinnyRing {
   // Where a row's 16 bytes lie: eight lanes that read four neighbours of two rows each meet every
   // bank once.
   __device__ __forceinline__ static int at(int stage, int row_, int place_) {
-    return (stage % skinny_ahead) * Tile::stage + row_ * Tile::line + (place_ ^ (row_ % 2 * 4));
+    return (stage % Tile::ahead) * Tile::stage + row_ * Tile::line + (place_ ^ (row_ % 2 * 4));
   }
 
+  // The weights that the ring has no room for yet, into L2: the first thread of a row, in one of
+  // the tiles of rows of x.
+  __device__ __forceinline__ void prefetch() const {
+    const int from = depth + Tile::ahead * skinny_depth;
+    if (place != 0 || blockIdx.y != 0 || from >= end) return;
+    const auto bytes = static_cast<unsigned>(end - from) * static_cast<unsigned>(sizeof(T));
+#pragma unroll
+    for (int i = 0; i < Columns / pass; ++i) {
+      if (i * pass < columns) prefetch_to_l2(weight + i * pass * weight_pitch + from, bytes);
+    }
+  }
   __device__ __forceinline__ void request_weights(int stage) const {
     if (stage >= stages) return;
     const int from = depth + stage * skinny_depth;
@@ -215,18 +226,20 @@ __device__ __forceinline__ void finish_rows(const MatmulOperands<T>& op, const f
 template <class T, int Columns, int Rows>
 __global__ void __launch_bounds__(SkinnyTile<Columns, Rows>::threads)
     skinny_kernel(const __grid_constant__ MatmulOperands<T> op, const SkinnyCut cut) {
+  using Tile = SkinnyTile<Columns, Rows>;
   extern __shared__ uint4 memory[];
   auto* sums = reinterpret_cast<float*>(memory);  // where the ring was
   float* exchange = sums + cut.exchange;
   const SkinnyRing<T, Columns, Rows> ring(op, cut, memory);
   if (cut.splits > 1) arrive_at_cluster();
   let_next_begin();
+  ring.prefetch();
   wait_for_weights(cut.constant);
 #pragma unroll
-  for (int stage = 0; stage < skinny_ahead; ++stage) ring.request_weights(stage);
+  for (int stage = 0; stage < Tile::ahead; ++stage) ring.request_weights(stage);
   wait_for_previous();
 #pragma unroll
-  for (int stage = 0; stage < skinny_ahead; ++stage) {
+  for (int stage = 0; stage < Tile::ahead; ++stage) {
     ring.request_x(stage);
     end_of_copies();
   }
@@ -235,14 +248,14 @@ __global__ void __launch_bounds__(SkinnyTile<Columns, Rows>::threads)
   for (int stage = 0; stage < cut.stages; ++stage) {
     // A slot is filled again once all warps have read it, which is one stage later.
     if (stage == 0) {
-      wait_for_copies<skinny_ahead - 1>();
+      wait_for_copies<Tile::ahead - 1>();
     } else {
-      wait_for_copies<skinny_ahead - 2>();
+      wait_for_copies<Tile::ahead - 2>();
     }
     __syncthreads();
     if (stage > 0) {
-      ring.request_weights(stage - 1 + skinny_ahead);
-      ring.request_x(stage - 1 + skinny_ahead);
+      ring.request_weights(stage - 1 + Tile::ahead);
+      ring.request_x(stage - 1 + Tile::ahead);
       end_of_copies();
     }
     mine.add(memory, stage);
