@@ -1,6 +1,5 @@
 // The Matmul of a few tens of rows: how it is cut into blocks.
 #include <algorithm>
-#include <array>
 
 #include "detail/visit.hpp"
 #include "kernels/cuda.cuh"
@@ -15,8 +14,9 @@ namespace {
 constexpr const char* where = "matmul";
 
 // What a multiprocessor's time goes into, in bytes that it could read from L2 meanwhile (about 40
-// GB/s for each of 132): a cluster's barrier takes as long as 8 KB, and its memory is reached about
-// half as fast. Weights come before the kernel's turn and are half hidden.
+// KB a microsecond for each of 132). Estimates, not measurements: a cluster's barrier takes as long
+// as 8 KB, its memory is reached half as fast, and weights, which come before the kernel's turn,
+// are half hidden.
 constexpr double barrier_bytes = 8192;
 constexpr double exchange_cost = 2;
 constexpr double weight_cost = 0.5;
@@ -106,7 +106,9 @@ void launch(const Matmul& op, const Tiling& tiling, Stream& stream) {
 
 }  // namespace
 
-// Larger weights than this stream as fast through cuBLASLt, whose tiles read x less often.
+// Where weights are large, reading them is the whole cost and a late beginning is not: that is left
+// to cuBLASLt. The limit is the one measured for up to 8 rows (see gemv_good_rows), not for
+// these.
 bool skinny_is_good(const Matmul& op) {
   constexpr std::int64_t large = std::int64_t{24} << 20;
   return op.weight.count() * size_of(op.weight.dtype()) < large;
