@@ -89,24 +89,28 @@ TEST(CudaMatmul, EveryPlanOnStridedOperands) {
 // dtypes of y in turn.
 TEST(CudaMatmul, SkinnyOnEveryTile) {
   const std::vector<std::pair<std::int64_t, std::int64_t>> shapes{
-      {8, 5},     {40, 83},   {48, 1536},  {136, 640},   {160, 5120}, {768, 3072},
-      {1288, 33}, {1536, 80}, {1536, 768}, {2056, 4100}, {5120, 192}, {2048, 2560}};
+      {8, 5},     {40, 83},   {48, 1536},  {64, 2048},  {136, 640},   {160, 10240}, {768, 3072},
+      {1288, 33}, {1536, 80}, {1536, 768}, {520, 5003}, {1024, 4096}, {5120, 192},  {2056, 1300}};
   each_cuda_device([&](Device device) {
     Stream stream(device);
-    std::size_t turn = 0;
+    std::size_t turn = 0, kind = 0;
     for (const auto& [in, out] : shapes) {
+      const DType dtype = ++kind % 2 == 0 ? DType::bf16 : DType::f16;
+      Random random(6);
+      const Tensor all = random.normal_tensor({64, in}, dtype);
+      const Tensor weight = random.normal_tensor({out, in}, dtype);
+      const Tensor bias = kind % 3 == 0 ? random.normal_tensor({out}, dtype) : Tensor();
+      const auto reference = testing::matmul_reference(all, weight, bias);
+      const Padded weights(weight, device, 16);
+      const Tensor x = all.to(device), moved_bias = bias ? bias.to(device) : Tensor();
       for (const std::int64_t rows : {1, 7, 9, 15, 16, 17, 31, 32, 33, 63, 64}) {
-        const DType dtype = ++turn % 2 == 0 ? DType::bf16 : DType::f16;
-        const DType y_dtype = turn / 2 % 2 == 0 ? dtype : DType::f32;
+        const DType y_dtype = ++turn / 2 % 2 == 0 ? dtype : DType::f32;
         const std::int64_t batch = rows % 3 == 0 ? 3 : rows % 2 == 0 ? 2 : 1;
         const std::int64_t time = rows / batch;
-        Random random(6);
-        const Tensor x = random.normal_tensor({rows, in}, dtype);
-        const Tensor weight = random.normal_tensor({out, in}, dtype);
-        const Tensor bias = turn % 3 == 0 ? random.normal_tensor({out}, dtype) : Tensor();
         const Tensor old = random.normal_tensor({rows, out}, y_dtype);
         const bool accumulate = turn % 5 == 0;
-        auto expected = testing::matmul_reference(x, weight, bias);
+        auto expected = reference;
+        expected.resize(static_cast<std::size_t>(rows * out));
         const std::vector<double> before = testing::values(old);
         for (std::size_t i = 0; accumulate && i < expected.size(); ++i) {
           expected[i].value += before[i];
@@ -115,10 +119,8 @@ TEST(CudaMatmul, SkinnyOnEveryTile) {
         }
         const Guarded xs({batch, time + 1, in}, dtype, device, 8);
         const Guarded y({batch, time + 1, out}, y_dtype, device, 3);
-        const Padded weights(weight, device, 16);
-        const Tensor moved = x.to(device), moved_bias = bias ? bias.to(device) : Tensor();
         const Tensor moved_old = old.to(device);
-        copy(moved.view().reshape({batch, time, in}), xs.view().steps(0, time), stream);
+        copy(x.view().rows(0, rows).reshape({batch, time, in}), xs.view().steps(0, time), stream);
         copy(moved_old.view().reshape({batch, time, out}), y.view().steps(1, time), stream);
         Matmul op =
             operation(xs.view().steps(0, time), weights.view(),
