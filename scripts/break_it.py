@@ -213,6 +213,9 @@ def caught(file, old, new, tests):
 
 def main():
     names = sys.argv[1:] or list(BREAKS)
+    unknown = [name for name in names if name not in BREAKS]
+    if unknown:
+        sys.exit(f"{__doc__}\nNo bug of this name: {', '.join(unknown)}. There are:\n" + "\n".join(BREAKS))
     prepare()
     tests = ":".join(sorted({BREAKS[name][3] for name in names}))
     must("out/tests/mamba_tests", f"--gtest_filter={tests}", "--gtest_brief=1")  # all green to begin with

@@ -198,23 +198,15 @@ TEST(CudaScan, EveryCutOfALongSequence) {
   });
 }
 
-// A tile with a reset takes another way than one without: resets at the first and the last step of
-// chunks, of tiles and of the sequence, and long stretches without.
 TEST(CudaScan, EveryCutWithResetsInSomeTiles) {
   each_cuda_device([](Device device) {
     for (const DType dtype : storage_dtypes()) {
       for (const std::int64_t d_state : {16, 20}) {
         for (const bool aligned : {false, true}) {
           for (const bool gate : {false, true}) {
-            ScanCase c;
-            c.dtype = dtype;
-            c.channels = 40;
-            c.d_state = d_state;
-            c.time = 700;
-            c.aligned = aligned;
-            c.z = gate;
+            const ScanCase c = case_of_rare_resets(dtype, d_state, aligned, gate);
             ScanInputs host(c);
-            host.reset = resets_at({16, 63, 64, 79, 128, 300, 512, 699}, c.batch, c.time);
+            host.reset = rare_resets(c);
             expect_every_cut_matches(host, device, !aligned && gate);
             if (::testing::Test::HasFailure()) return;
           }

@@ -38,6 +38,22 @@ inline Tensor resets_at(const std::vector<std::int64_t>& steps, std::int64_t bat
   return Tensor::from(flags, {batch, time});
 }
 
+// Resets at the first and the last step of chunks, of the rings' tiles and of the sequence, and
+// long stretches without: a tile with a reset takes another way than one without.
+inline Tensor rare_resets(const ScanCase& c) {
+  return resets_at({16, 63, 64, 79, 128, 300, 512, c.time - 1}, c.batch, c.time);
+}
+inline ScanCase case_of_rare_resets(DType dtype, std::int64_t d_state, bool aligned, bool z) {
+  ScanCase c;
+  c.dtype = dtype;
+  c.channels = 40;
+  c.d_state = d_state;
+  c.time = 700;
+  c.aligned = aligned;
+  c.z = z;
+  return c;
+}
+
 // x and z are columns of one projection, dt, B and C of another.
 struct ScanInputs {
   ScanCase shape;
