@@ -134,7 +134,7 @@ void products(benchmark::State& bench) {
 
 void product_shapes(benchmark::internal::Benchmark* bench) {
   bench->ArgNames({"rows", "in", "out"})->Iterations(1)->UseManualTime();
-  for (const std::int64_t rows : {8, 16, 64}) {
+  for (const std::int64_t rows : {1, 8, 16, 64}) {
     for (const std::int64_t d : {768, 1024, 2048, 2560}) {
       bench->Args({rows, d, 4 * d})->Args({rows, 2 * d, d / 16 + 32});
       bench->Args({rows, d / 16, 2 * d})->Args({rows, 2 * d, d});

@@ -83,14 +83,15 @@ TEST(CudaMatmul, EveryPlanOnStridedOperands) {
   });
 }
 
-// Tiles of 16, 32 and 64 rows of x, full and not, and of 32 to 80 weight rows; a depth that ends
-// inside a warp's piece, inside a stage, after more stages than the ring has, and shared by one to
-// eight blocks. Time slices of a batch, unless the rows are prime; bias, accumulation and both
-// dtypes of y in turn.
-TEST(CudaMatmul, SkinnyOnEveryTile) {
+// One to four tiles of 16 rows of x, and tiles of 32 weight rows, full and not; a depth that ends
+// inside a warp's piece, inside a stage, before the last block of a cluster and after more stages
+// than the ring has, and that one block has alone (2056 x 1300 from 33 rows on), or two (from 17),
+// four (up to 16) or eight share (10248 x 70). Time slices of a batch, unless the rows are prime;
+// bias, accumulation and both dtypes of y in turn.
+TEST(CudaMatmul, SkinnyOnEveryCut) {
   const std::vector<std::pair<std::int64_t, std::int64_t>> shapes{
-      {8, 5},     {40, 83},   {48, 1536},  {64, 2048},  {136, 640},   {160, 10240}, {768, 3072},
-      {1288, 33}, {1536, 80}, {1536, 768}, {520, 5003}, {1024, 4096}, {5120, 192},  {2056, 1300}};
+      {8, 5},      {40, 83},   {48, 1536},  {136, 640},  {768, 3072}, {1288, 33},
+      {10248, 70}, {1536, 80}, {1536, 768}, {520, 5003}, {5120, 192}, {2056, 1300}};
   each_cuda_device([&](Device device) {
     Stream stream(device);
     std::size_t turn = 0, kind = 0;
@@ -103,7 +104,7 @@ TEST(CudaMatmul, SkinnyOnEveryTile) {
       const auto reference = testing::matmul_reference(all, weight, bias);
       const Padded weights(weight, device, 16);
       const Tensor x = all.to(device), moved_bias = bias ? bias.to(device) : Tensor();
-      for (const std::int64_t rows : {1, 7, 9, 15, 16, 17, 31, 32, 33, 63, 64}) {
+      for (const std::int64_t rows : {1, 7, 9, 15, 16, 17, 31, 32, 33, 48, 49, 63, 64}) {
         const DType y_dtype = ++turn / 2 % 2 == 0 ? dtype : DType::f32;
         const std::int64_t batch = rows % 3 == 0 ? 3 : rows % 2 == 0 ? 2 : 1;
         const std::int64_t time = rows / batch;
@@ -197,11 +198,22 @@ TEST(CudaMatmul, ThePlanFollowsTheShape) {
   EXPECT_EQ(plan_of(1, 768, 3072, DType::bf16), MatmulPlan::gemv);
   EXPECT_EQ(plan_of(8, 48, 1536, DType::f16), MatmulPlan::gemv);
   EXPECT_EQ(plan_of(9, 48, 1536, DType::f16), MatmulPlan::skinny);
-  EXPECT_EQ(plan_of(64, 768, 3072, DType::bf16), MatmulPlan::skinny);
-  EXPECT_EQ(plan_of(65, 768, 3072, DType::bf16), MatmulPlan::blaslt);
-  EXPECT_EQ(plan_of(64, 768, 3072, DType::f32), MatmulPlan::blaslt);
-  EXPECT_EQ(plan_of(64, 764, 3072, DType::bf16), MatmulPlan::blaslt);
-  EXPECT_EQ(plan_of(64, 768, 3072, DType::bf16, 8), MatmulPlan::blaslt);
+  EXPECT_EQ(plan_of(64, 1536, 80, DType::bf16), MatmulPlan::skinny);
+  EXPECT_EQ(plan_of(65, 1536, 80, DType::bf16), MatmulPlan::blaslt);
+  EXPECT_EQ(plan_of(64, 1536, 80, DType::f32), MatmulPlan::blaslt);
+  EXPECT_EQ(plan_of(64, 1532, 80, DType::bf16), MatmulPlan::blaslt);
+  EXPECT_EQ(plan_of(64, 1536, 80, DType::bf16, 8), MatmulPlan::blaslt);
+  // 128 tiles to the depth at which all that they fetch is too much for the skinny kernel.
+  EXPECT_EQ(plan_of(16, 1560, 4096, DType::bf16), MatmulPlan::skinny);
+  EXPECT_EQ(plan_of(16, 1568, 4096, DType::bf16), MatmulPlan::blaslt);
+  EXPECT_EQ(plan_of(17, 1560, 4096, DType::bf16), MatmulPlan::blaslt);
+  // 200 tiles, in one to four rows of them, and the first that is too many.
+  EXPECT_EQ(plan_of(16, 64, 6400, DType::bf16), MatmulPlan::skinny);
+  EXPECT_EQ(plan_of(16, 64, 6401, DType::bf16), MatmulPlan::blaslt);
+  EXPECT_EQ(plan_of(32, 64, 3200, DType::bf16), MatmulPlan::skinny);
+  EXPECT_EQ(plan_of(33, 64, 3200, DType::bf16), MatmulPlan::blaslt);
+  EXPECT_EQ(plan_of(64, 64, 1600, DType::bf16), MatmulPlan::skinny);
+  EXPECT_EQ(plan_of(64, 64, 1601, DType::bf16), MatmulPlan::blaslt);
   EXPECT_EQ(plan_of(64, 2560, 10240, DType::bf16), MatmulPlan::blaslt);
   EXPECT_EQ(plan_of(9, 47, 1531, DType::f32), MatmulPlan::blaslt);
   EXPECT_EQ(plan_of(9, 0, 5, DType::f32), MatmulPlan::tiled);

@@ -1,4 +1,5 @@
-// The Matmul of a few tens of rows: how it is cut into blocks.
+// The Matmul of 9 to 64 rows: how it is cut into blocks. Numbers are from one H200, in a graph of
+// dependent bf16 calls on weights that are not in the cache.
 #include <algorithm>
 
 #include "detail/visit.hpp"
@@ -13,105 +14,59 @@ namespace {
 
 constexpr const char* where = "matmul";
 
-// What a multiprocessor's time goes into, in bytes that it could read from L2 meanwhile (about 40
-// KB a microsecond for each of 132). Estimates, not measurements: a cluster's barrier takes as long
-// as 8 KB, its memory is reached half as fast, and weights, which come before the kernel's turn,
-// are half hidden.
-constexpr double barrier_bytes = 8192;
-constexpr double exchange_cost = 2;
-constexpr double weight_cost = 0.5;
+// What all tiles together fetch, in elements of depth (of 96 bytes each). At 147,456 the kernel is
+// faster than cuBLASLt (768 x 1536, 64 rows: 4.2 us and 5.1), at 262,144 it depends (2048 x 4096,
+// 16 rows: 8.3 us and 9.8; 1024 x 2048, 64 rows: 6.4 us and 5.7), from 294,912 on it is slower.
+constexpr std::int64_t good_fetches = 200'000;
+// Two blocks fit in each of 132 multiprocessors, but the kernel before may still have some. With
+// 160 the kernel is faster than cuBLASLt (5120 x 160, 16 rows: 2.8 us and 3.3), with 192 as fast
+// (1536 x 48, 64 rows: 2.4 us both), with 256 slower (2048 x 64, 64 rows: 2.5 us and 2.4); and 256
+// in clusters of four are slower than 128 of two (2048 x 4096, 16 rows: 10.7 us and 8.3).
+constexpr std::int64_t good_blocks = 200;
+// More splits make a block's depth shorter and the blocks more. Where that left 2.0 times as many
+// elements of depth to a block as there are blocks, it was slower or no faster (3072 x 768, 16
+// rows: 3.4 us with one split, 3.8 us with two; 80 x 1536, 64 rows: 2.7 us with four and with
+// eight), from 2.7 times on faster (96 x 2048, 64 rows: 3.0 us with four, 2.7 us with eight; 768 x
+// 1536, 64 rows: 5.0 us with one, 4.2 us with two).
+constexpr double depth_for_each_block = 2.5;
 
-// How a product is cut: tiles of `columns` weight rows and `rows` rows of x, each shared by
-// `splits` blocks.
-struct Tiling {
-  int columns = 0, rows = 0, splits = 0;
-  double cost = 0;
-
-  Tiling() = default;
-  Tiling(const Matmul& op, int columns_, int rows_, int splits_, int multiprocessors)
-      : columns(columns_), rows(rows_), splits(splits_) {
-    const std::int64_t out = op.weight.dim(0), in = op.weight.dim(1);
-    const std::int64_t all_rows = detail::ChannelRows(op.x).count();
-    const std::int64_t blocks = divide_up(out, columns) * divide_up(all_rows, rows) * splits;
-    const auto depth = static_cast<double>(divide_up(in, splits));
-    const auto width = static_cast<double>(columns);
-    const auto height = static_cast<double>(std::min<std::int64_t>(rows, all_rows));
-    cost = 2 * depth * (weight_cost * width + height);
-    if (splits > 1) {
-      cost += barrier_bytes + exchange_cost * 4 * width * height * (splits - 1) / splits;
-    }
-    cost *= static_cast<double>(divide_up(blocks, multiprocessors));
-  }
-};
-
-// The cheapest for the multiprocessor that has most to do. `most_splits`: 1 where blocks cannot
-// form clusters.
-Tiling tiling(const Matmul& op, int multiprocessors, int most_splits) {
-  Tiling best;
-  for (const int columns : {32, 48, 64, 80}) {
-    for (const int rows : {16, 32, 64}) {
-      for (int splits = 1; splits <= most_splits; splits *= 2) {
-        const Tiling one(op, columns, rows, splits, multiprocessors);
-        if (best.columns == 0 || one.cost < best.cost) best = one;
-      }
-    }
-  }
-  return best;
+std::int64_t tiles_of(const Matmul& op) {
+  return divide_up(op.y.shape().back(), skinny_columns) *
+         divide_up(detail::ChannelRows(op.y).count(), skinny_rows);
 }
 
-template <class T, int Columns, int Rows>
+int splits_of(const Matmul& op, int most) {
+  int splits = 1;
+  while (splits < most) {
+    const std::int64_t blocks = tiles_of(op) * splits * 2;
+    const std::int64_t depth = op.x.shape().back() / (splits * 2);
+    const double least = depth_for_each_block * static_cast<double>(blocks);
+    if (blocks > good_blocks || depth < skinny_depth || static_cast<double>(depth) < least) break;
+    splits *= 2;
+  }
+  return splits;
+}
+
+template <class T>
 void launch(const Matmul& op, int splits, Stream& stream) {
-  using Tile = SkinnyTile<Columns, Rows>;
   const MatmulOperands<T> operands(op);
   SkinnyCut cut;
   cut.splits = splits;
   cut.depth = static_cast<int>(divide_up(divide_up(operands.in, splits), 32) * 32);
   cut.stages = static_cast<int>(divide_up(cut.depth, skinny_depth));
-  const std::int64_t ring = std::min(cut.stages, Tile::ahead) * Tile::stage_bytes;
-  const std::int64_t before = std::max(ring, Tile::sums_bytes);
-  cut.exchange = static_cast<int>(before / 4);
   cut.constant = StreamAccess::constant_weights(stream);
-  const dim3 grid(static_cast<unsigned>(divide_up(operands.out, Columns) * splits),
-                  static_cast<unsigned>(divide_up(operands.rows, Rows)));
-  const auto shared = static_cast<std::size_t>(before + (splits > 1 ? Tile::exchange_bytes : 0));
-  launch_clusters(skinny_kernel<T, Columns, Rows>, splits, grid, Tile::threads, shared, stream,
-                  where, operands, cut);
-}
-
-template <class T, int Columns>
-void launch(const Matmul& op, const Tiling& tiling, Stream& stream) {
-  switch (tiling.rows) {
-    case 16:
-      return launch<T, Columns, 16>(op, tiling.splits, stream);
-    case 32:
-      return launch<T, Columns, 32>(op, tiling.splits, stream);
-    default:
-      return launch<T, Columns, 64>(op, tiling.splits, stream);
-  }
-}
-
-template <class T>
-void launch(const Matmul& op, const Tiling& tiling, Stream& stream) {
-  switch (tiling.columns) {
-    case 32:
-      return launch<T, 32>(op, tiling, stream);
-    case 48:
-      return launch<T, 48>(op, tiling, stream);
-    case 64:
-      return launch<T, 64>(op, tiling, stream);
-    default:
-      return launch<T, 80>(op, tiling, stream);
-  }
+  const dim3 grid(static_cast<unsigned>(divide_up(operands.out, skinny_columns) * splits),
+                  static_cast<unsigned>(divide_up(operands.rows, skinny_rows)));
+  const int shared = skinny_exchange + std::min(cut.stages, skinny_ahead) * skinny_stage;
+  launch_clusters(skinny_kernel<T>, splits, grid, skinny_threads,
+                  static_cast<std::size_t>(shared) * sizeof(uint4), stream, where, operands, cut);
 }
 
 }  // namespace
 
-// Where weights are large, reading them is the whole cost and a late beginning is not: that is left
-// to cuBLASLt. The limit is the one measured for up to 8 rows (see gemv_good_rows), not for
-// these.
 bool skinny_is_good(const Matmul& op) {
-  constexpr std::int64_t large = std::int64_t{24} << 20;
-  return op.weight.count() * size_of(op.weight.dtype()) < large;
+  const std::int64_t tiles = tiles_of(op);
+  return tiles <= good_blocks && tiles * op.x.shape().back() <= good_fetches;
 }
 
 bool skinny_can_run(const Matmul& op) {
@@ -125,11 +80,10 @@ void skinny(const Matmul& op, Stream& stream) {
   int major = 0;
   check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, stream.device().index()),
         where);
-  const Tiling best =
-      tiling(op, multiprocessors(stream.device(), where), major >= 9 ? skinny_most_splits : 1);
+  const int splits = splits_of(op, major >= 9 ? skinny_most_splits : 1);
   detail::visit(op.x.dtype(), [&](auto type) {
     using T = typename decltype(type)::type;
-    if constexpr (sizeof(T) == 2) launch<T>(op, best, stream);
+    if constexpr (sizeof(T) == 2) launch<T>(op, splits, stream);
   });
   check(cudaGetLastError(), where);
 }
