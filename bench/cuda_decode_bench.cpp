@@ -108,6 +108,40 @@ void prefill(benchmark::State& bench) {
   report(bench, seconds_per_call({read}), seconds);
 }
 
+// {rows, in, out}: products one after the other as in a model's step, on weights that are not in
+// the cache. The floor: the weights, x and y.
+void products(benchmark::State& bench) {
+  const std::int64_t rows = bench.range(0), in = bench.range(1), out = bench.range(2);
+  const Tensor x = random_tensor({rows, in}, DType::bf16, -1, 1);
+  const Tensor one = random_tensor({out, in}, DType::bf16, -1, 1);
+  Tensor y({rows, out}, DType::bf16, gpu);
+  std::vector<Tensor> weights;
+  const std::size_t count = copies_of(one.bytes());
+  for (std::size_t i = 0; i < count; ++i) weights.push_back(one.clone());
+  const auto all = [&](Stream& stream) {
+    const ConstantWeights constant(stream);
+    for (const Tensor& weight : weights) {
+      Matmul op;
+      op.x = x;
+      op.weight = weight;
+      op.y = y;
+      run(op, stream);
+    }
+  };
+  const double bytes = static_cast<double>(one.bytes() + x.bytes() + y.bytes());
+  report(bench, seconds_per_call({all}) / static_cast<double>(count), bytes / bytes_per_second);
+}
+
+void product_shapes(benchmark::internal::Benchmark* bench) {
+  bench->ArgNames({"rows", "in", "out"})->Iterations(1)->UseManualTime();
+  for (const std::int64_t rows : {1, 8, 16, 64}) {
+    for (const std::int64_t d : {768, 1024, 2048, 2560}) {
+      bench->Args({rows, d, 4 * d})->Args({rows, 2 * d, d / 16 + 32});
+      bench->Args({rows, d / 16, 2 * d})->Args({rows, 2 * d, d});
+    }
+    bench->Args({rows, 768, 50280});
+  }
+}
 void decode_sizes(benchmark::internal::Benchmark* bench) {
   bench->ArgNames({"size", "batch"})->Iterations(1)->UseManualTime();
   for (const std::int64_t size : {0, 1, 2, 3}) {
@@ -120,6 +154,7 @@ void prefill_sizes(benchmark::internal::Benchmark* bench) {
     for (const std::int64_t batch : {1, 8}) bench->Args({size, batch, 2048});
   }
 }
+BENCHMARK(products)->Name("cuda_product_bf16")->Apply(product_shapes);
 BENCHMARK(decode)->Name("cuda_decode_bf16")->Apply(decode_sizes);
 BENCHMARK(prefill)->Name("cuda_prefill_bf16")->Apply(prefill_sizes);
 

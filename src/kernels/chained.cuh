@@ -72,10 +72,12 @@ __device__ __forceinline__ std::int64_t likely_row(const std::int32_t* rows, std
   return row < state_rows ? row : -1;
 }
 
-// In the order of the stream, but allowed to begin before what is queued there has ended.
+// In the order of the stream, but allowed to begin before what is queued there has ended. Blocks
+// form clusters of `cluster` neighbours; more than one needs compute capability 9.0.
 template <class... Parameters, class... Arguments>
-void launch_chained(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared,
-                    Stream& stream, const char* where, const Arguments&... arguments) {
+void launch_clusters(void (*kernel)(Parameters...), int cluster, dim3 grid, dim3 block,
+                     std::size_t shared, Stream& stream, const char* where,
+                     const Arguments&... arguments) {
   int device = 0, major = 0;
   check(cudaGetDevice(&device), where);
   check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), where);
@@ -84,17 +86,29 @@ void launch_chained(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::s
                                static_cast<int>(shared)),
           where);
   }
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2] = {};
+  unsigned count = 0;
+  if (major >= 9 && StreamAccess::begins_early(stream)) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count++].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared;
   config.stream = handle(stream);
-  config.attrs = &attribute;
-  config.numAttrs = major >= 9 && StreamAccess::begins_early(stream) ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = count;
   check(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...), where);
+}
+template <class... Parameters, class... Arguments>
+void launch_chained(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared,
+                    Stream& stream, const char* where, const Arguments&... arguments) {
+  launch_clusters(kernel, 1, grid, block, shared, stream, where, arguments...);
 }
 
 }  // namespace mamba::cuda

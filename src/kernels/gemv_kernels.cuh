@@ -8,6 +8,7 @@
 
 #include "kernels/chained.cuh"
 #include "kernels/matmul_operands.cuh"
+#include "kernels/tensor_core.cuh"
 
 namespace mamba::cuda {
 
@@ -152,24 +153,6 @@ __global__ void gemv_fma_kernel(MatmulOperands<T> op, int splits, bool constant)
 
 // ---- up to eight rows on the tensor cores -------------------------------------------------------
 
-// d[8 x 8] += a[8 x 16] b[16 x 8]: bf16 or f16 products, f32 sums. The instruction has 16 rows of a
-// and d; the other eight are zero.
-template <class T>
-__device__ __forceinline__ void mma(float (&d)[4], std::uint32_t a0, std::uint32_t a1,
-                                    std::uint32_t b0, std::uint32_t b1) {
-  if constexpr (std::is_same_v<T, bf16>) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
-        "{%4, %6, %5, %6}, {%7, %8}, {%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a0), "r"(a1), "r"(0), "r"(b0), "r"(b1));
-  } else {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, "
-        "{%4, %6, %5, %6}, {%7, %8}, {%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a0), "r"(a1), "r"(0), "r"(b0), "r"(b1));
-  }
-}
-
 constexpr int gemv_mma_columns = 8;
 constexpr int gemv_mma_step =
     64;  // elements of a weight row that a warp takes at a time: 128 bytes
@@ -208,6 +191,7 @@ __global__ void gemv_mma_kernel(MatmulOperands<T> op, int splits, bool constant)
     first[half] = inside(at) ? load_early<8>(weight + at).words : uint4{};
   }
   wait_for_previous();
+  // The instruction has 16 rows of x and of the sums; the other eight are zero.
   float sum[4][4] = {};  // four chains of dependent products, so that their latencies overlap
   for (bool begun = false; k < in; k += splits * gemv_mma_step, begun = true) {
     uint4 w[2] = {first[0], first[1]};
@@ -220,8 +204,8 @@ __global__ void gemv_mma_kernel(MatmulOperands<T> op, int splits, bool constant)
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      mma<T>(sum[2 * half], v[half].x, v[half].y, w[half].x, w[half].y);
-      mma<T>(sum[2 * half + 1], v[half].z, v[half].w, w[half].z, w[half].w);
+      mma<T>(sum[2 * half], v[half].x, 0, v[half].y, 0, w[half].x, w[half].y);
+      mma<T>(sum[2 * half + 1], v[half].z, 0, v[half].w, 0, w[half].z, w[half].w);
     }
   }
   float2 pair;  // of row g: columns 2 q and 2 q + 1

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 
+#include "kernels/async_copy.cuh"
 #include "kernels/gemv_kernels.cuh"
 #include "kernels/rows.cuh"
 
@@ -131,11 +132,8 @@ struct WeightRows {
 #pragma unroll
       for (int r = 0; r < together; ++r) {
         const bool there = next_row + r < count && next_at + lane * N < in;
-        const auto to =
-            static_cast<unsigned>(__cvta_generic_to_shared(ring + (slot * together + r) * 32));
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to),
-                     "l"(there ? next + r * pitch : next), "r"(there ? 16 : 0)
-                     : "memory");
+        copy_16_bytes(ring + (slot * together + r) * 32, there ? next + r * pitch : next,
+                      there ? 16 : 0);
       }
       next += round;
       next_at += round;
@@ -145,7 +143,7 @@ struct WeightRows {
         next_row += together;
       }
     }
-    asm volatile("cp.async.commit_group;" ::: "memory");
+    end_of_copies();
   }
 
   // The product of row i with x, in lane i. x: RowsMemory::x(), padded.
@@ -155,7 +153,7 @@ struct WeightRows {
     int slot = 0, at = 0, row = 0;
 #pragma unroll 1
     while (row < count) {
-      asm volatile("cp.async.wait_group %0;" ::"n"(Ahead - 1) : "memory");
+      wait_for_copies<Ahead - 1>();
       float v[N], w[N];
       Packed<T, N>::load(x + at + lane * N).unpack(v);
 #pragma unroll

@@ -1,4 +1,4 @@
-// The Matmul on CUDA: which of the three ways, and the one through cuBLASLt.
+// The Matmul on CUDA: which of the four ways, and the one through cuBLASLt.
 #include <unordered_map>
 
 #include "detail/stream_access.hpp"
@@ -174,6 +174,8 @@ bool can_run(const Matmul& op, MatmulPlan plan) {
   switch (plan) {
     case MatmulPlan::gemv:
       return !op.transpose_weight && rows <= gemv_max_rows && in <= gemv_max_in;
+    case MatmulPlan::skinny:
+      return skinny_can_run(op);
     case MatmulPlan::blaslt:
       return in > 0;
     default:
@@ -184,6 +186,7 @@ bool can_run(const Matmul& op, MatmulPlan plan) {
 MatmulPlan plan(const Matmul& op) {
   const bool few = detail::ChannelRows(op.y).count() <= gemv_good_rows(op);
   if (few && can_run(op, MatmulPlan::gemv)) return MatmulPlan::gemv;
+  if (skinny_is_good(op) && can_run(op, MatmulPlan::skinny)) return MatmulPlan::skinny;
   return can_run(op, MatmulPlan::blaslt) ? MatmulPlan::blaslt : MatmulPlan::tiled;
 }
 
@@ -191,6 +194,7 @@ void run(const Matmul& op, Stream& stream, MatmulPlan plan) {
   if (op.y.count() == 0) return;
   const OnDevice current(stream.device(), where);
   if (plan == MatmulPlan::gemv) return gemv(op, stream);
+  if (plan == MatmulPlan::skinny) return skinny(op, stream);
   if (plan == MatmulPlan::blaslt && blaslt(op, stream)) return;
   tiled(op, stream);
 }

@@ -2,25 +2,17 @@
 // aligned. What is beyond the end of time or of the columns arrives as zeros.
 #pragma once
 
+#include "kernels/async_copy.cuh"
 #include "kernels/scan_operands.cuh"
 #include "kernels/vec.cuh"
 
 namespace mamba::cuda {
-
-__device__ __forceinline__ unsigned shared_address(const void* pointer) {
-  return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
-}
 
 // Past the registers; the first `valid` bytes come from memory and the rest are zeros.
 template <int Bytes>
 __device__ __forceinline__ void copy_bytes(void* to, const void* from, int valid) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(to)), "l"(from),
                "n"(Bytes), "r"(valid)
-               : "memory");
-}
-__device__ __forceinline__ void copy_16_bytes(void* to, const void* from, int valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
-               "r"(valid)
                : "memory");
 }
 __device__ __forceinline__ void copies_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }

@@ -1,0 +1,28 @@
+// Copies from memory to shared memory that pass no registers (cp.async), in groups: a thread waits
+// until all groups but its latest few have arrived.
+#pragma once
+
+#include <cuda_runtime.h>
+
+namespace mamba::cuda {
+
+__device__ __forceinline__ unsigned shared_address(const void* pointer) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
+}
+
+// Past L1; the first `valid` bytes come from memory and the rest are zeros.
+__device__ __forceinline__ void copy_16_bytes(void* to, const void* from, int valid) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+               "r"(valid)
+               : "memory");
+}
+__device__ __forceinline__ void end_of_copies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+// All groups of this thread but the latest `Latest`.
+template <int Latest>
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(Latest) : "memory");
+}
+
+}  // namespace mamba::cuda
