@@ -2,9 +2,8 @@
 // One block a multiprocessor, from beginning to end: what precedes the product (copying x, or a
 // norm) is then done once a multiprocessor, while the first weights come. A warp has a few
 // neighbouring weight rows and reads them as one stream through a ring in shared memory, each lane
-// its own 16 bytes. How deep the ring is counts: it is filled while the kernels before still run,
-// and memory answers late when it is busy. 2.8b, one row, ms a token: 2.41 with 64 KiB in a block's
-// rings, 2.05 with 128.
+// its own 16 bytes. How deep the ring is counts: memory answers late when it is busy (2.8b, one
+// row, ms a token: 2.41 with 64 KiB in a block's rings, 2.05 with 128).
 #pragma once
 
 #include <algorithm>
@@ -58,7 +57,9 @@ struct RowsCut {
   int ahead;  // rounds of a ring
   unsigned blocks;
   // The first rounds are read before the kernel's turn (see ConstantWeights). To bring more into L2
-  // so early does not help: 1.27 ms a token for 1.4b, 1.31 with 16 MB, 1.42 with 32 MB.
+  // does not help, neither so early (1.4b: 1.27 ms a token, 1.31 with 16 MB, 1.42 with 32 MB) nor
+  // while x_proj and the scan leave the memory idle (1.31, and 1.50 with all of out_proj): what
+  // those read then comes later.
   bool constant;
 
   template <class T>
@@ -74,8 +75,10 @@ struct RowsCut {
     const std::int64_t bytes =
         std::min(gemv_rows_rings, shared_memory(device, where) - gemv_rows_besides);
     const std::int64_t most = bytes / (warps * gemv_rows_round * std::int64_t{sizeof(uint4)});
-    ahead = 4;
-    for (const int deeper : {8, 12, 16}) {
+    // 8 even for fewer rounds: room that a block takes is not there for kernels further down, whose
+    // early reads are in the way (370m: 0.58 ms a token with 4, 0.55 with 8).
+    ahead = most < 8 ? 4 : 8;
+    for (const int deeper : {12, 16}) {
       if (ahead < rounds && deeper <= most) ahead = deeper;
     }
   }

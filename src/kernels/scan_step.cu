@@ -24,7 +24,6 @@ constexpr int threads = 128;
 struct StepCut {
   int lane_bits;  // 1 << lane_bits neighbouring threads share a channel, at most 32
   int lanes;
-  bool constant;  // see ConstantWeights
 };
 
 // Four states from `n` on. Whole: all exist, and are aligned; else those that exist, the others
@@ -69,42 +68,6 @@ struct StepThread {
   }
 };
 
-// What a channel needs of weights besides dt's: read before the kernel's turn where they are
-// constant, so that afterwards nothing waits for them.
-template <bool Whole, int Quads>
-struct StepWeights {
-  float A[4 * Quads];  // A_log at first
-  float bias, D;
-
-  __device__ __forceinline__ void load(const ScanOperands& op, int c, int n) {
-    const float* A_log = op.A_log + c * op.A_log_pitch;
-#pragma unroll
-    for (int q = 0; q < Quads; ++q) {
-      const int at = n + 4 * q;
-      if constexpr (Whole) {
-        float four[4];
-        load_early<4>(A_log + at).unpack(four);
-#pragma unroll
-        for (int k = 0; k < 4; ++k) A[4 * q + k] = four[k];
-      } else {
-#pragma unroll
-        for (int k = 0; k < 4; ++k) A[4 * q + k] = at + k < op.d_state ? one(A_log + at + k) : 0;
-      }
-    }
-    bias = op.dt_bias != nullptr ? one(op.dt_bias + c) : 0;
-    D = op.D != nullptr ? one(op.D + c) : 0;
-  }
-  __device__ __forceinline__ void scale_A() {
-#pragma unroll
-    for (float& a : A) a = scaled_A(a);
-  }
-
- private:
-  static __device__ __forceinline__ float one(const float* from) {
-    return __uint_as_float(load_early<1>(from).words);
-  }
-};
-
 // What a channel needs of one batch row besides states. Plain, here and below: every batch row of
 // the launch exists and continues from and to its own state row, without resets or step states.
 template <class T, bool Plain>
@@ -112,7 +75,7 @@ struct StepInput {
   std::int64_t b;
   bool there;  // a batch row of this call; if not, its place is taken by the last one
   T x, z;
-  float dt;
+  float dt, bias, D;
 
   __device__ __forceinline__ void load(const ScanOperands& op, std::int64_t row, int c) {
     there = Plain || row < op.batch;
@@ -120,10 +83,12 @@ struct StepInput {
     dt = op.dt_weight == nullptr ? to_float(op.dt.at<T>(b, 0)[c]) : 0;
     x = op.x.at<T>(b, 0)[c];
     z = op.z.data != nullptr ? op.z.at<T>(b, 0)[c] : from_float<T>(0);
+    bias = op.dt_bias != nullptr ? op.dt_bias[c] : 0;
+    D = op.D != nullptr ? op.D[c] : 0;
   }
-  __device__ __forceinline__ float delta(float bias) const { return softplus(__fadd_rn(dt, bias)); }
+  __device__ __forceinline__ float delta() const { return softplus(__fadd_rn(dt, bias)); }
   __device__ __forceinline__ float gate() const { return silu<T>(to_float(z)); }
-  __device__ __forceinline__ void store_y(const ScanOperands& op, int c, float D, float sum,
+  __device__ __forceinline__ void store_y(const ScanOperands& op, int c, float sum,
                                           float gate) const {
     float y = op.D != nullptr ? __fmaf_rn(D, to_float(x), sum) : sum;
     if (op.z.data != nullptr) y = __fmul_rn(y, gate);
@@ -202,111 +167,84 @@ struct StepStates {
   }
 };
 
-// dt of a channel from its dt_rank inputs; the lanes of the channel share the sum. What a lane has
-// of the weights it keeps in registers from before the kernel's turn on, as far as they go: 160
-// inputs for the four lanes of a d_state of 16, in 16 bits.
-template <class T, int Quads>
-struct DtProjection {
-  static constexpr int kept = (Quads == 1 ? 80 : 48) / (4 * static_cast<int>(sizeof(T)));
-  const T* weight;
-  int lane, lanes, rank;
-  bool in_quads;
-  Packed<T, 4> quads[kept];
-
-  __device__ __forceinline__ void load(const ScanOperands& op, int c, int lane_, int lanes_) {
-    weight = static_cast<const T*>(op.dt_weight) + c * op.dt_weight_pitch;
-    lane = lane_;
-    lanes = lanes_;
-    rank = static_cast<int>(op.dt_rank);
-    in_quads = op.dt_in_quads;
-    if (!in_quads) return;
+template <bool Whole, int Quads>
+__device__ __forceinline__ void load_A(const ScanOperands& op, int c, int n,
+                                       float (&A)[4 * Quads]) {
 #pragma unroll
-    for (int i = 0; i < kept; ++i) {
-      const int k = (lane + i * lanes) * 4;
-      if (k < rank) quads[i] = load_early<4>(weight + k);
-    }
+  for (int q = 0; q < Quads; ++q) {
+    const auto quad = load_quad<Whole>(op.A_log + c * op.A_log_pitch, n + 4 * q, op.d_state);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) A[4 * q + k] = quad.at[k];
   }
-  __device__ __forceinline__ float operator()(const T* low) const {
-    float sum = 0;
-    if (in_quads) {
-#pragma unroll
-      for (int i = 0; i < kept; ++i) {
-        const int k = (lane + i * lanes) * 4;
-        if (k < rank) add(Packed<T, 4>::load(low + k), quads[i], sum);
-      }
-      for (int k = (lane + kept * lanes) * 4; k < rank; k += lanes * 4) {
-        add(Packed<T, 4>::load(low + k), Packed<T, 4>::load(weight + k), sum);
-      }
-    } else {
+}
+
+// dt of a channel from its dt_rank inputs; the lanes of the channel share the sum.
+template <int V, class T>
+__device__ __forceinline__ float project_dt(const ScanOperands& op, std::int64_t b, int c, int lane,
+                                            int lanes) {
+  const T* low = op.dt.at<T>(b, 0);
+  const T* weight = static_cast<const T*>(op.dt_weight) + c * op.dt_weight_pitch;
+  float sum = 0;
 #pragma unroll 4
-      for (int k = lane; k < rank; k += lanes) {
-        sum = __fmaf_rn(to_float(low[k]), to_float(weight[k]), sum);
-      }
-    }
-    for (int apart = 1; apart < lanes; apart *= 2) {
-      sum = __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, apart));
-    }
-    return sum;
-  }
-
- private:
-  static __device__ __forceinline__ void add(Packed<T, 4> x, Packed<T, 4> w, float& sum) {
-    float a[4], b[4];
-    x.unpack(a);
-    w.unpack(b);
+  for (int k = lane * V; k < op.dt_rank; k += lanes * V) {
+    const auto x = load_vec<V>(low + k), w = load_vec<V>(weight + k);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) sum = __fmaf_rn(a[i], b[i], sum);
+    for (int i = 0; i < V; ++i) sum = __fmaf_rn(to_float(x.at[i]), to_float(w.at[i]), sum);
   }
-};
+  for (int apart = 1; apart < lanes; apart *= 2) {
+    sum = __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, apart));
+  }
+  return sum;
+}
 
-// What a thread will read of what the kernel before does not write, and does not read at once,
-// comes into L2 meanwhile. With many rows states do not: those rows hide each other's latency.
+// What a thread will read of what the kernel before does not write comes into L2 meanwhile. Not all
+// of it with many rows, which hide each other's latency.
 template <class T>
-__device__ __forceinline__ void prefetch(const ScanOperands& op, const StepCut& cut, std::int64_t b,
-                                         int c, int lane, int n) {
-  if (!cut.constant) {
-    constexpr int line = 128 / static_cast<int>(sizeof(T));
-    prefetch_line(op.A_log + c * op.A_log_pitch);
-    if (op.D != nullptr) prefetch_line(op.D + c);
-    if (op.dt_bias != nullptr) prefetch_line(op.dt_bias + c);
-    if (op.dt_weight != nullptr) {
-      const T* weight = static_cast<const T*>(op.dt_weight) + c * op.dt_weight_pitch;
-      for (int k = lane * line; k < op.dt_rank; k += cut.lanes * line) prefetch_line(weight + k);
-    }
+__device__ __forceinline__ void prefetch(const ScanOperands& op, std::int64_t b, int c, int lane,
+                                         int lanes, int n) {
+  constexpr int line = 128 / static_cast<int>(sizeof(T));
+  prefetch_line(op.A_log + c * op.A_log_pitch);
+  if (op.batch > 8) return;
+  if (op.D != nullptr) prefetch_line(op.D + c);
+  if (op.dt_bias != nullptr) prefetch_line(op.dt_bias + c);
+  if (op.dt_weight != nullptr) {
+    const T* weight = static_cast<const T*>(op.dt_weight) + c * op.dt_weight_pitch;
+    for (int k = lane * line; k < op.dt_rank; k += lanes * line) prefetch_line(weight + k);
   }
-  if (op.batch > 8 || op.initial == nullptr || b >= op.batch || n >= op.d_state) return;
+  if (op.initial == nullptr || b >= op.batch || n >= op.d_state) return;
   const std::int64_t row = likely_row(op.read, b, op.state_rows);
   if (row >= 0) prefetch_line(op.initial + op.state(row, c) + n);
 }
 
 template <class T, bool Whole, bool Plain, int Quads>
-__global__ void __launch_bounds__(threads, 5)
+__global__ void __launch_bounds__(threads, 6)
     step_kernel(const __grid_constant__ ScanOperands op, const StepCut cut) {
   const StepThread thread(op, cut);
   const int c = thread.channel, n = 4 * Quads * thread.lane;
   let_next_begin();
-  prefetch<T>(op, cut, thread.group, c, thread.lane, n);
-  StepWeights<Whole, Quads> weights;
-  DtProjection<T, Quads> project;
-  wait_for_weights(cut.constant);
-  weights.load(op, c, n);
-  if (op.dt_weight != nullptr) project.load(op, c, thread.lane, cut.lanes);
+  prefetch<T>(op, thread.group, c, thread.lane, cut.lanes, n);
   wait_for_previous();
   if (thread.group >= op.batch) return;
   StepInput<T, Plain> input;
   StepStates<T, Whole, Plain, Quads> states;
+  float A[4 * Quads];
   input.load(op, thread.group, c);
+  load_A<Whole, Quads>(op, c, n, A);
   states.load(op, thread.group, c, n);
-  weights.scale_A();
-  if (op.dt_weight != nullptr) input.dt = project(op.dt.at<T>(input.b, 0));
-  const float delta = input.delta(weights.bias);
+  if (op.dt_weight != nullptr) {
+    input.dt = op.dt_in_quads ? project_dt<4, T>(op, input.b, c, thread.lane, cut.lanes)
+                              : project_dt<1, T>(op, input.b, c, thread.lane, cut.lanes);
+  }
+  const float delta = input.delta();
+#pragma unroll
+  for (float& a : A) a = scaled_A(a);
   const float gate = input.gate();  // before the sum is known
-  float sum = states.advance_all(weights.A, delta, __fmul_rn(delta, to_float(input.x)));
+  float sum = states.advance_all(A, delta, __fmul_rn(delta, to_float(input.x)));
   if (thread.works) states.store(op, c, n);
   for (int apart = 1; apart < cut.lanes; apart *= 2) {
     sum = __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, apart));
   }
-  if (thread.works && thread.lane == 0) input.store_y(op, c, weights.D, sum, gate);
+  if (thread.works && thread.lane == 0) input.store_y(op, c, sum, gate);
 }
 
 // Sums over lanes, of row r in the lanes with lane % 4 == r: each exchange halves what is carried.
@@ -331,30 +269,28 @@ __global__ void __launch_bounds__(threads, 6)
   const int c = thread.channel, n = 4 * thread.lane;
   const std::int64_t b0 = 4 * thread.group;
   let_next_begin();
-  StepWeights<true, 1> weights;
-  wait_for_weights(cut.constant);
-  weights.load(op, c, n);
   wait_for_previous();
   if (b0 >= op.batch) return;
   StepInput<T, Plain> mine;
   StepStates<T, true, Plain, 1> states[4];
+  float A[4];
   mine.load(op, b0 + (thread.lane & 3), c);
+  load_A<true, 1>(op, c, n, A);
 #pragma unroll
   for (int r = 0; r < 4; ++r) states[r].load(op, b0 + r, c, n);
-  const float delta = mine.delta(weights.bias);
+  const float delta = mine.delta();
   const float delta_x = __fmul_rn(delta, to_float(mine.x));
-  weights.scale_A();
+#pragma unroll
+  for (float& a : A) a = scaled_A(a);
   float sum[4];
 #pragma unroll
   for (int r = 0; r < 4; ++r) {
-    sum[r] = states[r].advance_all(weights.A, __shfl_sync(0xffffffffu, delta, r, 4),
+    sum[r] = states[r].advance_all(A, __shfl_sync(0xffffffffu, delta, r, 4),
                                    __shfl_sync(0xffffffffu, delta_x, r, 4));
     if (thread.works && (Plain || b0 + r < op.batch)) states[r].store(op, c, n);
   }
   const float total = sum_of_my_row(sum, thread.lane, cut.lanes);
-  if (thread.works && mine.there && thread.lane < 4) {
-    mine.store_y(op, c, weights.D, total, mine.gate());
-  }
+  if (thread.works && mine.there && thread.lane < 4) mine.store_y(op, c, total, mine.gate());
 }
 
 // Whether everything over states can be taken four at a time wherever it is, by every lane: their
@@ -371,7 +307,7 @@ bool in_whole_quads(const SelectiveScan& op) {
 
 template <class T, bool Whole>
 void step(const SelectiveScan& op, Stream& stream) {
-  StepCut cut{0, 1, StreamAccess::constant_weights(stream)};
+  StepCut cut{0, 1};
   const std::int64_t batch = op.x.dim(0);
   const std::int64_t quads = (op.A_log.dim(1) + 3) / 4;
   while (cut.lanes < 32 && cut.lanes < quads) cut.lanes = 1 << ++cut.lane_bits;
