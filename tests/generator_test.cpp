@@ -7,6 +7,7 @@
 #include <mamba/safetensors.hpp>
 #include <mamba/state_file.hpp>
 
+#include "files.hpp"
 #include "testing.hpp"
 
 namespace mamba {
@@ -271,6 +272,36 @@ TEST_F(GeneratorFile, CutShortAnywhereIsRefused) {
         .write(whole.data(), static_cast<long>(size));
     EXPECT_THROW(Generator::restore(path(), model_), FormatError) << size;
   }
+}
+
+// Wherever the bit is: in a name, a number, a state, a logit.
+TEST_F(GeneratorFile, WithAFlippedBitIsRefused) {
+  const std::string whole = testing::read_file(path());
+  testing::Random random(5);
+  for (int trial = 0; trial < 600; ++trial) {
+    const auto at =
+        static_cast<std::size_t>(random.integer(0, static_cast<std::int64_t>(whole.size()) - 1));
+    std::string damaged = whole;
+    damaged[at] = static_cast<char>(damaged[at] ^ (1 << random.integer(0, 7)));
+    testing::write_file(path(), damaged);
+    EXPECT_THROW(Generator::restore(path(), model_), FormatError) << "byte " << at;
+  }
+  const std::string middle = [&] {
+    std::string damaged = whole;
+    damaged[whole.size() / 2] = static_cast<char>(damaged[whole.size() / 2] ^ 4);
+    return damaged;
+  }();
+  testing::write_file(path(), middle);
+  expect_refused(model_, "expected the contents that were written, got others");
+}
+
+TEST_F(GeneratorFile, OfAVersionThatKeptNoHashIsRefused) {
+  const SavedState saved = load_state(path());
+  StateMetadata metadata = saved.metadata;
+  ASSERT_EQ(metadata.notes.erase("hash"), 1u);
+  const StateExtras extras(saved.extras.begin(), saved.extras.end());
+  save(path(), saved.state, metadata, extras);
+  expect_refused(model_, "expected a file with a hash of its contents, got one without");
 }
 
 TEST_F(GeneratorFile, WithoutItsGenerationIsRefused) {

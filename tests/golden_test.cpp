@@ -167,6 +167,36 @@ TEST_P(GoldenTest, GreedyTextIsEqual) {
   }
 }
 
+// A text that stops on one device goes on on another, out of its file alone.
+TEST_P(GoldenTest, AGenerationSavedOnOneDeviceGoesOnOnAnother) {
+  const Golden golden(GetParam());
+  const testing::TemporaryFolder folder;
+  std::list<LanguageModel> models;
+  for (Device device : devices()) {
+    models.push_back(LanguageModel::load(golden_folder(GetParam()), DType::f32, device));
+  }
+  GenerateOptions options;
+  options.ignore_eos = true;
+  for (const LanguageModel& from : models) {
+    for (std::size_t stop : {0, 1, 11}) {
+      Generator first(from);
+      first.read(golden.prompt);
+      options.max_tokens = static_cast<std::int64_t>(stop);
+      const std::vector<std::int32_t> begun = first.generate(options).tokens;
+      first.save(folder.file("generation"));
+      options.max_tokens = static_cast<std::int64_t>(golden.greedy.size() - stop);
+      for (const LanguageModel& to : models) {
+        SCOPED_TRACE(from.device().name() + " to " + to.device().name());
+        Generator second = Generator::restore(folder.file("generation"), to);
+        std::vector<std::int32_t> text = begun;
+        const std::vector<std::int32_t> rest = second.generate(options).tokens;
+        text.insert(text.end(), rest.begin(), rest.end());
+        EXPECT_EQ(text, golden.greedy) << "stopped after " << stop;
+      }
+    }
+  }
+}
+
 // With 16-bit storage the error is that of rounding weights and activations: a loose sanity bound
 // (the operations' own tests hold the sharp ones), from the amplification of relative weight errors
 // that the golden script measured, at most 9.

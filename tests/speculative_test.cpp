@@ -6,8 +6,10 @@
 #include <numeric>
 #include <stdexcept>
 
+#include <mamba/config.hpp>
 #include <mamba/safetensors.hpp>
 
+#include "files.hpp"
 #include "testing.hpp"
 
 namespace mamba {
@@ -139,6 +141,73 @@ TEST_F(SpeculationTest, EndsWhereAGeneratorWould) {
   });
 }
 
+// An end of text that is every token in turn comes at every place of a run: proposed and taken, in
+// place of a proposal, after the last one.
+TEST_F(SpeculationTest, EndOfTextEndsItWhereAGeneratorEnds) {
+  const Ids prompt = golden_ids("base", "prompt_ids");
+  const Ids text = golden_ids("base", "greedy_ids");
+  GenerateOptions options = tokens(24);
+  options.ignore_eos = false;
+  everywhere([&](const LanguageModel& model, const LanguageModel& small, bool) {
+    const TemporaryFolder folder;
+    model.save(folder.file("model"));
+    for (std::size_t end = 0; end < text.size(); ++end) {
+      ModelConfig config = model.config();
+      config.eos_token_ids = {text[end]};
+      testing::write_file(folder.file("model/config.json"), to_json(config));
+      const LanguageModel ending =
+          LanguageModel::load(folder.file("model"), DType::f32, model.device());
+      Generator plain(ending);
+      plain.read(prompt);
+      const Generated expected = plain.generate(options);
+      ASSERT_EQ(expected.reason, StopReason::eos);
+      Generator target(ending);
+      Generator draft(small);
+      Speculation speculation(target, draft, 3);
+      speculation.read(prompt);
+      const Generated got = speculation.generate(options);
+      EXPECT_EQ(got.tokens, expected.tokens) << end;
+      EXPECT_EQ(got.reason, StopReason::eos) << end;
+      EXPECT_EQ(speculation.generate(tokens(3)).tokens, plain.generate(tokens(3)).tokens) << end;
+    }
+  });
+}
+
+TEST_F(SpeculationTest, AStopStringEndsItWhereAGeneratorEnds) {
+  const Ids prompt = golden_ids("base", "prompt_ids");
+  const Ids text = golden_ids("base", "greedy_ids");
+  const Tokenizer tokenizer = Tokenizer::bytes();
+  const std::string all = tokenizer.decode(text);
+  everywhere([&](const LanguageModel& model, const LanguageModel& small, bool) {
+    for (std::size_t length : {std::size_t{1}, std::size_t{4}}) {
+      for (std::size_t first = 0; first + length <= all.size(); ++first) {
+        GenerateOptions options = tokens(24);
+        options.tokenizer = &tokenizer;
+        options.stop = {"not in the text", all.substr(first, length)};
+        std::string streamed;
+        Generator plain(model);
+        plain.read(prompt);
+        const Generated expected = plain.generate(options);
+        ASSERT_EQ(expected.reason, StopReason::stop_string);
+        options.on_text = [&](std::string_view piece) {
+          streamed += piece;
+          return true;
+        };
+        Generator target(model);
+        Generator draft(small);
+        Speculation speculation(target, draft, 3);
+        speculation.read(prompt);
+        const Generated got = speculation.generate(options);
+        EXPECT_EQ(got.tokens, expected.tokens) << first;
+        EXPECT_EQ(got.reason, StopReason::stop_string) << first;
+        EXPECT_EQ(streamed, tokenizer.decode(expected.tokens)) << first;
+        EXPECT_EQ(speculation.generate(tokens(3)).tokens, plain.generate(tokens(3)).tokens)
+            << first;
+      }
+    }
+  });
+}
+
 TEST_F(SpeculationTest, ASavedTextGoesOnWithTheSameRandomNumbers) {
   const Ids prompt = golden_ids("base", "prompt_ids");
   SamplingOptions lively;
@@ -172,31 +241,41 @@ TEST_F(SpeculationTest, ASavedTextGoesOnWithTheSameRandomNumbers) {
 }
 
 // In 16 bits another number of rows may round otherwise. A token is then not the best of a run
-// without help, but as good as rounding can tell.
+// without help, but as good as rounding can tell. The draft that is often wrong shows that its
+// proposals are judged.
 TEST_F(SpeculationTest, GreedyTokensIn16BitsAreBestUpToRounding) {
   const Ids prompt = golden_ids("base", "prompt_ids");
   int differing = 0;
   for (Device device : devices()) {
     for (DType dtype : {DType::bf16, DType::f16}) {
       const LanguageModel model = LanguageModel::load(golden_folder("base"), dtype, device);
-      const LanguageModel small = LanguageModel::load(golden_folder("base"), DType::f32, device);
-      Generator target(model);
-      Generator draft(small);
-      Speculation speculation(target, draft, 5);
-      speculation.read(prompt);
-      const Ids text = speculation.generate(tokens(60)).tokens;
-      Generator plain(model);
-      plain.read(prompt);
-      for (const std::int32_t token : text) {
-        const std::vector<double> logits = values(plain.logits());
-        const auto best = std::max_element(logits.begin(), logits.end());
-        const double norm =
-            std::sqrt(std::inner_product(logits.begin(), logits.end(), logits.begin(), 0.0));
-        // Each of the two runs is within 9 roundoffs of the exact one (golden_test.cpp).
-        EXPECT_LE(*best - logits[static_cast<std::size_t>(token)],
-                  2 * 9 * testing::roundoff(dtype) * norm);
-        differing += best - logits.begin() == token ? 0 : 1;
-        plain.read({token});
+      for (const char* helper : {"base", "sharded_bf16"}) {
+        SCOPED_TRACE(device.name() + " " + name_of(dtype) + ", draft " + helper);
+        const LanguageModel small = LanguageModel::load(golden_folder(helper), DType::f32, device);
+        Generator target(model);
+        Generator draft(small);
+        Speculation speculation(target, draft, 5);
+        speculation.read(prompt);
+        const Ids text = speculation.generate(tokens(60)).tokens;
+        const SpeculationCounts& counts = speculation.counts();
+        if (std::string(helper) == "base") {
+          EXPECT_GT(counts.accepted, counts.proposed / 2);
+        } else {
+          EXPECT_LT(counts.accepted, counts.proposed / 2);
+        }
+        Generator plain(model);
+        plain.read(prompt);
+        for (const std::int32_t token : text) {
+          const std::vector<double> logits = values(plain.logits());
+          const auto best = std::max_element(logits.begin(), logits.end());
+          const double norm =
+              std::sqrt(std::inner_product(logits.begin(), logits.end(), logits.begin(), 0.0));
+          // Each of the two runs is within 9 roundoffs of the exact one (golden_test.cpp).
+          EXPECT_LE(*best - logits[static_cast<std::size_t>(token)],
+                    2 * 9 * testing::roundoff(dtype) * norm);
+          differing += best - logits.begin() == token ? 0 : 1;
+          plain.read({token});
+        }
       }
     }
   }

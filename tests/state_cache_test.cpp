@@ -142,6 +142,23 @@ TEST(StateCacheTest, WhatWasNotUsedForLongestGoesFirst) {
   }
 }
 
+// A caller may give both bounds whatever the device is.
+TEST(StateCacheTest, OnTheCpuBothMemoriesAreOne) {
+  const LanguageModel model = golden();
+  CacheOptions options;
+  options.device_bytes = 2 * bytes_of_one(model, 10);
+  options.host_bytes = bytes_of_one(model, 10);
+  StateCache cache(model, options);
+  for (std::int64_t i = 0; i < 4; ++i) read(cache, model, text(0, i, 10));
+  EXPECT_EQ(cache.counts().host_bytes, 3 * bytes_of_one(model, 10));
+  EXPECT_EQ(cache.counts().device_bytes, 0);
+  for (std::int64_t i = 1; i < 4; ++i) EXPECT_EQ(read(cache, model, text(0, i, 10)), 10);
+  options.device_bytes = options.host_bytes = INT64_MAX;
+  StateCache boundless(model, options);
+  read(boundless, model, text(0, 1, 10));
+  EXPECT_EQ(read(boundless, model, text(0, 1, 10)), 10);
+}
+
 TEST(StateCacheTest, WhatFallsOutIsFoundFurtherDown) {
   for (Device device : devices()) {
     SCOPED_TRACE(device.name());
@@ -223,6 +240,25 @@ TEST_F(StateCacheFiles, AreBoundedAndTheLongestUnusedGoFirst) {
   EXPECT_EQ(names(folder_).size(), 2u);
   EXPECT_EQ(read(cache, model_, text(0, 0, 10)), 10);
   EXPECT_EQ(problems_.size(), 0u);
+}
+
+TEST_F(StateCacheFiles, WhatAKilledProcessLeftIsRemovedAndNothingElse) {
+  const std::string left = ".mamba-0123456789abcdef.tmp";
+  const std::string at_work = ".mamba-fedcba9876543210.tmp";
+  const std::vector<std::string> others{".mamba-0123456789abcdeg.tmp", ".mamba-notes.tmp",
+                                        "0123456789abcdef.tmp"};
+  const auto make = [&](const std::string& name, std::chrono::minutes age) {
+    write_file(folder_.file(name), "half");
+    std::filesystem::last_write_time(folder_.file(name),
+                                     std::filesystem::file_time_type::clock::now() - age);
+  };
+  make(left, std::chrono::minutes(61));
+  make(at_work, std::chrono::minutes(50));
+  for (const std::string& name : others) make(name, std::chrono::hours(100));
+  const StateCache cache(model_, on_disk());
+  const std::vector<std::string> kept = names(folder_);
+  EXPECT_EQ(kept.size(), 4u);
+  EXPECT_EQ(std::count(kept.begin(), kept.end(), left), 0);
 }
 
 TEST_F(StateCacheFiles, OfOtherModelsAreLeftAlone) {

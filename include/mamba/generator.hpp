@@ -100,9 +100,9 @@ class Generator {
   // after them are known (StateCache). ArgumentError where something was read already.
   void assume(const Ids& ids, const StackState& state, ConstTensorView logits);
 
-  // Writes everything to a state file, with the model's fingerprint; restore() goes on from one,
-  // for the same model: a file of another is a FormatError that says so. Both runs give the same
-  // tokens.
+  // Writes everything to a state file, with the model's fingerprint and a hash of its contents;
+  // restore() goes on from one, for the same model: a file of another, or one that is not what was
+  // written, is a FormatError that says so. Both runs give the same tokens.
   void save(const std::string& path);
   static Generator restore(const std::string& path, const LanguageModel& model, Stream& stream);
   static Generator restore(const std::string& path, const LanguageModel& model);

@@ -7,13 +7,31 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
+#include <filesystem>
 #include <random>
+#include <string_view>
 #include <system_error>
 #include <utility>
 
 #include <mamba/error.hpp>
 
 namespace mamba {
+
+namespace {
+
+constexpr std::string_view prefix = ".mamba-";  // of temporary files; 16 digits follow
+constexpr std::string_view suffix = ".tmp";
+
+bool is_temporary(std::string_view name) {
+  constexpr std::size_t digits = 16;
+  return name.size() == prefix.size() + digits + suffix.size() &&
+         name.substr(0, prefix.size()) == prefix &&
+         name.substr(name.size() - suffix.size()) == suffix &&
+         name.find_first_not_of("0123456789abcdef", prefix.size()) == prefix.size() + digits;
+}
+
+}  // namespace
 
 // The folder is held open: its name may change or be relative to a folder that does.
 AtomicFile::AtomicFile(std::string where, std::string path)
@@ -52,7 +70,8 @@ void AtomicFile::create() {
   constexpr int attempts = 100;
   std::random_device random;
   for (int attempt = 0; attempt < attempts; ++attempt) {
-    const std::string candidate = fmt::format(".mamba-{:08x}{:08x}.tmp", random(), random());
+    const std::string candidate =
+        fmt::format("{}{:08x}{:08x}{}", prefix, random(), random(), suffix);
     file_ = openat(folder_, candidate.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (file_ >= 0) {
       temporary_ = candidate;
@@ -92,6 +111,17 @@ void AtomicFile::commit() {
   temporary_.clear();
   // EINVAL: this file system cannot flush a folder, so there is nothing to wait for.
   if (!flush(folder_) && errno != EINVAL) fail(errno);
+}
+
+void remove_stale_temporaries(const std::string& folder) {
+  namespace fs = std::filesystem;
+  std::error_code error;
+  const auto now = fs::file_time_type::clock::now();
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder, error)) {
+    if (!is_temporary(entry.path().filename().string())) continue;
+    const auto written = entry.last_write_time(error);
+    if (!error && now - written > std::chrono::hours(1)) fs::remove(entry.path(), error);
+  }
 }
 
 void AtomicFile::fail(int reason) const {

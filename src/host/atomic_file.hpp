@@ -32,4 +32,8 @@ class AtomicFile {
   int file_ = -1;
 };
 
+// Removes what programs that were killed left in a folder: temporary files that were last written
+// more than an hour ago. Others may be another process's, at work.
+void remove_stale_temporaries(const std::string& folder);
+
 }  // namespace mamba

@@ -6,9 +6,7 @@
 
 #include <mamba/safetensors.hpp>
 
-#define XXH_INLINE_ALL
-#include <xxhash.h>
-
+#include "host/hash.hpp"
 #include "host/json.hpp"
 
 namespace mamba {
@@ -18,23 +16,10 @@ constexpr const char* format_name = "mamba.cpp training";
 constexpr const char* version = "1";
 constexpr const char* note_prefix = "note.";
 
-// Names and data in order.
-class Hash {
- public:
-  Hash() { XXH3_128bits_reset(&state_); }
-  void add(const std::string& name, const Tensor& host) {
-    XXH3_128bits_update(&state_, name.c_str(), name.size() + 1);
-    if (host.bytes() == 0) return;
-    XXH3_128bits_update(&state_, host.view().data(), static_cast<std::size_t>(host.bytes()));
-  }
-  std::string text() const {
-    const XXH128_hash_t hash = XXH3_128bits_digest(&state_);
-    return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
-  }
-
- private:
-  XXH3_state_t state_;
-};
+void hash_tensor(Hash& hash, const std::string& name, const Tensor& host) {
+  hash.add(name);
+  hash.add(host.view().data(), host.bytes());
+}
 
 // f(name, tensor) for a state; State is StackState or const StackState.
 template <class State, class F>
@@ -81,7 +66,7 @@ class TrainingFile {
     if (!dtype || *dtype != like.dtype()) refuse(name, name_of(like.dtype()), entry.dtype);
     Tensor tensor = file_.read(entry, like.shape(), like.dtype());
     used_.insert(name);
-    hash_.add(name, tensor);
+    hash_tensor(hash_, name, tensor);
     return tensor;
   }
 
@@ -166,7 +151,7 @@ void save_training(const std::string& path, const AdamW& optimizer, const StackS
   Hash hash;
   std::vector<SafetensorsItem> items;
   for (const auto& [name, tensor] : tensors) {
-    hash.add(name, tensor);
+    hash_tensor(hash, name, tensor);
     items.push_back({name, tensor});
   }
   Json json;

@@ -8,6 +8,7 @@
 #include <mamba/check.hpp>
 #include <mamba/state_file.hpp>
 
+#include "host/content_hash.hpp"
 #include "host/generator_slots.hpp"
 
 namespace mamba {
@@ -75,8 +76,8 @@ Sampling from_note(const std::string& path, const std::string& text) {
 }
 
 // The file is a generation of one sequence, by this model, loaded in the dtype it was saved from.
-void check_saved(const std::string& path, const SavedState& saved, const LanguageModel& model) {
-  const StateMetadata& metadata = saved.metadata;
+void check_saved(const std::string& path, const StateMetadata& metadata, const StackState& state,
+                 const LanguageModel& model) {
   const std::string fingerprint = model.fingerprint();
   if (metadata.fingerprint != fingerprint) {
     throw FormatError(where, path, "a state of this model (" + fingerprint + ")",
@@ -88,7 +89,7 @@ void check_saved(const std::string& path, const SavedState& saved, const Languag
     throw FormatError(where, path, "a saved generation of one sequence", "a bare state");
   }
   try {
-    model.stack().check_state(where, saved.state, 1);
+    model.stack().check_state(where, state, 1);
   } catch (const ArgumentError& error) {
     throw FormatError(where, path,
                       fmt::format("a state of this model in {}", name_of(model.dtype())),
@@ -122,7 +123,7 @@ std::vector<std::int32_t> ids(const std::string& path, const SavedState& saved, 
 }  // namespace
 
 void Generator::save(const std::string& path) {
-  const StackState state = this->state();
+  const StackState state = this->state().to(Device::cpu(), model().dtype());
   std::vector<std::int32_t> seen;
   const Tensor host_seen = on_host(slot_->seen(), stream());
   const auto* flags = host_seen.data<std::int32_t>();
@@ -131,19 +132,23 @@ void Generator::save(const std::string& path) {
   }
   const Tensor seen_list = id_list(seen);
   const Tensor recent_list = id_list(recent_);
+  const Tensor host_logits = on_host(slot_->logits(), stream());
   StateMetadata metadata;
   metadata.fingerprint = model().fingerprint();
   metadata.tokens_seen = {tokens_seen_};
   metadata.notes[note] =
       to_note(options_, *on_host(slot_->draws(), stream()).data<std::int32_t>(), text_.held());
-  mamba::save(path, state, metadata,
-              {{logits_name, slot_->logits()}, {seen_name, seen_list}, {recent_name, recent_list}});
+  const StateExtras extras{
+      {logits_name, host_logits}, {seen_name, seen_list}, {recent_name, recent_list}};
+  seal(state, metadata, extras);
+  mamba::save(path, state, metadata, extras);
 }
 
 Generator Generator::restore(const std::string& path, std::unique_ptr<GeneratorSlot> slot) {
   const LanguageModel& model = *slot->slots->model;
-  const SavedState saved = load_state(path, model.device());
-  check_saved(path, saved, model);
+  const SavedState saved = load_state(path);
+  const StackState state = saved.state.to(model.device(), saved.state.layers.front().conv.dtype());
+  check_saved(path, saved.metadata, state, model);
   const Sampling sampling = from_note(path, saved.metadata.notes.at(note));
   const std::int64_t vocab = model.config().vocab_size;
   const Tensor& logits = extra(path, saved, logits_name, DType::f32);
@@ -151,11 +156,14 @@ Generator Generator::restore(const std::string& path, std::unique_ptr<GeneratorS
     throw FormatError(where, path, fmt::format("{} [1, {}]", logits_name, vocab),
                       logits.shape().to_string());
   }
+  const std::vector<std::int32_t> recent = ids(path, saved, recent_name, vocab);
+  const std::vector<std::int32_t> seen = ids(path, saved, seen_name, vocab);
+  check_seal(where, path, saved);
 
   Generator generator(std::move(slot), sampling.options);
-  generator.recent_ = ids(path, saved, recent_name, vocab);
-  generator.put(saved.state, logits.to(model.device()));
-  generator.mark_seen(ids(path, saved, seen_name, vocab));
+  generator.recent_ = recent;
+  generator.put(state, logits.to(model.device()));
+  generator.mark_seen(seen);
   const Tensor draws = Tensor::from<std::int32_t>({sampling.draws}, {1});
   copy(draws, generator.slot_->draws(), generator.stream());
   generator.stream().synchronize();

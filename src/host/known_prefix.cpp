@@ -1,4 +1,3 @@
-#define XXH_INLINE_ALL
 #include "host/known_prefix.hpp"
 
 #include <fmt/format.h>
@@ -10,6 +9,9 @@
 #include <mamba/error.hpp>
 #include <mamba/state_file.hpp>
 
+#include "host/atomic_file.hpp"
+#include "host/content_hash.hpp"
+
 namespace mamba {
 
 namespace fs = std::filesystem;
@@ -17,39 +19,8 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr const char* suffix = ".prefix";
-constexpr const char* hash_note = "hash";
 constexpr const char* ids_name = "prefix.ids";
 constexpr const char* logits_name = "prefix.logits";
-
-std::string text_of(const XXH128_hash_t& hash) {
-  return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
-}
-
-class Hash {
- public:
-  Hash() { XXH3_128bits_reset(&state_); }
-  void add(const void* data, std::int64_t bytes) {
-    if (bytes > 0) XXH3_128bits_update(&state_, data, static_cast<std::size_t>(bytes));
-  }
-  void add(const Tensor& tensor) { add(tensor.view().data(), tensor.bytes()); }
-  XXH128_hash_t get() const { return XXH3_128bits_digest(&state_); }
-
- private:
-  XXH3_state_t state_;
-};
-
-// Of everything in a file that is believed. All of it on the host.
-std::string content_hash(const std::vector<std::int32_t>& ids, const StackState& state,
-                         const Tensor& logits) {
-  Hash hash;
-  hash.add(ids.data(), static_cast<std::int64_t>(ids.size() * sizeof(ids[0])));
-  for (const MambaState& layer : state.layers) {
-    hash.add(layer.conv);
-    hash.add(layer.ssm);
-  }
-  hash.add(logits);
-  return text_of(hash.get());
-}
 
 bool same_form(const StackState& a, const StackState& b) {
   return std::equal(a.layers.begin(), a.layers.end(), b.layers.begin(), b.layers.end(),
@@ -98,6 +69,7 @@ PrefixFiles::PrefixFiles(const LanguageModel& model, std::string folder)
   if (error && !fs::is_directory(folder_)) {
     throw Error("StateCache", folder_, "a folder", error.message());
   }
+  remove_stale_temporaries(folder_);
 }
 
 std::string PrefixFiles::path(const PrefixKey& key) const {
@@ -137,9 +109,10 @@ std::int64_t PrefixFiles::write(const PrefixKey& key, const KnownPrefix& prefix)
   StateMetadata metadata;
   metadata.fingerprint = fingerprint_;
   metadata.tokens_seen = {key.length};
-  metadata.notes[hash_note] = content_hash(prefix.ids, prefix.state, prefix.logits);
   const Tensor ids = Tensor::from(prefix.ids, {key.length});
-  save(path(key), prefix.state, metadata, {{ids_name, ids}, {logits_name, prefix.logits}});
+  const StateExtras extras{{ids_name, ids}, {logits_name, prefix.logits}};
+  seal(prefix.state, metadata, extras);
+  save(path(key), prefix.state, metadata, extras);
   std::error_code gone;  // by another thread or process that had no room for it
   const auto size = fs::file_size(path(key), gone);
   return gone ? prefix.bytes() : static_cast<std::int64_t>(size);
@@ -155,6 +128,7 @@ std::shared_ptr<const KnownPrefix> PrefixFiles::read(const PrefixKey& key) const
     if (!fs::exists(file, ignored)) return nullptr;
     throw;
   }
+  check_seal("StateCache", file, saved);
   const auto ids = saved.extras.find(ids_name);
   const auto logits = saved.extras.find(logits_name);
   if (ids == saved.extras.end() || logits == saved.extras.end() ||
@@ -171,13 +145,11 @@ std::shared_ptr<const KnownPrefix> PrefixFiles::read(const PrefixKey& key) const
                  StackState(model_.config().layer, model_.config().n_layer, 1, model_.dtype()))) {
     throw FormatError("StateCache", file, "a state of this model", "one of other shapes");
   }
-  const std::string hash = content_hash(prefix->ids, prefix->state, prefix->logits);
   const bool named_so =
       ids->second.count() == key.length &&
       text_of(keys_of(prefix->ids, {key.length}).front().hash) == text_of(key.hash);
-  if (!named_so || saved.metadata.notes[hash_note] != hash ||
-      saved.metadata.fingerprint != fingerprint_) {
-    throw FormatError("StateCache", file, "the contents that were written", "others");
+  if (!named_so || saved.metadata.fingerprint != fingerprint_) {
+    throw FormatError("StateCache", file, "the prefix that its name says", "another");
   }
   fs::last_write_time(file, fs::file_time_type::clock::now(), ignored);  // used, for list()
   return prefix;

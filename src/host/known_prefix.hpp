@@ -1,8 +1,6 @@
 // The beginning of a prompt and what a model remembers after it, in memory and in a file.
 #pragma once
 
-#include <xxhash.h>
-
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -10,6 +8,8 @@
 
 #include <mamba/language_model.hpp>
 #include <mamba/state.hpp>
+
+#include "host/hash.hpp"
 
 namespace mamba {
 

@@ -5,11 +5,9 @@
 #include <type_traits>
 #include <utility>
 
-#define XXH_INLINE_ALL
-#include <xxhash.h>
-
 #include "host/elements.hpp"
 #include "host/fingerprint.hpp"
+#include "host/hash.hpp"
 
 namespace mamba {
 
@@ -166,11 +164,10 @@ void LanguageModel::check_ids(const ConstTensorView& ids) const {
 // ---- fingerprint --------------------------------------------------------------------------------
 
 struct Fingerprint::Impl {
-  XXH3_state_t state;
+  Hash hash;
 };
 
 Fingerprint::Fingerprint(const ModelConfig& c) : impl_(std::make_unique<Impl>()) {
-  XXH3_128bits_reset(&impl_->state);
   const LayerConfig& l = c.layer;
   text(fmt::format("{} {} {} {} {} {} {} {} {} {} {} {} {}", c.n_layer, c.vocab_size, c.vocab_rows,
                    c.tie_embeddings, c.norm_epsilon, l.d_model, l.d_state, l.d_conv, l.d_inner,
@@ -181,19 +178,14 @@ Fingerprint::Fingerprint(const ModelConfig& c) : impl_(std::make_unique<Impl>())
 
 Fingerprint::~Fingerprint() = default;
 
-void Fingerprint::text(const std::string& value) {
-  XXH3_128bits_update(&impl_->state, value.c_str(), value.size() + 1);  // the 0 ends it
-}
+void Fingerprint::text(const std::string& value) { impl_->hash.add(value); }
 
 void Fingerprint::add(const std::string& name, const std::string& dtype, const void* data,
                       std::int64_t bytes) {
   text(name + " " + dtype);
-  if (bytes > 0) XXH3_128bits_update(&impl_->state, data, static_cast<std::size_t>(bytes));
+  impl_->hash.add(data, bytes);
 }
 
-std::string Fingerprint::text() const {
-  const XXH128_hash_t hash = XXH3_128bits_digest(&impl_->state);
-  return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
-}
+std::string Fingerprint::text() const { return impl_->hash.text(); }
 
 }  // namespace mamba

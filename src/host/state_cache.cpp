@@ -1,7 +1,6 @@
 // Three places, each a list in the order of use; what falls out of one goes to the next. The lock
 // is held only while lists change: copies between devices and files are made without it, so a
 // prefix that is on its way down is not found for that moment, which costs time and nothing else.
-#define XXH_INLINE_ALL
 #include <mamba/state_cache.hpp>
 
 #include <fmt/format.h>
@@ -60,8 +59,11 @@ struct StateCache::Impl {
       throw ArgumentError(where, "folder", "one where disk_bytes is above 0, and only there",
                           options.folder.empty() ? "none" : options.folder);
     }
-    limits = {model.device().is_cuda() ? options.device_bytes : 0, options.host_bytes,
-              options.disk_bytes};
+    limits = {options.device_bytes, options.host_bytes, options.disk_bytes};
+    if (!model.device().is_cuda()) {  // its memory is the host's
+      limits[on_host] += std::min(limits[on_device], INT64_MAX - limits[on_host]);
+      limits[on_device] = 0;
+    }
     if (options.folder.empty()) return;
     files.emplace(model, options.folder);
     for (const PrefixFiles::Found& file : files->list()) {
