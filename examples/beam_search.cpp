@@ -1,7 +1,8 @@
 // The likeliest text, looked for with several beams: each step goes on from the best few of all
 // continuations of all beams, and a beam that goes on in several ways is forked.
 //
-//   beam_search [PROMPT [WIDTH [MODEL]]]   default model: the one that comes with the library
+//   beam_search [PROMPT [WIDTH [MODEL]]]   default model: the one that comes with the library; its
+//                                          own tokenizer, or --tokenizer FILE
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -10,7 +11,8 @@
 
 #include <mamba/mamba.hpp>
 
-#include "shipped_model.hpp"
+#include "programs/model_flags.hpp"
+#include "programs/program.hpp"
 
 namespace {
 
@@ -67,23 +69,45 @@ std::vector<Beam> follow(std::vector<Beam>& beams, const std::vector<Candidate>&
   return next;
 }
 
+// In whole characters, whatever the tokens make.
+std::string text_of(const mamba::Tokenizer& tokenizer, const std::vector<std::int32_t>& tokens) {
+  mamba::TextStream text;
+  const std::string whole = text.push(tokenizer.decode(tokens));
+  return whole + text.finish();
+}
+
+int search(const std::string& prompt, std::int32_t width, const ModelFlags& flags) {
+  const mamba::LanguageModel model = flags.load("beam_search");
+  const mamba::Tokenizer tokenizer = flags.load_tokenizer("beam_search", "tokenizer", model);
+  const std::vector<std::int32_t> ids = tokenizer.encode(prompt);
+  if (ids.empty()) throw mamba::ArgumentError("beam_search", "PROMPT", "a text", "an empty one");
+
+  // Room for the beams of a step and of the next, so that all forks stay in one pool.
+  mamba::GeneratorPool pool(model, 2 * std::int64_t{width});
+  std::vector<Beam> beams;
+  beams.push_back({pool.make(), {}, 0});
+  beams[0].generator.read(ids);
+  for (int i = 0; i < length; ++i) {
+    beams = follow(beams, best(beams, static_cast<std::size_t>(width)));
+  }
+  for (const Beam& beam : beams) {
+    std::printf("%8.2f  %s%s\n", beam.log_p, prompt.c_str(), text_of(tokenizer, beam.text).c_str());
+  }
+  return 0;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  const std::string prompt = argc > 1 ? argv[1] : "Blessed are ";
-  const std::size_t width = argc > 2 ? std::stoul(argv[2]) : 4;
-  const std::string folder = argc > 3 ? argv[3] : shipped_model().string();
-  const auto model = mamba::LanguageModel::load(folder);
-  const auto bytes = mamba::Tokenizer::bytes();
-
-  // Room for the beams of a step and of the next, so that all forks stay in one pool.
-  mamba::GeneratorPool pool(model, 2 * static_cast<std::int64_t>(width));
-  std::vector<Beam> beams;
-  beams.push_back({pool.make(), {}, 0});
-  beams[0].generator.read(bytes.encode(prompt));
-  for (int i = 0; i < length; ++i) beams = follow(beams, best(beams, width));
-
-  for (const Beam& beam : beams) {
-    std::printf("%8.2f  %s%s\n", beam.log_p, prompt.c_str(), bytes.decode(beam.text).c_str());
-  }
+  CLI::App app("The likeliest text after a prompt, looked for with several beams.", "beam_search");
+  std::string prompt = "Blessed are ";
+  std::int32_t width = 4;
+  ModelFlags flags;
+  app.add_option("PROMPT", prompt)->capture_default_str();
+  app.add_option("WIDTH", width, "Beams")
+      ->check(whole_number<std::int32_t>(1))
+      ->capture_default_str();
+  flags.add_folder(app);
+  flags.add_tokenizer(app);
+  return run_program(app, argc, argv, [&] { return search(prompt, width, flags); });
 }

@@ -1,7 +1,8 @@
 // Several continuations of one prompt, of which the likeliest is kept: the prompt is read once and
 // its state copied n times.
 //
-//   best_of_n [PROMPT [N [MODEL]]]   default model: the one that comes with the library
+//   best_of_n [PROMPT [N [MODEL]]]   default model: the one that comes with the library; its own
+//                                    tokenizer, or --tokenizer FILE
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -10,7 +11,8 @@
 
 #include <mamba/mamba.hpp>
 
-#include "shipped_model.hpp"
+#include "programs/model_flags.hpp"
+#include "programs/program.hpp"
 
 namespace {
 
@@ -48,20 +50,24 @@ std::vector<double> log_p(mamba::Generator& trunk, const std::vector<mamba::Gene
   return sums;
 }
 
-}  // namespace
+// In whole characters, whatever the tokens make.
+std::string text_of(const mamba::Tokenizer& tokenizer, const std::vector<std::int32_t>& tokens) {
+  mamba::TextStream text;
+  const std::string whole = text.push(tokenizer.decode(tokens));
+  return whole + text.finish();
+}
 
-int main(int argc, char** argv) {
-  const std::string prompt = argc > 1 ? argv[1] : "And it came to pass, ";
-  const std::int64_t n = argc > 2 ? std::stoll(argv[2]) : 8;
-  const std::string folder = argc > 3 ? argv[3] : shipped_model().string();
-  const auto model = mamba::LanguageModel::load(folder);
-  const auto bytes = mamba::Tokenizer::bytes();
+int best_of(const std::string& prompt, std::int32_t n, const ModelFlags& flags) {
+  const mamba::LanguageModel model = flags.load("best_of_n");
+  const mamba::Tokenizer tokenizer = flags.load_tokenizer("best_of_n", "tokenizer", model);
+  const std::vector<std::int32_t> ids = tokenizer.encode(prompt);
+  if (ids.empty()) throw mamba::ArgumentError("best_of_n", "PROMPT", "a text", "an empty one");
 
   mamba::SamplingOptions sampling;
   sampling.temperature = 0.7f;
-  mamba::GeneratorPool pool(model, n + 1);
+  mamba::GeneratorPool pool(model, std::int64_t{n} + 1);
   mamba::Generator trunk = pool.make(sampling);
-  trunk.read(bytes.encode(prompt));  // once for all of them
+  trunk.read(ids);  // once for all of them
 
   std::vector<mamba::Generator> branches = trunk.fork(n);
   mamba::Generator::Group group;
@@ -73,9 +79,26 @@ int main(int argc, char** argv) {
 
   const std::vector<double> scores = log_p(trunk, texts);
   for (std::size_t i = 0; i < texts.size(); ++i) {
-    std::printf("%8.2f  %s\n", scores[i], bytes.decode(texts[i].tokens).c_str());
+    std::printf("%8.2f  %s\n", scores[i], text_of(tokenizer, texts[i].tokens).c_str());
   }
   const auto best = std::max_element(scores.begin(), scores.end()) - scores.begin();
-  std::printf("best of %lld: %s%s\n", static_cast<long long>(n), prompt.c_str(),
-              bytes.decode(texts[static_cast<std::size_t>(best)].tokens).c_str());
+  std::printf("best of %d: %s%s\n", n, prompt.c_str(),
+              text_of(tokenizer, texts[static_cast<std::size_t>(best)].tokens).c_str());
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("The likeliest of several continuations of a prompt.", "best_of_n");
+  std::string prompt = "And it came to pass, ";
+  std::int32_t n = 8;
+  ModelFlags flags;
+  app.add_option("PROMPT", prompt)->capture_default_str();
+  app.add_option("N", n, "Continuations")
+      ->check(whole_number<std::int32_t>(1))
+      ->capture_default_str();
+  flags.add_folder(app);
+  flags.add_tokenizer(app);
+  return run_program(app, argc, argv, [&] { return best_of(prompt, n, flags); });
 }

@@ -8,7 +8,12 @@
 //
 // Further keys: seed, top_k, top_p, min_p, repetition_penalty, stop (a list), ignore_eos. The id
 // may be any JSON value. Ends at the end of its input, when all is answered; Ctrl-C ends every
-// answer with "done":"interrupted".
+// answer with "done":"interrupted", also those that had not begun.
+//
+//   serve [MODEL] [--capacity N] [--cache FOLDER] < prompts.jsonl
+//
+// With a cache, beginnings of prompts that were read before are not read again, and "done" lines
+// say how many tokens were known: "known_tokens".
 #include <poll.h>
 #include <unistd.h>
 
@@ -16,19 +21,21 @@
 #include <cstdio>
 #include <deque>
 #include <functional>
+#include <limits>
 #include <list>
 #include <map>
-#include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <stdexcept>
 #include <string>
-#include <type_traits>
 #include <vector>
 
 #include <mamba/generator.hpp>
+#include <mamba/state_cache.hpp>
 
-#include "mamba_lm/commands.hpp"
 #include "programs/interrupt.hpp"
+#include "programs/model_flags.hpp"
+#include "programs/program.hpp"
 
 namespace {
 
@@ -45,7 +52,8 @@ struct Request {
 struct Answer {
   Request request;
   mamba::Generator generator;
-  std::size_t read = 0;  // prompt tokens
+  std::size_t known = 0;  // prompt tokens that the cache knew
+  std::size_t read = 0;   // with those
   std::int64_t written = 0;
 };
 
@@ -57,15 +65,45 @@ void put(const Json& line) {
   }
 }
 
-// A value of the kind that `field` is: JSON's own conversions cut fractions off and take true
-// for 1.
-template <class T>
-void number(const Json& value, T& field) {
-  const bool fits = std::is_floating_point_v<T> ? value.is_number()
-                    : std::is_signed_v<T>       ? value.is_number_integer()
-                                                : value.is_number_unsigned();
-  if (!fits) throw std::invalid_argument(value.dump() + " is not such a number");
+[[noreturn]] void refuse(const char* expected, const Json& got) {
+  throw std::invalid_argument(std::string("expected ") + expected + ", got " +
+                              got.dump(-1, ' ', false, Json::error_handler_t::replace));
+}
+
+// Values of the kind that `field` is. JSON's own conversions cut fractions off, wrap round and take
+// true for 1.
+void take(const Json& value, float& field) {
+  if (!value.is_number()) refuse("a number", value);
   value.get_to(field);
+}
+
+void take(const Json& value, std::uint64_t& field) {
+  if (!value.is_number_unsigned()) refuse("a whole number from 0 to 2^64 - 1", value);
+  value.get_to(field);
+}
+
+void take(const Json& value, std::int64_t& field) {
+  constexpr auto largest = static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
+  if (!value.is_number_integer() ||
+      (value.is_number_unsigned() && value.get<std::uint64_t>() > largest)) {
+    refuse("a whole number below 2^63", value);
+  }
+  value.get_to(field);
+}
+
+void take(const Json& value, bool& field) {
+  if (!value.is_boolean()) refuse("true or false", value);
+  value.get_to(field);
+}
+
+void take(const Json& value, std::string& field) {
+  if (!value.is_string()) refuse("a text", value);
+  value.get_to(field);
+}
+
+void take(const Json& value, std::vector<std::string>& field) {
+  if (!value.is_array()) refuse("a list of texts", value);
+  for (const Json& element : value) take(element, field.emplace_back());
 }
 
 void set(Request& request, const std::string& key, const Json& value,
@@ -76,16 +114,20 @@ void set(Request& request, const std::string& key, const Json& value,
   const std::map<std::string, Setter> setters{
       {"id", [&](const Json& v) { request.id = v; }},
       {"prompt",
-       [&](const Json& v) { request.prompt = tokenizer.encode(v.get_ref<const std::string&>()); }},
-      {"max_tokens", [&](const Json& v) { number(v, options.max_tokens); }},
-      {"ignore_eos", [&](const Json& v) { options.ignore_eos = v.get<bool>(); }},
-      {"stop", [&](const Json& v) { v.get_to(options.stop); }},
-      {"temperature", [&](const Json& v) { number(v, sampling.temperature); }},
-      {"top_k", [&](const Json& v) { number(v, sampling.top_k); }},
-      {"top_p", [&](const Json& v) { number(v, sampling.top_p); }},
-      {"min_p", [&](const Json& v) { number(v, sampling.min_p); }},
-      {"repetition_penalty", [&](const Json& v) { number(v, sampling.repetition_penalty); }},
-      {"seed", [&](const Json& v) { number(v, sampling.seed); }}};
+       [&](const Json& v) {
+         std::string text;
+         take(v, text);
+         request.prompt = tokenizer.encode(text);
+       }},
+      {"max_tokens", [&](const Json& v) { take(v, options.max_tokens); }},
+      {"ignore_eos", [&](const Json& v) { take(v, options.ignore_eos); }},
+      {"stop", [&](const Json& v) { take(v, options.stop); }},
+      {"temperature", [&](const Json& v) { take(v, sampling.temperature); }},
+      {"top_k", [&](const Json& v) { take(v, sampling.top_k); }},
+      {"top_p", [&](const Json& v) { take(v, sampling.top_p); }},
+      {"min_p", [&](const Json& v) { take(v, sampling.min_p); }},
+      {"repetition_penalty", [&](const Json& v) { take(v, sampling.repetition_penalty); }},
+      {"seed", [&](const Json& v) { take(v, sampling.seed); }}};
   const auto setter = setters.find(key);
   if (setter == setters.end()) throw std::invalid_argument("no such key");
   setter->second(value);
@@ -94,8 +136,8 @@ void set(Request& request, const std::string& key, const Json& value,
 // Throws, with what to answer, if the line asks for nothing that can be done. The id is known then
 // if the line is JSON.
 void parse(const std::string& line, const mamba::Tokenizer& tokenizer, Request& request) {
-  const Json json = Json::parse(line);
-  if (!json.is_object()) throw std::invalid_argument("expected an object");
+  const Json json = Json::parse(line, nullptr, /*allow_exceptions=*/false);
+  if (!json.is_object()) throw std::invalid_argument("expected an object of JSON in one line");
   if (json.contains("id")) request.id = json["id"];
   request.options.tokenizer = &tokenizer;
   for (const auto& [key, value] : json.items()) {
@@ -135,9 +177,10 @@ class Input {
 
 class Server {
  public:
+  // `cache` may be nullptr.
   Server(const mamba::LanguageModel& model, const mamba::Tokenizer& tokenizer,
-         std::int64_t capacity, mamba::Stream& stream)
-      : tokenizer_(tokenizer), pool_(model, capacity, stream) {}
+         std::int64_t capacity, mamba::StateCache* cache, mamba::Stream& stream)
+      : tokenizer_(tokenizer), cache_(cache), pool_(model, capacity, stream) {}
 
   void run() {
     // No more is taken than there will soon be room for: a faster writer waits at its pipe.
@@ -151,41 +194,64 @@ class Server {
       write_tokens();
     }
     for (Answer& answer : answers_) finish(answer, "interrupted");
+    input_.take(/*wait=*/false, lines_);  // what lies in the pipe was asked too
+    while (const std::optional<Request> request = next_request()) finish(*request, "interrupted");
   }
 
  private:
-  void admit() {
-    while (!lines_.empty() && pool_.size() < pool_.capacity()) {
+  // The next line that asks for something; the others on the way are answered here.
+  std::optional<Request> next_request() {
+    while (!lines_.empty()) {
       const std::string line = std::move(lines_.front());
       lines_.pop_front();
       if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
       Request request;
       try {
         parse(line, tokenizer_, request);
+        return request;
       } catch (const std::exception& error) {
         put({{"id", request.id}, {"error", error.what()}});
-        continue;
       }
-      mamba::Generator generator = pool_.make(request.sampling);
-      answers_.push_back({std::move(request), std::move(generator)});
+    }
+    return std::nullopt;
+  }
+
+  void admit() {
+    while (pool_.size() < pool_.capacity()) {
+      std::optional<Request> request = next_request();
+      if (!request) return;
+      mamba::Generator generator = pool_.make(request->sampling);
+      std::size_t known = 0;
+      if (cache_ != nullptr) {
+        known = static_cast<std::size_t>(cache_->find(generator, request->prompt));
+      }
+      answers_.push_back({std::move(*request), std::move(generator), known, known});
     }
   }
 
-  // A piece of every prompt at a time, so that a long one does not stop those who write.
+  // A piece of every prompt at a time, so that a long one does not stop those who write. Pieces end
+  // at multiples of their length: what prompts share is then known in the same pieces.
   void read_prompts() {
     constexpr std::size_t piece = 256;
     mamba::Generator::Group group;
     std::vector<Ids> pieces;
+    std::vector<const Answer*> readers;
     for (Answer& answer : answers_) {
       const Ids& prompt = answer.request.prompt;
       if (answer.read == prompt.size()) continue;
-      const std::size_t count = std::min(piece, prompt.size() - answer.read);
+      const std::size_t count = std::min(piece - answer.read % piece, prompt.size() - answer.read);
       const auto first = prompt.begin() + static_cast<std::ptrdiff_t>(answer.read);
       pieces.emplace_back(first, first + static_cast<std::ptrdiff_t>(count));
       group.push_back(&answer.generator);
       answer.read += count;
+      readers.push_back(&answer);
     }
     mamba::Generator::read(group, pieces);
+    if (cache_ == nullptr) return;
+    for (std::size_t i = 0; i < group.size(); ++i) {
+      const auto first = readers[i]->request.prompt.begin();
+      cache_->keep(*group[i], Ids(first, first + static_cast<std::ptrdiff_t>(readers[i]->read)));
+    }
   }
 
   // One token more of every answer whose prompt is read.
@@ -221,50 +287,56 @@ class Server {
     return true;
   }
 
-  static void finish(Answer& answer, const char* reason) {
+  void finish(Answer& answer, const char* reason) const {
     const std::string rest = answer.generator.finish_text();
     if (!rest.empty()) put({{"id", answer.request.id}, {"text", rest}});
-    put({{"id", answer.request.id},
-         {"done", reason},
-         {"prompt_tokens", answer.read},
-         {"tokens", answer.written}});
+    done(answer.request, reason, answer.read, answer.known, answer.written);
+  }
+
+  void finish(const Request& request, const char* reason) const { done(request, reason, 0, 0, 0); }
+
+  void done(const Request& request, const char* reason, std::size_t read, std::size_t known,
+            std::int64_t written) const {
+    Json line{{"id", request.id}, {"done", reason}, {"prompt_tokens", read}};
+    if (cache_ != nullptr) line["known_tokens"] = known;
+    line["tokens"] = written;
+    put(line);
   }
 
   const mamba::Tokenizer& tokenizer_;
+  mamba::StateCache* cache_;
   mamba::GeneratorPool pool_;
   Input input_;
   std::deque<std::string> lines_;  // not yet looked at
   std::list<Answer> answers_;
 };
 
-int serve(int argc, char** argv) {
-  CLI::App app("Answers prompts, lines of JSON in and out: see examples/serve.cpp.", "serve");
-  ModelFlags flags;
-  std::string tokenizer_path;
-  std::int64_t capacity = 8;
-  flags.add_folder(app);
-  app.add_option("--tokenizer", tokenizer_path, "tokenizer.json (default: the one in MODEL)");
-  app.add_option("--capacity", capacity, "Answers at a time")
-      ->check(whole_number<std::int64_t>(1))
-      ->capture_default_str();
-  flags.add_placement(app);
-  CLI11_PARSE(app, argc, argv);
-
+int serve(const ModelFlags& flags, std::int64_t capacity, const std::string& folder) {
   catch_interrupts();
   const mamba::LanguageModel model = flags.load("serve");
-  const mamba::Tokenizer tokenizer = flags.tokenizer("serve", "--tokenizer", tokenizer_path, model);
+  const mamba::Tokenizer tokenizer = flags.load_tokenizer("serve", "tokenizer", model);
+  std::optional<mamba::StateCache> cache;
+  if (!folder.empty()) cache.emplace(model, file_cache("serve", folder));
   mamba::Stream stream = flags.stream();
-  Server(model, tokenizer, capacity, stream).run();
+  Server(model, tokenizer, capacity, cache ? &*cache : nullptr, stream).run();
   return interrupted() ? exit_interrupted : 0;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  try {
-    return serve(argc, argv);
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "serve: %s\n", error.what());
-    return 1;
-  }
+  CLI::App app("Answers prompts, lines of JSON in and out: see examples/serve.cpp.", "serve");
+  ModelFlags flags;
+  std::int64_t capacity = 8;
+  std::string cache;
+  flags.add_folder(app);
+  flags.add_tokenizer(app);
+  app.add_option("--capacity", capacity, "Answers at a time")
+      ->check(whole_number<std::int64_t>(1))
+      ->capture_default_str();
+  app.add_option("--cache", cache,
+                 "Folder that keeps what the model remembers after pieces of prompts, 1 GiB at "
+                 "most: prompts that begin alike are read once");
+  flags.add_placement(app);
+  return run_program(app, argc, argv, [&] { return serve(flags, capacity, cache); });
 }

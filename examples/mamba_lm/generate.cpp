@@ -1,4 +1,5 @@
 // mamba-lm generate: reads a prompt, writes what follows, stops anywhere and goes on from there.
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -13,6 +14,8 @@
 #include <vector>
 
 #include <mamba/generator.hpp>
+#include <mamba/speculative.hpp>
+#include <mamba/state_cache.hpp>
 
 #include "../programs/interrupt.hpp"
 #include "commands.hpp"
@@ -28,7 +31,6 @@ struct GenerateFlags {
   SamplingFlags sampling;
   std::optional<std::string> prompt_ids;
   std::optional<std::string> prompt;
-  std::string tokenizer;
   std::string form;  // "ids", "text"; empty: as the prompt was given
   std::int64_t max_tokens = 128;
   std::int64_t chunk = 512;
@@ -36,6 +38,9 @@ struct GenerateFlags {
   bool ignore_eos = false;
   std::string save_state;
   std::string resume;
+  std::string draft;
+  std::int64_t proposals = 4;
+  std::string cache;
 };
 
 double seconds_since(Clock::time_point start) {
@@ -69,7 +74,8 @@ std::optional<mamba::Tokenizer> tokenizer_of(const GenerateFlags& flags,
                      : flags.form == "text" ? "--as text"
                                             : nullptr;
   if (flag == nullptr) return std::nullopt;
-  return flags.model.tokenizer("generate", flag, flags.tokenizer, model);
+  return flags.model.load_tokenizer("generate", flag, model,
+                                    " (--prompt-ids and --as ids do without)");
 }
 
 Ids prompt_of(const GenerateFlags& flags, const mamba::LanguageModel& model,
@@ -97,6 +103,7 @@ class Output {
 
   bool text(std::string_view text) {
     any_ = true;
+    if (!text.empty()) last_ = text.back();
     good_ = std::fwrite(text.data(), 1, text.size(), stdout) == text.size() &&
             std::fflush(stdout) == 0 && good_;
     return good_;
@@ -105,6 +112,7 @@ class Output {
   void end_line() {
     if (ids_) text("\n");
   }
+  bool inside_line() const { return any_ && last_ != '\n'; }
 
   void check() const {
     if (good_) return;
@@ -113,6 +121,7 @@ class Output {
 
  private:
   bool any_ = false;
+  char last_ = '\n';
   bool ids_ = false;
   bool good_ = true;
 };
@@ -144,21 +153,60 @@ class Progress {
   Clock::time_point last_;
 };
 
-// Reads the prompt piece by piece; returns how many of its tokens were read before an interrupt.
-std::size_t read_prompt(mamba::Generator& generator, const Ids& prompt, std::int64_t chunk) {
-  Progress progress(prompt.size());
-  std::size_t done = 0;
-  while (done < prompt.size() && !interrupted()) {
-    const std::size_t count = std::min(static_cast<std::size_t>(chunk), prompt.size() - done);
-    const auto first = prompt.begin() + static_cast<std::ptrdiff_t>(done);
-    generator.read(Ids(first, first + static_cast<std::ptrdiff_t>(count)));
-    done += count;
-    if (done < prompt.size()) progress.show(done);
+// What a generator is helped by; each may be absent.
+struct Helpers {
+  // A small model that proposes tokens.
+  struct Draft {
+    mamba::LanguageModel model;
+    mamba::Generator generator;
+    mamba::Speculation speculation;
+    Draft(const ModelFlags& which, mamba::Generator& target, std::int64_t proposals)
+        : model(which.load("generate")),
+          generator(model, target.options(), target.stream()),
+          speculation(target, generator, proposals) {}
+  };
+  std::optional<Draft> draft;
+  std::optional<mamba::StateCache> cache;
+
+  Helpers(const GenerateFlags& flags, mamba::Generator& target) {
+    ModelFlags which = flags.model;
+    which.folder = flags.draft;
+    if (!flags.draft.empty()) draft.emplace(which, target, flags.proposals);
+    if (!flags.cache.empty()) cache.emplace(target.model(), file_cache("mamba-lm", flags.cache));
   }
-  return done;
+};
+
+struct Read {
+  std::size_t known = 0;  // tokens of the prompt that the cache knew
+  std::size_t done = 0;   // with those; all of them unless interrupted
+};
+
+// Reads the prompt piece by piece.
+Read read_prompt(mamba::Generator& generator, mamba::StateCache* cache, const Ids& prompt,
+                 std::int64_t chunk) {
+  Progress progress(prompt.size());
+  Read read;
+  if (cache != nullptr) {
+    read.known = static_cast<std::size_t>(cache->find(generator, prompt));
+    read.done = read.known;
+  }
+  const auto place = [&](std::size_t at) {
+    return prompt.begin() + static_cast<std::ptrdiff_t>(at);
+  };
+  while (read.done < prompt.size() && !interrupted()) {
+    // Pieces end at multiples of the chunk: what two prompts share is then known in the same
+    // pieces.
+    const auto piece = static_cast<std::size_t>(chunk);
+    const std::size_t end = std::min((read.done / piece + 1) * piece, prompt.size());
+    generator.read(Ids(place(read.done), place(end)));
+    if (cache != nullptr) cache->keep(generator, Ids(place(0), place(end)));
+    read.done = end;
+    if (read.done < prompt.size()) progress.show(read.done);
+  }
+  return read;
 }
 
-std::size_t write_tokens(mamba::Generator& generator, const GenerateFlags& flags,
+std::size_t write_tokens(mamba::Generator& generator, Helpers& helpers, const GenerateFlags& flags,
                          const mamba::Tokenizer* tokenizer, Output& output) {
   const bool as_text = flags.form.empty() ? flags.prompt.has_value() : flags.form == "text";
   mamba::GenerateOptions options;
@@ -170,10 +218,11 @@ std::size_t write_tokens(mamba::Generator& generator, const GenerateFlags& flags
     return (as_text || output.id(token)) && !interrupted();
   };
   if (as_text) options.on_text = [&](std::string_view text) { return output.text(text); };
-  const std::size_t written = generator.generate(options).tokens.size();
+  const mamba::Generated generated =
+      helpers.draft ? helpers.draft->speculation.generate(options) : generator.generate(options);
   // Half a character goes into the state file, to be completed by whoever goes on from there.
   if (as_text && flags.save_state.empty()) output.text(generator.finish_text());
-  return written;
+  return generated.tokens.size();
 }
 
 mamba::Generator make_generator(const GenerateFlags& flags, const mamba::LanguageModel& model,
@@ -184,14 +233,41 @@ mamba::Generator make_generator(const GenerateFlags& flags, const mamba::Languag
   return generator;
 }
 
-void report_speed(std::size_t read, double read_seconds, std::size_t written,
-                  double write_seconds) {
+// Whether what is printed on standard output and on standard error meets on one screen.
+bool same_terminal() {
+  struct stat out;
+  struct stat err;
+  return isatty(STDOUT_FILENO) != 0 && isatty(STDERR_FILENO) != 0 &&
+         fstat(STDOUT_FILENO, &out) == 0 && fstat(STDERR_FILENO, &err) == 0 &&
+         out.st_rdev == err.st_rdev;
+}
+
+struct Work {
+  Read read;
+  double read_seconds = 0;
+  std::size_t written = 0;
+  double write_seconds = 0;
+};
+
+void report(const Work& work, std::size_t prompt, const Helpers& helpers) {
   const auto speed = [](std::size_t tokens, double seconds) {
     return tokens == 0 ? 0.0 : static_cast<double>(tokens) / std::max(seconds, 1e-9);
   };
-  std::fprintf(stderr,
-               "mamba-lm: prompt %zu tokens, %.1f tok/s; generated %zu tokens, %.1f tok/s\n", read,
-               speed(read, read_seconds), written, speed(written, write_seconds));
+  std::fprintf(stderr, "mamba-lm: prompt %zu tokens, ", work.read.done);
+  if (helpers.cache) std::fprintf(stderr, "%zu of them known, ", work.read.known);
+  std::fprintf(stderr, "%.1f tok/s; generated %zu tokens, %.1f tok/s",
+               speed(work.read.done - work.read.known, work.read_seconds), work.written,
+               speed(work.written, work.write_seconds));
+  if (helpers.draft) {
+    const mamba::SpeculationCounts& counts = helpers.draft->speculation.counts();
+    std::fprintf(stderr, "; took %lld of %lld proposals", static_cast<long long>(counts.accepted),
+                 static_cast<long long>(counts.proposed));
+  }
+  std::fputc('\n', stderr);
+  if (work.read.done < prompt) {
+    std::fprintf(stderr, "mamba-lm: stopped after %zu of %zu prompt tokens\n", work.read.done,
+                 prompt);
+  }
 }
 
 void check_flags(const GenerateFlags& flags) {
@@ -201,6 +277,12 @@ void check_flags(const GenerateFlags& flags) {
     throw mamba::ArgumentError("generate", "prompt", "--prompt-ids, --prompt or --resume",
                                flags.prompt || flags.prompt_ids ? "an empty prompt" : "none");
   }
+  const auto without_resume = [&](const char* flag, const std::string& value, const char* why) {
+    if (value.empty() || flags.resume.empty()) return;
+    throw mamba::ArgumentError("generate", flag, std::string("no --resume (") + why + ")", "both");
+  };
+  without_resume("--draft", flags.draft, "a state file has not what a draft has seen");
+  without_resume("--cache", flags.cache, "a cache knows how texts begin");
   if (!flags.save_state.empty()) check_can_write("generate", "--save-state", flags.save_state);
 }
 
@@ -213,32 +295,37 @@ int generate(const GenerateFlags& flags) {
   mamba::Stream stream = flags.model.stream();
   mamba::Generator generator = make_generator(flags, model, stream);
 
+  Helpers helpers(flags, generator);
+
+  Work work;
   const auto start = Clock::now();
-  const std::size_t read = read_prompt(generator, prompt, flags.chunk);
-  const double read_seconds = seconds_since(start);
+  work.read =
+      read_prompt(generator, helpers.cache ? &*helpers.cache : nullptr, prompt, flags.chunk);
+  if (helpers.draft) read_prompt(helpers.draft->generator, nullptr, prompt, flags.chunk);
+  work.read_seconds = seconds_since(start);
 
   const auto written_from = Clock::now();
   Output output;
-  const std::size_t written =
-      interrupted() ? 0 : write_tokens(generator, flags, tokenizer ? &*tokenizer : nullptr, output);
-  const double write_seconds = seconds_since(written_from);
+  if (!interrupted()) {
+    work.written =
+        write_tokens(generator, helpers, flags, tokenizer ? &*tokenizer : nullptr, output);
+  }
+  work.write_seconds = seconds_since(written_from);
 
   output.end_line();
-  if (!flags.save_state.empty()) generator.save(flags.save_state);
+  // What was saved there before is worth more than a state that has seen nothing new.
+  const bool idle = interrupted() && work.read.done + work.written == 0;
+  if (!flags.save_state.empty() && !idle) generator.save(flags.save_state);
   output.check();  // after the state is safe
-  report_speed(read, read_seconds, written, write_seconds);
-  if (read < prompt.size()) {
-    std::fprintf(stderr, "mamba-lm: stopped after %zu of %zu prompt tokens\n", read, prompt.size());
-  }
+  if (output.inside_line() && same_terminal()) std::fputc('\n', stderr);
+  report(work, prompt.size(), helpers);
   return interrupted() ? exit_interrupted : 0;
 }
 
 void add_prompt_flags(CLI::App& sub, GenerateFlags& flags) {
   CLI::Option* ids = sub.add_option("--prompt-ids", flags.prompt_ids, "Token ids: 1,2,3");
   sub.add_option("--prompt", flags.prompt, "Text")->excludes(ids);
-  sub.add_option("--tokenizer", flags.tokenizer,
-                 "tokenizer.json, or its folder (default: the one in MODEL; bytes where there is "
-                 "none and the vocabulary is 256)");
+  flags.model.add_tokenizer(sub);
   sub.add_option("--as", flags.form,
                  "Print the new tokens as ids or as text (default: as the prompt was given; ids "
                  "without one)")
@@ -246,6 +333,19 @@ void add_prompt_flags(CLI::App& sub, GenerateFlags& flags) {
   sub.add_option("--chunk", flags.chunk, "Prompt tokens per call; memory grows with it")
       ->check(whole_number<std::int64_t>(1))
       ->capture_default_str();
+}
+
+void add_helper_flags(CLI::App& sub, GenerateFlags& flags) {
+  CLI::Option* draft = sub.add_option("--draft", flags.draft,
+                                      "Folder of a smaller model with the same tokens, which "
+                                      "guesses several ahead: the same text, sooner");
+  sub.add_option("--proposals", flags.proposals, "Tokens to guess at a time, 64 at most")
+      ->check(whole_number<std::int64_t>(1))
+      ->capture_default_str()
+      ->needs(draft);
+  sub.add_option("--cache", flags.cache,
+                 "Folder that keeps what the model remembers after pieces of prompts, 1 GiB at "
+                 "most: prompts that begin alike are read once");
 }
 
 }  // namespace
@@ -267,6 +367,7 @@ void add_generate(CLI::App& app, Command& command) {
   sub->add_option("--save-state", flags->save_state,
                   "Write all that is needed to go on, also on Ctrl-C");
   sub->add_option("--resume", flags->resume, "Go on from such a file; a prompt is read after it");
+  add_helper_flags(*sub, *flags);
   flags->sampling.add(*sub);
   flags->model.add_placement(*sub);
   sub->callback([flags, &command] { command = [flags] { return generate(*flags); }; });

@@ -9,6 +9,7 @@
 
 #include <mamba/safetensors.hpp>
 
+#include "../programs/interrupt.hpp"
 #include "commands.hpp"
 
 namespace {
@@ -76,10 +77,11 @@ int logits(const LogitsFlags& flags) {
   stream.synchronize();
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
 
+  catch_interrupts();  // until now one leaves nothing behind; here it would leave half a file
   mamba::save_safetensors(flags.out, {{"logits", all}, {"conv_states", conv}, {"ssm_states", ssm}});
   std::fprintf(stderr, "mamba-lm: %lld tokens, %.1f tok/s\n", static_cast<long long>(batch * time),
                static_cast<double>(batch * time) / seconds.count());
-  return 0;
+  return interrupted() ? exit_interrupted : 0;
 }
 
 }  // namespace

@@ -48,7 +48,8 @@ Ends make_terminal() {
 
 }  // namespace
 
-Child::Child(const std::vector<std::string>& arguments, bool terminal, const char* program) {
+Child::Child(const std::vector<std::string>& arguments, bool terminal, const char* program,
+             bool output_too) {
   const Ends in = make_input();
   const Ends out = make_pipe();
   const Ends err = terminal ? make_terminal() : make_pipe();
@@ -59,7 +60,7 @@ Child::Child(const std::vector<std::string>& arguments, bool terminal, const cha
   posix_spawn_file_actions_t actions;
   posix_spawn_file_actions_init(&actions);
   posix_spawn_file_actions_adddup2(&actions, in.childs, STDIN_FILENO);
-  posix_spawn_file_actions_adddup2(&actions, out.childs, STDOUT_FILENO);
+  posix_spawn_file_actions_adddup2(&actions, output_too ? err.childs : out.childs, STDOUT_FILENO);
   posix_spawn_file_actions_adddup2(&actions, err.childs, STDERR_FILENO);
   std::vector<char*> argv = {const_cast<char*>(program)};
   for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));

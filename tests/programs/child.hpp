@@ -16,10 +16,11 @@ struct Finished {
 
 class Child {
  public:
-  // terminal: standard error is one. The pipe of standard output is small, so that a program that
-  // writes without end waits for us soon.
+  // terminal: standard error is one; output_too: standard output is the same one, and what comes
+  // there is in `err`. The pipe of standard output is small, so that a program that writes without
+  // end waits for us soon.
   explicit Child(const std::vector<std::string>& arguments, bool terminal = false,
-                 const char* program = MAMBA_LM);
+                 const char* program = MAMBA_LM, bool output_too = false);
   ~Child();
   Child(const Child&) = delete;
   Child& operator=(const Child&) = delete;

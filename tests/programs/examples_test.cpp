@@ -2,17 +2,37 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <unistd.h>
 
+#include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <sstream>
+
+#include <mamba/language_model.hpp>
 
 #include "child.hpp"
 
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::Not;
 using Json = nlohmann::json;
+
+// One that goes away.
+class Folder {
+ public:
+  Folder() { std::filesystem::create_directories(path_); }
+  ~Folder() { std::filesystem::remove_all(path_); }
+  Folder(const Folder&) = delete;
+  Folder& operator=(const Folder&) = delete;
+  std::string path(const std::string& name) const { return (path_ / name).string(); }
+
+ private:
+  std::filesystem::path path_ = std::filesystem::temp_directory_path() /
+                                ("mamba_examples_test_" + std::to_string(getpid()) + "_" +
+                                 ::testing::UnitTest::GetInstance()->current_test_info()->name());
+};
 
 // Every line that was written, each of which has to be whole.
 std::vector<Json> lines(const std::string& out) {
@@ -55,6 +75,16 @@ Finished serve(const std::string& input, std::vector<std::string> arguments = {}
   Child child(arguments, false, SERVE);
   child.write(input);
   return child.finish();
+}
+
+void expect_error(const char* program, const std::vector<std::string>& arguments,
+                  const std::string& text) {
+  SCOPED_TRACE(::testing::PrintToString(arguments));
+  const Finished finished = run(arguments, program);
+  EXPECT_EQ(finished.code, 1);
+  EXPECT_EQ(finished.out, "");
+  EXPECT_THAT(finished.err, HasSubstr(text));
+  EXPECT_EQ(finished.err.find('\n'), finished.err.size() - 1) << finished.err;
 }
 
 std::string alone(const std::string& prompt, int count) {
@@ -133,6 +163,12 @@ TEST(Serve, a_bad_line_is_answered_by_an_error_and_the_others_go_on) {
       "{\"id\":9,\"prompt\":\"A\",\"stop\":[\"\"]}\n"
       "{\"id\":10,\"prompt\":\"A\",\"seed\":-1}\n"
       "{\"id\":11,\"prompt\":\"A\",\"max_tokens\":true}\n"
+      "{\"id\":12,\"prompt\":\"A\",\"max_tokens\":18446744073709551615}\n"
+      "{\"id\":13,\"prompt\":[\"A\"]}\n"
+      "{\"id\":14,\"prompt\":\"A\",\"stop\":\"x\"}\n"
+      "{\"id\":15,\"prompt\":\"A\",\"stop\":[1]}\n"
+      "{\"id\":16,\"prompt\":\"A\",\"ignore_eos\":1}\n"
+      "{\"id\":17,\"prompt\":\"A\",\"temperature\":\"hot\"}\n"
       "{\"id\":{\"any\":[\"value\"]},\"prompt\":\"A\",\"max_tokens\":1}");  // no end of line
   EXPECT_EQ(finished.code, 0) << finished.err;
   const auto all = lines(finished.out);
@@ -145,15 +181,23 @@ TEST(Serve, a_bad_line_is_answered_by_an_error_and_the_others_go_on) {
   EXPECT_EQ(nameless, 2);
   EXPECT_THAT(errors["2"], HasSubstr("prompt"));
   EXPECT_THAT(errors["3"], HasSubstr("prompt"));
-  EXPECT_THAT(errors["4"], HasSubstr("prompt: "));
-  EXPECT_THAT(errors["5"], HasSubstr("max_tokens: 1.5"));
+  EXPECT_THAT(errors["4"], HasSubstr("prompt: expected a text, got 7"));
+  EXPECT_THAT(errors["5"], HasSubstr("max_tokens: expected a whole number below 2^63, got 1.5"));
   EXPECT_THAT(errors["6"], HasSubstr("max_tokens: expected 0"));
   EXPECT_THAT(errors["7"], HasSubstr("temperature: expected above 0"));
   EXPECT_THAT(errors["8"], HasSubstr("temprature: no such key"));
   EXPECT_THAT(errors["9"], HasSubstr("stop (bytes): expected 1 to 256, got 0"));
-  EXPECT_THAT(errors["10"], HasSubstr("seed: -1"));
-  EXPECT_THAT(errors["11"], HasSubstr("max_tokens: true"));
-  EXPECT_EQ(errors.size(), 11u) << finished.out;
+  EXPECT_THAT(errors["10"], HasSubstr("seed: expected a whole number from 0 to 2^64 - 1, got -1"));
+  EXPECT_THAT(errors["11"], HasSubstr("max_tokens: expected a whole number below 2^63, got true"));
+  EXPECT_THAT(errors["12"], HasSubstr("max_tokens: expected a whole number below 2^63, got 1844"));
+  EXPECT_EQ(errors["13"], "prompt: expected a text, got [\"A\"]");
+  EXPECT_EQ(errors["14"], "stop: expected a list of texts, got \"x\"");
+  EXPECT_EQ(errors["15"], "stop: expected a text, got 1");
+  EXPECT_EQ(errors["16"], "ignore_eos: expected true or false, got 1");
+  EXPECT_EQ(errors["17"], "temperature: expected a number, got \"hot\"");
+  EXPECT_EQ(errors["null"], "expected an object of JSON in one line");
+  EXPECT_THAT(finished.out, Not(HasSubstr("json.exception")));
+  EXPECT_EQ(errors.size(), 17u) << finished.out;
   EXPECT_THAT(finished.out, HasSubstr("{\"id\":1,\"done\":\"max_tokens\""));
   EXPECT_THAT(finished.out, HasSubstr("{\"id\":{\"any\":[\"value\"]},\"done\":\"max_tokens\""));
 }
@@ -168,6 +212,29 @@ TEST_P(ServeSignals, while_writing_leave_whole_lines_and_end_every_answer) {
   const Finished finished = child.finish();
   EXPECT_EQ(finished.code, 130) << finished.err;
   for (const auto& [id, answer] : answers(finished.out)) EXPECT_EQ(answer.done, "interrupted");
+}
+
+// Those that lie in the pipe, too.
+TEST_P(ServeSignals, with_more_requests_than_room_end_every_one) {
+  Child child({"--capacity", "2"}, false, SERVE);
+  std::string input;
+  for (int i = 0; i < 5; ++i) input += request(i, "And", 100000000);
+  child.write(input + "not json\n" + request(5, "And", 100000000));
+  child.wait_for_output(500);
+  for (int i = 6; i < 9; ++i) child.write(request(i, "And", 100000000));
+  child.wait_for_output(1000);
+  child.signal(GetParam());
+  const Finished finished = child.finish();
+  EXPECT_EQ(finished.code, 130) << finished.err;
+  const auto got = answers(finished.out);
+  EXPECT_EQ(got.size(), 10u) << finished.out;
+  for (int i = 0; i < 9; ++i) {
+    const auto found = got.find(std::to_string(i));
+    ASSERT_NE(found, got.end()) << i;
+    EXPECT_EQ(found->second.done, "interrupted") << i;
+    EXPECT_EQ(found->second.text.empty(), i > 1) << i;
+  }
+  EXPECT_NE(got.at("null").error, "");
 }
 
 TEST_P(ServeSignals, while_waiting_for_input_end_it) {
@@ -196,6 +263,32 @@ TEST(Serve, output_that_nobody_reads_ends_it) {
   EXPECT_THAT(finished.err, HasSubstr("standard output"));
 }
 
+// A prompt that begins as an earlier one did, in this process or in another, is not read again.
+TEST(Serve, with_a_cache_reads_what_prompts_share_once) {
+  const Folder folder;
+  const std::string shared(600, 'a');
+  const auto known = [&](const std::string& prompt) {
+    const Finished finished =
+        serve(request(1, prompt, 20), {"--dtype", "f32", "--cache", folder.path("cache")});
+    EXPECT_EQ(finished.code, 0) << finished.err;
+    EXPECT_EQ(answers(finished.out).at("1").text, alone(prompt, 20));
+    return lines(finished.out).back().at("known_tokens").get<int>();
+  };
+  EXPECT_EQ(known(shared + "b"), 0);
+  EXPECT_EQ(known(shared + "c"), 512);
+  EXPECT_EQ(known(shared + "b"), 601);
+}
+
+TEST(Serve, a_wrong_command_line_is_one_line_and_exit_code_1) {
+  expect_error(SERVE, {"--bogus"}, "serve: The following argument was not expected: --bogus");
+  expect_error(SERVE, {"--capacity", "0"}, "serve: --capacity: expected a whole number from 1");
+  const std::string base = std::string(MAMBA_GOLDEN_DIR) + "/base";
+  expect_error(
+      SERVE, {base},
+      "serve: tokenizer: expected " + base + "/tokenizer.json, or --tokenizer, got neither\n");
+  expect_error(SERVE, {"--cache", base + "/config.json"}, "config.json: expected a folder");
+}
+
 // ---- forks --------------------------------------------------------------------------------------
 
 double first_score(const std::string& out) { return std::stod(out); }
@@ -215,6 +308,43 @@ TEST(BestOfN, keeps_the_likeliest_of_different_texts) {
   EXPECT_EQ(finished.code, 0) << finished.err;
   EXPECT_THAT(finished.out, HasSubstr("best of 4: In the beginning "));
   EXPECT_EQ(run({"In the beginning ", "4"}, BEST_OF_N).out, finished.out);
+}
+
+TEST(Forks, bad_input_is_one_line_and_exit_code_1) {
+  const std::string base = std::string(MAMBA_GOLDEN_DIR) + "/base";
+  for (const char* program : {BEAM_SEARCH, BEST_OF_N}) {
+    const std::string name =
+        std::string(program == std::string(BEST_OF_N) ? "best_of_n" : "beam_search") + ": ";
+    for (const char* count : {"0", "x", "-1", "1.5", "99999999999"}) {
+      expect_error(program, {"A", count}, name);
+    }
+    expect_error(program, {"A", "0"}, "expected a whole number from 1 to 2147483647, got 0");
+    expect_error(program, {"", "3"}, name + "PROMPT: expected a text, got an empty one");
+    expect_error(program, {"A", "2", "/nofolder"},
+                 "LanguageModel::load: /nofolder: expected a folder");
+    expect_error(program, {"A", "2", base}, name + "tokenizer: expected " + base);
+    expect_error(program, {"A", "2", base, "more"}, name);
+  }
+}
+
+// A model with another vocabulary than bytes brings its own tokenizer.
+TEST(Forks, take_the_tokenizer_of_the_model) {
+  const Folder folder;
+  const std::string model = folder.path("model");
+  mamba::ModelConfig config;
+  config.layer.d_model = 16;
+  config.n_layer = 1;
+  config.vocab_size = 726;
+  mamba::LanguageModel::random(config, 1).save(model);
+  std::filesystem::copy_file(std::string(MAMBA_GOLDEN_DIR) + "/tokenizer/tokenizer.json",
+                             model + "/tokenizer.json");
+  const Finished greedy = run({"generate", model, "--prompt", "The state", "-n", "60"});
+  const Finished one = run({"The state", "1", model}, BEAM_SEARCH);
+  EXPECT_EQ(one.code, 0) << one.err;
+  EXPECT_THAT(one.out, HasSubstr("The state" + greedy.out + "\n"));
+  const Finished best = run({"The state", "2", model}, BEST_OF_N);
+  EXPECT_EQ(best.code, 0) << best.err;
+  EXPECT_THAT(best.out, HasSubstr("best of 2: The state"));
 }
 
 }  // namespace

@@ -1,10 +1,13 @@
 // mamba-lm as its user sees it: what it prints, where, and how it ends.
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -12,6 +15,8 @@
 #include <fstream>
 #include <iterator>
 #include <sstream>
+#include <stdexcept>
+#include <thread>
 
 #include <mamba/language_model.hpp>
 #include <mamba/safetensors.hpp>
@@ -206,6 +211,80 @@ TEST_F(MambaLm, a_sampling_option_makes_it_sample) {
   EXPECT_EQ(sampled({"--temperature", "0"}), greedy);
 }
 
+// ---- helpers ------------------------------------------------------------------------------------
+
+TEST_F(MambaLm, a_draft_changes_no_greedy_text_and_says_what_was_taken) {
+  const Arguments prompt = {"--prompt-ids", prompt_of("base"), "-n", "24"};
+  const std::string expected = printed(golden_ids("base", "greedy_ids"));
+  for (const char* draft : {"base", "sharded_bf16"}) {
+    for (const Arguments& more : {Arguments{}, {"--proposals", "2"}, {"--chunk", "2"}}) {
+      const Finished finished =
+          run(generate(golden("base"), prompt + Arguments{"--draft", golden(draft)} + more));
+      expect_success(finished, expected);
+      EXPECT_THAT(finished.err, HasSubstr("generated 24 tokens"));
+      EXPECT_THAT(finished.err, HasSubstr("; took "));
+    }
+  }
+  const Finished all = run(
+      generate(golden("base"), prompt + Arguments{"--draft", golden("base"), "--proposals", "2"}));
+  EXPECT_THAT(all.err, HasSubstr("; took 16 of 16 proposals"));
+  const Finished sampled =
+      run(generate(golden("base"), prompt + Arguments{"--draft", golden("base"), "--seed", "3"}));
+  EXPECT_EQ(sampled.code, 0) << sampled.err;
+  EXPECT_NE(sampled.out, expected);
+}
+
+TEST_F(MambaLm, a_text_with_a_draft_goes_on_without) {
+  const Finished first =
+      run(generate(golden("base"), {"--prompt-ids", prompt_of("base"), "-n", "10", "--draft",
+                                    golden("sharded_bf16"), "--save-state", path("state")}));
+  EXPECT_EQ(first.code, 0) << first.err;
+  const Finished second = run(generate(golden("base"), {"--resume", path("state"), "-n", "14"}));
+  EXPECT_EQ(parsed(first.out + second.out), golden_ids("base", "greedy_ids"));
+}
+
+TEST_F(MambaLm, a_cache_knows_what_was_read_before) {
+  const Ids prompt = golden_ids("base", "prompt_ids");  // 9
+  Ids longer = prompt;
+  longer.insert(longer.begin() + 8, {5, 6, 7});
+  const auto read = [&](const Ids& ids, const Arguments& more = {}) {
+    const Arguments arguments = {"--prompt-ids", joined(ids, ","), "-n", "24", "--chunk", "4",
+                                 "--cache",      path("cache")};
+    const Finished finished = run(generate(golden("base"), arguments + more));
+    const Finished plain =
+        run(generate(golden("base"), {"--prompt-ids", joined(ids, ","), "-n", "24"}));
+    expect_success(finished, plain.out);
+    return finished.err;
+  };
+  EXPECT_THAT(read(prompt), HasSubstr("prompt 9 tokens, 0 of them known"));
+  EXPECT_THAT(read(prompt), HasSubstr("prompt 9 tokens, 9 of them known"));
+  EXPECT_THAT(read(longer), HasSubstr("prompt 12 tokens, 8 of them known"));
+  EXPECT_THAT(read(prompt, {"--draft", golden("sharded_bf16")}), HasSubstr("9 of them known"));
+  for (const auto& entry : fs::directory_iterator(path("cache"))) {
+    fs::resize_file(entry.path(), 100);
+  }
+  const std::string said = read(prompt);
+  EXPECT_THAT(said, HasSubstr("prompt 9 tokens, 0 of them known"));
+  EXPECT_THAT(said, HasSubstr("mamba-lm: " + path("cache"))) << "damaged, and said";
+}
+
+TEST_F(MambaLm, helpers_that_cannot_help_are_refused) {
+  const std::string base = golden("base");
+  const Arguments generating = {"generate", base, "--prompt-ids", "1,2"};
+  expect_error(run(generating + Arguments{"--draft", golden("bytes")}),
+               "draft: expected a model with 96 tokens, got one with 256");
+  expect_error(run(generating + Arguments{"--draft", path("nothing")}), path("nothing"));
+  expect_error(run(generating + Arguments{"--draft", base, "--proposals", "65"}),
+               "proposals: expected 1 to 64, got 65");
+  expect_error(run(generating + Arguments{"--proposals", "3"}), "--draft");
+  expect_error(run(generating + Arguments{"--cache", base + "/config.json"}), "a folder");
+  const std::string state = saved_state("base");
+  expect_error(run({"generate", base, "--resume", state, "--draft", base}),
+               "generate: --draft: expected no --resume");
+  expect_error(run({"generate", base, "--resume", state, "--cache", path("cache")}),
+               "generate: --cache: expected no --resume");
+}
+
 // ---- stop and resume ----------------------------------------------------------------------------
 
 TEST_F(MambaLm, stopped_and_resumed_is_as_never_stopped) {
@@ -335,6 +414,74 @@ TEST_P(MambaLmSignals, while_reading_the_prompt_stop_after_a_piece_with_the_stat
   expect_success(second, whole.out);
 }
 
+// A model whose config.json comes when the test says so.
+class SlowModel {
+ public:
+  explicit SlowModel(const std::string& folder) : config_(folder + "/config.json") {
+    text_ << std::ifstream(config_).rdbuf();
+    fs::remove(config_);
+    if (mkfifo(config_.c_str(), 0600) != 0) throw std::runtime_error("no named pipe");
+  }
+  void wait_for_reader() {  // that the program has begun to load it
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::minutes(1);
+    while ((pipe_ = open(config_.c_str(), O_WRONLY | O_NONBLOCK | O_CLOEXEC)) < 0) {
+      if (std::chrono::steady_clock::now() > deadline) throw std::runtime_error("nobody reads");
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+  }
+  void come() {
+    const std::string text = text_.str();
+    EXPECT_EQ(write(pipe_, text.data(), text.size()), static_cast<ssize_t>(text.size()));
+    close(pipe_);
+  }
+
+ private:
+  std::string config_;
+  std::ostringstream text_;
+  int pipe_ = -1;
+};
+
+TEST_P(MambaLmSignals, while_loading_leave_an_older_state_as_it_was) {
+  const std::string state = saved_state("base");
+  std::ostringstream before;
+  before << std::ifstream(state).rdbuf();
+  const std::string folder = copy_of("base");
+  SlowModel model(folder);
+  Child child(generate(folder, {"--prompt-ids", "1,2,3", "--save-state", state}));
+  model.wait_for_reader();
+  child.signal(GetParam());
+  model.come();
+  const Finished finished = child.finish();
+  EXPECT_EQ(finished.code, 130) << finished.err;
+  EXPECT_EQ(finished.out, "");
+  EXPECT_THAT(finished.err, HasSubstr("stopped after 0 of 3 prompt tokens"));
+  std::ostringstream after;
+  after << std::ifstream(state).rdbuf();
+  EXPECT_EQ(after.str(), before.str());
+}
+
+// Whichever comes first, the file is whole or not there, and nothing is beside it.
+TEST_P(MambaLmSignals, while_logits_are_written_leave_no_half_file) {
+  mamba::Tensor ids = mamba::Tensor::zeros({1, 100000}, mamba::DType::i32);
+  mamba::save_safetensors(path("ids"), {{"input_ids", ids}});
+  fs::create_directory(path("results"));
+  Child child({"logits", golden("base"), "--tokens", path("ids"), "--out", path("results/out")});
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::minutes(1);
+  while (fs::is_empty(path("results")) && std::chrono::steady_clock::now() < deadline) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  child.signal(GetParam());
+  EXPECT_EQ(child.finish().code, 130);
+  std::size_t files = 0;
+  for (const auto& entry : fs::directory_iterator(path("results"))) {
+    EXPECT_EQ(entry.path().filename(), "out");
+    ++files;
+  }
+  EXPECT_EQ(files, 1u);
+  EXPECT_EQ(mamba::SafetensorsFile(path("results/out")).entry("logits").shape_text(),
+            "[1, 100000, 96]");
+}
+
 INSTANTIATE_TEST_SUITE_P(Signals, MambaLmSignals, ::testing::Values(SIGINT, SIGTERM),
                          [](const auto& signal) {
                            return signal.param == SIGINT ? "int" : "term";
@@ -364,6 +511,19 @@ TEST_F(MambaLm, progress_is_shown_on_a_terminal_only) {
   const Finished logged = run(generate(golden("base"), arguments));
   EXPECT_THAT(logged.err, ::testing::Not(HasSubstr("reading the prompt")));
   EXPECT_EQ(seen.out, logged.out);
+}
+
+TEST_F(MambaLm, on_a_terminal_the_speed_has_a_line_of_its_own) {
+  const Arguments arguments = generate(golden("bytes"), {"--prompt", "The state", "-n", "5"});
+  const std::string text = run(arguments).out;
+  ASSERT_NE(text.back(), '\n');
+  const Finished shown =
+      Child(arguments, /*terminal=*/true, MAMBA_LM, /*output_too=*/true).finish();
+  EXPECT_THAT(shown.err, HasSubstr("\r\nmamba-lm: prompt 9 tokens"));
+  EXPECT_THAT(shown.err, ::testing::Not(HasSubstr("\n\r\nmamba-lm")));
+  const Finished piped = run(arguments);
+  EXPECT_EQ(piped.err.find("mamba-lm: prompt"), 0u) << "the text is elsewhere: " << piped.err;
+  EXPECT_EQ(Child(arguments, /*terminal=*/true).finish().out, text) << "no byte more";
 }
 
 // ---- logits -------------------------------------------------------------------------------------
@@ -544,7 +704,7 @@ TEST_F(MambaLm, without_a_model_it_takes_the_one_that_comes_with_it) {
 TEST_F(MambaLm, without_a_model_beside_it_that_is_an_error) {
   fs::copy(MAMBA_LM, path("mamba-lm"));
   expect_error(run({"info"}, path("mamba-lm").c_str()),
-               "info: MODEL: expected a model folder, got none, and none beside mamba-lm");
+               "info: MODEL: expected a model folder, got none, and none beside this program");
 }
 
 // ---- bench --------------------------------------------------------------------------------------
@@ -728,7 +888,7 @@ TEST_F(MambaLm, bad_files_are_refused) {
 }
 
 TEST_F(MambaLm, a_place_that_cannot_be_written_is_refused_before_any_work) {
-  for (const std::string& place : {path("no/state"), path("")}) {
+  for (const std::string& place : {path("no/state"), path(""), std::string("/dev/null")}) {
     // The model is not there either: it was not looked for yet.
     expect_error(run({"generate", path("nothing"), "--prompt-ids", "1", "--save-state", place}),
                  "--save-state");

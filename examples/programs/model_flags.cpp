@@ -1,6 +1,9 @@
+#include "model_flags.hpp"
+
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 #include <filesystem>
 #include <optional>
@@ -8,12 +11,17 @@
 #include <mamba/error.hpp>
 
 #include "../shipped_model.hpp"
-#include "commands.hpp"
 
 void ModelFlags::add_folder(CLI::App& app) {
   app.add_option("MODEL", folder,
                  "Folder with config.json and model.safetensors (or its shards); default: the byte "
-                 "model that comes with mamba-lm");
+                 "model that comes with the library");
+}
+
+void ModelFlags::add_tokenizer(CLI::App& app) {
+  app.add_option("--tokenizer", tokenizer,
+                 "tokenizer.json, or its folder (default: the one in MODEL; bytes where there is "
+                 "none and the vocabulary is 256)");
 }
 
 void ModelFlags::add_placement(CLI::App& app) {
@@ -29,7 +37,7 @@ std::string ModelFlags::path(const char* command) const {
   const std::string path = folder.empty() ? shipped_model().string() : folder;
   if (path.empty()) {
     throw mamba::ArgumentError(command, "MODEL", "a model folder",
-                               "none, and none beside mamba-lm");
+                               "none, and none beside this program");
   }
   return path;
 }
@@ -40,24 +48,24 @@ mamba::LanguageModel ModelFlags::load(const char* command) const {
   return mamba::LanguageModel::load(path(command), wanted, mamba::Device::parse(device));
 }
 
-mamba::Tokenizer ModelFlags::tokenizer(const char* command, const char* flag,
-                                       const std::string& given,
-                                       const mamba::LanguageModel& model) const {
+mamba::Tokenizer ModelFlags::load_tokenizer(const char* command, const char* flag,
+                                            const mamba::LanguageModel& model,
+                                            const char* hint) const {
   const std::string beside = path(command) + "/tokenizer.json";
-  const std::string file = given.empty() ? beside : given;
+  const std::string file = tokenizer.empty() ? beside : tokenizer;
   const std::int64_t vocab = model.config().vocab_size;
-  if (given.empty() && !std::filesystem::exists(beside)) {
+  if (tokenizer.empty() && !std::filesystem::exists(beside)) {
     if (vocab == 256) return mamba::Tokenizer::bytes();
     throw mamba::ArgumentError(command, flag, beside + ", or --tokenizer",
-                               "neither (--prompt-ids and --as ids do without)");
+                               std::string("neither") + hint);
   }
-  mamba::Tokenizer tokenizer = mamba::Tokenizer::load(file);
-  if (tokenizer.vocab_size() > vocab) {
+  mamba::Tokenizer loaded = mamba::Tokenizer::load(file);
+  if (loaded.vocab_size() > vocab) {
     throw mamba::ArgumentError(command, file,
                                "ids below " + std::to_string(vocab) + ", the model's",
-                               "up to " + std::to_string(tokenizer.vocab_size() - 1));
+                               "up to " + std::to_string(loaded.vocab_size() - 1));
   }
-  return tokenizer;
+  return loaded;
 }
 
 mamba::Stream ModelFlags::stream() const {
@@ -70,9 +78,25 @@ void check_can_write(const char* command, const char* flag, const std::string& p
     throw mamba::Error(command, flag, "a file that can be written", path + ": " + why);
   };
   if (fs::is_directory(path)) refuse("a folder");
+  // A device or a pipe would be replaced by the file. A link is, and is meant to be.
+  const fs::file_status there = fs::symlink_status(path);
+  if (fs::exists(there) && !fs::is_regular_file(there) && !fs::is_symlink(there)) {
+    refuse("not a regular file");
+  }
   const fs::path parent = fs::path(path).parent_path();
   const std::string folder = parent.empty() ? "." : parent.string();
   // Files are written under another name first and then renamed, so it is the folder that counts.
   if (access(folder.c_str(), W_OK | X_OK) != 0) refuse(folder + ": " + std::strerror(errno));
   if (!fs::is_directory(folder)) refuse(folder + " is not a folder");
+}
+
+mamba::CacheOptions file_cache(const char* program, const std::string& folder) {
+  mamba::CacheOptions options;
+  options.host_bytes = 0;
+  options.disk_bytes = cache_bytes;
+  options.folder = folder;
+  options.on_problem = [program](const std::string& problem) {
+    std::fprintf(stderr, "%s: %s\n", program, problem.c_str());
+  };
+  return options;
 }
