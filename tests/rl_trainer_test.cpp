@@ -24,6 +24,7 @@ TrainerOptions one_step(const std::string& controller, Task task, Device device)
   options.chunk_len = 7;
   options.chunks = 3;
   options.ppo.epochs = options.ppo.minibatches = 1;
+  options.ppo.rate = 5e-2f;  // soon far from a fresh policy, which hardly depends on the memory
   options.curriculum = false;
   options.device = device;
   options.threads = 1;
