@@ -163,8 +163,12 @@ BREAKS = {
         "examples/rl/rollout.cpp", "    initial.copy_from(state, stream);\n    chunk(first);\n",
         "    chunk(first);\n    initial.copy_from(state, stream);\n", "RlCollect*"),
     "a checkpoint forgets where the curriculum is": (
-        "examples/rl/trainer.cpp", "saved.positions = {progress_.updates, delay()}",
-        "saved.positions = {progress_.updates, 3}", "RlTrainer.GoesOnToTheBit"),
+        "examples/rl/trainer.cpp", "saved.positions = {progress_.updates, delay(),",
+        "saved.positions = {progress_.updates, 3,", "RlTrainer.GoesOnToTheBit"),
+    "an update without a query counts as a failure": (
+        "examples/rl/trainer.cpp", "if (score.queries == 0) return;", "", "RlTrainer.*"),
+    "a checkpoint forgets how long the horizon is mastered": (
+        "examples/rl/trainer.cpp", "progress_.mastered};", "0};", "RlTrainer.*"),
 }
 
 

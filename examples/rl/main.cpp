@@ -40,6 +40,19 @@ const std::map<std::string, mamba_rl::Task> tasks{{"cue", mamba_rl::Task::delaye
                                                   {"repeat", mamba_rl::Task::repeat_last},
                                                   {"t-maze", mamba_rl::Task::t_maze}};
 
+// CLI11's own print the largest double, in full.
+CLI::Validator number(const char* expected, bool (*good)(double)) {
+  return CLI::Validator(
+      [=](const std::string& text) {
+        double value = 0;
+        const bool fits = CLI::detail::lexical_cast(text, value) && good(value);
+        return fits ? std::string() : std::string("expected ") + expected + ", got " + text;
+      },
+      "NUMBER");
+}
+const CLI::Validator positive = number("a number above 0", [](double v) { return v > 0; });
+const CLI::Validator not_negative = number("0 or more", [](double v) { return v >= 0; });
+
 void add_flags(CLI::App& app, Flags& flags) {
   app.option_defaults()->take_last();  // of a flag that is given twice
   mamba_rl::TrainerOptions& t = flags.run.trainer;
@@ -57,36 +70,36 @@ void add_flags(CLI::App& app, Flags& flags) {
   app.add_option("--task", flags.task, "cue, or a small one: bandit, repeat, t-maze")
       ->check(CLI::IsMember({"cue", "bandit", "repeat", "t-maze"}));
   app.add_option("--num-bits", t.environment.num_bits, "Of the cue")->check(CLI::Range(1, 16));
-  app.add_option("--num-envs", t.num_envs)->check(CLI::PositiveNumber);
-  app.add_option("--total-updates", flags.run.updates)->check(CLI::PositiveNumber);
+  app.add_option("--num-envs", t.num_envs)->check(positive);
+  app.add_option("--total-updates", flags.run.updates)->check(positive);
   app.add_option("--chunk-len", t.chunk_len, "Steps an update (default: horizon + 2)")
-      ->check(CLI::PositiveNumber);
-  app.add_option("--chunks", t.chunks, "Rolled out before every training")
-      ->check(CLI::PositiveNumber);
+      ->check(positive);
+  app.add_option("--chunks", t.chunks, "Rolled out before every training")->check(positive);
   app.add_flag("--across-chunks", t.across_chunks, "Gradients go through all of them");
   app.add_flag("--fixed-horizon", flags.fixed_horizon, "No curriculum");
   app.add_flag("--published-block", t.controller.published_block,
                "Mamba without norms, with biases and D = 1");
-  app.add_option("--width", t.controller.width, "Of encoder and controller")
-      ->check(CLI::PositiveNumber);
-  app.add_option("--layers", t.controller.layers, "Of mamba")->check(CLI::PositiveNumber);
+  app.add_option("--width", t.controller.width, "Of encoder and controller")->check(positive);
+  app.add_option("--layers", t.controller.layers, "Of mamba")->check(positive);
   app.add_option("--memory", flags.memory,
                  "Steps that a fresh controller remembers (default: ten horizons)")
-      ->check(CLI::PositiveNumber);
-  app.add_option("--rate", flags.rate, "Learning rate")->check(CLI::PositiveNumber);
+      ->check(positive);
+  app.add_option("--rate", flags.rate, "Learning rate")->check(positive);
   app.add_option("--entropy", t.ppo.entropy_weight, "Its weight in the loss");
-  app.add_option("--epochs", t.ppo.epochs)->check(CLI::PositiveNumber);
-  app.add_option("--minibatches", t.ppo.minibatches)->check(CLI::PositiveNumber);
-  app.add_option("--eval-every", flags.run.evaluate_every, "Updates")->check(CLI::PositiveNumber);
-  app.add_option("--eval-envs", flags.run.evaluations, "Episodes of an evaluation")
+  app.add_option("--epochs", t.ppo.epochs)->check(positive);
+  app.add_option("--minibatches", t.ppo.minibatches)->check(positive);
+  app.add_option("--eval-every", flags.run.evaluate_every, "Updates")->check(positive);
+  app.add_option("--eval-envs", flags.run.evaluations,
+                 "Episodes of an evaluation, the same ones every time")
       ->check(CLI::Range(1, 1 << 20));
-  app.add_option("--save-every", flags.run.save_every, "Updates")->check(CLI::PositiveNumber);
+  app.add_option("--save-every", flags.run.save_every, "Updates")->check(positive);
   app.add_option("--stop-at", flags.run.stop_at,
-                 "Stop at this update, to be resumed; 0: at the last");
-  app.add_option("--max-seconds", flags.seconds, "Stop then, to be resumed; 0: never");
-  app.add_option("--seed", flags.seed)->check(CLI::NonNegativeNumber);
-  app.add_option("--seeds", flags.seeds, "scale: how many, from --seed on")
-      ->check(CLI::PositiveNumber);
+                 "Stop at this update, to be resumed; 0: at the last")
+      ->check(not_negative);
+  app.add_option("--max-seconds", flags.seconds, "Stop then, to be resumed; 0: never")
+      ->check(not_negative);
+  app.add_option("--seed", flags.seed)->check(not_negative);
+  app.add_option("--seeds", flags.seeds, "scale: how many, from --seed on")->check(positive);
   app.add_option("--jobs", flags.jobs, "scale: runs at once, each in a thread")
       ->check(CLI::Range(1, 64));
   app.add_option("--device", flags.device, "cpu, cuda or cuda:N");
@@ -114,12 +127,24 @@ RunOptions options_of(const Flags& flags, const std::string& controller, std::in
 
 int end_of(const RunEnd& end) { return interrupted() && !end.finished ? exit_interrupted : 0; }
 
+// What a run has left is never overwritten by another.
+void refuse_another_run(const std::string& folder) {
+  for (const char* name : {"/metrics.jsonl", "/checkpoint"}) {
+    std::error_code none;
+    const std::string path = folder + name;
+    if (std::filesystem::exists(path, none) && std::filesystem::file_size(path, none) > 0) {
+      throw mamba::Error("mamba-rl", "--out", "a folder without a run in it, or --resume", path);
+    }
+  }
+}
+
 int quick(const Flags& flags) {
   if (flags.horizon == 0) throw CLI::RequiredError("--horizon");
   const std::string controller = flags.controller.empty() ? "mamba" : flags.controller;
   RunOptions options = options_of(flags, controller, flags.horizon, flags.seed);
   options.folder = flags.out;
-  MetricsFile metrics("mamba-rl", flags.out + "/metrics.jsonl", options.resume);
+  if (!options.resume) refuse_another_run(flags.out);
+  MetricsFile metrics("mamba-rl", flags.out + "/metrics.jsonl");
   return end_of(run(options, flags.seconds, metrics));
 }
 
@@ -144,8 +169,10 @@ std::vector<RunOptions> runs_of(const Flags& flags) {
 // run.
 int scale(const Flags& flags) {
   if (flags.horizons.empty()) throw CLI::RequiredError("--horizons");
-  MetricsFile metrics("mamba-rl", flags.out + "/metrics.jsonl", flags.run.resume);
+  if (!flags.run.resume) refuse_another_run(flags.out);
+  MetricsFile metrics("mamba-rl", flags.out + "/metrics.jsonl");
   const std::vector<RunOptions> runs = runs_of(flags);
+  for (const RunOptions& options : runs) std::filesystem::create_directories(options.folder);
   const auto start = std::chrono::steady_clock::now();
   std::mutex mutex;
   std::size_t next = 0;
@@ -220,7 +247,24 @@ int evaluate(const Flags& flags) {
   return 0;
 }
 
-int start(const Flags& flags) {
+// A flag that the mode would not look at is more likely a mistake than of no interest.
+void check_mode(const CLI::App& app, const Flags& flags) {
+  const std::map<std::string, std::vector<const char*>> strange{
+      {"quick", {"--horizons", "--seeds", "--jobs"}},
+      {"scale", {"--horizon"}},
+      {"evaluate", {"--seeds", "--jobs", "--resume"}}};
+  for (const char* name : strange.at(flags.mode)) {
+    if (app.count(name) > 0) throw CLI::ExcludesError("--mode " + flags.mode, name);
+  }
+  std::vector<std::int64_t> horizons = flags.horizons;
+  std::sort(horizons.begin(), horizons.end());
+  if (std::adjacent_find(horizons.begin(), horizons.end()) != horizons.end()) {
+    throw CLI::ValidationError("--horizons", "each once");
+  }
+}
+
+int start(const CLI::App& app, const Flags& flags) {
+  check_mode(app, flags);
   catch_interrupts();
   std::filesystem::create_directories(flags.out);
   if (flags.mode == "scale") return scale(flags);
@@ -235,14 +279,15 @@ int main(int argc, char** argv) {
   add_flags(app, flags);
   try {
     app.parse(argc, argv);
-    return start(flags);
+    return start(app, flags);
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return app.exit(error);  // --help
     std::fprintf(stderr, "mamba-rl: %s (mamba-rl --help tells more)\n", error.what());
   } catch (const std::bad_alloc&) {
     std::fprintf(stderr, "mamba-rl: not enough memory\n");
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "mamba-rl: %s\n", error.what());
+    const std::string what = error.what(), us = "mamba-rl: ";
+    std::fprintf(stderr, "%s%s\n", what.rfind(us, 0) == 0 ? "" : us.c_str(), what.c_str());
   }
   return exit_error;
 }

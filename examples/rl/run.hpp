@@ -26,5 +26,6 @@ struct RunEnd {
 };
 
 // Trains until it is done, interrupted(), or the clock passes `seconds` (0: no limit); what there
-// is is saved then. Metrics go to `metrics`, a JSON line an update.
+// is is saved then. A run that is resumed with more updates than it had goes on. Metrics go to
+// `metrics`, a JSON line an update.
 RunEnd run(const RunOptions& options, double seconds, MetricsFile& metrics);
