@@ -64,4 +64,23 @@ TEST(RlTrainer, TrainsThePolicyThatActed) {
 }
 
 }  // namespace
+// Episodes of five steps in chunks of two: what happened in an update without a query is unknown.
+TEST(RlTrainer, TheCurriculumJudgesByUpdatesWithQueries) {
+  for (const Device device : devices()) {
+    TrainerOptions options = one_step("gru", Task::delayed_cue, device);
+    options.chunk_len = 2;
+    options.chunks = 1;
+    options.curriculum = true;
+    options.first_delay = 3;
+    options.window = 1;
+    options.good = -1;  // whatever the agent answers
+    Trainer trainer(options);
+    for (const std::int32_t delay : {3, 3, 6}) {
+      const UpdateResult result = trainer.update();
+      EXPECT_EQ(result.score.queries > 0, delay == 6) << device.name();
+      EXPECT_EQ(trainer.delay(), delay) << device.name();
+    }
+  }
+}
+
 }  // namespace mamba_rl
