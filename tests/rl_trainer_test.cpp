@@ -1,9 +1,12 @@
-// The trainer of the example library mamba_rl: that it trains on what was lived through.
-#include "rl/trainer.hpp"
-
+// The trainer of the example library mamba_rl: that it trains on what was lived through, goes on to
+// the bit, and learns.
 #include <cmath>
+#include <fstream>
+#include <iterator>
 
-#include "testing.hpp"
+#include <mamba/safetensors.hpp>
+
+#include "rl_options.hpp"
 
 namespace mamba_rl {
 namespace {
@@ -11,6 +14,8 @@ namespace {
 using mamba::Device;
 using mamba::testing::devices;
 using mamba::testing::f32_roundoff;
+using mamba::testing::relative_error;
+using mamba::testing::values;
 
 // Chunks that end within episodes of ten or eleven steps, and a single step of the optimiser.
 TrainerOptions one_step(const std::string& controller, Task task, Device device) {
@@ -63,7 +68,6 @@ TEST(RlTrainer, TrainsThePolicyThatActed) {
   }
 }
 
-}  // namespace
 // Episodes of five steps in chunks of two: what happened in an update without a query is unknown.
 TEST(RlTrainer, TheCurriculumJudgesByUpdatesWithQueries) {
   for (const Device device : devices()) {
@@ -83,4 +87,155 @@ TEST(RlTrainer, TheCurriculumJudgesByUpdatesWithQueries) {
   }
 }
 
+// What is saved under names that begin so, all in a row.
+std::vector<double> saved(const std::string& checkpoint, const std::string& prefix) {
+  const mamba::SafetensorsFile file(checkpoint);
+  std::vector<double> all;
+  for (const mamba::SafetensorsEntry& entry : file.entries()) {
+    if (entry.name.rfind(prefix, 0) != 0) continue;
+    const std::vector<double> one = values(file.read(entry));
+    all.insert(all.end(), one.begin(), one.end());
+  }
+  return all;
+}
+
+// Two chunks with gradients across them are one chunk of twice the length; without, they are not.
+TEST(RlTrainer, GradientsAcrossChunksAreThoseOfTheWhole) {
+  for (const Device device : devices()) {
+    for (const std::string controller : controllers) {
+      const mamba::testing::TemporaryFolder folder;
+      const auto gradients = [&](std::int64_t chunks, bool across) {
+        TrainerOptions options = small(controller, 10);
+        options.device = device;
+        options.curriculum = false;
+        options.chunks = chunks;
+        options.chunk_len = 24 / chunks;
+        options.across_chunks = across;
+        options.ppo.epochs = options.ppo.minibatches = 1;
+        options.ppo.max_norm = 0;
+        Trainer trainer(options);
+        trainer.update();
+        trainer.save(folder.file("checkpoint"));
+        // After one step the first moment is a tenth of the gradient.
+        return saved(folder.file("checkpoint"), "m.encoder");
+      };
+      const std::vector<double> whole = gradients(1, false);
+      EXPECT_LE(relative_error(gradients(3, true), whole), 1e-5);
+      EXPECT_GE(relative_error(gradients(3, false), whole), 1e-3);
+    }
+  }
+}
+
+TEST(RlTrainer, GoesOnToTheBit) {
+  for (const Device device : devices()) {
+    for (const std::string controller : controllers) {
+      const mamba::testing::TemporaryFolder folder;
+      TrainerOptions options = small(controller, 9);
+      options.device = device;
+      options.chunk_len = 7;  // chunks end within episodes
+      options.first_delay = 3;
+      options.good = 0.01;  // the delay grows on the way
+      Trainer whole(options), first(options), second(options);
+      for (int i = 0; i < 14; ++i) whole.update();
+      for (int i = 0; i < 6; ++i) first.update();
+      first.save(folder.file("middle"), {{"mine", "kept"}});
+      EXPECT_EQ(second.load(folder.file("middle")).at("mine"), "kept");
+      for (int i = 0; i < 8; ++i) second.update();
+      EXPECT_EQ(second.delay(), whole.delay());
+      EXPECT_GT(whole.delay(), 3);
+      whole.save(folder.file("whole"));
+      second.save(folder.file("second"));
+      const auto bytes = [&](const char* name) {
+        std::ifstream file(folder.file(name), std::ios::binary);
+        return std::string(std::istreambuf_iterator<char>(file), {});
+      };
+      EXPECT_EQ(bytes("whole"), bytes("second")) << controller;
+    }
+  }
+}
+
+TEST(RlTrainer, TheRateFallsOnceTheHorizonIsMastered) {
+  const mamba::testing::TemporaryFolder folder;
+  TrainerOptions options = small("gru", 4);
+  options.first_delay = 4;
+  options.good = 0.001;  // mastered as soon as there is a window of updates
+  options.ppo.cooling = 2;
+  Trainer trainer(options), later(options);
+  for (int update = 1; update <= 6; ++update) {
+    EXPECT_EQ(trainer.rate(), options.ppo.rate * 2.0f / (2.0f + std::max(0, update - 4)));
+    trainer.update();
+  }
+  trainer.save(folder.file("checkpoint"));
+  later.load(folder.file("checkpoint"));
+  EXPECT_EQ(later.rate(), trainer.rate());
+  EXPECT_LT(later.rate(), options.ppo.rate / 2);
+
+  options.ppo.cooling = 0;
+  Trainer constant(options);
+  for (int update = 1; update <= 6; ++update) constant.update();
+  EXPECT_EQ(constant.rate(), options.ppo.rate);
+}
+
+TEST(RlTrainer, AnEvaluationLeavesTheTrainingAlone) {
+  const mamba::testing::TemporaryFolder folder;
+  Trainer plain(small("mamba", 6)), evaluated(small("mamba", 6));
+  for (int i = 0; i < 3; ++i) {
+    plain.update();
+    evaluated.update();
+    const Score score = evaluated.evaluate(9, i % 2 == 0, 40);
+    EXPECT_EQ(score.queries, 40);
+  }
+  plain.save(folder.file("plain"));
+  evaluated.save(folder.file("evaluated"));
+  EXPECT_EQ(saved(folder.file("plain"), ""), saved(folder.file("evaluated"), ""));
+}
+
+// Updates until the agent is right in at least this share of a thousand episodes.
+double learned(Trainer& trainer, double enough, int most) {
+  double success = 0;
+  for (int update = 1; update <= most && success < enough; ++update) {
+    trainer.update();
+    if (update % 10 == 0) {
+      success = trainer.evaluate(trainer.options().environment.delay, true).success();
+    }
+  }
+  return success;
+}
+
+TEST(RlTrainer, LearnsToRememberForTwentySteps) {
+  for (const Device device : devices()) {
+    for (const std::string controller : controllers) {
+      TrainerOptions options = options_of(controller, 20);
+      options.device = device;
+      Trainer trainer(options);
+      EXPECT_GE(learned(trainer, 0.9, 200), 0.9) << device.name() << " " << controller;
+    }
+  }
+}
+
+TEST(RlTrainer, LearnsTheSmallTasks) {
+  for (const Task task : {Task::bandit, Task::repeat_last, Task::t_maze}) {
+    TrainerOptions options = options_of("mamba", 6);
+    options.environment.task = task;
+    options.environment.num_bits = 2;
+    options.chunk_len = 24;
+    options.controller.width = 32;
+    options.curriculum = task == Task::t_maze;
+    Trainer trainer(options);
+    EXPECT_GE(learned(trainer, 0.9, 150), 0.9) << static_cast<int>(task);
+  }
+}
+
+TEST(RlTrainer, WhatCannotBeIsNamed) {
+  using mamba::testing::expect_error;
+  expect_error<mamba::ArgumentError>("Controller: kind: expected mamba or gru, got lstm",
+                                     [] { Trainer trainer(small("lstm", 3)); });
+  expect_error<mamba::ArgumentError>("mamba-rl: horizon: expected 1 to 268435456, got 0",
+                                     [] { Trainer trainer(small("gru", 0)); });
+  TrainerOptions large = small("gru", 3);
+  large.chunk_len = 200000000;
+  EXPECT_THROW(Trainer trainer(large), mamba::Error);
+}
+
+}  // namespace
 }  // namespace mamba_rl
