@@ -111,3 +111,15 @@ RunEnd run(const RunOptions& options, double seconds, MetricsFile& metrics) {
   trainer.save(checkpoint, clock.notes(progress.seconds()));
   return {finished(), clock.last};
 }
+
+int exit_code(const RunEnd& end) { return interrupted() && !end.finished ? exit_interrupted : 0; }
+
+void refuse_another_run(const std::string& folder) {
+  for (const char* name : {"/metrics.jsonl", "/checkpoint"}) {
+    std::error_code none;
+    const std::string path = folder + name;
+    if (std::filesystem::exists(path, none) && std::filesystem::file_size(path, none) > 0) {
+      throw mamba::Error("mamba-rl", "--out", "a folder without a run in it, or --resume", path);
+    }
+  }
+}
