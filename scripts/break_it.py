@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Plants one bug at a time in a copy of the tree and shows that a test catches it.
 
-Usage: scripts/break_it.py [NAME ...]   (all bugs without a name; about a quarter of an hour on two cores)
+Usage: scripts/break_it.py [NAME ...]   (all bugs without a name; about twenty minutes on two cores)
 Exit status 0 if every planted bug turned a test red.
 """
 import pathlib
@@ -163,8 +163,29 @@ BREAKS = {
         "examples/rl/rollout.cpp", "    initial.copy_from(state, stream);\n    chunk(first);\n",
         "    chunk(first);\n    initial.copy_from(state, stream);\n", "RlCollect*"),
     "a checkpoint forgets where the curriculum is": (
-        "examples/rl/trainer.cpp", "saved.positions = {progress_.updates, delay()}",
-        "saved.positions = {progress_.updates, 3}", "RlTrainer.GoesOnToTheBit"),
+        "examples/rl/trainer.cpp", "saved.positions = {progress_.updates, delay(),",
+        "saved.positions = {progress_.updates, 3,", "RlTrainer.GoesOnToTheBit"),
+    "training forgets no episode": (
+        "examples/rl/learn.cpp", "part(observations), state, part(reset),", "part(observations), state, {},",
+        "RlTrainer.TrainsThePolicyThatActed"),
+    "no layer is added to what it reads": (
+        "examples/rl/ppo.cpp", "y[c] += x[c];", "y[c] += 0 * x[c];", "RlController.Adds*:RlAgent*"),
+    "no gradient past the last layer": (
+        "examples/rl/mamba_controller.cpp", "    residual.y = dx;\n    run(residual, stream);\n",
+        "    residual.y = dx;\n    if (!last) run(residual, stream);\n", "RlAgent*"),
+    "a GRU's input learns from the wrong gates": (
+        "examples/rl/gru_controller.cpp", "sequence.dgates.columns(0, 3 * width_)",
+        "sequence.dgates.columns(width_, 3 * width_)", "RlAgent*"),
+    "a GRU's input forgets the later chunks": (
+        "examples/rl/gru_controller.cpp", "  input.accumulate = options.accumulate;\n", "", "RlAgent*"),
+    "an agent's norm goes back from what it gave": (
+        "examples/rl/agent.cpp", "norm.x = hidden;", "norm.x = normed;", "RlAgent*"),
+    "an agent's heads forget the later chunks": (
+        "examples/rl/agent.cpp", "  heads.accumulate = options.accumulate;\n", "", "RlAgent*"),
+    "an update without a query counts as a failure": (
+        "examples/rl/trainer.cpp", "if (score.queries == 0) return;", "", "RlTrainer.*"),
+    "a checkpoint forgets how long the horizon is mastered": (
+        "examples/rl/trainer.cpp", "progress_.mastered};", "0};", "RlTrainer.*"),
 }
 
 
@@ -188,7 +209,9 @@ def prepare():
         if not target.exists() or target.read_bytes() != source.read_bytes():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target)
-    must("cmake", "-S", ".", "-B", "out", "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_CXX_FLAGS=-O1",
+    # What is planted may leave a name unused.
+    flags = "-O1 -Wno-error=unused-parameter -Wno-error=unused-variable -Wno-error=unused-but-set-variable"
+    must("cmake", "-S", ".", "-B", "out", "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", f"-DCMAKE_CXX_FLAGS={flags}",
          "-DMAMBA_CUDA=OFF", "-DMAMBA_BENCH=OFF")
     must("cmake", "--build", "out", "--target", "mamba_tests")
 

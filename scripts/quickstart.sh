@@ -45,5 +45,5 @@ else
 fi
 
 echo
-echo "== an agent learns to remember four bits for 200 steps, in one to three minutes on two cores"
+echo "== an agent learns to remember four bits for 200 steps, in half a minute on two cores"
 "build/$preset/examples/rl/mamba-rl" --horizon 200 --out "$scratch/agent"

@@ -17,18 +17,24 @@ ENOUGH = 0.95  # "learned" in the table
 
 
 def read(path):
-    """The lines of a file, of none if there is no such file. A last line that was cut off is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    """The lines of a file, of none if there is no such file. A line that was cut off is left out."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines
 
 
 def runs(folder):
-    """{(num_envs, horizon, controller): {seed: {update: line}}}; a run that was resumed says a line once."""
+    """{(num_envs, horizon, agent): {seed: {update: line}}}; a run that was resumed says a line once."""
     found = collections.defaultdict(lambda: collections.defaultdict(dict))
     for line in read(folder / "metrics.jsonl"):
-        found[line["num_envs"], line["horizon"], line["controller"]][line["seed"]][line["update"]] = line
+        agent = line["controller"]
+        agent += ", published block" if line.get("published_block") else ""
+        agent += "" if line.get("curriculum", True) else ", fixed horizon"
+        found[line["num_envs"], line["horizon"], agent][line["seed"]][line["update"]] = line
     return found
 
 
@@ -85,11 +91,12 @@ def elsewhere(folder):
 
 
 def plot(found):
-    points = collections.defaultdict(list)  # controller: (horizon, successes)
-    for (_, horizon, controller), seeds in sorted(found.items()):
+    points = collections.defaultdict(list)  # (agent, num_envs): (horizon, successes)
+    for (num_envs, horizon, agent), seeds in sorted(found.items()):
         successes = [s for s in map(last_success, seeds.values()) if s is not None]
         if successes:
-            points[controller].append((horizon, successes))
+            points[agent, num_envs].append((horizon, successes))
+    most_envs = max((num_envs for _, num_envs in points), default=0)
     horizons = sorted({horizon for line in points.values() for horizon, _ in line})
     if not horizons:
         sys.exit("no evaluation yet: nothing to plot")
@@ -111,16 +118,17 @@ def plot(found):
         yield f'<text x="{x(horizon):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{horizon:,}</text>'
     yield f'<text x="{WIDTH / 2}" y="{HEIGHT - 10}" text-anchor="middle">steps between cue and query</text>'
     yield f'<text x="{LEFT}" y="{TOP - 20}">right answers, greedy: seeds (dots), their median (line)</text>'
-    for place, (controller, line) in enumerate(sorted(points.items())):
-        colour = COLOURS.get(controller, "#222")
+    for place, ((agent, num_envs), line) in enumerate(sorted(points.items())):
+        colour = COLOURS.get(agent.split(",")[0], "#222")
+        dashes = "" if num_envs == most_envs else ' stroke-dasharray="4 3"'
         # Side by side: controllers that do equally well would hide each other.
         aside = 4 * (2 * place - (len(points) - 1))
         medians = " ".join(f"{x(h) + aside:.1f},{y(statistics.median(s)):.1f}" for h, s in line)
-        yield f'<polyline fill="none" stroke="{colour}" stroke-width="1.5" points="{medians}"/>'
+        yield f'<polyline fill="none" stroke="{colour}" stroke-width="1.5"{dashes} points="{medians}"/>'
         for horizon, successes in line:
             for success in successes:
                 yield f'<circle cx="{x(horizon) + aside:.1f}" cy="{y(success):.1f}" r="3.5" fill="{colour}"/>'
-        yield f'<text x="{WIDTH - 20}" y="{TOP - 20 + 14 * place}" text-anchor="end" fill="{colour}">{controller}</text>'
+        yield f'<text x="{WIDTH - 20}" y="{HEIGHT - BOTTOM - 10 - 16 * place}" text-anchor="end" fill="{colour}">{agent}, {num_envs} environments</text>'
     yield "</svg>"
 
 

@@ -1,15 +1,11 @@
-// Agents of the example library mamba_rl: what resets do, that pieces are the whole, that it
-// learns.
+// Agents of the example library mamba_rl: what resets do, and that pieces are the whole.
 #include <algorithm>
 #include <cmath>
-#include <fstream>
-#include <iterator>
 
-#include <mamba/safetensors.hpp>
-
+#include "layer_reference.hpp"
+#include "rl/mamba_controller.hpp"
 #include "rl/rollout.hpp"
-#include "rl/trainer.hpp"
-#include "testing.hpp"
+#include "rl_options.hpp"
 
 namespace mamba_rl {
 namespace {
@@ -23,24 +19,6 @@ using mamba::testing::bits;
 using mamba::testing::devices;
 using mamba::testing::relative_error;
 using mamba::testing::values;
-
-const char* const controllers[] = {"mamba", "gru"};
-
-TrainerOptions options_of(const std::string& controller, std::int32_t delay) {
-  TrainerOptions options;
-  options.environment.delay = delay;
-  options.environment.seed = options.controller.seed = 2;
-  options.controller.kind = controller;
-  return options;
-}
-
-TrainerOptions small(const std::string& controller, std::int32_t delay) {
-  TrainerOptions options = options_of(controller, delay);
-  options.controller.width = 16;
-  options.num_envs = 8;
-  options.threads = 1;
-  return options;
-}
 
 // What an agent says at the query, for every cue of two bits, with the same noise; the state is
 // forgotten before the steps that `reset` names.
@@ -159,6 +137,44 @@ TEST(RlController, LayersFollowEachOther) {
   }
 }
 
+// Each layer's y added to its x: one rounding, so to the bit.
+TEST(RlController, AddsWhatEachLayerSaysToWhatItReads) {
+  const Shape shape{2, 7, 16};
+  mamba::testing::Random random(8);
+  const std::vector<std::int32_t> resets = {0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0};
+  for (const Device device : devices()) {
+    for (const std::int64_t layers : {1, 2, 3}) {
+      Stream stream(device);
+      ControllerConfig config;
+      config.width = 16;
+      config.layers = layers;
+      const MambaController controller(config, device);
+      const Tensor reset = Tensor::from(resets, {2, 7}).to(device);
+      const Tensor x = random.normal_tensor(shape).to(device);
+      mamba::StackState state = controller.make_state(2), expected_state = controller.make_state(2);
+      Tensor y(shape, DType::f32, device);
+      controller.forward(x, state, reset, y, nullptr, stream);
+      stream.synchronize();
+      Tensor expected = x.to(Device::cpu());
+      for (std::size_t i = 0; i < controller.layers().size(); ++i) {
+        const Tensor read = expected.to(device);
+        Tensor branch(shape, DType::f32, device);
+        mamba::ForwardOptions options;
+        options.reset = reset;
+        controller.layers()[i].forward(read, expected_state.layers[i], branch, stream, options);
+        stream.synchronize();
+        const Tensor said = branch.to(Device::cpu());
+        for (std::int64_t k = 0; k < shape.count(); ++k) {
+          expected.data<float>()[k] += said.data<float>()[k];
+        }
+        EXPECT_EQ(bits(state.layers[i].conv), bits(expected_state.layers[i].conv));
+        EXPECT_EQ(bits(state.layers[i].ssm), bits(expected_state.layers[i].ssm));
+      }
+      EXPECT_EQ(bits(y), bits(expected)) << device.name() << " " << layers;
+    }
+  }
+}
+
 // A reset one step late leaves an agent that answers every cue alike, to the bit: no training can
 // make it right more often than by chance.
 TEST(RlReset, OneStepLateMakesTheTaskUnsolvable) {
@@ -214,21 +230,6 @@ TEST(RlCollect, StepsAreTheSequence) {
         ASSERT_NEAR(log_probs[i], logits[i * 17 + action] - std::log(sum), 1e-5);
       }
     }
-  }
-}
-
-// Fresh weights, of which many are zeros and ones, changed so that each matters.
-void disturb(Agent& agent) {
-  mamba::testing::Random random(7);
-  for (const mamba::Parameter& parameter : agent.parameters()) {
-    std::vector<float> changed;
-    for (const double value : values(parameter.weight)) {
-      changed.push_back(static_cast<float>(value + random.normal(0.1)));
-    }
-    const Tensor there = Tensor::from(changed, parameter.weight.shape()).to(agent.device());
-    Stream stream(agent.device());
-    mamba::copy(there, parameter.weight, stream);
-    stream.synchronize();
   }
 }
 
@@ -300,156 +301,6 @@ TEST(RlCollect, AKernelOfAllStepsIsTheSteps) {
       }
     }
   });
-}
-
-// What is saved under names that begin so, all in a row.
-std::vector<double> saved(const std::string& checkpoint, const std::string& prefix) {
-  const mamba::SafetensorsFile file(checkpoint);
-  std::vector<double> all;
-  for (const mamba::SafetensorsEntry& entry : file.entries()) {
-    if (entry.name.rfind(prefix, 0) != 0) continue;
-    const std::vector<double> one = values(file.read(entry));
-    all.insert(all.end(), one.begin(), one.end());
-  }
-  return all;
-}
-
-// Two chunks with gradients across them are one chunk of twice the length; without, they are not.
-TEST(RlTrainer, GradientsAcrossChunksAreThoseOfTheWhole) {
-  for (const Device device : devices()) {
-    for (const std::string controller : controllers) {
-      const mamba::testing::TemporaryFolder folder;
-      const auto gradients = [&](std::int64_t chunks, bool across) {
-        TrainerOptions options = small(controller, 10);
-        options.device = device;
-        options.curriculum = false;
-        options.chunks = chunks;
-        options.chunk_len = 24 / chunks;
-        options.across_chunks = across;
-        options.ppo.epochs = options.ppo.minibatches = 1;
-        options.ppo.max_norm = 0;
-        Trainer trainer(options);
-        trainer.update();
-        trainer.save(folder.file("checkpoint"));
-        // After one step the first moment is a tenth of the gradient.
-        return saved(folder.file("checkpoint"), "m.encoder");
-      };
-      const std::vector<double> whole = gradients(1, false);
-      EXPECT_LE(relative_error(gradients(3, true), whole), 1e-5);
-      EXPECT_GE(relative_error(gradients(3, false), whole), 1e-3);
-    }
-  }
-}
-
-TEST(RlTrainer, GoesOnToTheBit) {
-  for (const Device device : devices()) {
-    for (const std::string controller : controllers) {
-      const mamba::testing::TemporaryFolder folder;
-      TrainerOptions options = small(controller, 9);
-      options.device = device;
-      options.chunk_len = 7;  // chunks end within episodes
-      options.first_delay = 3;
-      options.good = 0.01;  // the delay grows on the way
-      Trainer whole(options), first(options), second(options);
-      for (int i = 0; i < 14; ++i) whole.update();
-      for (int i = 0; i < 6; ++i) first.update();
-      first.save(folder.file("middle"), {{"mine", "kept"}});
-      EXPECT_EQ(second.load(folder.file("middle")).at("mine"), "kept");
-      for (int i = 0; i < 8; ++i) second.update();
-      EXPECT_EQ(second.delay(), whole.delay());
-      EXPECT_GT(whole.delay(), 3);
-      whole.save(folder.file("whole"));
-      second.save(folder.file("second"));
-      const auto bytes = [&](const char* name) {
-        std::ifstream file(folder.file(name), std::ios::binary);
-        return std::string(std::istreambuf_iterator<char>(file), {});
-      };
-      EXPECT_EQ(bytes("whole"), bytes("second")) << controller;
-    }
-  }
-}
-
-TEST(RlTrainer, TheRateFallsOnceTheHorizonIsMastered) {
-  const mamba::testing::TemporaryFolder folder;
-  TrainerOptions options = small("gru", 4);
-  options.first_delay = 4;
-  options.good = 0.001;  // mastered as soon as there is a window of updates
-  options.ppo.cooling = 2;
-  Trainer trainer(options), later(options);
-  for (int update = 1; update <= 6; ++update) {
-    EXPECT_EQ(trainer.rate(), options.ppo.rate * 2.0f / (2.0f + std::max(0, update - 4)));
-    trainer.update();
-  }
-  trainer.save(folder.file("checkpoint"));
-  later.load(folder.file("checkpoint"));
-  EXPECT_EQ(later.rate(), trainer.rate());
-  EXPECT_LT(later.rate(), options.ppo.rate / 2);
-
-  options.ppo.cooling = 0;
-  Trainer constant(options);
-  for (int update = 1; update <= 6; ++update) constant.update();
-  EXPECT_EQ(constant.rate(), options.ppo.rate);
-}
-
-TEST(RlTrainer, AnEvaluationLeavesTheTrainingAlone) {
-  const mamba::testing::TemporaryFolder folder;
-  Trainer plain(small("mamba", 6)), evaluated(small("mamba", 6));
-  for (int i = 0; i < 3; ++i) {
-    plain.update();
-    evaluated.update();
-    const Score score = evaluated.evaluate(9, i % 2 == 0, 40);
-    EXPECT_EQ(score.queries, 40);
-  }
-  plain.save(folder.file("plain"));
-  evaluated.save(folder.file("evaluated"));
-  EXPECT_EQ(saved(folder.file("plain"), ""), saved(folder.file("evaluated"), ""));
-}
-
-// Updates until the agent is right in at least this share of a thousand episodes.
-double learned(Trainer& trainer, double enough, int most) {
-  double success = 0;
-  for (int update = 1; update <= most && success < enough; ++update) {
-    trainer.update();
-    if (update % 10 == 0) {
-      success = trainer.evaluate(trainer.options().environment.delay, true).success();
-    }
-  }
-  return success;
-}
-
-TEST(RlTrainer, LearnsToRememberForTwentySteps) {
-  for (const Device device : devices()) {
-    for (const std::string controller : controllers) {
-      TrainerOptions options = options_of(controller, 20);
-      options.device = device;
-      Trainer trainer(options);
-      EXPECT_GE(learned(trainer, 0.9, 200), 0.9) << device.name() << " " << controller;
-    }
-  }
-}
-
-TEST(RlTrainer, LearnsTheSmallTasks) {
-  for (const Task task : {Task::bandit, Task::repeat_last, Task::t_maze}) {
-    TrainerOptions options = options_of("mamba", 6);
-    options.environment.task = task;
-    options.environment.num_bits = 2;
-    options.chunk_len = 24;
-    options.controller.width = 32;
-    options.curriculum = task == Task::t_maze;
-    Trainer trainer(options);
-    EXPECT_GE(learned(trainer, 0.9, 150), 0.9) << static_cast<int>(task);
-  }
-}
-
-TEST(RlTrainer, WhatCannotBeIsNamed) {
-  using mamba::testing::expect_error;
-  expect_error<mamba::ArgumentError>("Controller: kind: expected mamba or gru, got lstm",
-                                     [] { Trainer trainer(small("lstm", 3)); });
-  expect_error<mamba::ArgumentError>("mamba-rl: horizon: expected 1 to 268435456, got 0",
-                                     [] { Trainer trainer(small("gru", 0)); });
-  TrainerOptions large = small("gru", 3);
-  large.chunk_len = 200000000;
-  EXPECT_THROW(Trainer trainer(large), mamba::Error);
 }
 
 }  // namespace

@@ -3,7 +3,7 @@
 
 #include <array>
 
-#include <mamba/ops.hpp>
+#include <mamba/layer.hpp>
 #include <mamba/safetensors.hpp>
 
 #include "finite_differences.hpp"
@@ -437,16 +437,20 @@ TEST(RlGru, IsPyTorchs) {
     run(there.forward(), stream);
     run(there.backward(), stream);
     Tensor dx(x.shape(), DType::f32, device);
-    mamba::Matmul back;
-    back.x = there.dgates.view().columns(0, 3 * hidden);
+    Tensor dweight_ih(weight_ih.shape(), DType::f32, device);
+    mamba::LinearGrad back;
+    back.x = x;
     back.weight = weight_ih;
-    back.transpose_weight = true;
-    back.y = dx;
+    back.dy = there.dgates.view().columns(0, 3 * hidden);
+    back.dx = dx;
+    back.dweight = dweight_ih;
     run(back, stream);
     stream.synchronize();
     EXPECT_LE(relative_error(values(there.y), values(read("y"))), bound);
     EXPECT_LE(relative_error(values(dx), values(read("dx"))), bound);
     EXPECT_LE(relative_error(values(there.dinitial), values(read("dh0"))), bound);
+    EXPECT_LE(relative_error(values(dweight_ih), values(read("dweight_ih"))), bound);
+    EXPECT_LE(relative_error(values(there.dinput_bias), values(read("dbias_ih"))), bound);
     EXPECT_LE(relative_error(values(there.dweight), values(read("dweight_hh"))), bound);
     EXPECT_LE(relative_error(values(there.dbias), values(read("dbias_hh"))), bound);
   }

@@ -72,6 +72,23 @@ TEST(TokenizerTest, EncodesAsHuggingFaceDoes) {
   EXPECT_GT(lines, 3000);
 }
 
+// Runs of blanks alone are added tokens of this file, as of the published one; mixed ones are not.
+TEST(TokenizerTest, TheLastOfSeveralBlanksMayBeginTheWord) {
+  const Tokenizer tokenizer = golden();
+  const auto joined = [&](const std::vector<std::string>& words) {
+    std::vector<std::int32_t> ids;
+    for (const std::string& word : words) {
+      for (const std::int32_t id : tokenizer.encode(word)) ids.push_back(id);
+    }
+    return ids;
+  };
+  EXPECT_EQ(tokenizer.encode("\n state"), joined({"\n", " state"}));
+  EXPECT_EQ(tokenizer.encode("a\t\n state"), joined({"a", "\t\n", " state"}));
+  EXPECT_EQ(tokenizer.encode(" \nstate"), joined({" ", "\n", "state"}));
+  EXPECT_EQ(tokenizer.encode("a\n "), joined({"a", "\n "}));
+  EXPECT_NE(joined({"\n", " state"}), joined({"\n ", "state"}));
+}
+
 TEST(TokenizerTest, DecodesAsHuggingFaceDoes) {
   const Tokenizer tokenizer = golden();
   const int lines = each_line("decoded.txt", [&](const std::string& ids, const std::string& text) {

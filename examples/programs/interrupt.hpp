@@ -1,7 +1,7 @@
 // Ctrl-C and SIGTERM as a flag that the work looks at where it can stop.
 #pragma once
 
-// From here on the signals end nothing by themselves.
+// From here on the first of each signal ends nothing by itself.
 void catch_interrupts();
 
 bool interrupted();

@@ -16,10 +16,8 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 
 }  // namespace
 
-MetricsFile::MetricsFile(const std::string& program, const std::string& path, bool append)
-    : program_(program),
-      path_(path),
-      file_(std::fopen(path.c_str(), append ? "a" : "w"), std::fclose) {
+MetricsFile::MetricsFile(const std::string& program, const std::string& path)
+    : program_(program), path_(path), file_(std::fopen(path.c_str(), "a"), std::fclose) {
   if (!file_) {
     throw mamba::Error(program_, path, "a file that can be written", std::strerror(errno));
   }

@@ -22,8 +22,8 @@ std::string format(const char* text, Values... values) {
 // Error of `program`.
 class MetricsFile {
  public:
-  // Goes on after what is there, or begins anew.
-  MetricsFile(const std::string& program, const std::string& path, bool append = true);
+  // Goes on after what is there.
+  MetricsFile(const std::string& program, const std::string& path);
   void line(const std::string& json);
 
  private:

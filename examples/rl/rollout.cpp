@@ -39,18 +39,47 @@ StepViews Rollout::at(std::int64_t t) {
           column(ends)};
 }
 
-std::int64_t bytes_of_rollout(const AgentConfig& config, std::int64_t batch, std::int64_t time) {
-  constexpr std::int64_t scalars = 9;  // the [batch, time] tensors of a Rollout
-  return batch * time * (config.observation + scalars) * 4;
+double bytes_of_rollout(const AgentConfig& config, std::int64_t batch, std::int64_t time) {
+  constexpr double scalars = 9;  // the [batch, time] tensors of a Rollout
+  const double observation = static_cast<double>(config.observation);
+  return static_cast<double>(batch) * static_cast<double>(time) * (observation + scalars) * 4;
 }
 
-std::int64_t bytes_of_training(const AgentConfig& config, std::int64_t rows, std::int64_t time) {
+double bytes_of_training(const AgentConfig& config, std::int64_t rows, std::int64_t time) {
   // Per step and row in units of the width: Mamba's tape (about 11, see LayerTape) and what
   // backward takes beside it (about 12); a GRU's slopes (7 with what was there before the steps)
   // and gradients of gates (4).
   const std::int64_t widths =
       config.controller.kind == "mamba" ? 24 * config.controller.layers : 16;
-  return rows * time * (widths * config.controller.width + config.observation) * 4;
+  const auto numbers = static_cast<double>(widths * config.controller.width + config.observation);
+  return static_cast<double>(rows) * static_cast<double>(time) * numbers * 4;
+}
+
+double bytes_of_decisions(const AgentConfig& config, double decisions) {
+  // Logits and value with their gradients; what was remembered, with its own.
+  const std::int64_t numbers = 2 * (config.actions + 1) + 2 * config.controller.width;
+  return decisions * static_cast<double>(numbers) * 4;
+}
+
+double bytes_of_agent(const AgentConfig& config) {
+  const auto width = static_cast<double>(config.controller.width);
+  const auto layers = static_cast<double>(config.controller.layers);
+  // Mamba's in_proj, out_proj and about an eighth for the selection; a GRU's two sets of gates.
+  const double core = config.controller.kind == "mamba" ? 6.25 * width * layers : 6 * width;
+  const auto others = static_cast<double>(config.observation + config.actions + 1);
+  return 4 * 4 * width * (core + others);  // weights, gradients and two moments in f32
+}
+
+double bytes_of_states(const AgentConfig& config, std::int64_t batch) {
+  const std::int64_t numbers = config.controller.kind == "mamba"
+                                   ? config.controller.layers * 2 * (16 + 3)  // ssm and conv
+                                   : 1;
+  return static_cast<double>(batch) * static_cast<double>(numbers * config.controller.width) * 4;
+}
+
+double decisions_of(const EnvironmentConfig& config, std::int64_t time) {
+  const std::int64_t every = config.task == Task::delayed_cue ? episode_steps(config) : 1;
+  return static_cast<double>(time / every + 1);
 }
 
 namespace {

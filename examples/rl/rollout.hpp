@@ -35,9 +35,15 @@ struct Rollout {
   StepViews at(std::int64_t t);
 };
 
-// Bytes of a rollout, and of what training holds for so many rows of it: what to refuse beforehand.
-std::int64_t bytes_of_rollout(const AgentConfig& config, std::int64_t batch, std::int64_t time);
-std::int64_t bytes_of_training(const AgentConfig& config, std::int64_t rows, std::int64_t time);
+// What to refuse beforehand. Bytes, about: of a rollout; of what training holds for so many rows of
+// it, and for the steps that decide; of weights, their gradients and moments; of agents' states.
+double bytes_of_rollout(const AgentConfig& config, std::int64_t batch, std::int64_t time);
+double bytes_of_training(const AgentConfig& config, std::int64_t rows, std::int64_t time);
+double bytes_of_decisions(const AgentConfig& config, double decisions);
+double bytes_of_agent(const AgentConfig& config);
+double bytes_of_states(const AgentConfig& config, std::int64_t batch);
+// Steps among `time` of one environment that decide, at most.
+double decisions_of(const EnvironmentConfig& config, std::int64_t time);
 
 // Steps all environments through `rollout` (prepared), acting as the agent says and forgetting
 // where an episode begins. `state` goes on. With `bootstrap` last_values are what the agent thinks

@@ -17,13 +17,11 @@ struct Clock {
   double seconds = 0;          // of earlier processes
   std::int64_t successes = 0;  // evaluations in a row that were good enough
   double last = 0;             // the last one's
-  bool finished = false;
 
   std::map<std::string, std::string> notes(double more) const {
     return {{"seconds", std::to_string(seconds + more)},
             {"successes_in_a_row", std::to_string(successes)},
-            {"last_success", std::to_string(last)},
-            {"finished", finished ? "yes" : "no"}};
+            {"last_success", std::to_string(last)}};
   }
   void read(const std::map<std::string, std::string>& notes) {
     const auto note = [&](const char* key) {
@@ -33,22 +31,24 @@ struct Clock {
     seconds = std::stod(note("seconds"));
     successes = std::stoll(note("successes_in_a_row"));
     last = std::stod(note("last_success"));
-    finished = note("finished") == "yes";
   }
 };
 
 // `steps`: of an update, in all environments.
-std::string line_of(const RunOptions& options, const UpdateResult& r, double seconds, double steps,
-                    double speed, const std::string& more) {
-  const mamba_rl::TrainerOptions& t = options.trainer;
+std::string line_of(const mamba_rl::TrainerOptions& t, const UpdateResult& r, double seconds,
+                    double steps, double speed, const std::string& more) {
   return format(
-      "{\"controller\": \"%s\", \"seed\": %llu, \"num_envs\": %lld, \"horizon\": %d, \"update\": "
-      "%lld, \"env_steps\": %lld, \"delay\": %d, \"train_success\": %.5f, \"queries\": %lld, "
+      "{\"controller\": \"%s\", \"published_block\": %s, \"task\": %d, \"curriculum\": %s, "
+      "\"seed\": "
+      "%llu, \"num_envs\": %lld, \"chunk_len\": %lld, \"horizon\": %d, \"update\": %lld, "
+      "\"env_steps\": %lld, \"delay\": %d, \"train_success\": %.5f, \"queries\": %lld, "
       "\"policy_loss\": %.6f, \"value_loss\": %.6f, \"entropy\": %.5f, \"divergence\": %.6f, "
       "\"clipped\": %.5f, \"gradient_norm\": %.5g, \"rollout_steps_per_s\": %.0f, "
       "\"training_steps_per_s\": %.0f, \"steps_per_s\": %.0f, \"seconds\": %.3f%s}",
-      t.controller.kind.c_str(), static_cast<unsigned long long>(t.environment.seed),
-      static_cast<long long>(t.num_envs), t.environment.delay, static_cast<long long>(r.update),
+      t.controller.kind.c_str(), t.controller.published_block ? "true" : "false",
+      static_cast<int>(t.environment.task), t.curriculum ? "true" : "false",
+      static_cast<unsigned long long>(t.environment.seed), static_cast<long long>(t.num_envs),
+      static_cast<long long>(t.chunk_len), t.environment.delay, static_cast<long long>(r.update),
       static_cast<long long>(r.env_steps), r.delay, r.score.success(),
       static_cast<long long>(r.score.queries), r.policy_loss, r.value_loss, r.entropy, r.divergence,
       r.clipped, r.gradient_norm, steps / std::max(r.rollout_seconds, 1e-9),
@@ -63,7 +63,9 @@ RunEnd run(const RunOptions& options, double seconds, MetricsFile& metrics) {
   const std::string checkpoint = options.folder + "/checkpoint";
   Clock clock;
   if (options.resume) clock.read(trainer.load(checkpoint));
-  if (clock.finished) return {true, clock.last};
+  const auto finished = [&] {
+    return clock.successes >= 2 || trainer.updates() >= options.updates;
+  };
   const mamba_rl::TrainerOptions& t = trainer.options();
   const auto steps = static_cast<double>(t.num_envs * t.chunk_len * t.chunks);
   const std::int64_t end =
@@ -73,8 +75,14 @@ RunEnd run(const RunOptions& options, double seconds, MetricsFile& metrics) {
                       t.controller.kind.c_str(), t.environment.delay,
                       static_cast<unsigned long long>(t.environment.seed),
                       static_cast<long long>(t.num_envs), static_cast<long long>(steps)));
+  if (finished()) {
+    progress.say(format("nothing to do: done after update %lld with %.1f %%",
+                        static_cast<long long>(trainer.updates()), 100 * clock.last));
+    return {true, clock.last};
+  }
+  if (!options.resume) trainer.save(checkpoint, clock.notes(0));  // or say now that it cannot be
   const std::int64_t first = trainer.updates();
-  while (trainer.updates() < end && !clock.finished && !interrupted() &&
+  while (trainer.updates() < end && !finished() && !interrupted() &&
          (seconds == 0 || progress.seconds() < seconds)) {
     const UpdateResult result = trainer.update();
     const double speed =
@@ -90,10 +98,8 @@ RunEnd run(const RunOptions& options, double seconds, MetricsFile& metrics) {
                           static_cast<long long>(result.update), 100 * clock.last, 100 * sampled,
                           horizon));
       clock.successes = clock.last >= options.enough ? clock.successes + 1 : 0;
-      clock.finished = clock.successes >= 2 || result.update == options.updates;
     }
-    metrics.line(
-        line_of(options, result, clock.seconds + progress.seconds(), steps, speed, evaluated));
+    metrics.line(line_of(t, result, clock.seconds + progress.seconds(), steps, speed, evaluated));
     if (options.alone) {
       progress.draw(result.update, format("delay %d  success %.1f %%  %.0f steps/s", result.delay,
                                           100 * result.score.success(), speed));
@@ -103,5 +109,17 @@ RunEnd run(const RunOptions& options, double seconds, MetricsFile& metrics) {
     }
   }
   trainer.save(checkpoint, clock.notes(progress.seconds()));
-  return {clock.finished, clock.last};
+  return {finished(), clock.last};
+}
+
+int exit_code(const RunEnd& end) { return interrupted() && !end.finished ? exit_interrupted : 0; }
+
+void refuse_another_run(const std::string& folder) {
+  for (const char* name : {"/metrics.jsonl", "/checkpoint"}) {
+    std::error_code none;
+    const std::string path = folder + name;
+    if (std::filesystem::exists(path, none) && std::filesystem::file_size(path, none) > 0) {
+      throw mamba::Error("mamba-rl", "--out", "a folder without a run in it, or --resume", path);
+    }
+  }
 }

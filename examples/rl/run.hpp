@@ -26,5 +26,14 @@ struct RunEnd {
 };
 
 // Trains until it is done, interrupted(), or the clock passes `seconds` (0: no limit); what there
-// is is saved then. Metrics go to `metrics`, a JSON line an update.
+// is is saved then. A run that is resumed with more updates than it had goes on. Metrics go to
+// `metrics`, a JSON line an update.
 RunEnd run(const RunOptions& options, double seconds, MetricsFile& metrics);
+
+constexpr int exit_error = 1;
+constexpr int exit_interrupted = 130;  // 128 + SIGINT, as a shell reports it
+
+int exit_code(const RunEnd& end);
+
+// What a run has left is never overwritten by another: a folder with one in it is an Error.
+void refuse_another_run(const std::string& folder);

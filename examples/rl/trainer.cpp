@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <iomanip>
 #include <numeric>
 #include <sstream>
 
@@ -29,33 +30,15 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-TrainerOptions completed(TrainerOptions options) {
-  EnvironmentConfig& environment = options.environment;
-  mamba::check::range(where, "horizon", environment.delay, 1, std::int64_t{1} << 28);
-  mamba::check::range(where, "num_bits", environment.num_bits, 1, 16);
-  mamba::check::range(where, "num_envs", options.num_envs, 1, 1 << 20);
-  mamba::check::range(where, "minibatches", options.ppo.minibatches, 1, options.num_envs);
-  mamba::check::range(where, "chunks", options.chunks, 1, 1 << 20);
-  if (options.chunk_len == 0) options.chunk_len = episode_steps(environment);
-  constexpr std::int64_t most_steps = std::int64_t{1} << 31;  // lists of steps are of i32
-  mamba::check::range(where, "chunk_len", options.chunk_len, 1,
-                      (most_steps - 1) / options.num_envs / options.chunks);
-  return options;
-}
-
-// Chunks that cannot fit are refused before anything is allocated.
-void check_memory(const TrainerOptions& options, const AgentConfig& agent) {
-  const std::int64_t rows =
-      (options.num_envs + options.ppo.minibatches - 1) / options.ppo.minibatches;
-  const std::int64_t wanted =
-      options.chunks * (bytes_of_rollout(agent, options.num_envs, options.chunk_len) +
-                        bytes_of_training(agent, rows, options.chunk_len));
-  const std::int64_t there = memory_of(options.device);
-  if (wanted <= there) return;
-  throw mamba::Error(
-      where, "chunk_len " + std::to_string(options.chunk_len),
-      "chunks that fit in the " + std::to_string(there) + " bytes of " + options.device.name(),
-      "about " + std::to_string(wanted) + " bytes");
+// What cannot fit is refused before anything is allocated.
+void check_memory(const std::string& what, double wanted, mamba::Device device) {
+  const std::int64_t there = memory_of(device);
+  if (wanted <= static_cast<double>(there)) return;
+  std::ostringstream bytes;
+  bytes << "about " << std::fixed << std::setprecision(0) << wanted << " bytes";
+  throw mamba::Error(where, what,
+                     "what fits in the " + std::to_string(there) + " bytes of " + device.name(),
+                     bytes.str());
 }
 
 EnvironmentConfig first_task(const TrainerOptions& options) {
@@ -67,6 +50,43 @@ EnvironmentConfig first_task(const TrainerOptions& options) {
 AgentConfig agent_config(const TrainerOptions& options) {
   return {options.controller, observation_size(options.environment),
           action_count(options.environment)};
+}
+
+void check_memory(const TrainerOptions& options) {
+  const AgentConfig agent = agent_config(options);
+  const std::int64_t rows =
+      (options.num_envs + options.ppo.minibatches - 1) / options.ppo.minibatches;
+  const auto chunks = static_cast<double>(options.chunks);
+  const double decisions =
+      decisions_of(first_task(options), options.chunk_len) * static_cast<double>(rows) * chunks;
+  check_memory("chunk_len " + std::to_string(options.chunk_len) + " of " +
+                   std::to_string(options.num_envs) + " environments",
+               chunks * (bytes_of_rollout(agent, options.num_envs, options.chunk_len) +
+                         bytes_of_training(agent, rows, options.chunk_len)) +
+                   bytes_of_decisions(agent, decisions) + bytes_of_agent(agent) +
+                   3 * bytes_of_states(agent, options.num_envs),
+               options.device);
+}
+
+TrainerOptions completed(TrainerOptions options) {
+  EnvironmentConfig& environment = options.environment;
+  mamba::check::range(where, "horizon", environment.delay, 1, std::int64_t{1} << 28);
+  mamba::check::range(where, "num_bits", environment.num_bits, 1, 16);
+  mamba::check::range(where, "num_envs", options.num_envs, 1, 1 << 20);
+  mamba::check::range(where, "minibatches", options.ppo.minibatches, 1, options.num_envs);
+  constexpr float least_memory = 10;  // steps: mamba's dt is at most 0.1
+  if (!(options.controller.memory >= least_memory)) {
+    throw mamba::ArgumentError(where, "memory", "10 steps or more",
+                               std::to_string(options.controller.memory));
+  }
+  mamba::check::range(where, "chunks", options.chunks, 1, 1 << 20);
+  if (options.chunk_len == 0) options.chunk_len = episode_steps(environment);
+  mamba::check::range(where, "chunk_len", options.chunk_len, 1, std::int64_t{1} << 40);
+  check_memory(options);
+  constexpr std::int64_t most_steps = std::int64_t{1} << 31;  // lists of steps are of i32
+  mamba::check::range(where, "chunk_len", options.chunk_len, 1,
+                      (most_steps - 1) / options.num_envs / options.chunks);
+  return options;
 }
 
 mamba::AdamWOptions adamw(const PpoOptions& ppo) {
@@ -87,7 +107,6 @@ Trainer::Trainer(const TrainerOptions& options)
       agent_(agent_config(options_), options_.device),
       optimizer_(agent_.parameters(), adamw(options_.ppo)),
       state_(agent_.make_state(options_.num_envs)) {
-  check_memory(options_, agent_.config());
   tapes_.resize(static_cast<std::size_t>(options_.chunks));
   rollout_.prepare(agent_, options_.num_envs, options_.chunks, options_.chunk_len);
 }
@@ -126,7 +145,7 @@ UpdateResult Trainer::update() {
                        "one that is not, first of " + optimizer_.first_not_finite(stream_));
   }
   result.training_seconds = seconds_since(start) - result.rollout_seconds;
-  advance_curriculum(result.score.success());
+  advance_curriculum(result.score);
   return result;
 }
 
@@ -160,10 +179,11 @@ void Trainer::roll_out(UpdateResult& result) {
   }
 }
 
-void Trainer::advance_curriculum(double success) {
+void Trainer::advance_curriculum(const Score& score) {
+  if (score.queries == 0) return;  // a chunk shorter than an episode
   const std::int32_t horizon = options_.environment.delay;
   std::vector<double>& last = progress_.successes;
-  last.push_back(success);
+  last.push_back(score.success());
   const auto window = static_cast<std::size_t>(options_.window);
   if (last.size() > window) last.erase(last.begin());
   const double sum = std::accumulate(last.begin(), last.end(), 0.0);
@@ -201,6 +221,10 @@ Score Trainer::evaluate(std::int32_t delay, bool greedy, std::int64_t episodes) 
   constexpr std::int64_t most_steps = 1024;  // of a chunk: the state carries what was before
   EnvironmentConfig config = options_.environment;
   config.delay = delay;
+  check_memory("an evaluation of " + std::to_string(episodes) + " episodes",
+               bytes_of_rollout(agent_.config(), episodes, most_steps) +
+                   bytes_of_states(agent_.config(), episodes),
+               options_.device);
   Environments environments(config, static_cast<std::int32_t>(episodes), first_evaluated,
                             options_.device);
   mamba::StackState state = agent_.make_state(episodes);

@@ -45,8 +45,8 @@ struct TrainerOptions {
   std::int64_t chunk_len = 0;  // 0: one episode of the horizon (at most)
   std::int64_t chunks = 1;     // rolled out before every training,
   bool across_chunks = false;  // with gradients that go through all of them
-  // The delay begins at `first_delay` and doubles when the last `window` updates average over
-  // `good` success. Else it is the horizon from the start.
+  // The delay begins at `first_delay` and doubles when the last `window` updates with queries
+  // average over `good` success. Else it is the horizon from the start.
   bool curriculum = true;
   std::int32_t first_delay = 4;
   std::int64_t window = 4;
@@ -80,7 +80,8 @@ class Trainer {
   const Agent& agent() const { return agent_; }
   mamba::Stream& stream() { return stream_; }
 
-  // One episode in each of `episodes` environments of their own, at a delay.
+  // One episode in each of `episodes` environments of their own, the same ones in every call, at a
+  // delay. What cannot fit in memory is an error with its bytes.
   Score evaluate(std::int32_t delay, bool greedy, std::int64_t episodes = 1024);
 
   // Whole: weights, optimiser, states of environments and agent, where the curriculum is.
@@ -106,7 +107,7 @@ class Trainer {
   void decide(const Minibatch& batch, mamba::TensorView sums);
   void remember_backward(const Minibatch& batch);
   std::vector<std::int32_t> shuffled(std::int64_t epoch) const;
-  void advance_curriculum(double success);
+  void advance_curriculum(const Score& score);
 
   TrainerOptions options_;
   mamba::Stream stream_;

@@ -2,6 +2,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <csignal>
 #include <filesystem>
 #include <fstream>
 
@@ -19,12 +21,24 @@ class MambaRl : public ::testing::Test {
  protected:
   std::string file(const std::string& name) const { return folder_.file(name); }
   // A small run; flags of `more` win.
-  Finished agent(const std::string& out, const Arguments& more) {
-    Arguments all = {"--horizon",   "6",       "--num-envs",   "8", "--width", "16",
-                     "--out",       file(out), "--threads",    "1", "--seed",  "3",
-                     "--eval-envs", "32",      "--eval-every", "4"};
+  Arguments flags_of(const std::string& out, const Arguments& more) {
+    Arguments all = {"--num-envs",   "8", "--width", "16", "--out",       file(out),
+                     "--threads",    "1", "--seed",  "3",  "--eval-envs", "32",
+                     "--eval-every", "4"};
     all.insert(all.end(), more.begin(), more.end());
-    return run(all, MAMBA_RL);
+    return all;
+  }
+  Finished agent(const std::string& out, Arguments more) {
+    more.insert(more.begin(), {"--horizon", "6"});
+    return run(flags_of(out, more), MAMBA_RL);
+  }
+  Finished agents(const std::string& out, Arguments more) {
+    more.insert(more.begin(), {"--mode", "scale"});
+    return run(flags_of(out, more), MAMBA_RL);
+  }
+  std::size_t lines_of(const std::string& name) const {
+    const std::string text = read_file(file(name));
+    return static_cast<std::size_t>(std::count(text.begin(), text.end(), '\n'));
   }
   // What a checkpoint holds behind its header, whose seconds differ.
   static std::string tensors_of(const std::string& checkpoint) {
@@ -72,16 +86,15 @@ TEST_F(MambaRl, ResumedIsTheSameToTheByte) {
 }
 
 TEST_F(MambaRl, ScaleRunsEveryControllerAndGoesOn) {
-  const Arguments scale = {"--mode",  "scale", "--horizons",      "3", "5",
-                           "--seeds", "2",     "--total-updates", "2"};
-  const Finished finished = agent("scale", scale);
+  const Arguments scale = {"--horizons", "3", "5", "--seeds", "2", "--total-updates", "2"};
+  const Finished finished = agents("scale", scale);
   EXPECT_EQ(finished.code, 0) << finished.err;
   for (const char* name : {"mamba-3-3", "mamba-5-4", "gru-3-4", "gru-5-3"}) {
     EXPECT_TRUE(fs::exists(file("scale/" + std::string(name) + "/checkpoint"))) << name;
   }
   Arguments at_once = scale;
   at_once.insert(at_once.end(), {"--jobs", "3"});
-  EXPECT_EQ(agent("at_once", at_once).code, 0);
+  EXPECT_EQ(agents("at_once", at_once).code, 0);
   for (const char* name : {"mamba-3-3", "gru-5-4"}) {
     const auto weights = [&](const char* run_name) {
       return tensors_of(file(std::string(run_name) + "/" + name + "/checkpoint"));
@@ -91,9 +104,63 @@ TEST_F(MambaRl, ScaleRunsEveryControllerAndGoesOn) {
   const std::string before = read_file(file("scale/metrics.jsonl"));
   Arguments again = scale;
   again.push_back("--resume");
-  EXPECT_EQ(agent("scale", again).code, 0);
+  EXPECT_EQ(agents("scale", again).code, 0);
   EXPECT_EQ(read_file(file("scale/metrics.jsonl")), before);  // nothing was left to do
 }
+
+TEST_F(MambaRl, AFinishedRunGoesOnOnlyWithMoreUpdates) {
+  EXPECT_EQ(agent("run", {"--total-updates", "2"}).code, 0);
+  const Finished same = agent("run", {"--total-updates", "2", "--resume"});
+  EXPECT_EQ(same.code, 0);
+  EXPECT_THAT(same.err, HasSubstr("nothing to do"));
+  EXPECT_EQ(lines_of("run/metrics.jsonl"), 2u);
+  EXPECT_EQ(agent("run", {"--total-updates", "5", "--resume"}).code, 0);
+  EXPECT_EQ(lines_of("run/metrics.jsonl"), 5u);
+}
+
+TEST_F(MambaRl, ARunIsNeverOverwritten) {
+  EXPECT_EQ(agent("run", {"--total-updates", "2"}).code, 0);
+  const std::string metrics = read_file(file("run/metrics.jsonl"));
+  const std::string checkpoint = read_file(file("run/checkpoint"));
+  expect_error(agent("run", {"--total-updates", "2"}), "--resume");
+  expect_error(agents("run", {"--horizons", "3"}), "--resume");
+  expect_error(agent("run", {"--resume", "--num-envs", "2"}), "minibatches");
+  EXPECT_EQ(read_file(file("run/metrics.jsonl")), metrics);
+  EXPECT_EQ(read_file(file("run/checkpoint")), checkpoint);
+}
+
+// Most updates then see no query at all, which says nothing of how well the agent does.
+TEST_F(MambaRl, TheCurriculumGoesOnWithChunksShorterThanAnEpisode) {
+  const Finished finished =
+      agent("run", {"--controller", "gru", "--chunk-len", "2", "--num-bits", "1", "--num-envs",
+                    "64", "--eval-every", "1000", "--total-updates", "300"});
+  EXPECT_EQ(finished.code, 0) << finished.err;
+  const std::string metrics = read_file(file("run/metrics.jsonl"));
+  EXPECT_THAT(metrics, HasSubstr("\"delay\": 4"));
+  EXPECT_THAT(metrics, HasSubstr("\"queries\": 0"));
+  EXPECT_THAT(metrics, HasSubstr("\"delay\": 6"));
+}
+
+class MambaRlSignals : public MambaRl, public ::testing::WithParamInterface<int> {};
+
+TEST_P(MambaRlSignals, SaveWhatThereIs) {
+  const Arguments flags = {"--horizon", "6", "--total-updates", "1000000", "--num-bits", "12"};
+  Child child(flags_of("run", flags), false, MAMBA_RL);
+  child.wait_for_error("update 4");
+  child.signal(GetParam());
+  const Finished finished = child.finish();
+  EXPECT_EQ(finished.code, 130) << finished.err;
+  const std::size_t before = lines_of("run/metrics.jsonl");
+  Arguments more = flags;
+  more.insert(more.end(), {"--resume", "--stop-at", std::to_string(before + 3)});
+  EXPECT_EQ(run(flags_of("run", more), MAMBA_RL).code, 0);
+  EXPECT_EQ(lines_of("run/metrics.jsonl"), before + 3);
+}
+
+INSTANTIATE_TEST_SUITE_P(Signals, MambaRlSignals, ::testing::Values(SIGINT, SIGTERM),
+                         [](const auto& signal) {
+                           return signal.param == SIGINT ? "int" : "term";
+                         });
 
 TEST_F(MambaRl, EvaluatesElsewhere) {
   EXPECT_EQ(agent("run", {"--total-updates", "2"}).code, 0);
@@ -105,17 +172,32 @@ TEST_F(MambaRl, EvaluatesElsewhere) {
 TEST_F(MambaRl, WhatCannotBeIsNamed) {
   expect_error(agent("run", {"--horizon", "0"}), "--horizon");
   expect_error(agent("run", {"--num-bits", "17"}), "--num-bits");
+  expect_error(agent("run", {"--num-envs", "0"}), "--num-envs: expected a number above 0, got 0");
   expect_error(agent("run", {"--controller", "lstm"}), "--controller");
+  expect_error(agent("run", {"--memory", "5"}), "memory: expected 10 steps or more");
+  expect_error(agent("run", {"--jobs", "2"}), "--jobs");
   expect_error(run({"--out", file("run")}, MAMBA_RL), "--horizon");
-  expect_error(agent("run", {"--mode", "scale"}), "--horizons");
+  expect_error(agents("run", {}), "--horizons");
+  expect_error(agents("run", {"--horizons", "3", "3"}), "--horizons");
   expect_error(agent("run", {"--resume"}), "checkpoint");
-  expect_error(agent("run", {"--chunk-len", "100000000"}), "bytes");
+  for (const Arguments& large : {Arguments{"--chunk-len", "100000000"},
+                                 {"--chunk-len", "100000000", "--num-envs", "64"},
+                                 {"--num-envs", "1000000", "--width", "512"},
+                                 {"--width", "200000"},
+                                 {"--num-bits", "16", "--chunk-len", "1000000"}}) {
+    expect_error(agent("large", large), "bytes");
+  }
+  EXPECT_FALSE(fs::exists(file("large/checkpoint")));
   EXPECT_EQ(agent("run", {"--total-updates", "1"}).code, 0);
-  expect_error(agent("run", {"--resume", "--num-envs", "9"}), "checkpoint");
+  expect_error(agent("run", {"--resume", "--num-envs", "9"}), "conv: expected [9, 32, 3]");
   expect_error(agent("run", {"--resume", "--horizon", "7"}), "horizon 7");
-  expect_error(agent("run", {"--resume", "--controller", "gru"}), "checkpoint");
+  expect_error(agent("run", {"--resume", "--controller", "gru"}), "weight_ih: expected a tensor");
   std::ofstream(file("taken")) << "a file";
   expect_error(agent("taken", {}), "taken");
+  fs::create_directory(file("full"));
+  std::ofstream(file("full/gru-3-3")) << "a file";
+  expect_error(agents("full", {"--horizons", "3"}), "gru-3-3");
+  EXPECT_FALSE(fs::exists(file("full/mamba-3-3/checkpoint")));  // said before any training
 }
 
 }  // namespace
