@@ -158,8 +158,8 @@ class Input {
   bool open() const { return open_; }
 
   void take(bool wait, std::deque<std::string>& lines) {
-    pollfd input = {STDIN_FILENO, POLLIN, 0};
-    if (poll(&input, 1, wait ? -1 : 0) <= 0) return;  // an interrupt ends the wait too
+    pollfd either[] = {{STDIN_FILENO, POLLIN, 0}, {interrupt_descriptor(), POLLIN, 0}};
+    if (poll(either, 2, wait ? -1 : 0) <= 0 || either[0].revents == 0) return;
     char buffer[65536];
     const ssize_t count = ::read(STDIN_FILENO, buffer, sizeof buffer);
     if (count > 0) part_.append(buffer, static_cast<std::size_t>(count));

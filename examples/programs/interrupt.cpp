@@ -1,16 +1,28 @@
 #include "interrupt.hpp"
 
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
 #include <csignal>
 
 namespace {
 
 volatile std::sig_atomic_t flag = 0;
 
-void raise_flag(int) { flag = 1; }
+int ends[2] = {-1, -1};  // of a pipe that nobody empties
+
+void raise_flag(int) {
+  const int kept = errno;
+  flag = 1;
+  [[maybe_unused]] const ssize_t written = write(ends[1], "!", 1);  // a full pipe is no loss
+  errno = kept;
+}
 
 }  // namespace
 
 void catch_interrupts() {
+  if (ends[0] < 0 && pipe2(ends, O_CLOEXEC | O_NONBLOCK) != 0) ends[0] = ends[1] = -1;
   struct sigaction action = {};
   action.sa_handler = raise_flag;
   // A token being printed is printed whole; the second of a signal ends the program.
@@ -22,3 +34,5 @@ void catch_interrupts() {
 }
 
 bool interrupted() { return flag != 0; }
+
+int interrupt_descriptor() { return ends[0]; }
