@@ -165,6 +165,22 @@ BREAKS = {
     "a checkpoint forgets where the curriculum is": (
         "examples/rl/trainer.cpp", "saved.positions = {progress_.updates, delay(),",
         "saved.positions = {progress_.updates, 3,", "RlTrainer.GoesOnToTheBit"),
+    "a generation file is believed without its hash": (
+        "src/host/generator_file.cpp", "  check_seal(where, path, saved);\n", "", "GeneratorFile*"),
+    "a hash leaves out the ssm states": (
+        "src/host/content_hash.cpp", "    add(hash, \"ssm\", layer.ssm);\n", "", "GeneratorFile*:StateCache*"),
+    "a generation goes on from nothing on another device": (
+        "src/host/generator_file.cpp", "generator.put(state, logits.to(model.device()));",
+        "copy(logits, generator.slot_->logits(), generator.stream());", "*AGenerationSavedOnOneDevice*"),
+    "every proposal is accepted": (
+        "src/host/speculative.cpp", "if (at == proposals.size() || proposals[at] != best) break;",
+        "if (at == proposals.size()) break;\n      result.back() = proposals[at];", "*GreedyTokensIn16Bits*"),
+    "speculation goes on after the end of text": (
+        "src/host/speculative.cpp", "      ended = reason || static_cast",
+        "      ended = (reason && *reason != StopReason::eos) || static_cast", "*EndOfTextEndsIt*"),
+    "device memory is lost to a cache on the CPU": (
+        "src/host/state_cache.cpp", "      limits[on_host] += std::min(limits[on_device], INT64_MAX - limits[on_host]);\n",
+        "", "StateCache*"),
     "training forgets no episode": (
         "examples/rl/learn.cpp", "part(observations), state, part(reset),", "part(observations), state, {},",
         "RlTrainer.TrainsThePolicyThatActed"),
