@@ -139,7 +139,7 @@ BREAKS = {
         "src/host/speculative.cpp", "steps_.restore(taken - 1, target_", "steps_.restore(taken > 1 ? taken - 2 : 0, target_",
         "Speculation*"),
     "a known state is believed without its hash": (
-        "src/host/known_prefix.cpp", "saved.metadata.notes[hash_note] != hash", "false", "StateCache*"),
+        "src/host/known_prefix.cpp", "  check_seal(\"StateCache\", file, saved);\n", "", "StateCache*"),
     "the cache throws out what was used last": (
         "src/host/state_cache.cpp", "      out.push_back(list.back());", "      out.push_back(list.front());", "StateCache*"),
     "memory agents are told one step late that an episode begins": (
