@@ -13,6 +13,7 @@
 
 #include "programs/model_flags.hpp"
 #include "programs/program.hpp"
+#include "programs/whole_text.hpp"
 
 namespace {
 
@@ -69,13 +70,6 @@ std::vector<Beam> follow(std::vector<Beam>& beams, const std::vector<Candidate>&
   return next;
 }
 
-// In whole characters, whatever the tokens make.
-std::string text_of(const mamba::Tokenizer& tokenizer, const std::vector<std::int32_t>& tokens) {
-  mamba::TextStream text;
-  const std::string whole = text.push(tokenizer.decode(tokens));
-  return whole + text.finish();
-}
-
 int search(const std::string& prompt, std::int32_t width, const ModelFlags& flags) {
   const mamba::LanguageModel model = flags.load("beam_search");
   const mamba::Tokenizer tokenizer = flags.load_tokenizer("beam_search", "tokenizer", model);
@@ -91,7 +85,8 @@ int search(const std::string& prompt, std::int32_t width, const ModelFlags& flag
     beams = follow(beams, best(beams, static_cast<std::size_t>(width)));
   }
   for (const Beam& beam : beams) {
-    std::printf("%8.2f  %s%s\n", beam.log_p, prompt.c_str(), text_of(tokenizer, beam.text).c_str());
+    std::printf("%8.2f  %s%s\n", beam.log_p, prompt.c_str(),
+                whole_text(tokenizer, beam.text).c_str());
   }
   return 0;
 }

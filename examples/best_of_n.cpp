@@ -13,6 +13,7 @@
 
 #include "programs/model_flags.hpp"
 #include "programs/program.hpp"
+#include "programs/whole_text.hpp"
 
 namespace {
 
@@ -50,13 +51,6 @@ std::vector<double> log_p(mamba::Generator& trunk, const std::vector<mamba::Gene
   return sums;
 }
 
-// In whole characters, whatever the tokens make.
-std::string text_of(const mamba::Tokenizer& tokenizer, const std::vector<std::int32_t>& tokens) {
-  mamba::TextStream text;
-  const std::string whole = text.push(tokenizer.decode(tokens));
-  return whole + text.finish();
-}
-
 int best_of(const std::string& prompt, std::int32_t n, const ModelFlags& flags) {
   const mamba::LanguageModel model = flags.load("best_of_n");
   const mamba::Tokenizer tokenizer = flags.load_tokenizer("best_of_n", "tokenizer", model);
@@ -79,11 +73,11 @@ int best_of(const std::string& prompt, std::int32_t n, const ModelFlags& flags) 
 
   const std::vector<double> scores = log_p(trunk, texts);
   for (std::size_t i = 0; i < texts.size(); ++i) {
-    std::printf("%8.2f  %s\n", scores[i], text_of(tokenizer, texts[i].tokens).c_str());
+    std::printf("%8.2f  %s\n", scores[i], whole_text(tokenizer, texts[i].tokens).c_str());
   }
   const auto best = std::max_element(scores.begin(), scores.end()) - scores.begin();
   std::printf("best of %d: %s%s\n", n, prompt.c_str(),
-              text_of(tokenizer, texts[static_cast<std::size_t>(best)].tokens).c_str());
+              whole_text(tokenizer, texts[static_cast<std::size_t>(best)].tokens).c_str());
   return 0;
 }
 

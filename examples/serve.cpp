@@ -334,9 +334,7 @@ int main(int argc, char** argv) {
   app.add_option("--capacity", capacity, "Answers at a time")
       ->check(whole_number<std::int64_t>(1))
       ->capture_default_str();
-  app.add_option("--cache", cache,
-                 "Folder that keeps what the model remembers after pieces of prompts, 1 GiB at "
-                 "most: prompts that begin alike are read once");
+  add_cache(app, cache);
   flags.add_placement(app);
   return run_program(app, argc, argv, [&] { return serve(flags, capacity, cache); });
 }

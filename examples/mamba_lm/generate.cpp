@@ -343,9 +343,7 @@ void add_helper_flags(CLI::App& sub, GenerateFlags& flags) {
       ->check(whole_number<std::int64_t>(1))
       ->capture_default_str()
       ->needs(draft);
-  sub.add_option("--cache", flags.cache,
-                 "Folder that keeps what the model remembers after pieces of prompts, 1 GiB at "
-                 "most: prompts that begin alike are read once");
+  add_cache(sub, flags.cache);
 }
 
 }  // namespace

@@ -90,6 +90,12 @@ void check_can_write(const char* command, const char* flag, const std::string& p
   if (!fs::is_directory(folder)) refuse(folder + " is not a folder");
 }
 
+void add_cache(CLI::App& app, std::string& folder) {
+  app.add_option("--cache", folder,
+                 "Folder that keeps what the model remembers after pieces of prompts, 1 GiB at "
+                 "most: prompts that begin alike are read once");
+}
+
 mamba::CacheOptions file_cache(const char* program, const std::string& folder) {
   mamba::CacheOptions options;
   options.host_bytes = 0;

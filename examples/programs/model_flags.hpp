@@ -56,4 +56,5 @@ void check_can_write(const char* command, const char* flag, const std::string& p
 // A cache in files, of which other processes and later runs know. Says on standard error, in the
 // name of `program`, what went wrong with one.
 constexpr std::int64_t cache_bytes = std::int64_t{1} << 30;
+void add_cache(CLI::App& app, std::string& folder);
 mamba::CacheOptions file_cache(const char* program, const std::string& folder);

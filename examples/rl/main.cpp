@@ -6,12 +6,11 @@
 //   scripts/rl_report.py scale                                    a plot and a table
 #include <cstdint>
 #include <cstdio>
-#include <exception>
 #include <filesystem>
-#include <new>
 #include <string>
 
 #include "../programs/interrupt.hpp"
+#include "../programs/program.hpp"
 #include "flags.hpp"
 #include "scale.hpp"
 
@@ -67,17 +66,5 @@ int main(int argc, char** argv) {
   CLI::App app("Trains agents that must remember a cue, and shows how long they can.", "mamba-rl");
   Flags flags;
   add_flags(app, flags);
-  try {
-    app.parse(argc, argv);
-    return start(app, flags);
-  } catch (const CLI::ParseError& error) {
-    if (error.get_exit_code() == 0) return app.exit(error);  // --help
-    std::fprintf(stderr, "mamba-rl: %s (mamba-rl --help tells more)\n", error.what());
-  } catch (const std::bad_alloc&) {
-    std::fprintf(stderr, "mamba-rl: not enough memory\n");
-  } catch (const std::exception& error) {
-    const std::string what = error.what(), us = "mamba-rl: ";
-    std::fprintf(stderr, "%s%s\n", what.rfind(us, 0) == 0 ? "" : us.c_str(), what.c_str());
-  }
-  return exit_error;
+  return run_program(app, argc, argv, [&] { return start(app, flags); });
 }

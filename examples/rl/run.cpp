@@ -6,6 +6,7 @@
 #include <string>
 
 #include "../programs/interrupt.hpp"
+#include "../programs/program.hpp"
 
 namespace {
 
@@ -39,8 +40,7 @@ std::string line_of(const mamba_rl::TrainerOptions& t, const UpdateResult& r, do
                     double steps, double speed, const std::string& more) {
   return format(
       "{\"controller\": \"%s\", \"published_block\": %s, \"task\": %d, \"curriculum\": %s, "
-      "\"seed\": "
-      "%llu, \"num_envs\": %lld, \"chunk_len\": %lld, \"horizon\": %d, \"update\": %lld, "
+      "\"seed\": %llu, \"num_envs\": %lld, \"chunk_len\": %lld, \"horizon\": %d, \"update\": %lld, "
       "\"env_steps\": %lld, \"delay\": %d, \"train_success\": %.5f, \"queries\": %lld, "
       "\"policy_loss\": %.6f, \"value_loss\": %.6f, \"entropy\": %.5f, \"divergence\": %.6f, "
       "\"clipped\": %.5f, \"gradient_norm\": %.5g, \"rollout_steps_per_s\": %.0f, "

@@ -30,9 +30,6 @@ struct RunEnd {
 // `metrics`, a JSON line an update.
 RunEnd run(const RunOptions& options, double seconds, MetricsFile& metrics);
 
-constexpr int exit_error = 1;
-constexpr int exit_interrupted = 130;  // 128 + SIGINT, as a shell reports it
-
 int exit_code(const RunEnd& end);
 
 // What a run has left is never overwritten by another: a folder with one in it is an Error.

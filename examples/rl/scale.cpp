@@ -9,6 +9,8 @@
 #include <thread>
 #include <utility>
 
+#include "../programs/program.hpp"
+
 namespace {
 
 // Every run has a folder of its own for its checkpoint; the metrics of all are in one file.

@@ -81,7 +81,6 @@ TrainerOptions completed(TrainerOptions options) {
   }
   mamba::check::range(where, "chunks", options.chunks, 1, 1 << 20);
   if (options.chunk_len == 0) options.chunk_len = episode_steps(environment);
-  mamba::check::range(where, "chunk_len", options.chunk_len, 1, std::int64_t{1} << 40);
   check_memory(options);
   constexpr std::int64_t most_steps = std::int64_t{1} << 31;  // lists of steps are of i32
   mamba::check::range(where, "chunk_len", options.chunk_len, 1,

@@ -17,15 +17,13 @@
 #include <vector>
 
 #include "../programs/interrupt.hpp"
+#include "../programs/program.hpp"
 #include "corpus.hpp"
 #include "ranks.hpp"
 #include "report.hpp"
 #include "trainer.hpp"
 
 namespace {
-
-constexpr int exit_error = 1;
-constexpr int exit_interrupted = 130;  // 128 + SIGINT, as a shell reports it
 
 struct Flags {
   std::string text, out, separator, dtype = "f32", device = "cpu", prompt = "The ";
@@ -163,14 +161,5 @@ int main(int argc, char** argv) {
   CLI::App app("Trains a Mamba language model of bytes on a text.", "train-lm");
   Flags flags;
   add_flags(app, flags);
-  try {
-    app.parse(argc, argv);
-    return train(flags);
-  } catch (const CLI::ParseError& error) {
-    if (error.get_exit_code() == 0) return app.exit(error);  // --help
-    std::fprintf(stderr, "train-lm: %s (train-lm --help tells more)\n", error.what());
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "train-lm: %s\n", error.what());
-  }
-  return exit_error;
+  return run_program(app, argc, argv, [&] { return train(flags); });
 }
