@@ -65,6 +65,10 @@ class Stack {
                       const TensorView& dx, const StackWeights& gradients,
                       const Stream& stream) const;
   void begin(StackTape& tape, const Shape& shape) const;
+  // Where a device takes all layers of a single step in one kernel: x and what they add to it goes
+  // to `sum`. If not, false, and nothing is done.
+  bool step_at_once(const ConstTensorView& x, const StackState& state, const TensorView& sum,
+                    Stream& stream, const StackOptions& options) const;
 
   std::vector<Layer> layers_;
   std::vector<Tensor> norms_;
@@ -90,7 +94,12 @@ inline void Stack::forward(ConstTensorView x, StackState& state, TensorView y, S
   norm.x = x;
   norm.y = scratch.take(x.shape(), dtype());
   const TensorView branch = scratch.take(x.shape(), dtype());
-  for (std::size_t i = 0; i < size(); ++i) {
+  const bool done = step_at_once(x, state, sums[0], stream, options);
+  if (done) {
+    norm.x = {};
+    norm.residual = sums[0];
+  }
+  for (std::size_t i = 0; !done && i < size(); ++i) {
     norm.weight = norms_[i];
     norm.sum = sum(i);
     ForwardOptions layer_options;

@@ -27,6 +27,9 @@ struct StreamAccess {
   static bool begins_early(Stream& stream);
   // A place for the matrix product's handle and plans, kept as long as the stream.
   static std::shared_ptr<void>& matmul(Stream& stream);
+  // At least `count` i32 for what the blocks of one kernel hand each other, kept as long as the
+  // stream. Zeros at first; then what the kernel before has left there.
+  static TensorView hand_over(Stream& stream, std::int64_t count);
 };
 
 }  // namespace mamba

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include "detail/stack_step.hpp"
+
 namespace mamba {
 
 void StackSteps::restore(std::int64_t t, StackState& state, Stream& stream) const {
@@ -60,6 +62,60 @@ void Stack::check_call(const ConstTensorView& x, const StackState& state, const 
   if (options.tape != nullptr && options.rows.read) {
     throw ArgumentError(where, "rows", "none with a tape", "a row map");
   }
+}
+
+bool Stack::step_at_once(const ConstTensorView& x, const StackState& state, const TensorView& sum,
+                         Stream& stream, const StackOptions& options) const {
+  const bool kept = options.tape != nullptr || options.steps != nullptr;
+  if (device().is_cpu() || dtype() != DType::bf16 || x.dim(1) != 1 || kept) return false;
+  if (x.dim(0) < 1 || x.dim(0) > StackStep::most_rows || layers_.empty() ||
+      size() > StackStep::most_layers) {
+    return false;
+  }
+  const LayerConfig& c = layers_[0].config();
+  if (c.use_bias || c.norm_dt_b_c || c.gated_norm || c.d_state != StackStep::d_state ||
+      c.d_conv != StackStep::d_conv) {
+    return false;
+  }
+  StackStep step;
+  step.layer_count = static_cast<int>(size());
+  step.rows = static_cast<int>(x.dim(0));
+  step.d_model = static_cast<int>(d_model_);
+  step.d_inner = static_cast<int>(c.d_inner);
+  step.dt_rank = static_cast<int>(c.dt_rank);
+  if (!cuda::takes(step, stream)) return false;
+
+  step.state_rows = static_cast<int>(state.batch());
+  step.epsilon = epsilon_;
+  step.x = x.data();
+  step.x_pitch = x.row_pitch();
+  step.sum = sum.data<float>();
+  const auto ids = [](const ConstTensorView& view) {
+    return view ? view.data<std::int32_t>() : nullptr;
+  };
+  step.read = ids(options.rows.read);
+  step.write = ids(options.rows.write);
+  step.reset = ids(options.reset);
+  step.reset_pitch = options.reset ? options.reset.row_pitch() : 0;
+  for (std::size_t i = 0; i < size(); ++i) {
+    const LayerWeights& w = layers_[i].weights();
+    const auto at = [](const Tensor& tensor) { return tensor.view().data(); };
+    const auto f32 = [](const Tensor& tensor) { return tensor ? tensor.data<float>() : nullptr; };
+    step.layers[i] = {f32(norms_[i]),
+                      at(w.in_proj),
+                      f32(w.conv_weight),
+                      f32(w.conv_bias),
+                      at(w.x_proj),
+                      at(w.dt_proj),
+                      f32(w.dt_bias),
+                      f32(w.A_log),
+                      f32(w.D),
+                      at(w.out_proj),
+                      const_cast<void*>(at(state.layers[i].conv)),
+                      const_cast<float*>(f32(state.layers[i].ssm))};
+  }
+  cuda::run(step, stream);
+  return true;
 }
 
 void Stack::begin(StackTape& tape, const Shape& shape) const {

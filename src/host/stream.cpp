@@ -30,6 +30,7 @@ struct Stream::Impl {
   std::vector<Tensor> blocks;
   std::size_t block = 0;
   std::size_t offset = 0;
+  std::vector<Tensor> hand_overs;  // the last is the largest; a recorded graph may know any
 
   Impl() = default;
   Impl(const Impl&) = delete;
@@ -134,6 +135,14 @@ bool StreamAccess::begins_early(Stream& stream) {
 
 detail::Team& StreamAccess::team(Stream& stream) { return *stream.impl_->team; }
 std::shared_ptr<void>& StreamAccess::matmul(Stream& stream) { return stream.impl_->matmul; }
+
+TensorView StreamAccess::hand_over(Stream& stream, std::int64_t count) {
+  std::vector<Tensor>& all = stream.impl_->hand_overs;
+  if (all.empty() || all.back().count() < count) {
+    all.push_back(Tensor::zeros({count}, DType::i32, stream.device()));
+  }
+  return all.back();
+}
 
 Stream& default_stream(Device device) {
   thread_local std::deque<Stream> streams;  // a reference given out must stay good

@@ -1,0 +1,54 @@
+// One step of all layers of a Stack, for a device that takes them at once: raw pointers and sizes,
+// checked by Stack::forward, passed to the kernel by value.
+#pragma once
+
+#include <cstdint>
+
+#include <mamba/stream.hpp>
+
+namespace mamba {
+
+// residual = x;  for each layer: residual += layer(norm(residual));  sum = residual.
+// All of bf16 but what LayerWeights has in f32. States go on in place, by the row map if there is
+// one (see RowMap); a padding row's sum is its x.
+struct StackStep {
+  static constexpr int most_layers = 64;
+  static constexpr int most_rows = 8;
+  static constexpr int d_state = 16;
+  static constexpr int d_conv = 4;
+
+  struct Layer {
+    const float* norm;         // [d_model]
+    const void* in_proj;       // [2 d_inner, d_model]
+    const float* conv_weight;  // [d_inner, d_conv]
+    const float* conv_bias;    // [d_inner]; may be nullptr
+    const void* x_proj;        // [dt_rank + 2 d_state, d_inner]
+    const void* dt_proj;       // [d_inner, dt_rank]
+    const float* dt_bias;      // [d_inner]
+    const float* A_log;        // [d_inner, d_state]
+    const float* D;            // [d_inner]
+    const void* out_proj;      // [d_model, d_inner]
+    void* conv;                // [state_rows, d_inner, d_conv - 1]
+    float* ssm;                // [state_rows, d_inner, d_state]
+  };
+  Layer layers[most_layers];
+  int layer_count, rows, d_model, d_inner, dt_rank;
+  int state_rows;
+  float epsilon;
+  const void* x;  // [rows, d_model], rows x_pitch elements apart
+  std::int64_t x_pitch;
+  float* sum;                        // [rows, d_model]
+  const std::int32_t *read, *write;  // [rows]; may be nullptr
+  const std::int32_t* reset;         // [rows], reset_pitch apart; may be nullptr
+  std::int64_t reset_pitch;
+};
+
+namespace cuda {
+
+// Whether run() takes a step of these sizes on the stream's device. Looks at no pointer.
+bool takes(const StackStep& step, const Stream& stream);
+void run(const StackStep& step, Stream& stream);
+
+}  // namespace cuda
+
+}  // namespace mamba
