@@ -41,11 +41,13 @@ constexpr const char* where = "Stack::forward";
 using T = bf16;
 
 constexpr int warps = 8, threads = warps * 32;
-constexpr int piece = 32;            // inputs of a warp at a time
+constexpr int piece = 32;            // inputs of a warp at a time, two pieces in a slot of the ring
 constexpr int span = warps * piece;  // of the block
-constexpr int tile = 8;              // weight rows of a product
-constexpr int unit = threads * 16;   // bytes of a ring's slot: 16 of each thread
-constexpr int most_norms = 12;       // of a thread
+constexpr int input_bytes = 4 * piece;  // of a piece of inputs
+constexpr int tile = 8;                 // weight rows of a product
+constexpr int plane = threads * 16;     // bytes: 16 of each thread, its part of a piece
+constexpr int unit = 2 * plane;         // of a slot
+constexpr int most_norms = 12;          // of a thread
 constexpr int most_model = most_norms * threads;
 constexpr int most_dt_rank = 192;
 constexpr int channel_lanes = 4;  // of a channel in the scan
@@ -102,8 +104,9 @@ struct Pieces {
   __host__ __device__ explicit Pieces(int inputs) : most((inputs + span - 1) / span) {}
   // Where value k of batch row n of `rows` is.
   __device__ __forceinline__ int place(int k, int n, int rows) const {
-    const int warp = k / piece % warps, i = k / span;
-    return ((warp * rows + n) * most + i) * piece + k % piece;
+    const auto at = static_cast<unsigned>(k);
+    const auto warp = static_cast<int>(at / piece % warps), i = static_cast<int>(at / span);
+    return ((warp * rows + n) * most + i) * piece + static_cast<int>(at % piece);
   }
   __host__ __device__ int values(int rows) const { return warps * rows * most * piece; }
 };
@@ -112,7 +115,7 @@ struct Pieces {
 struct Plan {
   int blocks, selection;
   Pieces model, inner;
-  int inputs, input_pitch;               // [warps][rows][input_pitch] T: a run of pieces
+  int inputs, input_pitch;               // [warps][rows][input_pitch] bytes: a run of pieces
   int sums_A, pitch_A, sums_B, pitch_B;  // [rows][pitch][sum_pitch] f32: in_proj's; the others'
   int squares;                           // [rows][warps] f32
   int layers;                            // StackStep::Layer[layer_count]
@@ -134,12 +137,13 @@ struct Plan {
       bytes += (count * size + 15) / 16 * 16;
       return at;
     };
-    input_pitch = (std::max(model.most, inner.most) | 1) * piece;  // two rows in different banks
+    const int units = (std::max(model.most, inner.most) + 1) / 2;
+    input_pitch = units * 2 * input_bytes + 64;  // so that two rows lie in different banks
     pitch_A = up(2 * channels);
     own_pitch = Share::most(s.d_model, 1, blocks);
     pitch_B = up(std::max(own_pitch, Share::most(selection, 1, blocks)));
     channel_pitch = channels;
-    inputs = take(warps * s.rows * input_pitch, sizeof(T));
+    inputs = take(warps * s.rows * input_pitch, 1);
     sums_A = take(s.rows * pitch_A * sum_pitch, sizeof(float));
     sums_B = take(s.rows * pitch_B * sum_pitch, sizeof(float));
     squares = take(warps * s.rows, sizeof(float));
@@ -227,7 +231,8 @@ struct WeightStream {
   unsigned ring, oldest;  // shared addresses: this thread's first slot, the one that is used next
   int warp, lane;
   int layer = 0, matrix = -1;                   // what is requested next
-  int rows = 0, row = 0, inputs = 0, left = 0;  // left: pieces of the tile
+  int rows = 0, row = 0, inputs = 0, left = 0;  // left: units of the tile
+  int second = 0;                               // bytes of the last unit's second piece
   bool there = false;
   const T *base = nullptr, *from = nullptr;
 
@@ -240,8 +245,12 @@ struct WeightStream {
         warp(warp_),
         lane(lane_) {}
 
+  // This warp's, and slots that they take.
   __device__ __forceinline__ int pieces_of(int of_inputs) const {
-    return (of_inputs / piece + warps - 1 - warp) / static_cast<unsigned>(warps);
+    return static_cast<unsigned>(of_inputs / piece + warps - 1 - warp) / warps;
+  }
+  __device__ __forceinline__ int units_of(int of_inputs) const {
+    return static_cast<unsigned>(pieces_of(of_inputs) + 1) / 2;
   }
   __device__ __forceinline__ void next_matrix() {
     do {
@@ -262,6 +271,7 @@ struct WeightStream {
                       : matrix == x_proj ? weights.x_proj
                                          : weights.out_proj;
     base = static_cast<const T*>(all) + warp * piece + lane % 4 * 8;
+    second = pieces_of(inputs) % 2 == 0 ? 16 : 0;
     row = 0;
     aim();
   }
@@ -276,13 +286,16 @@ struct WeightStream {
       of += matrix == x_proj ? shares.selection.first : shares.outputs.first;
     }
     from = base + std::int64_t{of} * inputs;
-    left = pieces_of(inputs);
+    left = units_of(inputs);
   }
   // Takes the oldest slot: a group of copies into it, even if there is nothing left.
   __device__ __forceinline__ void request() {
-    if (there) copy_16_bytes(oldest, from);
+    if (there) {
+      copy_16_bytes(oldest, from, 16);
+      copy_16_bytes(oldest + plane, from + span, left == 1 ? second : 16);
+    }
     end_of_copies();
-    from += span;
+    from += 2 * span;
     oldest = next(oldest);
     if (--left == 0) {
       row += tile;
@@ -362,6 +375,9 @@ class Block {
         *op_.bad_row = 1;
       }
     });
+    for (int i = static_cast<int>(threadIdx.x) * 16; i < p.sums_A - p.inputs; i += threads * 16) {
+      *at<uint4>(p.inputs + i) = {};  // so that what no value is written to is zero
+    }
     float norm[most_norms];
     load_norm(0, norm);
     keep_norm(norm);
@@ -384,8 +400,11 @@ class Block {
   __device__ __forceinline__ int lane_bits() const {
     return batch() > 4 ? 2 : batch() > 2 ? 3 : batch() > 1 ? 4 : 5;
   }
-  __device__ __forceinline__ T* inputs_of(int n) const {
-    return at<T>(plan_.inputs) + (warp_ * batch() + n) * plan_.input_pitch;
+  // Inputs lie as the tensor cores take them: where lane q of four wants values 8 q to 8 q + 7 of a
+  // piece, there are quads {two values, 0, the next two, 0}, the zeros for the rows of the product
+  // that no batch row has; first the first quads of the four lanes, then their second ones.
+  __device__ __forceinline__ char* inputs_of(int n) const {
+    return memory_ + plan_.inputs + (warp_ * batch() + n) * plan_.input_pitch;
   }
   // This warp's pairs of words, `each` of them to a piece: keep(i, n, pair) takes pair i of batch
   // row n, once it is of `round`.
@@ -421,32 +440,27 @@ class Block {
 
   // Products of the inputs with this block's rows of a matrix: this warp's part of the sums.
   __device__ __forceinline__ void multiply(int inputs, int rows, float* sums, int pitch) {
-    const int pieces = weights_.pieces_of(inputs);
+    const int units = weights_.units_of(inputs);
     const int g = lane_ / 4, q = lane_ % 4;
-    const T* x = inputs_of(min(g, batch() - 1)) + q * 8;
-    const auto add = [](float(&to)[4], const uint4& a, const uint4& b) {
-      mma<T>(to, a.x, 0, a.y, 0, b.x, b.y);
-      mma<T>(to, a.z, 0, a.w, 0, b.z, b.w);
+    const char* x = inputs_of(min(g, batch() - 1)) + q * 16;
+    const auto add = [](float(&to)[4], const uint4& a, std::uint32_t b0, std::uint32_t b1) {
+      mma<T>(to, a.x, a.y, a.z, a.w, b0, b1);
     };
+    const auto quad = [](const char* from) { return *reinterpret_cast<const uint4*>(from); };
     for (int first = 0; first < rows; first += tile) {
       float even[4] = {}, odd[4] = {};
-      const T* from = x;
-      int left = pieces;
-      for (; left >= 2; left -= 2) {
-        wait_for_copies<Slots - 2>();
-        const uint4 w0 = load_shared(weights_.oldest);
-        const uint4 w1 = load_shared(weights_.next(weights_.oldest));
-        const uint4 x0 = *reinterpret_cast<const uint4*>(from);
-        const uint4 x1 = *reinterpret_cast<const uint4*>(from + piece);
-        from += 2 * piece;
-        add(even, x0, w0);
-        add(odd, x1, w1);
-        weights_.request();
-        weights_.request();
-      }
-      if (left > 0) {
+      const char* from = x;
+      for (int left = units; left > 0; --left) {
+        const uint4 x0 = quad(from), x1 = quad(from + 64);
+        const uint4 x2 = quad(from + input_bytes), x3 = quad(from + input_bytes + 64);
+        from += 2 * input_bytes;
         wait_for_copies<Slots - 1>();
-        add(even, *reinterpret_cast<const uint4*>(from), load_shared(weights_.oldest));
+        const uint4 w0 = load_shared(weights_.oldest);
+        const uint4 w1 = load_shared(weights_.oldest + plane);
+        add(even, x0, w0.x, w0.y);
+        add(odd, x2, w1.x, w1.y);
+        add(even, x1, w0.z, w0.w);
+        add(odd, x3, w1.z, w1.w);
         weights_.request();
       }
       if (g < batch()) {
@@ -477,8 +491,10 @@ class Block {
     T before[past];
     int write;  // the state row
 
+    // Of channel r of the block.
     __device__ __forceinline__ void load(const Block& block, const StackStep::Layer& layer, int n,
-                                         int c) {
+                                         int r) {
+      const int c = block.weights_.shares.channels.first + r;
       const StateRow row = state_row(block.step_, n);
       write = row.write;
       weight = load_vec<d_conv>(layer.conv_weight + c * d_conv);
@@ -496,8 +512,9 @@ class Block {
       return silu<T>(fmaf(weight.at[past], to_float(x), sum));
     }
     // One step on.
-    __device__ __forceinline__ void store(const Block& block, const StackStep::Layer& layer, int c,
+    __device__ __forceinline__ void store(const Block& block, const StackStep::Layer& layer, int r,
                                           T x) const {
+      const int c = block.weights_.shares.channels.first + r;
       if (write < 0) return;
       T* to = static_cast<T*>(layer.conv) + (std::int64_t{write} * block.step_.d_inner + c) * past;
 #pragma unroll
@@ -535,7 +552,9 @@ class Block {
       load_floats<2>(norm + 2 * i, weight);
       two[0] *= weight[0];
       two[1] *= weight[1];
-      Packed<T, 2>::pack(two).store(inputs_of(n) + 2 * i);
+      const uint2 half = {pair_of(two[0], two[1]), 0};
+      *reinterpret_cast<uint2*>(inputs_of(n) + i / 16 * input_bytes + i / 2 % 2 * 64 +
+                                i / 4 % 4 * 16 + i % 2 * 8) = half;
     };
     const int lanes = 1 << lane_bits(), n = lane_ / lanes;
     if (l == 0) {
@@ -565,57 +584,58 @@ class Block {
   __device__ __forceinline__ void project_in(const StackStep::Layer& layer, int l) {
     const Plan& p = plan_;
     const Share& channels = weights_.shares.channels;
-    const int rows = 2 * channels.count;
+    const int count = channels.count;
+    // While the residual is on its way: what depends on nothing.
     Filter filter;
     const auto mine = static_cast<int>(threadIdx.x);  // the first of each()
-    if (mine < rows * batch() && mine % rows < channels.count) {
-      filter.load(*this, layer, mine / rows, channels.first + mine % rows);
-    }
+    if (mine < count * batch()) filter.load(*this, layer, mine / count, mine % count);
+    load_channel(layer);
 
     take_residual(l);
     auto* sums = at<float>(p.sums_A);
-    multiply(step_.d_model, rows, sums, p.pitch_A);
+    multiply(step_.d_model, 2 * count, sums, p.pitch_A);
     __syncthreads();
 
-    each<true>(rows, [&](int n, int r) {
-      float value = 0;
-      if (r < rows) {
-        const float square = total(at<float>(p.squares) + n * warps);
-        const float factor =
-            rsqrtf(fmaf(square, 1 / static_cast<float>(step_.d_model), step_.epsilon));
-        value = total(sums + (n * p.pitch_A + r) * sum_pitch) * factor;
-      }
-      const T rounded = from_float<T>(value);
-      const int c = channels.first + r;
+    const auto projected = [&](int n, int row) {
+      const float square = total(at<float>(p.squares) + n * warps);
+      const float sum = total(sums + (n * p.pitch_A + row) * sum_pitch);
+      const float mean = fmaf(square, 1 / static_cast<float>(step_.d_model), step_.epsilon);
+      return from_float<T>(sum * rsqrtf(mean));
+    };
+    each<true>(count, [&](int n, int r) {
+      T x{};
       float u = 0;
-      if (r < channels.count) {
-        if (n * rows + r != mine) filter.load(*this, layer, n, c);
-        u = to_float(from_float<T>(filter.convolve(rounded)));
-      } else if (r < rows) {
-        at<float>(p.gate)[n * p.channel_pitch + r - channels.count] = silu<T>(to_float(rounded));
+      const int place = p.inner.place(channels.first + r, n, batch());
+      if (r < count) {
+        if (n * count + r != mine) filter.load(*this, layer, n, r);
+        x = projected(n, r);
+        u = to_float(from_float<T>(filter.convolve(x)));
       }
       const float next = __shfl_down_sync(~0u, u, 1);
-      if (r < channels.count && r % 2 == 0) {
-        give(u_words_ + p.inner.place(c, n, batch()) / 2, pair_of(u, next), l + 1);
-      }
-      if (r < channels.count) {
-        at<float>(p.u)[n * p.channel_pitch + r] = u;
-        filter.store(*this, layer, c, rounded);
-      }
+      if (r >= count) return;
+      if (r % 2 == 0) give(u_words_ + place / 2, pair_of(u, next), l + 1);
+      at<float>(p.u)[n * p.channel_pitch + r] = u;
+      filter.store(*this, layer, r, x);
     });
+    // The gates, by other warps as long as there are some.
+    for (int i = threads - 1 - mine; i < count * batch(); i += threads) {
+      const int n = batch() == 1 ? 0 : i / count, r = i - n * count;
+      at<float>(p.gate)[n * p.channel_pitch + r] = silu<T>(to_float(projected(n, count + r)));
+    }
   }
 
   // u or y of all channels, for x_proj or out_proj.
   __device__ __forceinline__ void take_channels(const Word* words, int round) const {
     take<piece / 4>(words, plan_.inner, step_.d_inner, round,
                     [&](int i, int n, const WordPair& pair) {
-                      const uint2 four = {value_of(pair.x), value_of(pair.y)};
-                      *reinterpret_cast<uint2*>(inputs_of(n) + 4 * i) = four;
+                      const uint4 quad = {value_of(pair.x), 0, value_of(pair.y), 0};
+                      *reinterpret_cast<uint4*>(inputs_of(n) + i / 8 * input_bytes + i % 2 * 64 +
+                                                i / 2 % 4 * 16) = quad;
                     });
   }
 
   // What a lane of the scan has of its channel: lane p of it has four states and every fourth pair
-  // of dt_proj's inputs. Read before u is there.
+  // of dt_proj's inputs. Read before the residual is there.
   static constexpr int dt_step = 2 * channel_lanes;
   struct Channel {
     std::uint32_t dt_weight[most_dt_rank / dt_step];
@@ -633,15 +653,17 @@ class Block {
     to.h = {};
     if (row.read >= 0) to.h = load_vec<lane_states>(layer.ssm + state_of(row.read, c, p));
   }
-  __device__ __forceinline__ void load_channel(const StackStep::Layer& layer, int c, int p,
-                                               Channel& to) const {
+  __device__ __forceinline__ void load_channel(const StackStep::Layer& layer) {
+    const int j = static_cast<int>(threadIdx.x) / channel_lanes, p = lane_ % channel_lanes;
+    if (j >= weights_.shares.channels.count) return;
+    const int c = weights_.shares.channels.first + j;
+    Channel& to = channel_;
     const T* weight =
         static_cast<const T*>(layer.dt_proj) + std::int64_t{c} * step_.dt_rank + 2 * p;
 #pragma unroll
     for (int i = 0; i < most_dt_rank / dt_step; ++i) {
-      to.dt_weight[i] = dt_step * i < step_.dt_rank
-                            ? *reinterpret_cast<const std::uint32_t*>(weight + dt_step * i)
-                            : 0;
+      if (dt_step * i >= step_.dt_rank) break;
+      to.dt_weight[i] = *reinterpret_cast<const std::uint32_t*>(weight + dt_step * i);
     }
     load_floats<lane_states>(layer.A_log + state_of(0, c, p), to.A);
     to.D = layer.D[c];
@@ -651,10 +673,6 @@ class Block {
 
   // x_proj, and what the scan will need.
   __device__ __forceinline__ void select(const StackStep::Layer& layer, int l) {
-    const int j = static_cast<int>(threadIdx.x) / channel_lanes;
-    if (j < weights_.shares.channels.count) {
-      load_channel(layer, weights_.shares.channels.first + j, lane_ % channel_lanes, channel_);
-    }
     if (weights_.shares.selection.count > 0) {
       take_channels(u_words_, l + 1);
       auto* sums = at<float>(plan_.sums_B);
@@ -700,7 +718,7 @@ class Block {
       float dt = 0;
 #pragma unroll
       for (int i = 0; i < most_dt_rank / dt_step; ++i) {
-        if (dt_step * i >= step_.dt_rank) continue;
+        if (dt_step * i >= step_.dt_rank) break;
         float weight[2], low[2];
         Packed<T, 2>{channel.dt_weight[i]}.unpack(weight);
         load_floats<2>(selected + 2 * p + dt_step * i, low);
@@ -775,7 +793,7 @@ __global__ void __launch_bounds__(threads, 1)
   Block<Slots, Single>(op, reinterpret_cast<char*>(memory)).run();
 }
 
-constexpr int slot_counts[] = {48, 32, 24, 16};
+constexpr int slot_counts[] = {24, 16, 12, 8};
 
 // Slots of the rings that fit besides everything else; 0: not even the fewest.
 int slots_of(const StackStep& step, Device device) {
@@ -837,14 +855,14 @@ void run(const StackStep& step, Stream& stream) {
   Operands op{step, plan, HandOver(memory), StreamAccess::constant_weights(stream),
               StreamAccess::flag(stream, BadValue::state_row)};
   switch (slots) {
-    case 48:
-      return launch<48>(op, stream);
-    case 32:
-      return launch<32>(op, stream);
     case 24:
       return launch<24>(op, stream);
-    default:
+    case 16:
       return launch<16>(op, stream);
+    case 12:
+      return launch<12>(op, stream);
+    default:
+      return launch<8>(op, stream);
   }
 }
 
