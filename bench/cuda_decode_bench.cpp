@@ -10,7 +10,6 @@
 
 #include "cuda_timing.hpp"
 
-extern "C" void stack_dump();
 namespace {
 
 using namespace mamba;
@@ -87,7 +86,6 @@ void decode(benchmark::State& bench) {
   };
   const double bytes = weight_bytes(model) + 2 * static_cast<double>(state.bytes());
   const double seconds = seconds_per_call({step});
-  stack_dump();
   report(bench, seconds, bytes / bytes_per_second);
   bench.counters["tokens_per_second"] = static_cast<double>(batch) / seconds;
 }

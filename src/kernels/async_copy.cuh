@@ -11,12 +11,14 @@ __device__ __forceinline__ unsigned shared_address(const void* pointer) {
 }
 
 // Past L1; the first `valid` bytes come from memory and the rest are zeros.
-__device__ __forceinline__ void copy_16_bytes(unsigned to, const void* from, int valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid)
+__device__ __forceinline__ void copy_16_bytes(void* to, const void* from, int valid) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+               "r"(valid)
                : "memory");
 }
-__device__ __forceinline__ void copy_16_bytes(void* to, const void* from, int valid) {
-  copy_16_bytes(shared_address(to), from, valid);
+// All of them, by shared address.
+__device__ __forceinline__ void copy_16_bytes(unsigned to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
 __device__ __forceinline__ uint4 load_shared(unsigned from) {
   uint4 to;

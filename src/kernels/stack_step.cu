@@ -40,20 +40,18 @@ namespace {
 constexpr const char* where = "Stack::forward";
 using T = bf16;
 
-constexpr int warps = 8, threads = warps * 32;
-constexpr int piece = 32;            // inputs of a warp at a time, two pieces in a slot of the ring
+constexpr int warps = 12, threads = warps * 32;
+constexpr int piece = 32;            // inputs of a warp at a time
 constexpr int span = warps * piece;  // of the block
-constexpr int input_bytes = 4 * piece;  // of a piece of inputs
-constexpr int tile = 8;                 // weight rows of a product
-constexpr int plane = threads * 16;     // bytes: 16 of each thread, its part of a piece
-constexpr int unit = 2 * plane;         // of a slot
-constexpr int most_norms = 12;          // of a thread
+constexpr int tile = 8;              // weight rows of a product
+constexpr int unit = threads * 16;   // bytes of a ring's slot: 16 of each thread
+constexpr int most_norms = 8;        // of a thread
 constexpr int most_model = most_norms * threads;
 constexpr int most_dt_rank = 192;
-constexpr int channel_lanes = 4;  // of a channel in the scan
+constexpr int channel_lanes = 8;  // of a channel in the scan
 constexpr int lane_states = StackStep::d_state / channel_lanes;
 constexpr int most_channels = threads / channel_lanes;  // of a block
-constexpr int sum_pitch = warps + 4;  // floats, so that eight rows lie in different banks
+constexpr int sum_pitch = warps;  // floats, so that eight rows lie in different banks
 
 constexpr int d_state = StackStep::d_state, d_conv = StackStep::d_conv, past = d_conv - 1;
 
@@ -115,7 +113,7 @@ struct Pieces {
 struct Plan {
   int blocks, selection;
   Pieces model, inner;
-  int inputs, input_pitch;               // [warps][rows][input_pitch] bytes: a run of pieces
+  int inputs, input_pitch;               // [warps][rows][input_pitch] T: a run of pieces
   int sums_A, pitch_A, sums_B, pitch_B;  // [rows][pitch][sum_pitch] f32: in_proj's; the others'
   int squares;                           // [rows][warps] f32
   int layers;                            // StackStep::Layer[layer_count]
@@ -137,13 +135,12 @@ struct Plan {
       bytes += (count * size + 15) / 16 * 16;
       return at;
     };
-    const int units = (std::max(model.most, inner.most) + 1) / 2;
-    input_pitch = units * 2 * input_bytes + 64;  // so that two rows lie in different banks
+    input_pitch = (std::max(model.most, inner.most) | 1) * piece;  // two rows in different banks
     pitch_A = up(2 * channels);
     own_pitch = Share::most(s.d_model, 1, blocks);
     pitch_B = up(std::max(own_pitch, Share::most(selection, 1, blocks)));
     channel_pitch = channels;
-    inputs = take(warps * s.rows * input_pitch, 1);
+    inputs = take(warps * s.rows * input_pitch, sizeof(T));
     sums_A = take(s.rows * pitch_A * sum_pitch, sizeof(float));
     sums_B = take(s.rows * pitch_B * sum_pitch, sizeof(float));
     squares = take(warps * s.rows, sizeof(float));
@@ -231,8 +228,7 @@ struct WeightStream {
   unsigned ring, oldest;  // shared addresses: this thread's first slot, the one that is used next
   int warp, lane;
   int layer = 0, matrix = -1;                   // what is requested next
-  int rows = 0, row = 0, inputs = 0, left = 0;  // left: units of the tile
-  int second = 0;                               // bytes of the last unit's second piece
+  int rows = 0, row = 0, inputs = 0, left = 0;  // left: pieces of the tile
   bool there = false;
   const T *base = nullptr, *from = nullptr;
 
@@ -245,12 +241,8 @@ struct WeightStream {
         warp(warp_),
         lane(lane_) {}
 
-  // This warp's, and slots that they take.
   __device__ __forceinline__ int pieces_of(int of_inputs) const {
-    return static_cast<unsigned>(of_inputs / piece + warps - 1 - warp) / warps;
-  }
-  __device__ __forceinline__ int units_of(int of_inputs) const {
-    return static_cast<unsigned>(pieces_of(of_inputs) + 1) / 2;
+    return (of_inputs / piece + warps - 1 - warp) / static_cast<unsigned>(warps);
   }
   __device__ __forceinline__ void next_matrix() {
     do {
@@ -271,7 +263,6 @@ struct WeightStream {
                       : matrix == x_proj ? weights.x_proj
                                          : weights.out_proj;
     base = static_cast<const T*>(all) + warp * piece + lane % 4 * 8;
-    second = pieces_of(inputs) % 2 == 0 ? 16 : 0;
     row = 0;
     aim();
   }
@@ -286,16 +277,13 @@ struct WeightStream {
       of += matrix == x_proj ? shares.selection.first : shares.outputs.first;
     }
     from = base + std::int64_t{of} * inputs;
-    left = units_of(inputs);
+    left = pieces_of(inputs);
   }
   // Takes the oldest slot: a group of copies into it, even if there is nothing left.
   __device__ __forceinline__ void request() {
-    if (there) {
-      copy_16_bytes(oldest, from, 16);
-      copy_16_bytes(oldest + plane, from + span, left == 1 ? second : 16);
-    }
+    if (there) copy_16_bytes(oldest, from);
     end_of_copies();
-    from += 2 * span;
+    from += span;
     oldest = next(oldest);
     if (--left == 0) {
       row += tile;
@@ -371,12 +359,10 @@ class Block {
     each(weights_.shares.outputs.count, [&](int n, int r) {
       at<float>(p.own)[n * p.own_pitch + r] =
           to_float(x[n * step_.x_pitch + weights_.shares.outputs.first + r]);
-      if (blockIdx.x == 0 && r == 0 && op_.bad_row != nullptr && state_row(step_, n).bad) {
-        *op_.bad_row = 1;
-      }
     });
-    for (int i = static_cast<int>(threadIdx.x) * 16; i < p.sums_A - p.inputs; i += threads * 16) {
-      *at<uint4>(p.inputs + i) = {};  // so that what no value is written to is zero
+    const auto n = static_cast<int>(threadIdx.x);
+    if (blockIdx.x == 0 && n < batch() && op_.bad_row != nullptr && state_row(step_, n).bad) {
+      *op_.bad_row = 1;
     }
     float norm[most_norms];
     load_norm(0, norm);
@@ -400,34 +386,32 @@ class Block {
   __device__ __forceinline__ int lane_bits() const {
     return batch() > 4 ? 2 : batch() > 2 ? 3 : batch() > 1 ? 4 : 5;
   }
-  // Inputs lie as the tensor cores take them: where lane q of four wants values 8 q to 8 q + 7 of a
-  // piece, there are quads {two values, 0, the next two, 0}, the zeros for the rows of the product
-  // that no batch row has; first the first quads of the four lanes, then their second ones.
-  __device__ __forceinline__ char* inputs_of(int n) const {
-    return memory_ + plan_.inputs + (warp_ * batch() + n) * plan_.input_pitch;
+  __device__ __forceinline__ T* inputs_of(int n) const {
+    return at<T>(plan_.inputs) + (warp_ * batch() + n) * plan_.input_pitch;
   }
   // This warp's pairs of words, `each` of them to a piece: keep(i, n, pair) takes pair i of batch
   // row n, once it is of `round`.
   template <int each, class Keep>
   __device__ __forceinline__ void take(const Word* words, const Pieces& pieces, int inputs,
                                        int round, Keep keep) const {
-    constexpr int together = 8;  // on their way at a time
+    constexpr int together = 4;  // on their way at a time
     const int lanes = 1 << lane_bits();
     const int n = lane_ / lanes, count = weights_.pieces_of(inputs) * each;
     int i = lane_ % lanes;
     const Word* from = words + 2 * ((warp_ * batch() + n) * pieces.most * each + i);
     for (; i < count && n < batch(); i += together * lanes, from += 2 * together * lanes) {
-      WordPair pairs[together];
+      WordPair pairs[together] = {};  // of no round
       bool ready;
       do {
+#pragma unroll
+        for (int j = 0; j < together; ++j) {
+          if (i + j * lanes < count && !is_of(pairs[j], round))
+            look(from + 2 * j * lanes, pairs[j]);
+        }
         ready = true;
 #pragma unroll
         for (int j = 0; j < together; ++j) {
-          if (i + j * lanes < count) look(from + 2 * j * lanes, pairs[j]);
-        }
-#pragma unroll
-        for (int j = 0; j < together; ++j) {
-          if (i + j * lanes < count) ready = ready && is_of(pairs[j], round);
+          ready = ready && (i + j * lanes >= count || is_of(pairs[j], round));
         }
       } while (!ready);
 #pragma unroll
@@ -440,27 +424,32 @@ class Block {
 
   // Products of the inputs with this block's rows of a matrix: this warp's part of the sums.
   __device__ __forceinline__ void multiply(int inputs, int rows, float* sums, int pitch) {
-    const int units = weights_.units_of(inputs);
+    const int pieces = weights_.pieces_of(inputs);
     const int g = lane_ / 4, q = lane_ % 4;
-    const char* x = inputs_of(min(g, batch() - 1)) + q * 16;
-    const auto add = [](float(&to)[4], const uint4& a, std::uint32_t b0, std::uint32_t b1) {
-      mma<T>(to, a.x, a.y, a.z, a.w, b0, b1);
+    const T* x = inputs_of(min(g, batch() - 1)) + q * 8;
+    const auto add = [](float(&to)[4], const uint4& a, const uint4& b) {
+      mma<T>(to, a.x, 0, a.y, 0, b.x, b.y);
+      mma<T>(to, a.z, 0, a.w, 0, b.z, b.w);
     };
-    const auto quad = [](const char* from) { return *reinterpret_cast<const uint4*>(from); };
     for (int first = 0; first < rows; first += tile) {
       float even[4] = {}, odd[4] = {};
-      const char* from = x;
-      for (int left = units; left > 0; --left) {
-        const uint4 x0 = quad(from), x1 = quad(from + 64);
-        const uint4 x2 = quad(from + input_bytes), x3 = quad(from + input_bytes + 64);
-        from += 2 * input_bytes;
-        wait_for_copies<Slots - 1>();
+      const T* from = x;
+      int left = pieces;
+      for (; left >= 2; left -= 2) {
+        wait_for_copies<Slots - 2>();
         const uint4 w0 = load_shared(weights_.oldest);
-        const uint4 w1 = load_shared(weights_.oldest + plane);
-        add(even, x0, w0.x, w0.y);
-        add(odd, x2, w1.x, w1.y);
-        add(even, x1, w0.z, w0.w);
-        add(odd, x3, w1.z, w1.w);
+        const uint4 w1 = load_shared(weights_.next(weights_.oldest));
+        const uint4 x0 = *reinterpret_cast<const uint4*>(from);
+        const uint4 x1 = *reinterpret_cast<const uint4*>(from + piece);
+        from += 2 * piece;
+        add(even, x0, w0);
+        add(odd, x1, w1);
+        weights_.request();
+        weights_.request();
+      }
+      if (left > 0) {
+        wait_for_copies<Slots - 1>();
+        add(even, *reinterpret_cast<const uint4*>(from), load_shared(weights_.oldest));
         weights_.request();
       }
       if (g < batch()) {
@@ -552,9 +541,7 @@ class Block {
       load_floats<2>(norm + 2 * i, weight);
       two[0] *= weight[0];
       two[1] *= weight[1];
-      const uint2 half = {pair_of(two[0], two[1]), 0};
-      *reinterpret_cast<uint2*>(inputs_of(n) + i / 16 * input_bytes + i / 2 % 2 * 64 +
-                                i / 4 % 4 * 16 + i % 2 * 8) = half;
+      Packed<T, 2>::pack(two).store(inputs_of(n) + 2 * i);
     };
     const int lanes = 1 << lane_bits(), n = lane_ / lanes;
     if (l == 0) {
@@ -589,7 +576,6 @@ class Block {
     Filter filter;
     const auto mine = static_cast<int>(threadIdx.x);  // the first of each()
     if (mine < count * batch()) filter.load(*this, layer, mine / count, mine % count);
-    load_channel(layer);
 
     take_residual(l);
     auto* sums = at<float>(p.sums_A);
@@ -628,14 +614,13 @@ class Block {
   __device__ __forceinline__ void take_channels(const Word* words, int round) const {
     take<piece / 4>(words, plan_.inner, step_.d_inner, round,
                     [&](int i, int n, const WordPair& pair) {
-                      const uint4 quad = {value_of(pair.x), 0, value_of(pair.y), 0};
-                      *reinterpret_cast<uint4*>(inputs_of(n) + i / 8 * input_bytes + i % 2 * 64 +
-                                                i / 2 % 4 * 16) = quad;
+                      const uint2 four = {value_of(pair.x), value_of(pair.y)};
+                      *reinterpret_cast<uint2*>(inputs_of(n) + 4 * i) = four;
                     });
   }
 
   // What a lane of the scan has of its channel: lane p of it has four states and every fourth pair
-  // of dt_proj's inputs. Read before the residual is there.
+  // of dt_proj's inputs. Read before u is there.
   static constexpr int dt_step = 2 * channel_lanes;
   struct Channel {
     std::uint32_t dt_weight[most_dt_rank / dt_step];
@@ -653,17 +638,15 @@ class Block {
     to.h = {};
     if (row.read >= 0) to.h = load_vec<lane_states>(layer.ssm + state_of(row.read, c, p));
   }
-  __device__ __forceinline__ void load_channel(const StackStep::Layer& layer) {
-    const int j = static_cast<int>(threadIdx.x) / channel_lanes, p = lane_ % channel_lanes;
-    if (j >= weights_.shares.channels.count) return;
-    const int c = weights_.shares.channels.first + j;
-    Channel& to = channel_;
+  __device__ __forceinline__ void load_channel(const StackStep::Layer& layer, int c, int p,
+                                               Channel& to) const {
     const T* weight =
         static_cast<const T*>(layer.dt_proj) + std::int64_t{c} * step_.dt_rank + 2 * p;
 #pragma unroll
     for (int i = 0; i < most_dt_rank / dt_step; ++i) {
-      if (dt_step * i >= step_.dt_rank) break;
-      to.dt_weight[i] = *reinterpret_cast<const std::uint32_t*>(weight + dt_step * i);
+      to.dt_weight[i] = dt_step * i < step_.dt_rank
+                            ? *reinterpret_cast<const std::uint32_t*>(weight + dt_step * i)
+                            : 0;
     }
     load_floats<lane_states>(layer.A_log + state_of(0, c, p), to.A);
     to.D = layer.D[c];
@@ -673,6 +656,10 @@ class Block {
 
   // x_proj, and what the scan will need.
   __device__ __forceinline__ void select(const StackStep::Layer& layer, int l) {
+    const int j = static_cast<int>(threadIdx.x) / channel_lanes;
+    if (j < weights_.shares.channels.count) {
+      load_channel(layer, weights_.shares.channels.first + j, lane_ % channel_lanes, channel_);
+    }
     if (weights_.shares.selection.count > 0) {
       take_channels(u_words_, l + 1);
       auto* sums = at<float>(plan_.sums_B);
@@ -793,7 +780,7 @@ __global__ void __launch_bounds__(threads, 1)
   Block<Slots, Single>(op, reinterpret_cast<char*>(memory)).run();
 }
 
-constexpr int slot_counts[] = {24, 16, 12, 8};
+constexpr int slot_counts[] = {32, 24, 16, 12};
 
 // Slots of the rings that fit besides everything else; 0: not even the fewest.
 int slots_of(const StackStep& step, Device device) {
@@ -814,7 +801,7 @@ void launch(Operands& op, Stream& stream) {
   unsigned count = 0;
   attributes[count].id = cudaLaunchAttributeCooperative;  // all blocks run, or none
   attributes[count++].val.cooperative = 1;
-  if (std::getenv("STEP_PDL") != nullptr && StreamAccess::begins_early(stream)) {
+  if (StreamAccess::begins_early(stream)) {
     attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[count++].val.programmaticStreamSerializationAllowed = 1;
   }
@@ -855,14 +842,14 @@ void run(const StackStep& step, Stream& stream) {
   Operands op{step, plan, HandOver(memory), StreamAccess::constant_weights(stream),
               StreamAccess::flag(stream, BadValue::state_row)};
   switch (slots) {
+    case 32:
+      return launch<32>(op, stream);
     case 24:
       return launch<24>(op, stream);
     case 16:
       return launch<16>(op, stream);
-    case 12:
-      return launch<12>(op, stream);
     default:
-      return launch<8>(op, stream);
+      return launch<12>(op, stream);
   }
 }
 
