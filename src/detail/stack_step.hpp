@@ -13,7 +13,10 @@ namespace mamba {
 // one (see RowMap); a padding row's sum is its x.
 struct StackStep {
   static constexpr int most_layers = 64;
-  static constexpr int most_rows = 8;
+  // From five rows on the layers one after the other are faster, whose products read weights by the
+  // tile (130m, ms a step of 1 to 5 rows: 0.22, 0.27, 0.29, 0.32, 0.40; layer by layer 0.24, 0.30,
+  // 0.32, 0.32, 0.32).
+  static constexpr int most_rows = 4;
   static constexpr int d_state = 16;
   static constexpr int d_conv = 4;
 

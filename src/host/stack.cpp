@@ -72,6 +72,7 @@ bool Stack::step_at_once(const ConstTensorView& x, const StackState& state, cons
       size() > StackStep::most_layers) {
     return false;
   }
+  if (reinterpret_cast<std::uintptr_t>(x.data()) % 4 != 0 || x.row_pitch() % 2 != 0) return false;
   const LayerConfig& c = layers_[0].config();
   if (c.use_bias || c.norm_dt_b_c || c.gated_norm || c.d_state != StackStep::d_state ||
       c.d_conv != StackStep::d_conv) {

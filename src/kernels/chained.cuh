@@ -72,12 +72,12 @@ __device__ __forceinline__ std::int64_t likely_row(const std::int32_t* rows, std
   return row < state_rows ? row : -1;
 }
 
-// In the order of the stream, but allowed to begin before what is queued there has ended. Blocks
-// form clusters of `cluster` neighbours; more than one needs compute capability 9.0.
+// In the order of the stream, but allowed to begin before what is queued there has ended; `more`:
+// a further attribute of the launch.
 template <class... Parameters, class... Arguments>
-void launch_clusters(void (*kernel)(Parameters...), int cluster, dim3 grid, dim3 block,
-                     std::size_t shared, Stream& stream, const char* where,
-                     const Arguments&... arguments) {
+void launch_with(void (*kernel)(Parameters...), const cudaLaunchAttribute* more, dim3 grid,
+                 dim3 block, std::size_t shared, Stream& stream, const char* where,
+                 const Arguments&... arguments) {
   int device = 0, major = 0;
   check(cudaGetDevice(&device), where);
   check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), where);
@@ -92,10 +92,7 @@ void launch_clusters(void (*kernel)(Parameters...), int cluster, dim3 grid, dim3
     attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[count++].val.programmaticStreamSerializationAllowed = 1;
   }
-  if (cluster > 1) {
-    attributes[count].id = cudaLaunchAttributeClusterDimension;
-    attributes[count++].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
-  }
+  if (more != nullptr) attributes[count++] = *more;
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
@@ -108,7 +105,28 @@ void launch_clusters(void (*kernel)(Parameters...), int cluster, dim3 grid, dim3
 template <class... Parameters, class... Arguments>
 void launch_chained(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared,
                     Stream& stream, const char* where, const Arguments&... arguments) {
-  launch_clusters(kernel, 1, grid, block, shared, stream, where, arguments...);
+  launch_with(kernel, nullptr, grid, block, shared, stream, where, arguments...);
+}
+// Blocks form clusters of `cluster` neighbours; more than one needs compute capability 9.0.
+template <class... Parameters, class... Arguments>
+void launch_clusters(void (*kernel)(Parameters...), int cluster, dim3 grid, dim3 block,
+                     std::size_t shared, Stream& stream, const char* where,
+                     const Arguments&... arguments) {
+  cudaLaunchAttribute clusters{};
+  clusters.id = cudaLaunchAttributeClusterDimension;
+  clusters.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  launch_with(kernel, cluster > 1 ? &clusters : nullptr, grid, block, shared, stream, where,
+              arguments...);
+}
+// All blocks run at the same time, and may wait for each other. More than the device holds: an
+// error.
+template <class... Parameters, class... Arguments>
+void launch_together(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared,
+                     Stream& stream, const char* where, const Arguments&... arguments) {
+  cudaLaunchAttribute together{};
+  together.id = cudaLaunchAttributeCooperative;
+  together.val.cooperative = 1;
+  launch_with(kernel, &together, grid, block, shared, stream, where, arguments...);
 }
 
 }  // namespace mamba::cuda

@@ -7,310 +7,50 @@
 // for the whole step, and two things happen independently of each other:
 //
 //   * Every thread reads its share of the weights of all layers, in the order of their use, through
-//     a ring in shared memory (cp.async). What it reads next depends on nothing but the sizes, so
-//     the memory never waits for the chain as long as the rings are not full.
+//     a ring in shared memory (stack_weights.cuh). What it reads next depends on nothing but the
+//     sizes, so the memory need not wait for the chain as long as the rings are not full.
 //   * Blocks hand each other what they have computed as words of 8 bytes in global memory, a value
-//     and the number of the layer. Who needs a value looks at its word until the number is right.
-//     One such word passes from store to load without a barrier, a fence or a counter, which would
-//     be a further trip to L2 and back.
+//     and the number of the layer (stack_words.cuh). Who needs a value looks at its word until the
+//     number is right: one store and one load, where a barrier of all blocks would be a fence, a
+//     counter, and a further trip to L2 for the values.
 //
 // The same words serve every layer. A block writes a layer's word only after it has read something
 // that every reader of the word's last content has made since, so nothing is overwritten too early:
 //
 //   residual -> in_proj, conv -> u -> x_proj -> selection -> scan -> y -> out_proj -> residual
 //
-// Products are those of the tensor cores (m16n8k16) with weights as the 8 columns and the rows of
-// the batch as the 16 rows, of which 8 are used; inputs are dealt to the 16 warps of a block in
-// pieces of 32, and their sums are added up in shared memory.
-#include <algorithm>
-#include <climits>
-#include <cstdlib>
-
-#include "detail/stack_step.hpp"
+// Where the time goes (130m, one row, clocks of a layer's 15 000): about 1900 for each of the four
+// hand-overs, so what can be done early is done between giving and taking; 1900 for in_proj's
+// products, 1100 for out_proj's, 900 for the scan, the rest for sums.
 #include "detail/stream_access.hpp"
-#include "kernels/async_copy.cuh"
 #include "kernels/chained.cuh"
 #include "kernels/scan_math.cuh"
-#include "kernels/tensor_core.cuh"
+#include "kernels/stack_products.cuh"
 
 namespace mamba::cuda {
+
+namespace stack {
 
 namespace {
 
 constexpr const char* where = "Stack::forward";
-using T = bf16;
-
-constexpr int warps = 12, threads = warps * 32;
-constexpr int piece = 32;            // inputs of a warp at a time
-constexpr int span = warps * piece;  // of the block
-constexpr int tile = 8;              // weight rows of a product
-constexpr int unit = threads * 16;   // bytes of a ring's slot: 16 of each thread
-constexpr int most_norms = 8;        // of a thread
+constexpr int most_norms = 8;  // of a thread
 constexpr int most_model = most_norms * threads;
 constexpr int most_dt_rank = 192;
 constexpr int channel_lanes = 8;  // of a channel in the scan
-constexpr int lane_states = StackStep::d_state / channel_lanes;
+constexpr int lane_states = d_state / channel_lanes;
 constexpr int most_channels = threads / channel_lanes;  // of a block
-constexpr int sum_pitch = warps;  // floats, so that eight rows lie in different banks
 
-constexpr int d_state = StackStep::d_state, d_conv = StackStep::d_conv, past = d_conv - 1;
-
-// What passes between blocks: a value and the layer it is of, counted from 1.
-using Word = std::uint64_t;
-using WordPair = ulonglong2;
-
-__device__ __forceinline__ void give(Word* to, std::uint32_t value, int round) {
-  const Word word = Word{static_cast<std::uint32_t>(round)} << 32 | value;
-  asm volatile("st.relaxed.gpu.global.b64 [%0], %1;" ::"l"(to), "l"(word) : "memory");
-}
-__device__ __forceinline__ void look(const Word* from, WordPair& to) {
-  asm volatile("ld.relaxed.gpu.global.v2.b64 {%0, %1}, [%2];"
-               : "=l"(to.x), "=l"(to.y)
-               : "l"(from)
-               : "memory");
-}
-__device__ __forceinline__ std::uint32_t value_of(Word word) {
-  return static_cast<std::uint32_t>(word);
-}
-__device__ __forceinline__ bool is_of(const WordPair& pair, int round) {
-  return static_cast<int>(pair.x >> 32) == round && static_cast<int>(pair.y >> 32) == round;
-}
-__device__ __forceinline__ std::uint32_t pair_of(float low, float high) {
-  const float both[2] = {low, high};
-  return Packed<T, 2>::pack(both).words;
-}
-
-// Neighbouring rows of a matrix, or channels, of one block.
-struct Share {
-  int first, count;
-  // The blocks' shares of `total`, a multiple of `together`, differ by `together` at most.
-  __host__ __device__ static Share of(int total, int together, int block, int blocks) {
-    const int units = total / together;
-    const int first = static_cast<int>(std::int64_t{units} * block / blocks);
-    const int end = static_cast<int>(std::int64_t{units} * (block + 1) / blocks);
-    return {first * together, (end - first) * together};
-  }
-  static int most(int total, int together, int blocks) {
-    return (total / together + blocks - 1) / blocks * together;
-  }
-};
-
-// Inputs of the products lie warp by warp: a warp's pieces of a batch row are one run, in shared
-// memory and among the words, so that a lane finds all of its own by constant steps.
-struct Pieces {
-  int most;  // of a warp
-  __host__ __device__ explicit Pieces(int inputs) : most((inputs + span - 1) / span) {}
-  // Where value k of batch row n of `rows` is.
-  __device__ __forceinline__ int place(int k, int n, int rows) const {
-    const auto at = static_cast<unsigned>(k);
-    const auto warp = static_cast<int>(at / piece % warps), i = static_cast<int>(at / span);
-    return ((warp * rows + n) * most + i) * piece + static_cast<int>(at % piece);
-  }
-  __host__ __device__ int values(int rows) const { return warps * rows * most * piece; }
-};
-
-// Where everything lies in a block's shared memory, in bytes, and among the words.
-struct Plan {
-  int blocks, selection;
-  Pieces model, inner;
-  int inputs, input_pitch;               // [warps][rows][input_pitch] T: a run of pieces
-  int sums_A, pitch_A, sums_B, pitch_B;  // [rows][pitch][sum_pitch] f32: in_proj's; the others'
-  int squares;                           // [rows][warps] f32
-  int layers;                            // StackStep::Layer[layer_count]
-  int norm;                              // [warps][a run of pieces] f32
-  int own, own_pitch;                    // [rows][own_pitch] f32: the residual
-  int selected;                          // [rows][selection] f32
-  int u, gate, channel_pitch;            // [rows][channel_pitch] f32
-  int bytes;
-  int u_words, selection_words, y_words, residual_words, words;
-
-  Plan(const StackStep& s, int ring_bytes, int most_blocks) : model(s.d_model), inner(s.d_inner) {
-    blocks = std::min(most_blocks, s.d_inner / 2);  // a block without channels would have no say
-    selection = s.dt_rank + 2 * d_state;
-    const auto up = [](int count) { return (count + tile - 1) / tile * tile; };
-    const int channels = Share::most(s.d_inner, 2, blocks);
-    bytes = ring_bytes;
-    const auto take = [&](int count, int size) {
-      const int at = bytes;
-      bytes += (count * size + 15) / 16 * 16;
-      return at;
-    };
-    input_pitch = (std::max(model.most, inner.most) | 1) * piece;  // two rows in different banks
-    pitch_A = up(2 * channels);
-    own_pitch = Share::most(s.d_model, 1, blocks);
-    pitch_B = up(std::max(own_pitch, Share::most(selection, 1, blocks)));
-    channel_pitch = channels;
-    inputs = take(warps * s.rows * input_pitch, sizeof(T));
-    sums_A = take(s.rows * pitch_A * sum_pitch, sizeof(float));
-    sums_B = take(s.rows * pitch_B * sum_pitch, sizeof(float));
-    squares = take(warps * s.rows, sizeof(float));
-    layers = take(s.layer_count, sizeof(StackStep::Layer));
-    norm = take(model.values(1), sizeof(float));
-    own = take(s.rows * own_pitch, sizeof(float));
-    selected = take(s.rows * selection, sizeof(float));
-    u = take(s.rows * channel_pitch, sizeof(float));
-    gate = take(s.rows * channel_pitch, sizeof(float));
-    u_words = inner.values(s.rows) / 2;
-    y_words = u_words;
-    selection_words = s.rows * selection;
-    residual_words = model.values(s.rows);
-    words = u_words + y_words + selection_words + residual_words;
-  }
-};
-
-// Of a stream: two sets of words, of which a launch uses one and wipes the other for the next.
-struct HandOver {
-  static constexpr int turn_words = 32;  // of 4 bytes, so that the turn is alone in its line
-  std::uint32_t* turn;                   // which set is used next
-  Word* sets[2];
-  std::int64_t words;  // of a set, even
-
-  explicit HandOver(const TensorView& memory)
-      : turn(reinterpret_cast<std::uint32_t*>(memory.data<std::int32_t>())),
-        words((memory.count() - turn_words) / 8 * 2) {
-    sets[0] = reinterpret_cast<Word*>(turn + turn_words);
-    sets[1] = sets[0] + words;
-  }
-};
-
-// Where a batch row's state comes from and goes to; -1: zeros, and nowhere.
-struct StateRow {
-  int read, write;
-  bool padding, bad;
-};
-
-__device__ __forceinline__ StateRow state_row(const StackStep& s, int n) {
-  StateRow row{n, n, false, false};
-  if (s.read != nullptr) {
-    row = {s.read[n], s.write[n], false, false};
-    row.padding = row.read < 0 && row.write < 0;
-    row.bad = row.read >= s.state_rows || row.write >= s.state_rows;
-    if (row.bad) row.read = row.write = -1;
-  }
-  if (s.reset != nullptr && s.reset[n * s.reset_pitch] != 0) row.read = -1;
-  return row;
-}
-
-struct Operands {
-  StackStep step;
-  Plan plan;
-  HandOver words;
-  bool constant_weights;
-  int* bad_row;
-};
-
-enum Matrix { in_proj, x_proj, out_proj, matrices };
-
-// What a block has of the three matrices of every layer.
-struct Shares {
-  Share channels, selection, outputs;
-  __device__ explicit Shares(const Operands& op) {
-    const auto block = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
-    channels = Share::of(op.step.d_inner, 2, block, blocks);
-    selection = Share::of(op.plan.selection, 1, block, blocks);
-    outputs = Share::of(op.step.d_model, 1, block, blocks);
-  }
-  __device__ __forceinline__ int rows(int matrix) const {
-    return matrix == in_proj  ? 2 * channels.count
-           : matrix == x_proj ? selection.count
-                              : outputs.count;
-  }
-};
-
-// The weights on their way to one thread: of every tile of 8 rows, row lane / 4, and of every piece
-// of its warp 8 inputs from 8 (lane % 4) on. Where it is wanted most is not where it waits for
-// memory but where it has to catch up, so a request is a handful of instructions.
-template <int Slots>
-struct WeightStream {
-  const StackStep& step;
-  const StackStep::Layer* layers;  // in shared memory
-  const Shares shares;
-  unsigned ring, oldest;  // shared addresses: this thread's first slot, the one that is used next
-  int warp, lane;
-  int layer = 0, matrix = -1;                   // what is requested next
-  int rows = 0, row = 0, inputs = 0, left = 0;  // left: pieces of the tile
-  bool there = false;
-  const T *base = nullptr, *from = nullptr;
-
-  __device__ __forceinline__ WeightStream(const Operands& op, char* memory, int warp_, int lane_)
-      : step(op.step),
-        layers(reinterpret_cast<const StackStep::Layer*>(memory + op.plan.layers)),
-        shares(op),
-        ring(shared_address(memory) + threadIdx.x * 16),
-        oldest(ring),
-        warp(warp_),
-        lane(lane_) {}
-
-  __device__ __forceinline__ int pieces_of(int of_inputs) const {
-    return (of_inputs / piece + warps - 1 - warp) / static_cast<unsigned>(warps);
-  }
-  __device__ __forceinline__ void next_matrix() {
-    do {
-      if (++matrix == matrices) {
-        matrix = 0;
-        ++layer;
-      }
-      if (layer == step.layer_count) {
-        there = false;
-        left = INT_MAX;
-        return;
-      }
-      rows = shares.rows(matrix);
-      inputs = matrix == in_proj ? step.d_model : step.d_inner;
-    } while (rows == 0 || pieces_of(inputs) <= 0);
-    const StackStep::Layer& weights = layers[layer];
-    const void* all = matrix == in_proj  ? weights.in_proj
-                      : matrix == x_proj ? weights.x_proj
-                                         : weights.out_proj;
-    base = static_cast<const T*>(all) + warp * piece + lane % 4 * 8;
-    row = 0;
-    aim();
-  }
-  // At the tile that begins with `row`.
-  __device__ __forceinline__ void aim() {
-    const int mine = row + lane / 4, channels = shares.channels.count;
-    there = mine < rows;
-    int of = mine;
-    if (matrix == in_proj) {
-      of += shares.channels.first + (mine < channels ? 0 : step.d_inner - channels);
-    } else {
-      of += matrix == x_proj ? shares.selection.first : shares.outputs.first;
-    }
-    from = base + std::int64_t{of} * inputs;
-    left = pieces_of(inputs);
-  }
-  // Takes the oldest slot: a group of copies into it, even if there is nothing left.
-  __device__ __forceinline__ void request() {
-    if (there) copy_16_bytes(oldest, from);
-    end_of_copies();
-    from += span;
-    oldest = next(oldest);
-    if (--left == 0) {
-      row += tile;
-      row < rows ? aim() : next_matrix();
-    }
-  }
-  __device__ __forceinline__ unsigned next(unsigned slot) const {
-    return slot + unit == ring + Slots * unit ? ring : slot + unit;
-  }
-  __device__ __forceinline__ void begin() {
-    next_matrix();
-    for (int i = 0; i < Slots; ++i) request();
-  }
-};
-
-// Single: one batch row.
 template <int Slots, bool Single>
-class Block {
+class Block : Products<Slots, Single> {
+  using Base = Products<Slots, Single>;
+  using Base::batch, Base::each, Base::inputs_of, Base::lanes_of_row, Base::multiply, Base::take,
+      Base::total;
+  using Base::lane_, Base::op_, Base::plan_, Base::step_, Base::warp_, Base::weights_;
+
  public:
   __device__ __forceinline__ Block(const Operands& operands, char* shared)
-      : op_(operands),
-        step_(operands.step),
-        plan_(operands.plan),
-        memory_(shared),
-        warp_(__shfl_sync(~0u, static_cast<int>(threadIdx.x) / 32, 0)),
-        lane_(static_cast<int>(threadIdx.x) % 32),
-        weights_(operands, shared, warp_, lane_) {}
+      : Base(operands, shared) {}
 
   __device__ __forceinline__ void run() {
     copy_layers();
@@ -330,12 +70,10 @@ class Block {
   }
 
  private:
-  __device__ __forceinline__ int batch() const { return Single ? 1 : step_.rows; }
   template <class U>
   __device__ __forceinline__ U* at(int offset) const {
-    return reinterpret_cast<U*>(memory_ + offset);
+    return Base::template at<U>(offset);
   }
-
   // Parameters are read well by whole warps only, and where they have been read before.
   __device__ __forceinline__ void copy_layers() const {
     auto* to = at<StackStep::Layer>(plan_.layers);
@@ -368,109 +106,6 @@ class Block {
     load_norm(0, norm);
     keep_norm(norm);
     __syncthreads();
-  }
-
-  // f(n, r) for each batch row and 0 <= r < count, a thread each; whole warps come along with an r
-  // that is not there (`count` or more) where Whole.
-  template <bool Whole = false, class F>
-  __device__ __forceinline__ void each(int count, F f) const {
-    const int all = count * batch();
-    for (int i = static_cast<int>(threadIdx.x); (Whole ? i - lane_ : i) < all; i += threads) {
-      const int n = batch() == 1 ? 0 : i / count;
-      f(i < all ? n : 0, i < all ? i - n * count : count);
-    }
-  }
-
-  // Lanes of a batch row where a warp reads its inputs, as a power of two: a lane has values of one
-  // row only.
-  __device__ __forceinline__ int lane_bits() const {
-    return batch() > 4 ? 2 : batch() > 2 ? 3 : batch() > 1 ? 4 : 5;
-  }
-  __device__ __forceinline__ T* inputs_of(int n) const {
-    return at<T>(plan_.inputs) + (warp_ * batch() + n) * plan_.input_pitch;
-  }
-  // This warp's pairs of words, `each` of them to a piece: keep(i, n, pair) takes pair i of batch
-  // row n, once it is of `round`.
-  template <int each, class Keep>
-  __device__ __forceinline__ void take(const Word* words, const Pieces& pieces, int inputs,
-                                       int round, Keep keep) const {
-    constexpr int together = 4;  // on their way at a time
-    const int lanes = 1 << lane_bits();
-    const int n = lane_ / lanes, count = weights_.pieces_of(inputs) * each;
-    int i = lane_ % lanes;
-    const Word* from = words + 2 * ((warp_ * batch() + n) * pieces.most * each + i);
-    for (; i < count && n < batch(); i += together * lanes, from += 2 * together * lanes) {
-      WordPair pairs[together] = {};  // of no round
-      bool ready;
-      do {
-#pragma unroll
-        for (int j = 0; j < together; ++j) {
-          if (i + j * lanes < count && !is_of(pairs[j], round))
-            look(from + 2 * j * lanes, pairs[j]);
-        }
-        ready = true;
-#pragma unroll
-        for (int j = 0; j < together; ++j) {
-          ready = ready && (i + j * lanes >= count || is_of(pairs[j], round));
-        }
-      } while (!ready);
-#pragma unroll
-      for (int j = 0; j < together; ++j) {
-        if (i + j * lanes < count) keep(i + j * lanes, n, pairs[j]);
-      }
-    }
-    __syncwarp();
-  }
-
-  // Products of the inputs with this block's rows of a matrix: this warp's part of the sums.
-  __device__ __forceinline__ void multiply(int inputs, int rows, float* sums, int pitch) {
-    const int pieces = weights_.pieces_of(inputs);
-    const int g = lane_ / 4, q = lane_ % 4;
-    const T* x = inputs_of(min(g, batch() - 1)) + q * 8;
-    const auto add = [](float(&to)[4], const uint4& a, const uint4& b) {
-      mma<T>(to, a.x, 0, a.y, 0, b.x, b.y);
-      mma<T>(to, a.z, 0, a.w, 0, b.z, b.w);
-    };
-    for (int first = 0; first < rows; first += tile) {
-      float even[4] = {}, odd[4] = {};
-      const T* from = x;
-      int left = pieces;
-      for (; left >= 2; left -= 2) {
-        wait_for_copies<Slots - 2>();
-        const uint4 w0 = load_shared(weights_.oldest);
-        const uint4 w1 = load_shared(weights_.next(weights_.oldest));
-        const uint4 x0 = *reinterpret_cast<const uint4*>(from);
-        const uint4 x1 = *reinterpret_cast<const uint4*>(from + piece);
-        from += 2 * piece;
-        add(even, x0, w0);
-        add(odd, x1, w1);
-        weights_.request();
-        weights_.request();
-      }
-      if (left > 0) {
-        wait_for_copies<Slots - 1>();
-        add(even, *reinterpret_cast<const uint4*>(from), load_shared(weights_.oldest));
-        weights_.request();
-      }
-      if (g < batch()) {
-        float* to = sums + (g * pitch + first + 2 * q) * sum_pitch + warp_;
-        to[0] = even[0] + odd[0];
-        to[sum_pitch] = even[1] + odd[1];
-      }
-    }
-  }
-  // Of what the warps have left side by side.
-  static __device__ __forceinline__ float total(const float* parts) {
-    float sum[4];
-    load_floats<4>(parts, sum);
-#pragma unroll
-    for (int w = 4; w < warps; w += 4) {
-      float more[4];
-      load_floats<4>(parts + w, more);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) sum[i] += more[i];
-    }
-    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
   }
 
   // What a channel's convolution needs beside its product.
@@ -543,7 +178,7 @@ class Block {
       two[1] *= weight[1];
       Packed<T, 2>::pack(two).store(inputs_of(n) + 2 * i);
     };
-    const int lanes = 1 << lane_bits(), n = lane_ / lanes;
+    const int lanes = lanes_of_row(), n = lane_ / lanes;
     if (l == 0) {
       const int count = weights_.pieces_of(step_.d_model) * (piece / 2);
       const T* x = static_cast<const T*>(step_.x) + n * step_.x_pitch;
@@ -763,12 +398,6 @@ class Block {
     });
   }
 
-  const Operands& op_;
-  const StackStep& step_;
-  const Plan& plan_;
-  char* memory_;
-  int warp_, lane_;
-  WeightStream<Slots> weights_;
   Word *u_words_, *y_words_, *selection_words_, *residual_words_;
   Channel channel_;
 };
@@ -780,7 +409,7 @@ __global__ void __launch_bounds__(threads, 1)
   Block<Slots, Single>(op, reinterpret_cast<char*>(memory)).run();
 }
 
-constexpr int slot_counts[] = {32, 24, 16, 12};
+constexpr int slot_counts[] = {32, 24, 16};
 
 // Slots of the rings that fit besides everything else; 0: not even the fewest.
 int slots_of(const StackStep& step, Device device) {
@@ -792,32 +421,19 @@ int slots_of(const StackStep& step, Device device) {
 }
 
 template <int Slots>
-void launch(Operands& op, Stream& stream) {
-  auto* kernel =
-      op.step.rows == 1 ? stack_step_kernel<Slots, true> : stack_step_kernel<Slots, false>;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, op.plan.bytes),
-        where);
-  cudaLaunchAttribute attributes[2] = {};
-  unsigned count = 0;
-  attributes[count].id = cudaLaunchAttributeCooperative;  // all blocks run, or none
-  attributes[count++].val.cooperative = 1;
-  if (StreamAccess::begins_early(stream)) {
-    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
-  }
-  cudaLaunchConfig_t config{};
-  config.gridDim = static_cast<unsigned>(op.plan.blocks);
-  config.blockDim = threads;
-  config.dynamicSmemBytes = static_cast<std::size_t>(op.plan.bytes);
-  config.stream = handle(stream);
-  config.attrs = attributes;
-  config.numAttrs = count;
-  check(cudaLaunchKernelEx(&config, kernel, op), where);
+void launch(const Operands& op, Stream& stream) {
+  launch_together(
+      op.step.rows == 1 ? stack_step_kernel<Slots, true> : stack_step_kernel<Slots, false>,
+      static_cast<unsigned>(op.plan.blocks), threads, static_cast<std::size_t>(op.plan.bytes),
+      stream, where, op);
 }
 
 }  // namespace
 
+}  // namespace stack
+
 bool takes(const StackStep& s, const Stream& stream) {
+  using namespace stack;
   const Device device = stream.device();
   const OnDevice current(device, where);
   int cooperates = 0, major = 0;
@@ -831,6 +447,7 @@ bool takes(const StackStep& s, const Stream& stream) {
 }
 
 void run(const StackStep& step, Stream& stream) {
+  using namespace stack;
   const Device device = stream.device();
   const OnDevice current(device, where);
   const int slots = slots_of(step, device);
@@ -839,17 +456,15 @@ void run(const StackStep& step, Stream& stream) {
   const std::int64_t most = std::int64_t{plan.words} / step.rows * StackStep::most_rows;
   const TensorView memory = StreamAccess::hand_over(
       stream, HandOver::turn_words + 2 * most * std::int64_t{sizeof(Word)} / 4);
-  Operands op{step, plan, HandOver(memory), StreamAccess::constant_weights(stream),
-              StreamAccess::flag(stream, BadValue::state_row)};
+  const Operands op{step, plan, HandOver(memory), StreamAccess::constant_weights(stream),
+                    StreamAccess::flag(stream, BadValue::state_row)};
   switch (slots) {
     case 32:
       return launch<32>(op, stream);
     case 24:
       return launch<24>(op, stream);
-    case 16:
-      return launch<16>(op, stream);
     default:
-      return launch<12>(op, stream);
+      return launch<16>(op, stream);
   }
 }
 
