@@ -48,7 +48,7 @@ operations+=':CausalConvGrad.CutAnywhere*:CausalConvGrad.NothingCrosses*:NormGra
 operations+=':CudaScan.EveryCutSelects*:SelectiveScanGrad.CutAnywhere*:SelectiveScanGrad.NothingCrosses*'
 operations+=':EmbeddingGrad.*:CrossEntropy.*:Categorical.*:Activate.*:SumSquares.*:AdamWStep.*'
 operations+=':RlEnvironments.*:RlAdvantages.*:RlNormaliseAdvantages.*:RlPpoLoss.*:RlGru.*'
-operations+=':NormMatmulConv.*:LayerWeights.*'
+operations+=':NormMatmulConv.*:LayerWeights.*:StackStep.Resets*:StackStep.ReadsAndWrites*'
 models='RlCollect.*:LayerTest.SplitAnywhere:LayerTest.RowMaps*:Matmul.TheBias*:Graph.*Error*'
 
 case $part in
