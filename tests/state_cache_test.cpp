@@ -12,6 +12,7 @@ namespace mamba {
 namespace {
 
 using testing::bits;
+using testing::clear;
 using testing::devices;
 using testing::expect_error;
 using testing::FullDisk;
@@ -206,9 +207,7 @@ class StateCacheFiles : public ::testing::Test {
   void everywhere(Body body) {
     for (Device device : devices()) {
       SCOPED_TRACE(device.name());
-      for (const std::string& name : names(folder_)) {
-        std::filesystem::remove_all(folder_.file(name));
-      }
+      clear(folder_);
       problems_.clear();
       body(golden(device));
     }
