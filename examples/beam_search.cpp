@@ -11,6 +11,7 @@
 
 #include <mamba/mamba.hpp>
 
+#include "programs/host_logits.hpp"
 #include "programs/model_flags.hpp"
 #include "programs/program.hpp"
 #include "programs/whole_text.hpp"
@@ -35,8 +36,8 @@ struct Candidate {
 std::vector<Candidate> best(std::vector<Beam>& beams, std::size_t width) {
   std::vector<Candidate> all;
   for (std::size_t b = 0; b < beams.size(); ++b) {
-    const mamba::ConstTensorView row = beams[b].generator.logits();
-    const auto* logits = static_cast<const float*>(row.data());
+    const mamba::Tensor row = host_logits(beams[b].generator);
+    const auto* logits = row.data<float>();
     const float largest = *std::max_element(logits, logits + row.count());
     double sum = 0;
     for (std::int64_t v = 0; v < row.count(); ++v) {
@@ -77,7 +78,8 @@ int search(const std::string& prompt, std::int32_t width, const ModelFlags& flag
   if (ids.empty()) throw mamba::ArgumentError("beam_search", "PROMPT", "a text", "an empty one");
 
   // Room for the beams of a step and of the next, so that all forks stay in one pool.
-  mamba::GeneratorPool pool(model, 2 * std::int64_t{width});
+  mamba::Stream stream = flags.stream();
+  mamba::GeneratorPool pool(model, 2 * std::int64_t{width}, stream);
   std::vector<Beam> beams;
   beams.push_back({pool.make(), {}, 0});
   beams[0].generator.read(ids);
@@ -104,5 +106,6 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   flags.add_folder(app);
   flags.add_tokenizer(app);
+  flags.add_placement(app);
   return run_program(app, argc, argv, [&] { return search(prompt, width, flags); });
 }

@@ -11,6 +11,7 @@
 
 #include <mamba/mamba.hpp>
 
+#include "programs/host_logits.hpp"
 #include "programs/model_flags.hpp"
 #include "programs/program.hpp"
 #include "programs/whole_text.hpp"
@@ -32,20 +33,24 @@ std::vector<double> log_p(mamba::Generator& trunk, const std::vector<mamba::Gene
   const auto n = static_cast<std::int64_t>(texts.size());
   const auto time = static_cast<std::int64_t>(texts[0].tokens.size());
   const std::int64_t vocab = model.config().vocab_size;
+  const mamba::Tensor first = host_logits(trunk);
   std::vector<std::int32_t> ids;
   std::vector<double> sums;
   for (const mamba::Generated& text : texts) {
     ids.insert(ids.end(), text.tokens.begin(), text.tokens.end());
-    sums.push_back(log_p(static_cast<const float*>(trunk.logits().data()), vocab, text.tokens[0]));
+    sums.push_back(log_p(first.data<float>(), vocab, text.tokens[0]));
   }
-  mamba::StackState states = trunk.state().repeat(n);
-  mamba::Tensor logits({n, time, vocab}, mamba::DType::f32);
-  model.forward(mamba::Tensor::from(ids, {n, time}), states, logits, trunk.stream());
+  mamba::StackState states = trunk.state().repeat(n, trunk.stream());
+  mamba::Tensor logits({n, time, vocab}, mamba::DType::f32, model.device());
+  const mamba::Tensor read = mamba::Tensor::from(ids, {n, time}).to(model.device());
+  model.forward(read, states, logits, trunk.stream());
+  trunk.stream().synchronize();
+  const mamba::Tensor host = logits.to(mamba::Device::cpu());
   for (std::int64_t i = 0; i < n; ++i) {
     for (std::int64_t t = 0; t + 1 < time; ++t) {  // position t foretells token t + 1
       const std::int64_t at = i * time + t;
       sums[static_cast<std::size_t>(i)] +=
-          log_p(logits.data<float>() + at * vocab, vocab, ids[static_cast<std::size_t>(at + 1)]);
+          log_p(host.data<float>() + at * vocab, vocab, ids[static_cast<std::size_t>(at + 1)]);
     }
   }
   return sums;
@@ -59,7 +64,8 @@ int best_of(const std::string& prompt, std::int32_t n, const ModelFlags& flags) 
 
   mamba::SamplingOptions sampling;
   sampling.temperature = 0.7f;
-  mamba::GeneratorPool pool(model, std::int64_t{n} + 1);
+  mamba::Stream stream = flags.stream();
+  mamba::GeneratorPool pool(model, std::int64_t{n} + 1, stream);
   mamba::Generator trunk = pool.make(sampling);
   trunk.read(ids);  // once for all of them
 
@@ -94,5 +100,6 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   flags.add_folder(app);
   flags.add_tokenizer(app);
+  flags.add_placement(app);
   return run_program(app, argc, argv, [&] { return best_of(prompt, n, flags); });
 }

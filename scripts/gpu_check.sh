@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # What only a machine with a GPU can check, each part under 8 minutes.
-#   scripts/gpu_check.sh tests|sanitize|bench|several [FOLDER]
+#   scripts/gpu_check.sh tests|programs|sanitize|bench|several [FOLDER]
+# programs: mamba-lm and the others as their users run them (mamba_program_tests).
 # several: two GPUs or more, with NCCL; its tests, then how train-lm's speed grows with their number.
-# FOLDER is a build folder, or any with mamba_tests and mamba_bench in it; shared libraries that the
-# machine lacks lie beside the programs (build with -DCMAKE_BUILD_RPATH='$ORIGIN'). Without FOLDER
-# the cuda preset is built here first, for this machine's GPU. Results are left in ${OUT:-/tmp}.
+# FOLDER is a build folder of this machine, or any with all programs in it: mamba_tests, mamba_bench
+# and so on, for `programs` also mamba-lm, mamba-rl, train-lm, serve, beam_search, best_of_n and a copy
+# of examples/model; shared libraries that the machine lacks lie beside them. Without FOLDER the
+# cuda preset is built here first, for this machine's GPU. Results are left in ${OUT:-/tmp}.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -13,10 +15,11 @@ folder=${2:-}
 out=${OUT:-/tmp}
 case $part in
   tests | sanitize) programs=(mamba_tests) ;;
+  programs) programs=(mamba_program_tests) ;;
   bench) programs=(mamba_bench) ;;
   several) programs=(mamba_data_parallel_tests mamba_program_tests train-lm) ;;
   *)
-    echo "usage: scripts/gpu_check.sh tests|sanitize|bench|several [FOLDER]" >&2
+    echo "usage: scripts/gpu_check.sh tests|programs|sanitize|bench|several [FOLDER]" >&2
     exit 2
     ;;
 esac
@@ -35,6 +38,9 @@ find_program() {
 }
 program=$(find_program "${programs[0]}")
 export MAMBA_REQUIRE_CUDA=1 MAMBA_GOLDEN_DIR=$PWD/tests/golden
+if [ -x "$folder/mamba_program_tests" ]; then  # not of a build: all in one folder, libraries too
+  export MAMBA_PROGRAM_DIR=$folder LD_LIBRARY_PATH=$folder${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+fi
 
 # Small cases that reach every kernel of ours. initcheck has the operations alone, since it does not
 # see what cuBLASLt writes, and all kernels, since ours read what CUB's sort writes. racecheck leaves
@@ -52,7 +58,7 @@ operations+=':NormMatmulConv.*:LayerWeights.*:StackStep.Resets*:StackStep.ReadsA
 models='RlCollect.*:LayerTest.SplitAnywhere:LayerTest.RowMaps*:Matmul.TheBias*:Graph.*Error*'
 
 case $part in
-  tests)
+  tests | programs)
     "$program" --gtest_brief=1
     ;;
   sanitize)
@@ -82,10 +88,8 @@ case $part in
     ;;
   several)
     "$program" --gtest_brief=1
-    TRAIN_LM=$(find_program train-lm)
-    export TRAIN_LM
     "$(find_program mamba_program_tests)" --gtest_brief=1 --gtest_filter='TrainLmOnTwo.*'
-    scripts/scaling.py "$TRAIN_LM" src --rows 8 -- \
+    scripts/scaling.py "$(find_program train-lm)" src --rows 8 -- \
       --dtype bf16 --d-model 768 --layers 24 --time 2048 | tee "$out/scaling.md"
     ;;
   bench)

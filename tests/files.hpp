@@ -30,6 +30,12 @@ inline std::vector<std::string> names(const TemporaryFolder& folder) {
   return list;
 }
 
+inline void clear(const TemporaryFolder& folder) {
+  for (const auto& entry : std::filesystem::directory_iterator(folder.path())) {
+    std::filesystem::remove_all(entry.path());
+  }
+}
+
 // Not over an old file: some file systems flush one that is made shorter, which takes milliseconds.
 inline void write_file(const std::string& path, const std::string& bytes) {
   std::filesystem::remove(path);

@@ -235,13 +235,14 @@ TEST_F(GeneratorPoolTest, ARowIsEmptyForWhoeverTakesItNext) {
 }
 
 TEST_F(GeneratorPoolTest, AGeneratorOutlivesItsPool) {
-  const LanguageModel model = LanguageModel::load(golden_folder("bytes"));
-  auto pool = std::make_unique<GeneratorPool>(model, 2);
-  Generator member = pool->make();
-  member.read(prompts()[0]);
-  pool.reset();
-  EXPECT_EQ(member.generate(tokens(5)).tokens,
-            alone(model, prompts()[0]).generate(tokens(5)).tokens);
+  everywhere([](const LanguageModel& model) {
+    auto pool = std::make_unique<GeneratorPool>(model, 2);
+    Generator member = pool->make();
+    member.read(prompts()[0]);
+    pool.reset();
+    EXPECT_EQ(member.generate(tokens(5)).tokens,
+              alone(model, prompts()[0]).generate(tokens(5)).tokens);
+  });
 }
 
 TEST_F(GeneratorPoolTest, AKnownStateIsTakenOver) {
@@ -280,41 +281,42 @@ TEST_F(GeneratorPoolTest, PoolsOfSeveralThreadsShareAModel) {
 }
 
 TEST_F(GeneratorPoolTest, RefusesWhatCannotWork) {
-  const LanguageModel model = LanguageModel::load(golden_folder("bytes"));
-  expect_error<ArgumentError>("GeneratorPool: capacity: expected 1 to 1048576, got 0",
-                              [&] { GeneratorPool(model, 0); });
-  GeneratorPool pool(model, 2);
-  Generator a = pool.make();
-  Generator b = pool.make();
-  expect_error<ArgumentError>(
-      "GeneratorPool::make: capacity: expected room for another sequence, got 2, all in use",
-      [&] { pool.make(); });
-  Generator stranger(model);
-  stranger.read({1});
-  a.read({1});
-  expect_error<ArgumentError>(
-      "Generator::next: group: expected generators of one pool, got one of another pool", [&] {
-        Generator::next({&a, &stranger});
-      });
-  expect_error<ArgumentError>(
-      "Generator::next: group: expected every generator once, got one twice", [&] {
-        Generator::next({&a, &a});
-      });
-  expect_error<ArgumentError>("Generator::next: group: expected generators, got none", [&] {
-    Generator::next({&a, nullptr});
+  everywhere([](const LanguageModel& model) {
+    expect_error<ArgumentError>("GeneratorPool: capacity: expected 1 to 1048576, got 0",
+                                [&] { GeneratorPool(model, 0); });
+    GeneratorPool pool(model, 2);
+    Generator a = pool.make();
+    Generator b = pool.make();
+    expect_error<ArgumentError>(
+        "GeneratorPool::make: capacity: expected room for another sequence, got 2, all in use",
+        [&] { pool.make(); });
+    Generator stranger(model);
+    stranger.read({1});
+    a.read({1});
+    expect_error<ArgumentError>(
+        "Generator::next: group: expected generators of one pool, got one of another pool", [&] {
+          Generator::next({&a, &stranger});
+        });
+    expect_error<ArgumentError>(
+        "Generator::next: group: expected every generator once, got one twice", [&] {
+          Generator::next({&a, &a});
+        });
+    expect_error<ArgumentError>("Generator::next: group: expected generators, got none", [&] {
+      Generator::next({&a, nullptr});
+    });
+    expect_error<ArgumentError>("Generator::next: prompt: expected at least one token, got none",
+                                [&] {
+                                  Generator::next({&a, &b});
+                                });
+    expect_error<ArgumentError>("Generator::read: ids: expected 0 to 255, got 256", [&] {
+      Generator::read({&a, &b}, {{1}, {2, 256}});
+    });
+    EXPECT_EQ(a.tokens_seen(), 1) << "nobody reads if one prompt is wrong";
+    expect_error<ArgumentError>("Generator::read: prompts: expected 2, got 1", [&] {
+      Generator::read({&a, &b}, {{1}});
+    });
+    EXPECT_TRUE(Generator::next({}).empty());
   });
-  expect_error<ArgumentError>("Generator::next: prompt: expected at least one token, got none",
-                              [&] {
-                                Generator::next({&a, &b});
-                              });
-  expect_error<ArgumentError>("Generator::read: ids: expected 0 to 255, got 256", [&] {
-    Generator::read({&a, &b}, {{1}, {2, 256}});
-  });
-  EXPECT_EQ(a.tokens_seen(), 1) << "nobody reads if one prompt is wrong";
-  expect_error<ArgumentError>("Generator::read: prompts: expected 2, got 1", [&] {
-    Generator::read({&a, &b}, {{1}});
-  });
-  EXPECT_TRUE(Generator::next({}).empty());
 }
 
 // ---- running ahead ------------------------------------------------------------------------------
@@ -460,44 +462,45 @@ TEST_F(GeneratorPoolTest, AGraphWritesWhatTheCallsInItWrite) {
 
 // The bytes of a character that a call's end cut come out in the next call, from a file too.
 TEST_F(GeneratorPoolTest, HalfACharacterIsKeptAndSaved) {
-  const LanguageModel model = LanguageModel::load(golden_folder("bytes"));
-  const Tokenizer bytes = Tokenizer::bytes();
-  const TemporaryFolder folder;
-  std::string text;
-  GenerateOptions options = tokens(60);
-  options.tokenizer = &bytes;
-  options.on_text = [&](std::string_view part) {
-    TextStream whole;
-    EXPECT_EQ(whole.push(part), part) << "whole characters only";
-    EXPECT_EQ(whole.held(), "");
-    text += part;
-    return true;
-  };
-  SamplingOptions wild;  // all bytes, so that many begin characters
-  wild.temperature = 30;
-  wild.seed = 5;
-  Generator reference = alone(model, prompts()[0], wild);
-  reference.generate(options);
-  const std::string expected = text;
+  everywhere([](const LanguageModel& model) {
+    const Tokenizer bytes = Tokenizer::bytes();
+    const TemporaryFolder folder;
+    std::string text;
+    GenerateOptions options = tokens(60);
+    options.tokenizer = &bytes;
+    options.on_text = [&](std::string_view part) {
+      TextStream whole;
+      EXPECT_EQ(whole.push(part), part) << "whole characters only";
+      EXPECT_EQ(whole.held(), "");
+      text += part;
+      return true;
+    };
+    SamplingOptions wild;  // all bytes, so that many begin characters
+    wild.temperature = 30;
+    wild.seed = 5;
+    Generator reference = alone(model, prompts()[0], wild);
+    reference.generate(options);
+    const std::string expected = text;
 
-  text.clear();
-  Generator stopped = alone(model, prompts()[0], wild);
-  int held = 0;
-  options.max_tokens = 1;
-  for (int i = 0; i < 60; ++i) {
-    stopped.generate(options);
-    stopped.save(folder.file("state"));
-    stopped = Generator::restore(folder.file("state"), model);
-    held += Generator::restore(folder.file("state"), model).finish_text().empty() ? 0 : 1;
-  }
-  EXPECT_EQ(text, expected);
-  EXPECT_GT(held, 0) << "the text never stopped inside of a character: choose another seed";
+    text.clear();
+    Generator stopped = alone(model, prompts()[0], wild);
+    int held = 0;
+    options.max_tokens = 1;
+    for (int i = 0; i < 60; ++i) {
+      stopped.generate(options);
+      stopped.save(folder.file("state"));
+      stopped = Generator::restore(folder.file("state"), model);
+      held += Generator::restore(folder.file("state"), model).finish_text().empty() ? 0 : 1;
+    }
+    EXPECT_EQ(text, expected);
+    EXPECT_GT(held, 0) << "the text never stopped inside of a character: choose another seed";
 
-  GenerateOptions without = tokens(1);
-  without.on_text = options.on_text;
-  expect_error<ArgumentError>(
-      "Generator::generate: tokenizer: expected one, to make text with, got none",
-      [&] { stopped.generate(without); });
+    GenerateOptions without = tokens(1);
+    without.on_text = options.on_text;
+    expect_error<ArgumentError>(
+        "Generator::generate: tokenizer: expected one, to make text with, got none",
+        [&] { stopped.generate(without); });
+  });
 }
 
 }  // namespace

@@ -252,18 +252,21 @@ TEST(Published130m, GreedyTextAndLogits) {
       -55.9463, -57.8957, -56.7627, -57.1080, -57.3434, -58.3015, -57.7875, -58.7760,
       -59.6037, -59.0665, -58.7087, -52.9293, -53.4654, -57.3466, -56.9294, -55.7314,
       -53.3141, -55.8171, -56.9879, -56.9121, -56.2139, -54.7198, -56.4134, -57.4825};
-  const LanguageModel model = LanguageModel::load(folder, DType::f32);
-  const Tensor ids = Tensor::from<std::int32_t>({8262, 849, 403, 368, 2509, 32}, {1, 6});
-  const Result run = run_in_chunks(model, ids, 6);  // "Hey how are you doing?"
-  for (std::size_t i = 0; i < published.size(); ++i) {
-    EXPECT_NEAR(run.logits[i], published[i], 1e-3) << i;
+  for (Device device : devices()) {
+    SCOPED_TRACE(device.name());
+    const LanguageModel model = LanguageModel::load(folder, DType::f32, device);
+    const Tensor ids = Tensor::from<std::int32_t>({8262, 849, 403, 368, 2509, 32}, {1, 6});
+    const Result run = run_in_chunks(model, ids, 6);  // "Hey how are you doing?"
+    for (std::size_t i = 0; i < published.size(); ++i) {
+      EXPECT_NEAR(run.logits[i], published[i], 1e-3) << i;
+    }
+    const Tokenizer tokenizer = Tokenizer::load(folder);
+    Generator generator(model);
+    generator.read(tokenizer.encode("Hey how are you doing?"));
+    GenerateOptions ten;
+    ten.max_tokens = 10;
+    EXPECT_EQ(tokenizer.decode(generator.generate(ten).tokens), "\n\nI'm so glad you're here.");
   }
-  const Tokenizer tokenizer = Tokenizer::load(folder);
-  Generator generator(model);
-  generator.read(tokenizer.encode("Hey how are you doing?"));
-  GenerateOptions ten;
-  ten.max_tokens = 10;
-  EXPECT_EQ(tokenizer.decode(generator.generate(ten).tokens), "\n\nI'm so glad you're here.");
 }
 
 }  // namespace

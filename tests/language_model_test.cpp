@@ -92,22 +92,24 @@ TEST(LanguageModel, ComputesTheLogitsAskedForAndNoOthers) {
 }
 
 TEST(LanguageModel, ResetsInsideAPromptAreSeparateTexts) {
-  const LanguageModel model = LanguageModel::random(small_config(), 3);
-  const Tensor ids = random_ids(1, 20, 37);
-  std::vector<std::int32_t> flags(20, 0);
-  flags[13] = 1;
-  const Tensor reset = Tensor::from(flags, {1, 20});
-  Stream& stream = default_stream();
-  ModelOptions options;
-  options.reset = reset;
-  options.piece_tokens = 6;
-  StackState state = model.make_state(1);
-  Tensor logits({1, 37}, DType::f32);
-  model.forward(ids, state, logits, stream, options);
-  StackState fresh = model.make_state(1);
-  Tensor expected({1, 37}, DType::f32);
-  model.forward(ids.view().columns(13, 7), fresh, expected, stream);
-  EXPECT_LE(relative_error(values(logits), values(expected)), 5e-6);
+  for (Device device : devices()) {
+    const LanguageModel model = LanguageModel::random(small_config(), 3, DType::f32, device);
+    const Tensor ids = random_ids(1, 20, 37).to(device);
+    std::vector<std::int32_t> flags(20, 0);
+    flags[13] = 1;
+    const Tensor reset = Tensor::from(flags, {1, 20}).to(device);
+    Stream& stream = default_stream(device);
+    ModelOptions options;
+    options.reset = reset;
+    options.piece_tokens = 6;
+    StackState state = model.make_state(1);
+    Tensor logits({1, 37}, DType::f32, device);
+    model.forward(ids, state, logits, stream, options);
+    StackState fresh = model.make_state(1);
+    Tensor expected({1, 37}, DType::f32, device);
+    model.forward(ids.view().columns(13, 7), fresh, expected, stream);
+    EXPECT_LE(relative_error(values(logits), values(expected)), 5e-6) << device.name();
+  }
 }
 
 TEST(LanguageModel, BadCallsAreNamedAndTouchNothing) {

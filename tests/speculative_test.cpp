@@ -141,10 +141,38 @@ TEST_F(SpeculationTest, EndsWhereAGeneratorWould) {
   });
 }
 
+// With a draft and without, the text ends with the same token, for this reason, and goes on alike.
+void expect_same_end(const LanguageModel& model, const LanguageModel& small,
+                     const GenerateOptions& options, StopReason reason) {
+  const Ids prompt = golden_ids("base", "prompt_ids");
+  Generator plain(model);
+  plain.read(prompt);
+  const Generated expected = plain.generate(options);
+  ASSERT_EQ(expected.reason, reason);
+  std::string streamed;
+  GenerateOptions heard = options;
+  if (options.tokenizer != nullptr) {
+    heard.on_text = [&](std::string_view piece) {
+      streamed += piece;
+      return true;
+    };
+  }
+  Generator target(model);
+  Generator draft(small);
+  Speculation speculation(target, draft, 3);
+  speculation.read(prompt);
+  const Generated got = speculation.generate(heard);
+  EXPECT_EQ(got.tokens, expected.tokens);
+  EXPECT_EQ(got.reason, reason);
+  if (options.tokenizer != nullptr) {
+    EXPECT_EQ(streamed, options.tokenizer->decode(expected.tokens));
+  }
+  EXPECT_EQ(speculation.generate(tokens(3)).tokens, plain.generate(tokens(3)).tokens);
+}
+
 // An end of text that is every token in turn comes at every place of a run: proposed and taken, in
 // place of a proposal, after the last one.
 TEST_F(SpeculationTest, EndOfTextEndsItWhereAGeneratorEnds) {
-  const Ids prompt = golden_ids("base", "prompt_ids");
   const Ids text = golden_ids("base", "greedy_ids");
   GenerateOptions options = tokens(24);
   options.ignore_eos = false;
@@ -152,57 +180,28 @@ TEST_F(SpeculationTest, EndOfTextEndsItWhereAGeneratorEnds) {
     const TemporaryFolder folder;
     model.save(folder.file("model"));
     for (std::size_t end = 0; end < text.size(); ++end) {
+      SCOPED_TRACE(end);
       ModelConfig config = model.config();
       config.eos_token_ids = {text[end]};
       testing::write_file(folder.file("model/config.json"), to_json(config));
       const LanguageModel ending =
           LanguageModel::load(folder.file("model"), DType::f32, model.device());
-      Generator plain(ending);
-      plain.read(prompt);
-      const Generated expected = plain.generate(options);
-      ASSERT_EQ(expected.reason, StopReason::eos);
-      Generator target(ending);
-      Generator draft(small);
-      Speculation speculation(target, draft, 3);
-      speculation.read(prompt);
-      const Generated got = speculation.generate(options);
-      EXPECT_EQ(got.tokens, expected.tokens) << end;
-      EXPECT_EQ(got.reason, StopReason::eos) << end;
-      EXPECT_EQ(speculation.generate(tokens(3)).tokens, plain.generate(tokens(3)).tokens) << end;
+      expect_same_end(ending, small, options, StopReason::eos);
     }
   });
 }
 
 TEST_F(SpeculationTest, AStopStringEndsItWhereAGeneratorEnds) {
-  const Ids prompt = golden_ids("base", "prompt_ids");
-  const Ids text = golden_ids("base", "greedy_ids");
   const Tokenizer tokenizer = Tokenizer::bytes();
-  const std::string all = tokenizer.decode(text);
+  const std::string all = tokenizer.decode(golden_ids("base", "greedy_ids"));
   everywhere([&](const LanguageModel& model, const LanguageModel& small, bool) {
     for (std::size_t length : {std::size_t{1}, std::size_t{4}}) {
       for (std::size_t first = 0; first + length <= all.size(); ++first) {
+        SCOPED_TRACE(first);
         GenerateOptions options = tokens(24);
         options.tokenizer = &tokenizer;
         options.stop = {"not in the text", all.substr(first, length)};
-        std::string streamed;
-        Generator plain(model);
-        plain.read(prompt);
-        const Generated expected = plain.generate(options);
-        ASSERT_EQ(expected.reason, StopReason::stop_string);
-        options.on_text = [&](std::string_view piece) {
-          streamed += piece;
-          return true;
-        };
-        Generator target(model);
-        Generator draft(small);
-        Speculation speculation(target, draft, 3);
-        speculation.read(prompt);
-        const Generated got = speculation.generate(options);
-        EXPECT_EQ(got.tokens, expected.tokens) << first;
-        EXPECT_EQ(got.reason, StopReason::stop_string) << first;
-        EXPECT_EQ(streamed, tokenizer.decode(expected.tokens)) << first;
-        EXPECT_EQ(speculation.generate(tokens(3)).tokens, plain.generate(tokens(3)).tokens)
-            << first;
+        expect_same_end(model, small, options, StopReason::stop_string);
       }
     }
   });
@@ -367,7 +366,6 @@ TEST_F(SpeculationTest, SampledTextHasTheTargetsDistribution) {
   config.layer.d_state = 4;
   config.n_layer = 1;
   config.vocab_size = 6;
-  const LanguageModel host_model = LanguageModel::random(config, 1);
   SamplingOptions plain;
   plain.temperature = 0.08f;  // fresh weights say little: sharpened, p and q differ
   SamplingOptions cut;
@@ -410,33 +408,36 @@ TEST_F(SpeculationTest, SampledTextHasTheTargetsDistribution) {
 // ---- errors -------------------------------------------------------------------------------------
 
 TEST_F(SpeculationTest, RefusesWhatCannotWork) {
-  const LanguageModel model = LanguageModel::load(golden_folder("base"));
-  const LanguageModel other = LanguageModel::load(golden_folder("bytes"));
-  Generator target(model);
-  Generator draft(model);
-  Generator stranger(other);
-  expect_error<ArgumentError>(
-      "Speculation: draft: expected a model with 96 tokens, got one with 256",
-      [&] { Speculation(target, stranger); });
-  expect_error<ArgumentError>("Speculation: draft: expected another generator, got the target",
-                              [&] { Speculation(target, target); });
-  expect_error<ArgumentError>("Speculation: proposals: expected 1 to 64, got 0",
-                              [&] { Speculation(target, draft, 0); });
-  GeneratorPool pool(model, 2);
-  Generator member = pool.make();
-  expect_error<ArgumentError>(
-      "Speculation: target: expected a generator with a pool of its own, got one in a pool of 2",
-      [&] { Speculation(member, draft); });
-  target.read({1, 2});
-  expect_error<ArgumentError>("Speculation: draft: expected 2 tokens seen, got 0",
-                              [&] { Speculation(target, draft); });
-  draft.read({1, 2});
-  Speculation speculation(target, draft);
-  GenerateOptions options;
-  options.stop = {"x"};
-  expect_error<ArgumentError>(
-      "Generator::generate: tokenizer: expected one, to find stop strings with, got none",
-      [&] { speculation.generate(options); });
+  for (Device device : devices()) {
+    SCOPED_TRACE(device.name());
+    const LanguageModel model = LanguageModel::load(golden_folder("base"), DType::f32, device);
+    const LanguageModel other = LanguageModel::load(golden_folder("bytes"), DType::f32, device);
+    Generator target(model);
+    Generator draft(model);
+    Generator stranger(other);
+    expect_error<ArgumentError>(
+        "Speculation: draft: expected a model with 96 tokens, got one with 256",
+        [&] { Speculation(target, stranger); });
+    expect_error<ArgumentError>("Speculation: draft: expected another generator, got the target",
+                                [&] { Speculation(target, target); });
+    expect_error<ArgumentError>("Speculation: proposals: expected 1 to 64, got 0",
+                                [&] { Speculation(target, draft, 0); });
+    GeneratorPool pool(model, 2);
+    Generator member = pool.make();
+    expect_error<ArgumentError>(
+        "Speculation: target: expected a generator with a pool of its own, got one in a pool of 2",
+        [&] { Speculation(member, draft); });
+    target.read({1, 2});
+    expect_error<ArgumentError>("Speculation: draft: expected 2 tokens seen, got 0",
+                                [&] { Speculation(target, draft); });
+    draft.read({1, 2});
+    Speculation speculation(target, draft);
+    GenerateOptions options;
+    options.stop = {"x"};
+    expect_error<ArgumentError>(
+        "Generator::generate: tokenizer: expected one, to find stop strings with, got none",
+        [&] { speculation.generate(options); });
+  }
 }
 
 }  // namespace

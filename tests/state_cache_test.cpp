@@ -12,6 +12,7 @@ namespace mamba {
 namespace {
 
 using testing::bits;
+using testing::clear;
 using testing::devices;
 using testing::expect_error;
 using testing::FullDisk;
@@ -107,18 +108,21 @@ TEST(StateCacheTest, AKnownPromptGivesTheSameBits) {
 }
 
 TEST(StateCacheTest, RepetitionPenaltyKnowsTheWholePrompt) {
-  const LanguageModel model = golden();
-  StateCache cache(model);
-  SamplingOptions options;
-  options.repetition_penalty = 1000;
-  for (int time = 0; time < 2; ++time) {
-    Generator cached(model, options);
-    cache.read(cached, text(40));
-    Generator plain(model, options);
-    plain.read(text(40));
-    GenerateOptions ten;
-    ten.max_tokens = 10;
-    EXPECT_EQ(cached.generate(ten).tokens, plain.generate(ten).tokens);
+  for (Device device : devices()) {
+    SCOPED_TRACE(device.name());
+    const LanguageModel model = golden(device);
+    StateCache cache(model);
+    SamplingOptions options;
+    options.repetition_penalty = 1000;
+    for (int time = 0; time < 2; ++time) {
+      Generator cached(model, options);
+      cache.read(cached, text(40));
+      Generator plain(model, options);
+      plain.read(text(40));
+      GenerateOptions ten;
+      ten.max_tokens = 10;
+      EXPECT_EQ(cached.generate(ten).tokens, plain.generate(ten).tokens);
+    }
   }
 }
 
@@ -198,235 +202,268 @@ class StateCacheFiles : public ::testing::Test {
     return options;
   }
   std::string only_file() const { return folder_.file(names(folder_).at(0)); }
+  // body(model) with no file and no problem yet.
+  template <class Body>
+  void everywhere(Body body) {
+    for (Device device : devices()) {
+      SCOPED_TRACE(device.name());
+      clear(folder_);
+      problems_.clear();
+      body(golden(device));
+    }
+  }
 
   TemporaryFolder folder_;
   std::vector<std::string> problems_;
-  LanguageModel model_ = golden();
 };
 
 TEST_F(StateCacheFiles, AnotherProcessFindsThem) {
-  {
-    StateCache cache(model_, on_disk());
-    read(cache, model_, text(30));
-  }
-  StateCache cache(model_, on_disk());
-  EXPECT_GT(cache.counts().disk_bytes, 0);
-  EXPECT_EQ(read(cache, model_, text(30, 1, 5)), 30);
-  StateCache at_once(model_, on_disk());
-  for (const std::string& name : names(folder_)) {  // another process had no room for them
-    std::filesystem::remove(folder_.file(name));
-  }
-  EXPECT_EQ(read(at_once, model_, text(30)), 0);
-  EXPECT_EQ(problems_.size(), 0u);
+  everywhere([&](const LanguageModel& model) {
+    {
+      StateCache cache(model, on_disk());
+      read(cache, model, text(30));
+    }
+    StateCache cache(model, on_disk());
+    EXPECT_GT(cache.counts().disk_bytes, 0);
+    EXPECT_EQ(read(cache, model, text(30, 1, 5)), 30);
+    StateCache at_once(model, on_disk());
+    for (const std::string& name : names(folder_)) {  // another process had no room for them
+      std::filesystem::remove(folder_.file(name));
+    }
+    EXPECT_EQ(read(at_once, model, text(30)), 0);
+    EXPECT_EQ(problems_.size(), 0u);
+  });
 }
 
 TEST_F(StateCacheFiles, AreBoundedAndTheLongestUnusedGoFirst) {
-  std::int64_t size = 0;
-  {
-    StateCache cache(model_, on_disk());
-    for (std::int64_t i = 0; i < 4; ++i) {
-      read(cache, model_, text(0, i, 10));
-      std::this_thread::sleep_for(std::chrono::milliseconds(5));  // files keep the order by time
+  everywhere([&](const LanguageModel& model) {
+    std::int64_t size = 0;
+    {
+      StateCache cache(model, on_disk());
+      for (std::int64_t i = 0; i < 4; ++i) {
+        read(cache, model, text(0, i, 10));
+        std::this_thread::sleep_for(std::chrono::milliseconds(5));  // files keep the order by time
+      }
+      EXPECT_EQ(read(cache, model, text(0, 0, 10)), 10);
+      size = cache.counts().disk_bytes / 4;
     }
-    EXPECT_EQ(read(cache, model_, text(0, 0, 10)), 10);
-    size = cache.counts().disk_bytes / 4;
-  }
-  StateCache cache(model_, on_disk(2 * size));
-  EXPECT_EQ(names(folder_).size(), 2u);
-  EXPECT_EQ(cache.counts().disk_bytes, 2 * size);
-  EXPECT_EQ(read(cache, model_, text(0, 3, 10)), 10);
-  EXPECT_EQ(read(cache, model_, text(0, 0, 10)), 10);
-  read(cache, model_, text(0, 5, 10));
-  EXPECT_EQ(names(folder_).size(), 2u);
-  EXPECT_EQ(read(cache, model_, text(0, 0, 10)), 10);
-  EXPECT_EQ(problems_.size(), 0u);
+    StateCache cache(model, on_disk(2 * size));
+    EXPECT_EQ(names(folder_).size(), 2u);
+    EXPECT_EQ(cache.counts().disk_bytes, 2 * size);
+    EXPECT_EQ(read(cache, model, text(0, 3, 10)), 10);
+    EXPECT_EQ(read(cache, model, text(0, 0, 10)), 10);
+    read(cache, model, text(0, 5, 10));
+    EXPECT_EQ(names(folder_).size(), 2u);
+    EXPECT_EQ(read(cache, model, text(0, 0, 10)), 10);
+    EXPECT_EQ(problems_.size(), 0u);
+  });
 }
 
 TEST_F(StateCacheFiles, WhatAKilledProcessLeftIsRemovedAndNothingElse) {
-  const std::string left = ".mamba-0123456789abcdef.tmp";
-  const std::string at_work = ".mamba-fedcba9876543210.tmp";
-  const std::vector<std::string> others{".mamba-0123456789abcdeg.tmp", ".mamba-notes.tmp",
-                                        "0123456789abcdef.tmp"};
-  const auto make = [&](const std::string& name, std::chrono::minutes age) {
-    write_file(folder_.file(name), "half");
-    std::filesystem::last_write_time(folder_.file(name),
-                                     std::filesystem::file_time_type::clock::now() - age);
-  };
-  make(left, std::chrono::minutes(61));
-  make(at_work, std::chrono::minutes(50));
-  for (const std::string& name : others) make(name, std::chrono::hours(100));
-  const StateCache cache(model_, on_disk());
-  const std::vector<std::string> kept = names(folder_);
-  EXPECT_EQ(kept.size(), 4u);
-  EXPECT_EQ(std::count(kept.begin(), kept.end(), left), 0);
+  everywhere([&](const LanguageModel& model) {
+    const std::string left = ".mamba-0123456789abcdef.tmp";
+    const std::string at_work = ".mamba-fedcba9876543210.tmp";
+    const std::vector<std::string> others{".mamba-0123456789abcdeg.tmp", ".mamba-notes.tmp",
+                                          "0123456789abcdef.tmp"};
+    const auto make = [&](const std::string& name, std::chrono::minutes age) {
+      write_file(folder_.file(name), "half");
+      std::filesystem::last_write_time(folder_.file(name),
+                                       std::filesystem::file_time_type::clock::now() - age);
+    };
+    make(left, std::chrono::minutes(61));
+    make(at_work, std::chrono::minutes(50));
+    for (const std::string& name : others) make(name, std::chrono::hours(100));
+    const StateCache cache(model, on_disk());
+    const std::vector<std::string> kept = names(folder_);
+    EXPECT_EQ(kept.size(), 4u);
+    EXPECT_EQ(std::count(kept.begin(), kept.end(), left), 0);
+  });
 }
 
 TEST_F(StateCacheFiles, OfOtherModelsAreLeftAlone) {
-  const LanguageModel other = golden(Device::cpu(), "sharded_bf16");
-  write_file(folder_.file("notes.txt"), "mine");
-  {
-    StateCache cache(model_, on_disk());
-    read(cache, model_, text(30));
-    StateCache second(other, on_disk());
-    EXPECT_EQ(read(second, other, text(30)), 0);
-    const LanguageModel rounded = LanguageModel::load(golden_folder("base"), DType::bf16);
-    StateCache third(rounded, on_disk());
-    EXPECT_EQ(third.counts().disk_bytes, 0) << "a state of another dtype is another state";
-  }
-  EXPECT_EQ(names(folder_).size(), 3u);
-  StateCache tiny(model_, on_disk(1));
-  EXPECT_EQ(names(folder_).size(), 2u);
-  EXPECT_EQ(problems_.size(), 0u);
+  everywhere([&](const LanguageModel& model) {
+    const LanguageModel other = golden(model.device(), "sharded_bf16");
+    write_file(folder_.file("notes.txt"), "mine");
+    {
+      StateCache cache(model, on_disk());
+      read(cache, model, text(30));
+      StateCache second(other, on_disk());
+      EXPECT_EQ(read(second, other, text(30)), 0);
+      const LanguageModel rounded =
+          LanguageModel::load(golden_folder("base"), DType::bf16, model.device());
+      StateCache third(rounded, on_disk());
+      EXPECT_EQ(third.counts().disk_bytes, 0) << "a state of another dtype is another state";
+    }
+    EXPECT_EQ(names(folder_).size(), 3u);
+    StateCache tiny(model, on_disk(1));
+    EXPECT_EQ(names(folder_).size(), 2u);
+    EXPECT_EQ(problems_.size(), 0u);
+  });
 }
 
 TEST_F(StateCacheFiles, DamagedOnesAreSkippedAndSaid) {
-  {
-    StateCache cache(model_, on_disk());
-    read(cache, model_, text(30));
-  }
-  const std::string file = only_file();
-  const std::string whole = read_file(file);
-  testing::Random random(3);
-  int said = 0;
-  for (int trial = 0; trial < 150; ++trial) {
-    std::string damaged = whole;
-    const auto at =
-        static_cast<std::size_t>(random.integer(0, static_cast<std::int64_t>(whole.size()) - 1));
-    if (trial % 5 == 0) {
-      damaged.resize(at);
-    } else {
-      damaged[at] = static_cast<char>(damaged[at] ^ (1 << random.integer(0, 7)));
+  everywhere([&](const LanguageModel& model) {
+    {
+      StateCache cache(model, on_disk());
+      read(cache, model, text(30));
     }
-    write_file(file, damaged);
-    problems_.clear();
-    StateCache cache(model_, on_disk());
-    EXPECT_EQ(read(cache, model_, text(30)), 0) << "byte " << at;  // and it is as read
-    ASSERT_EQ(problems_.size(), 1u) << "byte " << at;
-    EXPECT_NE(problems_[0].find(file), std::string::npos) << problems_[0];
-    said += problems_[0].empty() ? 0 : 1;
-    EXPECT_EQ(read(cache, model_, text(30)), 30) << "it was written again, whole";
-  }
-  EXPECT_EQ(said, 150);
+    const std::string file = only_file();
+    const std::string whole = read_file(file);
+    testing::Random random(3);
+    int said = 0;
+    for (int trial = 0; trial < 150; ++trial) {
+      std::string damaged = whole;
+      const auto at =
+          static_cast<std::size_t>(random.integer(0, static_cast<std::int64_t>(whole.size()) - 1));
+      if (trial % 5 == 0) {
+        damaged.resize(at);
+      } else {
+        damaged[at] = static_cast<char>(damaged[at] ^ (1 << random.integer(0, 7)));
+      }
+      write_file(file, damaged);
+      problems_.clear();
+      StateCache cache(model, on_disk());
+      EXPECT_EQ(read(cache, model, text(30)), 0) << "byte " << at;  // and it is as read
+      ASSERT_EQ(problems_.size(), 1u) << "byte " << at;
+      EXPECT_NE(problems_[0].find(file), std::string::npos) << problems_[0];
+      said += problems_[0].empty() ? 0 : 1;
+      EXPECT_EQ(read(cache, model, text(30)), 30) << "it was written again, whole";
+    }
+    EXPECT_EQ(said, 150);
+  });
 }
 
 // A whole file under the name of another prefix.
 TEST_F(StateCacheFiles, OneUnderAFalseNameIsDamaged) {
-  StateCache cache(model_, on_disk());
-  read(cache, model_, text(0, 1, 30));
-  const std::string first = only_file();
-  const std::string bytes = read_file(first);
-  std::filesystem::remove(first);
-  read(cache, model_, text(0, 2, 30));
-  const std::string second = only_file();
-  write_file(second, bytes);
-  EXPECT_EQ(read(cache, model_, text(0, 2, 30)), 0);
-  EXPECT_EQ(problems_.size(), 1u);
+  everywhere([&](const LanguageModel& model) {
+    StateCache cache(model, on_disk());
+    read(cache, model, text(0, 1, 30));
+    const std::string first = only_file();
+    const std::string bytes = read_file(first);
+    std::filesystem::remove(first);
+    read(cache, model, text(0, 2, 30));
+    const std::string second = only_file();
+    write_file(second, bytes);
+    EXPECT_EQ(read(cache, model, text(0, 2, 30)), 0);
+    EXPECT_EQ(problems_.size(), 1u);
+  });
 }
 
 TEST_F(StateCacheFiles, AFullDiskIsSaidAndNothingIsLeft) {
-  StateCache cache(model_, on_disk());
-  {
-    const FullDisk full(1000);
-    EXPECT_EQ(read(cache, model_, text(30)), 0);
-  }
-  ASSERT_EQ(problems_.size(), 1u);
-  EXPECT_NE(problems_[0].find("expected a file that can be written"), std::string::npos);
-  EXPECT_EQ(names(folder_).size(), 0u);
-  EXPECT_EQ(cache.counts().disk_bytes, 0);
-  EXPECT_EQ(read(cache, model_, text(30)), 0);
-  EXPECT_EQ(read(cache, model_, text(30)), 30) << "there is room again";
+  everywhere([&](const LanguageModel& model) {
+    StateCache cache(model, on_disk());
+    {
+      const FullDisk full(1000);
+      EXPECT_EQ(read(cache, model, text(30)), 0);
+    }
+    ASSERT_EQ(problems_.size(), 1u);
+    EXPECT_NE(problems_[0].find("expected a file that can be written"), std::string::npos);
+    EXPECT_EQ(names(folder_).size(), 0u);
+    EXPECT_EQ(cache.counts().disk_bytes, 0);
+    EXPECT_EQ(read(cache, model, text(30)), 0);
+    EXPECT_EQ(read(cache, model, text(30)), 30) << "there is room again";
+  });
 }
 
 TEST_F(StateCacheFiles, AFolderThatIsGoneIsSaid) {
-  CacheOptions options = on_disk();
-  options.folder = folder_.file("cache");
-  StateCache cache(model_, options);
-  std::filesystem::remove_all(options.folder);
-  EXPECT_EQ(read(cache, model_, text(30)), 0);
-  EXPECT_EQ(problems_.size(), 1u);
-  write_file(folder_.file("file"), "");
-  options.folder = folder_.file("file") + "/cache";
-  EXPECT_THROW(StateCache(model_, options), Error);
+  everywhere([&](const LanguageModel& model) {
+    CacheOptions options = on_disk();
+    options.folder = folder_.file("cache");
+    StateCache cache(model, options);
+    std::filesystem::remove_all(options.folder);
+    EXPECT_EQ(read(cache, model, text(30)), 0);
+    EXPECT_EQ(problems_.size(), 1u);
+    write_file(folder_.file("file"), "");
+    options.folder = folder_.file("file") + "/cache";
+    EXPECT_THROW(StateCache(model, options), Error);
+  });
 }
 
 // One in which nobody, not even root, may make a file.
 TEST_F(StateCacheFiles, AReadOnlyFolderIsSaid) {
-  CacheOptions options = on_disk();
-  options.folder = "/proc/self";
-  StateCache cache(model_, options);
-  EXPECT_EQ(read(cache, model_, text(30)), 0);
-  ASSERT_EQ(problems_.size(), 1u);
-  EXPECT_NE(problems_[0].find("expected a file that can be written"), std::string::npos);
-  EXPECT_EQ(cache.counts().disk_bytes, 0);
+  everywhere([&](const LanguageModel& model) {
+    CacheOptions options = on_disk();
+    options.folder = "/proc/self";
+    StateCache cache(model, options);
+    EXPECT_EQ(read(cache, model, text(30)), 0);
+    ASSERT_EQ(problems_.size(), 1u);
+    EXPECT_NE(problems_[0].find("expected a file that can be written"), std::string::npos);
+    EXPECT_EQ(cache.counts().disk_bytes, 0);
+  });
 }
 
 // ---- threads ------------------------------------------------------------------------------------
 
 TEST_F(StateCacheFiles, AnyNumberOfThreadsMayUseOne) {
-  CacheOptions options = on_disk(6 * bytes_of_one(model_, 40));
-  options.host_bytes = 5 * bytes_of_one(model_, 40);
-  options.keep_every = 8;
-  options.on_problem = [](const std::string& problem) { ADD_FAILURE() << problem; };
-  StateCache cache(model_, options);
-  std::vector<std::vector<double>> expected;
-  for (std::int64_t i = 0; i < 6; ++i) {
-    Generator plain(model_);
-    plain.read(text(16, i, 20));
-    expected.push_back(values(plain.logits()));
-  }
-  std::atomic<int> wrong{0};
-  std::vector<std::thread> threads;
-  for (int t = 0; t < 4; ++t) {
-    threads.emplace_back([&, t] {
-      Stream stream(Device::cpu(), 1);
-      testing::Random random(static_cast<std::uint64_t>(t));
-      for (int i = 0; i < 60; ++i) {
-        const std::int64_t which = random.integer(0, 5);
-        Generator generator(model_, {}, stream);
-        cache.read(generator, text(16, which, 20));
-        const auto error =
-            relative_error(values(generator.logits()), expected[static_cast<std::size_t>(which)]);
-        wrong += error > 1e-5 ? 1 : 0;
-      }
-    });
-  }
-  for (std::thread& thread : threads) thread.join();
-  EXPECT_EQ(wrong, 0);
-  EXPECT_GT(cache.counts().hits, 100);
-  EXPECT_LE(cache.counts().host_bytes, options.host_bytes);
-  EXPECT_LE(cache.counts().disk_bytes, options.disk_bytes);
+  everywhere([&](const LanguageModel& model) {
+    CacheOptions options = on_disk(6 * bytes_of_one(model, 40));
+    options.host_bytes = 5 * bytes_of_one(model, 40);
+    options.keep_every = 8;
+    options.on_problem = [](const std::string& problem) { ADD_FAILURE() << problem; };
+    StateCache cache(model, options);
+    std::vector<std::vector<double>> expected;
+    for (std::int64_t i = 0; i < 6; ++i) {
+      Generator plain(model);
+      plain.read(text(16, i, 20));
+      expected.push_back(values(plain.logits()));
+    }
+    std::atomic<int> wrong{0};
+    std::vector<std::thread> threads;
+    for (int t = 0; t < 4; ++t) {
+      threads.emplace_back([&, t] {
+        Stream stream(model.device(), 1);
+        testing::Random random(static_cast<std::uint64_t>(t));
+        for (int i = 0; i < 60; ++i) {
+          const std::int64_t which = random.integer(0, 5);
+          Generator generator(model, {}, stream);
+          cache.read(generator, text(16, which, 20));
+          stream.synchronize();  // values() works on the thread's own
+          const auto error =
+              relative_error(values(generator.logits()), expected[static_cast<std::size_t>(which)]);
+          wrong += error > 1e-5 ? 1 : 0;
+        }
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    EXPECT_EQ(wrong, 0);
+    EXPECT_GT(cache.counts().hits, 100);
+    EXPECT_LE(cache.counts().host_bytes, options.host_bytes);
+    EXPECT_LE(cache.counts().disk_bytes, options.disk_bytes);
+  });
 }
 
 // ---- errors -------------------------------------------------------------------------------------
 
 TEST_F(StateCacheFiles, RefusesWhatCannotWork) {
-  CacheOptions options;
-  options.folder = folder_.path().string();
-  expect_error<ArgumentError>(
-      "StateCache: folder: expected one where disk_bytes is above 0, and only there, got " +
-          options.folder,
-      [&] { StateCache(model_, options); });
-  options = {};
-  options.keep_every = 0;
-  EXPECT_THROW(StateCache(model_, options), ArgumentError);
-  StateCache cache(model_);
-  Generator generator(model_);
-  expect_error<ArgumentError>("StateCache::read: prompt: expected 0 to 95, got 96", [&] {
-    cache.read(generator, {1, 96});
+  everywhere([&](const LanguageModel& model) {
+    CacheOptions options;
+    options.folder = folder_.path().string();
+    expect_error<ArgumentError>(
+        "StateCache: folder: expected one where disk_bytes is above 0, and only there, got " +
+            options.folder,
+        [&] { StateCache(model, options); });
+    options = {};
+    options.keep_every = 0;
+    EXPECT_THROW(StateCache(model, options), ArgumentError);
+    StateCache cache(model);
+    Generator generator(model);
+    expect_error<ArgumentError>("StateCache::read: prompt: expected 0 to 95, got 96", [&] {
+      cache.read(generator, {1, 96});
+    });
+    EXPECT_EQ(generator.tokens_seen(), 0);
+    generator.read({1, 2});
+    expect_error<ArgumentError>(
+        "StateCache::find: generator: expected one that has read nothing, got 2 tokens",
+        [&] { cache.find(generator, {1}); });
+    expect_error<ArgumentError>(
+        "StateCache::keep: ids: expected the 2 that the generator has seen, got 1",
+        [&] { cache.keep(generator, {1}); });
+    const LanguageModel other = golden(model.device(), "bytes");
+    Generator stranger(other);
+    expect_error<ArgumentError>(
+        "StateCache::find: generator: expected one of the cache's model, got one of another",
+        [&] { cache.find(stranger, {1}); });
   });
-  EXPECT_EQ(generator.tokens_seen(), 0);
-  generator.read({1, 2});
-  expect_error<ArgumentError>(
-      "StateCache::find: generator: expected one that has read nothing, got 2 tokens",
-      [&] { cache.find(generator, {1}); });
-  expect_error<ArgumentError>(
-      "StateCache::keep: ids: expected the 2 that the generator has seen, got 1",
-      [&] { cache.keep(generator, {1}); });
-  const LanguageModel other = golden(Device::cpu(), "bytes");
-  Generator stranger(other);
-  expect_error<ArgumentError>(
-      "StateCache::find: generator: expected one of the cache's model, got one of another",
-      [&] { cache.find(stranger, {1}); });
 }
 
 }  // namespace

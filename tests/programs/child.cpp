@@ -9,6 +9,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cstdlib>
+#include <filesystem>
 #include <stdexcept>
 
 extern char** environ;
@@ -48,7 +50,13 @@ Ends make_terminal() {
 
 }  // namespace
 
-Child::Child(const std::vector<std::string>& arguments, bool terminal, const char* program,
+std::string place_of(const char* built) {
+  const char* moved = std::getenv("MAMBA_PROGRAM_DIR");
+  if (moved == nullptr) return built;
+  return std::filesystem::path(moved) / std::filesystem::path(built).filename();
+}
+
+Child::Child(const std::vector<std::string>& arguments, bool terminal, const std::string& program,
              bool output_too) {
   const Ends in = make_input();
   const Ends out = make_pipe();
@@ -62,15 +70,15 @@ Child::Child(const std::vector<std::string>& arguments, bool terminal, const cha
   posix_spawn_file_actions_adddup2(&actions, in.childs, STDIN_FILENO);
   posix_spawn_file_actions_adddup2(&actions, output_too ? err.childs : out.childs, STDOUT_FILENO);
   posix_spawn_file_actions_adddup2(&actions, err.childs, STDERR_FILENO);
-  std::vector<char*> argv = {const_cast<char*>(program)};
+  std::vector<char*> argv = {const_cast<char*>(program.c_str())};
   for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
   argv.push_back(nullptr);
-  const int error = posix_spawn(&pid_, program, &actions, nullptr, argv.data(), environ);
+  const int error = posix_spawn(&pid_, program.c_str(), &actions, nullptr, argv.data(), environ);
   posix_spawn_file_actions_destroy(&actions);
   close(in.childs);
   close(out.childs);
   close(err.childs);
-  if (error != 0) throw std::runtime_error(std::string("cannot run ") + program);
+  if (error != 0) throw std::runtime_error("cannot run " + program);
 }
 
 Child::~Child() {

@@ -2,11 +2,19 @@
 // out.
 #pragma once
 
+#include <gtest/gtest.h>
 #include <sys/types.h>
 
 #include <chrono>
 #include <string>
 #include <vector>
+
+#include "testing.hpp"
+
+// Where a program of the build lies. MAMBA_PROGRAM_DIR in the environment stands in for the build's
+// folders, for tests that were carried to another machine: it holds all programs, and model/, the
+// byte model that belongs beside them.
+std::string place_of(const char* built);
 
 struct Finished {
   int code = 0;  // as a shell sees it, but minus the signal if one killed it
@@ -20,7 +28,7 @@ class Child {
   // there is in `err`. The pipe of standard output is small, so that a program that writes without
   // end waits for us soon.
   explicit Child(const std::vector<std::string>& arguments, bool terminal = false,
-                 const char* program = MAMBA_LM, bool output_too = false);
+                 const std::string& program = place_of(MAMBA_LM), bool output_too = false);
   ~Child();
   Child(const Child&) = delete;
   Child& operator=(const Child&) = delete;
@@ -51,6 +59,24 @@ class Child {
   Finished result_;
 };
 
-inline Finished run(const std::vector<std::string>& arguments, const char* program = MAMBA_LM) {
+inline Finished run(const std::vector<std::string>& arguments,
+                    const std::string& program = place_of(MAMBA_LM)) {
   return Child(arguments, false, program).finish();
 }
+
+// Tests of a program that can run on any device.
+class ProgramTest : public ::testing::Test {
+ protected:
+  // body() once for each device present, which on_ names meanwhile.
+  template <class Body>
+  void everywhere(Body body) {
+    for (const mamba::Device device : mamba::testing::devices()) {
+      SCOPED_TRACE(device.name());
+      on_ = {"--device", device.name()};
+      body();
+    }
+    on_.clear();
+  }
+
+  std::vector<std::string> on_;  // flags; none: where the program itself chooses to run
+};

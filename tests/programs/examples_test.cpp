@@ -4,9 +4,11 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <regex>
 #include <sstream>
 
 #include <mamba/language_model.hpp>
@@ -15,6 +17,7 @@
 
 namespace {
 
+using mamba::testing::golden_folder;
 using ::testing::HasSubstr;
 using ::testing::Not;
 using Json = nlohmann::json;
@@ -71,13 +74,7 @@ std::string request(int id, const std::string& prompt, int count, Json more = Js
   return more.dump() + "\n";
 }
 
-Finished serve(const std::string& input, std::vector<std::string> arguments = {}) {
-  Child child(arguments, false, SERVE);
-  child.write(input);
-  return child.finish();
-}
-
-void expect_error(const char* program, const std::vector<std::string>& arguments,
+void expect_error(const std::string& program, const std::vector<std::string>& arguments,
                   const std::string& text) {
   SCOPED_TRACE(::testing::PrintToString(arguments));
   const Finished finished = run(arguments, program);
@@ -87,69 +84,89 @@ void expect_error(const char* program, const std::vector<std::string>& arguments
   EXPECT_EQ(finished.err.find('\n'), finished.err.size() - 1) << finished.err;
 }
 
-std::string alone(const std::string& prompt, int count) {
-  return run({"generate", "--prompt", prompt, "-n", std::to_string(count), "--dtype", "f32"}).out;
-}
+class Serve : public ProgramTest {
+ protected:
+  std::vector<std::string> flags(std::vector<std::string> more = {}) const {
+    more.insert(more.end(), on_.begin(), on_.end());
+    return more;
+  }
+  Finished serve(const std::string& input, const std::vector<std::string>& more = {}) const {
+    Child child(flags(more), false, place_of(SERVE));
+    child.write(input);
+    return child.finish();
+  }
+  std::string alone(const std::string& prompt, int count) const {
+    return run(flags(
+                   {"generate", "--prompt", prompt, "-n", std::to_string(count), "--dtype", "f32"}))
+        .out;
+  }
+};
 
 // f32: a greedy choice does not depend there on how products of other batches round.
-TEST(Serve, answers_are_those_of_one_prompt_alone_whoever_else_is_there) {
-  std::string input;
-  std::map<std::string, std::string> expected;
-  const char* prompts[] = {"And the king said", "In the beginning", "A", "Blessed are they that"};
-  for (int i = 0; i < 12; ++i) {
-    const std::string prompt = prompts[i % 4];
-    input += request(i, prompt, 10 + 7 * i);
-    expected[std::to_string(i)] = alone(prompt, 10 + 7 * i);
-  }
-  for (const char* capacity : {"1", "3", "12"}) {
-    SCOPED_TRACE(capacity);
-    const Finished finished = serve(input, {"--capacity", capacity, "--dtype", "f32"});
-    EXPECT_EQ(finished.code, 0) << finished.err;
-    const auto got = answers(finished.out);
-    ASSERT_EQ(got.size(), expected.size());
-    for (const auto& [id, text] : expected) {
-      EXPECT_EQ(got.at(id).text, text);
-      EXPECT_EQ(got.at(id).done, "max_tokens");
-      EXPECT_GT(got.at(id).pieces, 5) << "text comes as it is written";
+TEST_F(Serve, answers_are_those_of_one_prompt_alone_whoever_else_is_there) {
+  everywhere([&] {
+    std::string input;
+    std::map<std::string, std::string> expected;
+    const char* prompts[] = {"And the king said", "In the beginning", "A", "Blessed are they that"};
+    for (int i = 0; i < 12; ++i) {
+      const std::string prompt = prompts[i % 4];
+      input += request(i, prompt, 10 + 7 * i);
+      expected[std::to_string(i)] = alone(prompt, 10 + 7 * i);
     }
-  }
+    for (const char* capacity : {"1", "3", "12"}) {
+      SCOPED_TRACE(capacity);
+      const Finished finished = serve(input, {"--capacity", capacity, "--dtype", "f32"});
+      EXPECT_EQ(finished.code, 0) << finished.err;
+      const auto got = answers(finished.out);
+      ASSERT_EQ(got.size(), expected.size());
+      for (const auto& [id, text] : expected) {
+        EXPECT_EQ(got.at(id).text, text);
+        EXPECT_EQ(got.at(id).done, "max_tokens");
+        EXPECT_GT(got.at(id).pieces, 5) << "text comes as it is written";
+      }
+    }
+  });
 }
 
-TEST(Serve, answers_interleave_and_new_prompts_join) {
-  Child child({"--capacity", "2"}, false, SERVE);
-  child.write(request(1, "And", 100000000));
-  child.wait_for_output(200);
-  child.write(request(2, "The", 20));
-  for (std::size_t size = 400; child.output().find("\"id\":2,\"done\"") == std::string::npos;) {
-    child.wait_for_output(size += 200);  // the first goes on writing
-  }
-  child.signal(SIGINT);
-  const auto got = answers(child.finish().out);
-  EXPECT_EQ(got.at("2").done, "max_tokens");
-  EXPECT_EQ(got.at("1").done, "interrupted");
-  EXPECT_GT(got.at("1").pieces, 20);
+TEST_F(Serve, answers_interleave_and_new_prompts_join) {
+  everywhere([&] {
+    Child child(flags({"--capacity", "2"}), false, place_of(SERVE));
+    child.write(request(1, "And", 100000000));
+    child.wait_for_output(200);
+    child.write(request(2, "The", 20));
+    for (std::size_t size = 400; child.output().find("\"id\":2,\"done\"") == std::string::npos;) {
+      child.wait_for_output(size += 200);  // the first goes on writing
+    }
+    child.signal(SIGINT);
+    const auto got = answers(child.finish().out);
+    EXPECT_EQ(got.at("2").done, "max_tokens");
+    EXPECT_EQ(got.at("1").done, "interrupted");
+    EXPECT_GT(got.at("1").pieces, 20);
+  });
 }
 
-TEST(Serve, a_stop_text_a_seed_and_half_a_character_are_as_in_generate) {
-  const std::string text = alone("In the beginning", 40);
-  const Finished finished =
-      serve(request(1, "In the beginning", 40, {{"stop", {text.substr(10, 4)}}}) +
-                request(2, "And", 40, {{"temperature", 1.0}, {"seed", 5}}) +
-                request(3, "And", 40, {{"temperature", 1.0}, {"seed", 5}}) +
-                request(4, "And", 40, {{"temperature", 1.0}, {"seed", 6}}) +
-                request(5, "And", 30, {{"temperature", 100.0}, {"seed", 1}}) + request(6, "A", 0),
-            {"--dtype", "f32"});
-  auto got = answers(finished.out);
-  EXPECT_EQ(got["1"].text, text.substr(0, text.find(text.substr(10, 4)) + 4));
-  EXPECT_EQ(got["1"].done, "stop");
-  EXPECT_EQ(got["2"].text, got["3"].text);
-  EXPECT_NE(got["2"].text, got["4"].text);
-  EXPECT_THAT(got["5"].text, HasSubstr("\xef\xbf\xbd")) << "bytes that make no characters";
-  EXPECT_EQ(got["6"].text, "");
-  EXPECT_EQ(got["6"].done, "max_tokens");
+TEST_F(Serve, a_stop_text_a_seed_and_half_a_character_are_as_in_generate) {
+  everywhere([&] {
+    const std::string text = alone("In the beginning", 40);
+    const Finished finished =
+        serve(request(1, "In the beginning", 40, {{"stop", {text.substr(10, 4)}}}) +
+                  request(2, "And", 40, {{"temperature", 1.0}, {"seed", 5}}) +
+                  request(3, "And", 40, {{"temperature", 1.0}, {"seed", 5}}) +
+                  request(4, "And", 40, {{"temperature", 1.0}, {"seed", 6}}) +
+                  request(5, "And", 30, {{"temperature", 100.0}, {"seed", 1}}) + request(6, "A", 0),
+              {"--dtype", "f32"});
+    auto got = answers(finished.out);
+    EXPECT_EQ(got["1"].text, text.substr(0, text.find(text.substr(10, 4)) + 4));
+    EXPECT_EQ(got["1"].done, "stop");
+    EXPECT_EQ(got["2"].text, got["3"].text);
+    EXPECT_NE(got["2"].text, got["4"].text);
+    EXPECT_THAT(got["5"].text, HasSubstr("\xef\xbf\xbd")) << "bytes that make no characters";
+    EXPECT_EQ(got["6"].text, "");
+    EXPECT_EQ(got["6"].done, "max_tokens");
+  });
 }
 
-TEST(Serve, a_bad_line_is_answered_by_an_error_and_the_others_go_on) {
+TEST_F(Serve, a_bad_line_is_answered_by_an_error_and_the_others_go_on) {
   const Finished finished = serve(
       "{\"id\":1,\"prompt\":\"And\",\"max_tokens\":5}\n"
       "not json\n\n  \r\n[1]\n"
@@ -202,50 +219,56 @@ TEST(Serve, a_bad_line_is_answered_by_an_error_and_the_others_go_on) {
   EXPECT_THAT(finished.out, HasSubstr("{\"id\":{\"any\":[\"value\"]},\"done\":\"max_tokens\""));
 }
 
-class ServeSignals : public ::testing::TestWithParam<int> {};
+class ServeSignals : public Serve, public ::testing::WithParamInterface<int> {};
 
 TEST_P(ServeSignals, while_writing_leave_whole_lines_and_end_every_answer) {
-  Child child({"--capacity", "3"}, false, SERVE);
-  for (int i = 0; i < 3; ++i) child.write(request(i, "And", 100000000));
-  child.wait_for_output(1000);
-  child.signal(GetParam());
-  const Finished finished = child.finish();
-  EXPECT_EQ(finished.code, 130) << finished.err;
-  for (const auto& [id, answer] : answers(finished.out)) EXPECT_EQ(answer.done, "interrupted");
+  everywhere([&] {
+    Child child(flags({"--capacity", "3"}), false, place_of(SERVE));
+    for (int i = 0; i < 3; ++i) child.write(request(i, "And", 100000000));
+    child.wait_for_output(1000);
+    child.signal(GetParam());
+    const Finished finished = child.finish();
+    EXPECT_EQ(finished.code, 130) << finished.err;
+    for (const auto& [id, answer] : answers(finished.out)) EXPECT_EQ(answer.done, "interrupted");
+  });
 }
 
 // Those that lie in the pipe, too.
 TEST_P(ServeSignals, with_more_requests_than_room_end_every_one) {
-  Child child({"--capacity", "2"}, false, SERVE);
-  std::string input;
-  for (int i = 0; i < 5; ++i) input += request(i, "And", 100000000);
-  child.write(input + "not json\n" + request(5, "And", 100000000));
-  child.wait_for_output(500);
-  for (int i = 6; i < 9; ++i) child.write(request(i, "And", 100000000));
-  child.wait_for_output(1000);
-  child.signal(GetParam());
-  const Finished finished = child.finish();
-  EXPECT_EQ(finished.code, 130) << finished.err;
-  const auto got = answers(finished.out);
-  EXPECT_EQ(got.size(), 10u) << finished.out;
-  for (int i = 0; i < 9; ++i) {
-    const auto found = got.find(std::to_string(i));
-    ASSERT_NE(found, got.end()) << i;
-    EXPECT_EQ(found->second.done, "interrupted") << i;
-    EXPECT_EQ(found->second.text.empty(), i > 1) << i;
-  }
-  EXPECT_NE(got.at("null").error, "");
+  everywhere([&] {
+    Child child(flags({"--capacity", "2"}), false, place_of(SERVE));
+    std::string input;
+    for (int i = 0; i < 5; ++i) input += request(i, "And", 100000000);
+    child.write(input + "not json\n" + request(5, "And", 100000000));
+    child.wait_for_output(500);
+    for (int i = 6; i < 9; ++i) child.write(request(i, "And", 100000000));
+    child.wait_for_output(1000);
+    child.signal(GetParam());
+    const Finished finished = child.finish();
+    EXPECT_EQ(finished.code, 130) << finished.err;
+    const auto got = answers(finished.out);
+    EXPECT_EQ(got.size(), 10u) << finished.out;
+    for (int i = 0; i < 9; ++i) {
+      const auto found = got.find(std::to_string(i));
+      ASSERT_NE(found, got.end()) << i;
+      EXPECT_EQ(found->second.done, "interrupted") << i;
+      EXPECT_EQ(found->second.text.empty(), i > 1) << i;
+    }
+    EXPECT_NE(got.at("null").error, "");
+  });
 }
 
 TEST_P(ServeSignals, while_waiting_for_input_end_it) {
-  Child child({}, false, SERVE);
-  child.write(request(1, "And", 3));
-  while (child.output().find("done") == std::string::npos) {
-    child.wait_for_output(child.output().size() + 1);
-  }
-  child.signal(GetParam());
-  child.wait_to_end();  // with its input open
-  EXPECT_EQ(child.finish().code, 130);
+  everywhere([&] {
+    Child child(flags(), false, place_of(SERVE));
+    child.write(request(1, "And", 3));
+    while (child.output().find("done") == std::string::npos) {
+      child.wait_for_output(child.output().size() + 1);
+    }
+    child.signal(GetParam());
+    child.wait_to_end();  // with its input open
+    EXPECT_EQ(child.finish().code, 130);
+  });
 }
 
 INSTANTIATE_TEST_SUITE_P(Signals, ServeSignals, ::testing::Values(SIGINT, SIGTERM),
@@ -253,8 +276,8 @@ INSTANTIATE_TEST_SUITE_P(Signals, ServeSignals, ::testing::Values(SIGINT, SIGTER
                            return signal.param == SIGINT ? "int" : "term";
                          });
 
-TEST(Serve, output_that_nobody_reads_ends_it) {
-  Child child({}, false, SERVE);
+TEST_F(Serve, output_that_nobody_reads_ends_it) {
+  Child child(flags(), false, place_of(SERVE));
   child.write(request(1, "And", 100000000));
   child.wait_for_output(100);
   child.close_output();
@@ -264,57 +287,91 @@ TEST(Serve, output_that_nobody_reads_ends_it) {
 }
 
 // A prompt that begins as an earlier one did, in this process or in another, is not read again.
-TEST(Serve, with_a_cache_reads_what_prompts_share_once) {
-  const Folder folder;
-  const std::string shared(600, 'a');
-  const auto known = [&](const std::string& prompt) {
-    const Finished finished =
-        serve(request(1, prompt, 20), {"--dtype", "f32", "--cache", folder.path("cache")});
-    EXPECT_EQ(finished.code, 0) << finished.err;
-    EXPECT_EQ(answers(finished.out).at("1").text, alone(prompt, 20));
-    return lines(finished.out).back().at("known_tokens").get<int>();
-  };
-  EXPECT_EQ(known(shared + "b"), 0);
-  EXPECT_EQ(known(shared + "c"), 512);
-  EXPECT_EQ(known(shared + "b"), 601);
+TEST_F(Serve, with_a_cache_reads_what_prompts_share_once) {
+  everywhere([&] {
+    const Folder folder;
+    const std::string shared(600, 'a');
+    const auto known = [&](const std::string& prompt) {
+      const Finished finished =
+          serve(request(1, prompt, 20), {"--dtype", "f32", "--cache", folder.path("cache")});
+      EXPECT_EQ(finished.code, 0) << finished.err;
+      EXPECT_EQ(answers(finished.out).at("1").text, alone(prompt, 20));
+      return lines(finished.out).back().at("known_tokens").get<int>();
+    };
+    EXPECT_EQ(known(shared + "b"), 0);
+    EXPECT_EQ(known(shared + "c"), 512);
+    EXPECT_EQ(known(shared + "b"), 601);
+  });
 }
 
-TEST(Serve, a_wrong_command_line_is_one_line_and_exit_code_1) {
-  expect_error(SERVE, {"--bogus"}, "serve: The following argument was not expected: --bogus");
-  expect_error(SERVE, {"--capacity", "0"}, "serve: --capacity: expected a whole number from 1");
-  const std::string base = std::string(MAMBA_GOLDEN_DIR) + "/base";
+TEST_F(Serve, a_wrong_command_line_is_one_line_and_exit_code_1) {
+  expect_error(place_of(SERVE), {"--bogus"},
+               "serve: The following argument was not expected: --bogus");
+  expect_error(place_of(SERVE), {"--capacity", "0"},
+               "serve: --capacity: expected a whole number from 1");
+  const std::string base = golden_folder("base");
   expect_error(
-      SERVE, {base},
+      place_of(SERVE), {base},
       "serve: tokenizer: expected " + base + "/tokenizer.json, or --tokenizer, got neither\n");
-  expect_error(SERVE, {"--cache", base + "/config.json"}, "config.json: expected a folder");
+  expect_error(place_of(SERVE), {"--cache", base + "/config.json"},
+               "config.json: expected a folder");
 }
 
 // ---- forks --------------------------------------------------------------------------------------
 
 double first_score(const std::string& out) { return std::stod(out); }
 
-TEST(BeamSearch, one_beam_is_greedy_and_more_find_likelier_texts) {
+class Forks : public ProgramTest {
+ protected:
+  // In f32 a greedy choice does not depend on how products of other batches round.
+  std::vector<std::string> flags(std::vector<std::string> more) const {
+    more.insert(more.end(), {"--dtype", "f32"});
+    more.insert(more.end(), on_.begin(), on_.end());
+    return more;
+  }
+};
+
+TEST_F(Forks, of_one_beam_are_greedy_and_of_more_find_likelier_texts) {
   const std::string prompt = "Blessed are ";
-  const Finished one = run({prompt, "1"}, BEAM_SEARCH);
-  EXPECT_EQ(one.code, 0) << one.err;
-  EXPECT_THAT(one.out, HasSubstr(prompt + run({"generate", "--prompt", prompt, "-n", "60"}).out));
-  const Finished four = run({prompt, "4"}, BEAM_SEARCH);
-  EXPECT_EQ(four.code, 0) << four.err;
-  EXPECT_GT(first_score(four.out), first_score(one.out) + 1);
+  everywhere([&] {
+    const Finished one = run(flags({prompt, "1"}), place_of(BEAM_SEARCH));
+    EXPECT_EQ(one.code, 0) << one.err;
+    const Finished greedy = run(flags({"generate", "--prompt", prompt, "-n", "60"}));
+    EXPECT_THAT(one.out, HasSubstr(prompt + greedy.out));
+    const Finished four = run(flags({prompt, "4"}), place_of(BEAM_SEARCH));
+    EXPECT_EQ(four.code, 0) << four.err;
+    EXPECT_GT(first_score(four.out), first_score(one.out) + 1);
+  });
 }
 
-TEST(BestOfN, keeps_the_likeliest_of_different_texts) {
-  const Finished finished = run({"In the beginning ", "4"}, BEST_OF_N);
-  EXPECT_EQ(finished.code, 0) << finished.err;
-  EXPECT_THAT(finished.out, HasSubstr("best of 4: In the beginning "));
-  EXPECT_EQ(run({"In the beginning ", "4"}, BEST_OF_N).out, finished.out);
+TEST_F(Forks, keep_the_likeliest_of_several) {
+  everywhere([&] {
+    const Finished finished = run(flags({"In the beginning ", "4"}), place_of(BEST_OF_N));
+    EXPECT_EQ(finished.code, 0) << finished.err;
+    const std::string start = "best of 4: In the beginning ";
+    const std::size_t last = finished.out.find(start);
+    ASSERT_NE(last, std::string::npos) << finished.out;
+    const std::string best = finished.out.substr(last + start.size());
+    const std::regex line("(^|\n) *(-[0-9]+\\.[0-9][0-9])  ");
+    std::vector<double> scores;
+    double of_best = 0;
+    for (std::sregex_iterator at(finished.out.begin(), finished.out.end(), line), end; at != end;
+         ++at) {
+      scores.push_back(std::stod(at->str(2)));
+      const auto text = static_cast<std::size_t>(at->position() + at->length());
+      if (finished.out.compare(text, best.size(), best) == 0) of_best = scores.back();
+    }
+    ASSERT_EQ(scores.size(), 4u) << finished.out;
+    EXPECT_EQ(of_best, *std::max_element(scores.begin(), scores.end())) << finished.out;
+    EXPECT_EQ(run(flags({"In the beginning ", "4"}), place_of(BEST_OF_N)).out, finished.out);
+  });
 }
 
-TEST(Forks, bad_input_is_one_line_and_exit_code_1) {
-  const std::string base = std::string(MAMBA_GOLDEN_DIR) + "/base";
-  for (const char* program : {BEAM_SEARCH, BEST_OF_N}) {
-    const std::string name =
-        std::string(program == std::string(BEST_OF_N) ? "best_of_n" : "beam_search") + ": ";
+TEST_F(Forks, bad_input_is_one_line_and_exit_code_1) {
+  const std::string base = golden_folder("base");
+  for (const char* built : {BEAM_SEARCH, BEST_OF_N}) {
+    const std::string program = place_of(built);
+    const std::string name = std::filesystem::path(program).filename().string() + ": ";
     for (const char* count : {"0", "x", "-1", "1.5", "99999999999"}) {
       expect_error(program, {"A", count}, name);
     }
@@ -328,7 +385,7 @@ TEST(Forks, bad_input_is_one_line_and_exit_code_1) {
 }
 
 // A model with another vocabulary than bytes brings its own tokenizer.
-TEST(Forks, take_the_tokenizer_of_the_model) {
+TEST_F(Forks, take_the_tokenizer_of_the_model) {
   const Folder folder;
   const std::string model = folder.path("model");
   mamba::ModelConfig config;
@@ -336,13 +393,13 @@ TEST(Forks, take_the_tokenizer_of_the_model) {
   config.n_layer = 1;
   config.vocab_size = 726;
   mamba::LanguageModel::random(config, 1).save(model);
-  std::filesystem::copy_file(std::string(MAMBA_GOLDEN_DIR) + "/tokenizer/tokenizer.json",
+  std::filesystem::copy_file(golden_folder("tokenizer") + "/tokenizer.json",
                              model + "/tokenizer.json");
   const Finished greedy = run({"generate", model, "--prompt", "The state", "-n", "60"});
-  const Finished one = run({"The state", "1", model}, BEAM_SEARCH);
+  const Finished one = run({"The state", "1", model}, place_of(BEAM_SEARCH));
   EXPECT_EQ(one.code, 0) << one.err;
   EXPECT_THAT(one.out, HasSubstr("The state" + greedy.out + "\n"));
-  const Finished best = run({"The state", "2", model}, BEST_OF_N);
+  const Finished best = run({"The state", "2", model}, place_of(BEST_OF_N));
   EXPECT_EQ(best.code, 0) << best.err;
   EXPECT_THAT(best.out, HasSubstr("best of 2: The state"));
 }

@@ -29,6 +29,7 @@
 namespace {
 
 namespace fs = std::filesystem;
+using mamba::testing::golden_folder;
 using ::testing::HasSubstr;
 using Arguments = std::vector<std::string>;
 using Ids = std::vector<std::int32_t>;
@@ -37,9 +38,9 @@ using Ids = std::vector<std::int32_t>;
 constexpr const char* models[] = {"base",         "biased",   "wide",  "falcon",
                                   "sharded_bf16", "original", "bytes", "one"};
 
-std::string golden(const std::string& name) { return std::string(MAMBA_GOLDEN_DIR) + "/" + name; }
-
-std::string golden_values(const std::string& name) { return golden(name) + "/golden.safetensors"; }
+std::string golden_values(const std::string& name) {
+  return golden_folder(name) + "/golden.safetensors";
+}
 
 Ids golden_ids(const std::string& name, const char* which) {
   const mamba::SafetensorsFile file(golden_values(name));
@@ -67,13 +68,6 @@ std::string prompt_of(const std::string& name) {
   return joined(golden_ids(name, "prompt_ids"), ",");
 }
 
-// Small models are fastest on one thread.
-Arguments generate(const std::string& folder, const Arguments& more) {
-  Arguments all = {"generate", folder, "--threads", "1"};
-  all.insert(all.end(), more.begin(), more.end());
-  return all;
-}
-
 Arguments operator+(Arguments a, const Arguments& b) {
   a.insert(a.end(), b.begin(), b.end());
   return a;
@@ -93,24 +87,29 @@ void expect_success(const Finished& finished, const std::string& out) {
 }
 
 // A folder of its own for every test.
-class MambaLm : public ::testing::Test {
+class MambaLm : public ProgramTest {
  protected:
   void SetUp() override { fs::create_directories(folder_); }
   void TearDown() override { fs::remove_all(folder_); }
 
   std::string path(const std::string& name) const { return (folder_ / name).string(); }
 
+  // Small models are fastest on one thread.
+  Arguments generate(const std::string& folder, const Arguments& more) const {
+    return Arguments{"generate", folder, "--threads", "1"} + on_ + more;
+  }
+
   // A golden model that may be spoilt.
   std::string copy_of(const std::string& name) const {
     const fs::path copy = folder_ / name;
-    fs::copy(golden(name), copy, fs::copy_options::recursive);
+    fs::copy(golden_folder(name), copy, fs::copy_options::recursive);
     return copy.string();
   }
 
   std::string saved_state(const std::string& model, const Arguments& more = {}) const {
     const Arguments arguments = {"--prompt-ids", prompt_of(model), "-n", "7",
                                  "--save-state", path("state")};
-    const Finished finished = run(generate(golden(model), arguments + more));
+    const Finished finished = run(generate(golden_folder(model), arguments + more));
     EXPECT_EQ(finished.code, 0) << finished.err;
     return path("state");
   }
@@ -137,34 +136,40 @@ void replace_in_file(const std::string& path, const std::string& from, const std
 // ---- generate -----------------------------------------------------------------------------------
 
 TEST_F(MambaLm, greedy_ids_are_the_golden_ones) {
-  for (const char* model : models) {
-    SCOPED_TRACE(model);
-    const Ids expected = golden_ids(model, "greedy_ids");
-    const Arguments arguments = {
-        "--prompt-ids", prompt_of(model), "-n", std::to_string(expected.size()), "--dtype", "f32"};
-    const Finished finished = run(generate(golden(model), arguments));
-    expect_success(finished, printed(expected));
-    EXPECT_THAT(finished.err, HasSubstr("tok/s"));
-  }
+  everywhere([&] {
+    for (const char* model : models) {
+      SCOPED_TRACE(model);
+      const Ids expected = golden_ids(model, "greedy_ids");
+      const Arguments arguments = {"--prompt-ids", prompt_of(model),
+                                   "-n",           std::to_string(expected.size()),
+                                   "--dtype",      "f32"};
+      const Finished finished = run(generate(golden_folder(model), arguments));
+      expect_success(finished, printed(expected));
+      EXPECT_THAT(finished.err, HasSubstr("tok/s"));
+    }
+  });
 }
 
 TEST_F(MambaLm, pieces_of_a_prompt_and_threads_do_not_change_the_text) {
   const std::string expected = printed(golden_ids("base", "greedy_ids"));
-  for (const Arguments& how : {Arguments{"--chunk", "1"}, {"--chunk", "4"}, {"--threads", "2"}}) {
-    const Arguments all = {"generate",        golden("base"), "--prompt-ids",
-                           prompt_of("base"), "-n",           "24"};
-    expect_success(run(all + how), expected);
-  }
+  everywhere([&] {
+    for (const Arguments& how : {Arguments{"--chunk", "1"}, {"--chunk", "4"}, {"--threads", "2"}}) {
+      const Arguments all = {
+          "generate", golden_folder("base"), "--prompt-ids", prompt_of("base"), "-n", "24"};
+      expect_success(run(all + on_ + how), expected);
+    }
+  });
 }
 
 TEST_F(MambaLm, text_in_gives_text_out) {
   const Ids ids = golden_ids("bytes", "greedy_ids");
   const std::string text(ids.begin(), ids.end());
-  expect_success(run(generate(golden("bytes"), {"--prompt", "The state", "-n", "24"})), text);
+  expect_success(run(generate(golden_folder("bytes"), {"--prompt", "The state", "-n", "24"})),
+                 text);
   expect_success(
-      run(generate(golden("bytes"), {"--prompt", "The state", "-n", "24", "--as", "ids"})),
+      run(generate(golden_folder("bytes"), {"--prompt", "The state", "-n", "24", "--as", "ids"})),
       printed(ids));
-  expect_success(run(generate(golden("bytes"),
+  expect_success(run(generate(golden_folder("bytes"),
                               {"--prompt-ids", prompt_of("bytes"), "-n", "24", "--as", "text"})),
                  text);
 }
@@ -175,7 +180,10 @@ TEST_F(MambaLm, a_stop_text_ends_the_output) {
   const Arguments arguments = {"--prompt", "The state", "-n",    "24",
                                "--stop",   "not there", "--stop"};
   const std::string stop = text.substr(9, 3);
-  expect_success(run(generate(golden("bytes"), arguments + Arguments{stop})), text.substr(0, 12));
+  everywhere([&] {
+    expect_success(run(generate(golden_folder("bytes"), arguments + Arguments{stop})),
+                   text.substr(0, 12));
+  });
 }
 
 TEST_F(MambaLm, end_of_text_is_printed_and_ends_the_output_unless_ignored) {
@@ -184,31 +192,37 @@ TEST_F(MambaLm, end_of_text_is_printed_and_ends_the_output_unless_ignored) {
   replace_in_file(model + "/config.json", "\"eos_token_id\": 0",
                   "\"eos_token_id\": " + std::to_string(ids[3]));
   const Arguments arguments = {"--prompt-ids", prompt_of("base"), "-n", "24"};
-  expect_success(run(generate(model, arguments)), printed(Ids(ids.begin(), ids.begin() + 4)));
-  expect_success(run(generate(model, arguments + Arguments{"--ignore-eos"})), printed(ids));
+  everywhere([&] {
+    expect_success(run(generate(model, arguments)), printed(Ids(ids.begin(), ids.begin() + 4)));
+    expect_success(run(generate(model, arguments + Arguments{"--ignore-eos"})), printed(ids));
+  });
 }
 
 TEST_F(MambaLm, without_new_tokens_nothing_is_printed) {
-  expect_success(run(generate(golden("base"), {"--prompt-ids", prompt_of("base"), "-n", "0",
-                                               "--save-state", path("state")})),
-                 "");
-  expect_success(run(generate(golden("base"), {"--resume", path("state"), "-n", "24"})),
-                 printed(golden_ids("base", "greedy_ids")));
+  everywhere([&] {
+    expect_success(run(generate(golden_folder("base"), {"--prompt-ids", prompt_of("base"), "-n",
+                                                        "0", "--save-state", path("state")})),
+                   "");
+    expect_success(run(generate(golden_folder("base"), {"--resume", path("state"), "-n", "24"})),
+                   printed(golden_ids("base", "greedy_ids")));
+  });
 }
 
 TEST_F(MambaLm, a_sampling_option_makes_it_sample) {
   const std::string greedy = printed(golden_ids("base", "greedy_ids"));
-  const auto sampled = [&](const Arguments& options) {
-    const Arguments arguments = {"--prompt-ids", prompt_of("base"), "-n", "24", "--ignore-eos"};
-    const Finished finished = run(generate(golden("base"), arguments + options));
-    EXPECT_EQ(finished.code, 0) << finished.err;
-    return finished.out;
-  };
-  EXPECT_NE(sampled({"--seed", "1"}), greedy);
-  EXPECT_EQ(sampled({"--seed", "1"}), sampled({"--seed", "1", "--temperature", "1"}));
-  EXPECT_NE(sampled({"--seed", "1"}), sampled({"--seed", "2"}));
-  EXPECT_EQ(sampled({"--top-k", "1"}), greedy);
-  EXPECT_EQ(sampled({"--temperature", "0"}), greedy);
+  everywhere([&] {
+    const auto sampled = [&](const Arguments& options) {
+      const Arguments arguments = {"--prompt-ids", prompt_of("base"), "-n", "24", "--ignore-eos"};
+      const Finished finished = run(generate(golden_folder("base"), arguments + options));
+      EXPECT_EQ(finished.code, 0) << finished.err;
+      return finished.out;
+    };
+    EXPECT_NE(sampled({"--seed", "1"}), greedy);
+    EXPECT_EQ(sampled({"--seed", "1"}), sampled({"--seed", "1", "--temperature", "1"}));
+    EXPECT_NE(sampled({"--seed", "1"}), sampled({"--seed", "2"}));
+    EXPECT_EQ(sampled({"--top-k", "1"}), greedy);
+    EXPECT_EQ(sampled({"--temperature", "0"}), greedy);
+  });
 }
 
 // ---- helpers ------------------------------------------------------------------------------------
@@ -216,62 +230,73 @@ TEST_F(MambaLm, a_sampling_option_makes_it_sample) {
 TEST_F(MambaLm, a_draft_changes_no_greedy_text_and_says_what_was_taken) {
   const Arguments prompt = {"--prompt-ids", prompt_of("base"), "-n", "24"};
   const std::string expected = printed(golden_ids("base", "greedy_ids"));
-  for (const char* draft : {"base", "sharded_bf16"}) {
-    for (const Arguments& more : {Arguments{}, {"--proposals", "2"}, {"--chunk", "2"}}) {
-      const Finished finished =
-          run(generate(golden("base"), prompt + Arguments{"--draft", golden(draft)} + more));
-      expect_success(finished, expected);
-      EXPECT_THAT(finished.err, HasSubstr("generated 24 tokens"));
-      EXPECT_THAT(finished.err, HasSubstr("; took "));
+  everywhere([&] {
+    for (const char* draft : {"base", "sharded_bf16"}) {
+      for (const Arguments& more : {Arguments{}, {"--proposals", "2"}, {"--chunk", "2"}}) {
+        const Finished finished = run(generate(
+            golden_folder("base"), prompt + Arguments{"--draft", golden_folder(draft)} + more));
+        expect_success(finished, expected);
+        EXPECT_THAT(finished.err, HasSubstr("generated 24 tokens"));
+        EXPECT_THAT(finished.err, HasSubstr("; took "));
+      }
     }
-  }
-  const Finished all = run(
-      generate(golden("base"), prompt + Arguments{"--draft", golden("base"), "--proposals", "2"}));
-  EXPECT_THAT(all.err, HasSubstr("; took 16 of 16 proposals"));
-  const Finished sampled =
-      run(generate(golden("base"), prompt + Arguments{"--draft", golden("base"), "--seed", "3"}));
-  EXPECT_EQ(sampled.code, 0) << sampled.err;
-  EXPECT_NE(sampled.out, expected);
+    const Finished all =
+        run(generate(golden_folder("base"),
+                     prompt + Arguments{"--draft", golden_folder("base"), "--proposals", "2"}));
+    EXPECT_THAT(all.err, HasSubstr("; took 16 of 16 proposals"));
+    const Finished sampled =
+        run(generate(golden_folder("base"),
+                     prompt + Arguments{"--draft", golden_folder("base"), "--seed", "3"}));
+    EXPECT_EQ(sampled.code, 0) << sampled.err;
+    EXPECT_NE(sampled.out, expected);
+  });
 }
 
 TEST_F(MambaLm, a_text_with_a_draft_goes_on_without) {
-  const Finished first =
-      run(generate(golden("base"), {"--prompt-ids", prompt_of("base"), "-n", "10", "--draft",
-                                    golden("sharded_bf16"), "--save-state", path("state")}));
-  EXPECT_EQ(first.code, 0) << first.err;
-  const Finished second = run(generate(golden("base"), {"--resume", path("state"), "-n", "14"}));
-  EXPECT_EQ(parsed(first.out + second.out), golden_ids("base", "greedy_ids"));
+  everywhere([&] {
+    const Finished first = run(generate(
+        golden_folder("base"), {"--prompt-ids", prompt_of("base"), "-n", "10", "--draft",
+                                golden_folder("sharded_bf16"), "--save-state", path("state")}));
+    EXPECT_EQ(first.code, 0) << first.err;
+    const Finished second =
+        run(generate(golden_folder("base"), {"--resume", path("state"), "-n", "14"}));
+    EXPECT_EQ(parsed(first.out + second.out), golden_ids("base", "greedy_ids"));
+  });
 }
 
 TEST_F(MambaLm, a_cache_knows_what_was_read_before) {
   const Ids prompt = golden_ids("base", "prompt_ids");  // 9
   Ids longer = prompt;
   longer.insert(longer.begin() + 8, {5, 6, 7});
-  const auto read = [&](const Ids& ids, const Arguments& more = {}) {
-    const Arguments arguments = {"--prompt-ids", joined(ids, ","), "-n", "24", "--chunk", "4",
-                                 "--cache",      path("cache")};
-    const Finished finished = run(generate(golden("base"), arguments + more));
-    const Finished plain =
-        run(generate(golden("base"), {"--prompt-ids", joined(ids, ","), "-n", "24"}));
-    expect_success(finished, plain.out);
-    return finished.err;
-  };
-  EXPECT_THAT(read(prompt), HasSubstr("prompt 9 tokens, 0 of them known"));
-  EXPECT_THAT(read(prompt), HasSubstr("prompt 9 tokens, 9 of them known"));
-  EXPECT_THAT(read(longer), HasSubstr("prompt 12 tokens, 8 of them known"));
-  EXPECT_THAT(read(prompt, {"--draft", golden("sharded_bf16")}), HasSubstr("9 of them known"));
-  for (const auto& entry : fs::directory_iterator(path("cache"))) {
-    fs::resize_file(entry.path(), 100);
-  }
-  const std::string said = read(prompt);
-  EXPECT_THAT(said, HasSubstr("prompt 9 tokens, 0 of them known"));
-  EXPECT_THAT(said, HasSubstr("mamba-lm: " + path("cache"))) << "damaged, and said";
+  everywhere([&] {
+    fs::remove_all(path("cache"));
+    const auto read = [&](const Ids& ids, const Arguments& more = {}) {
+      const Arguments arguments = {"--prompt-ids", joined(ids, ","), "-n", "24", "--chunk", "4",
+                                   "--cache",      path("cache")};
+      const Finished finished = run(generate(golden_folder("base"), arguments + more));
+      const Finished plain =
+          run(generate(golden_folder("base"), {"--prompt-ids", joined(ids, ","), "-n", "24"}));
+      expect_success(finished, plain.out);
+      return finished.err;
+    };
+    EXPECT_THAT(read(prompt), HasSubstr("prompt 9 tokens, 0 of them known"));
+    EXPECT_THAT(read(prompt), HasSubstr("prompt 9 tokens, 9 of them known"));
+    EXPECT_THAT(read(longer), HasSubstr("prompt 12 tokens, 8 of them known"));
+    EXPECT_THAT(read(prompt, {"--draft", golden_folder("sharded_bf16")}),
+                HasSubstr("9 of them known"));
+    for (const auto& entry : fs::directory_iterator(path("cache"))) {
+      fs::resize_file(entry.path(), 100);
+    }
+    const std::string said = read(prompt);
+    EXPECT_THAT(said, HasSubstr("prompt 9 tokens, 0 of them known"));
+    EXPECT_THAT(said, HasSubstr("mamba-lm: " + path("cache"))) << "damaged, and said";
+  });
 }
 
 TEST_F(MambaLm, helpers_that_cannot_help_are_refused) {
-  const std::string base = golden("base");
+  const std::string base = golden_folder("base");
   const Arguments generating = {"generate", base, "--prompt-ids", "1,2"};
-  expect_error(run(generating + Arguments{"--draft", golden("bytes")}),
+  expect_error(run(generating + Arguments{"--draft", golden_folder("bytes")}),
                "draft: expected a model with 96 tokens, got one with 256");
   expect_error(run(generating + Arguments{"--draft", path("nothing")}), path("nothing"));
   expect_error(run(generating + Arguments{"--draft", base, "--proposals", "65"}),
@@ -296,30 +321,57 @@ TEST_F(MambaLm, stopped_and_resumed_is_as_never_stopped) {
       {"--temperature", "0", "--repetition-penalty", "1.5"},
       {"--dtype", "bf16", "--seed", "5"},
   };
-  for (const char* model : {"base", "falcon", "one"}) {
-    for (const Arguments& way : ways) {
-      SCOPED_TRACE(std::string(model) + " " + ::testing::PrintToString(way));
-      const Arguments prompt = {"--prompt-ids", prompt_of(model), "--ignore-eos"};
-      const Finished whole = run(generate(golden(model), prompt + way + Arguments{"-n", "40"}));
-      ASSERT_EQ(whole.code, 0) << whole.err;
+  everywhere([&] {
+    for (const char* model : {"base", "falcon", "one"}) {
+      for (const Arguments& way : ways) {
+        SCOPED_TRACE(std::string(model) + " " + ::testing::PrintToString(way));
+        const Arguments prompt = {"--prompt-ids", prompt_of(model), "--ignore-eos"};
+        const Finished whole =
+            run(generate(golden_folder(model), prompt + way + Arguments{"-n", "40"}));
+        ASSERT_EQ(whole.code, 0) << whole.err;
 
-      const Finished first = run(generate(
-          golden(model), prompt + way + Arguments{"-n", "7", "--save-state", path("state")}));
-      // The flags again, as somebody would who repeats the command; they agree with the file.
-      const Finished second = run(generate(
-          golden(model), way + Arguments{"--resume", path("state"), "-n", "33", "--ignore-eos"}));
-      EXPECT_EQ(second.code, 0) << second.err;
-      EXPECT_EQ(parsed(first.out).size(), 7u);
-      EXPECT_EQ(printed(parsed(first.out + second.out)), whole.out);
+        const Finished first =
+            run(generate(golden_folder(model),
+                         prompt + way + Arguments{"-n", "7", "--save-state", path("state")}));
+        // The flags again, as somebody would who repeats the command; they agree with the file.
+        const Finished second =
+            run(generate(golden_folder(model),
+                         way + Arguments{"--resume", path("state"), "-n", "33", "--ignore-eos"}));
+        EXPECT_EQ(second.code, 0) << second.err;
+        EXPECT_EQ(parsed(first.out).size(), 7u);
+        EXPECT_EQ(printed(parsed(first.out + second.out)), whole.out);
+      }
+    }
+  });
+}
+
+// The first part on the CPU, the second there, and the other way round.
+TEST_F(MambaLm, a_text_goes_on_on_another_device) {
+  const auto part = [&](const Arguments& on, const Arguments& more) {
+    const Finished finished =
+        run(generate(golden_folder("base"), on + more + Arguments{"--dtype", "f32"}));
+    EXPECT_EQ(finished.code, 0) << finished.err;
+    return finished.out;
+  };
+  for (const mamba::Device device : mamba::testing::devices()) {
+    SCOPED_TRACE(device.name());
+    const Arguments here = {"--device", "cpu"};
+    const Arguments there = {"--device", device.name()};
+    for (const auto& [from, to] : {std::pair(here, there), std::pair(there, here)}) {
+      const std::string first =
+          part(from, {"--prompt-ids", prompt_of("base"), "-n", "7", "--save-state", path("state")});
+      const std::string second = part(to, {"--resume", path("state"), "-n", "17"});
+      EXPECT_EQ(parsed(first + second), golden_ids("base", "greedy_ids"));
     }
   }
 }
 
 TEST_F(MambaLm, the_file_alone_says_how_to_sample) {
   const std::string state = saved_state("base", {"--temperature", "0.8", "--seed", "11"});
-  const Finished silent = run(generate(golden("base"), {"--resume", state, "-n", "20"}));
-  const Finished spoken = run(generate(
-      golden("base"), {"--resume", state, "-n", "20", "--temperature", "0.8", "--seed", "11"}));
+  const Finished silent = run(generate(golden_folder("base"), {"--resume", state, "-n", "20"}));
+  const Finished spoken =
+      run(generate(golden_folder("base"),
+                   {"--resume", state, "-n", "20", "--temperature", "0.8", "--seed", "11"}));
   expect_success(silent, spoken.out);
 }
 
@@ -327,7 +379,7 @@ TEST_F(MambaLm, a_flag_that_contradicts_the_file_is_refused_with_both_values) {
   const std::string state =
       saved_state("base", {"--temperature", "0.8", "--top-k", "20", "--seed", "11"});
   const auto resumed = [&](const Arguments& flags) {
-    return run(generate(golden("base"), Arguments{"--resume", state, "-n", "5"} + flags));
+    return run(generate(golden_folder("base"), Arguments{"--resume", state, "-n", "5"} + flags));
   };
   expect_error(resumed({"--temperature", "0.7"}),
                "--temperature: expected 0.8 as saved in " + state + ", got 0.7");
@@ -344,21 +396,25 @@ TEST_F(MambaLm, a_prompt_may_follow_a_restored_state) {
   const Ids prompt = golden_ids("base", "prompt_ids");
   const Ids head(prompt.begin(), prompt.begin() + 4);
   const Ids tail(prompt.begin() + 4, prompt.end());
-  run(generate(golden("base"),
-               {"--prompt-ids", joined(head, ","), "-n", "0", "--save-state", path("state")}));
-  expect_success(run(generate(golden("base"), {"--resume", path("state"), "--prompt-ids",
-                                               joined(tail, ","), "-n", "24"})),
-                 printed(golden_ids("base", "greedy_ids")));
+  everywhere([&] {
+    run(generate(golden_folder("base"),
+                 {"--prompt-ids", joined(head, ","), "-n", "0", "--save-state", path("state")}));
+    expect_success(run(generate(golden_folder("base"), {"--resume", path("state"), "--prompt-ids",
+                                                        joined(tail, ","), "-n", "24"})),
+                   printed(golden_ids("base", "greedy_ids")));
+  });
 }
 
 TEST_F(MambaLm, a_state_may_be_saved_over_the_one_it_came_from) {
-  const std::string state = saved_state("base");
-  Ids ids = golden_ids("base", "greedy_ids");
-  for (int first = 7; first < 22; first += 5) {
-    expect_success(
-        run(generate(golden("base"), {"--resume", state, "--save-state", state, "-n", "5"})),
-        printed(Ids(ids.begin() + first, ids.begin() + first + 5)));
-  }
+  everywhere([&] {
+    const std::string state = saved_state("base");
+    Ids ids = golden_ids("base", "greedy_ids");
+    for (int first = 7; first < 22; first += 5) {
+      expect_success(run(generate(golden_folder("base"),
+                                  {"--resume", state, "--save-state", state, "-n", "5"})),
+                     printed(Ids(ids.begin() + first, ids.begin() + first + 5)));
+    }
+  });
 }
 
 // ---- interrupts ---------------------------------------------------------------------------------
@@ -368,31 +424,34 @@ class MambaLmSignals : public MambaLm, public ::testing::WithParamInterface<int>
 TEST_P(MambaLmSignals, while_generating_stop_after_a_token_with_the_state_saved) {
   const Arguments how = {"--seed", "4", "--ignore-eos"};
   const Arguments prompt = {"--prompt-ids", prompt_of("base")};
-  Child child(generate(golden("base"),
-                       prompt + how + Arguments{"-n", "100000000", "--save-state", path("state")}));
-  child.wait_for_output(200);
-  child.signal(GetParam());
-  const Finished first = child.finish();
-  EXPECT_EQ(first.code, 130) << first.err;
-  ASSERT_FALSE(first.out.empty());
-  EXPECT_EQ(first.out.back(), '\n');
-  const std::size_t count = parsed(first.out).size();
+  everywhere([&] {
+    Child child(
+        generate(golden_folder("base"),
+                 prompt + how + Arguments{"-n", "100000000", "--save-state", path("state")}));
+    child.wait_for_output(200);
+    child.signal(GetParam());
+    const Finished first = child.finish();
+    EXPECT_EQ(first.code, 130) << first.err;
+    ASSERT_FALSE(first.out.empty());
+    EXPECT_EQ(first.out.back(), '\n');
+    const std::size_t count = parsed(first.out).size();
 
-  const Finished second =
-      run(generate(golden("base"), how + Arguments{"--resume", path("state"), "-n", "20"}));
-  EXPECT_EQ(second.code, 0) << second.err;
-  const Finished whole =
-      run(generate(golden("base"), prompt + how + Arguments{"-n", std::to_string(count + 20)}));
-  EXPECT_EQ(printed(parsed(first.out + second.out)), whole.out);
+    const Finished second = run(
+        generate(golden_folder("base"), how + Arguments{"--resume", path("state"), "-n", "20"}));
+    EXPECT_EQ(second.code, 0) << second.err;
+    const Finished whole = run(generate(
+        golden_folder("base"), prompt + how + Arguments{"-n", std::to_string(count + 20)}));
+    EXPECT_EQ(printed(parsed(first.out + second.out)), whole.out);
+  });
 }
 
 TEST_P(MambaLmSignals, while_reading_the_prompt_stop_after_a_piece_with_the_state_saved) {
   Ids prompt(20000);
   for (std::size_t i = 0; i < prompt.size(); ++i) prompt[i] = static_cast<std::int32_t>(i * 7 % 96);
   const Arguments by_token = {"--chunk", "1", "-n", "20"};
-  Child child(generate(golden("base"), Arguments{"--prompt-ids", joined(prompt, ","),
-                                                 "--save-state", path("state")} +
-                                           by_token),
+  Child child(generate(golden_folder("base"), Arguments{"--prompt-ids", joined(prompt, ","),
+                                                        "--save-state", path("state")} +
+                                                  by_token),
               /*terminal=*/true);
   child.wait_for_error("reading the prompt");
   child.signal(GetParam());
@@ -407,10 +466,10 @@ TEST_P(MambaLmSignals, while_reading_the_prompt_stop_after_a_piece_with_the_stat
               HasSubstr("stopped after " + std::to_string(seen) + " of 20000 prompt tokens"));
   const Ids rest(prompt.begin() + seen, prompt.end());
   const Finished second = run(
-      generate(golden("base"),
+      generate(golden_folder("base"),
                Arguments{"--resume", path("state"), "--prompt-ids", joined(rest, ",")} + by_token));
-  const Finished whole =
-      run(generate(golden("base"), Arguments{"--prompt-ids", joined(prompt, ",")} + by_token));
+  const Finished whole = run(
+      generate(golden_folder("base"), Arguments{"--prompt-ids", joined(prompt, ",")} + by_token));
   expect_success(second, whole.out);
 }
 
@@ -465,7 +524,8 @@ TEST_P(MambaLmSignals, while_logits_are_written_leave_no_half_file) {
   mamba::Tensor ids = mamba::Tensor::zeros({1, 100000}, mamba::DType::i32);
   mamba::save_safetensors(path("ids"), {{"input_ids", ids}});
   fs::create_directory(path("results"));
-  Child child({"logits", golden("base"), "--tokens", path("ids"), "--out", path("results/out")});
+  Child child(
+      {"logits", golden_folder("base"), "--tokens", path("ids"), "--out", path("results/out")});
   const auto deadline = std::chrono::steady_clock::now() + std::chrono::minutes(1);
   while (fs::is_empty(path("results")) && std::chrono::steady_clock::now() < deadline) {
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
@@ -488,8 +548,8 @@ INSTANTIATE_TEST_SUITE_P(Signals, MambaLmSignals, ::testing::Values(SIGINT, SIGT
                          });
 
 TEST_F(MambaLm, output_that_nobody_reads_is_an_error_after_the_state_is_saved) {
-  Child child(generate(golden("base"), {"--prompt-ids", "1,2,3", "-n", "100000000", "--ignore-eos",
-                                        "--save-state", path("state")}));
+  Child child(generate(golden_folder("base"), {"--prompt-ids", "1,2,3", "-n", "100000000",
+                                               "--ignore-eos", "--save-state", path("state")}));
   child.wait_for_output(100);
   child.close_output();
   const Finished finished = child.finish();
@@ -499,26 +559,29 @@ TEST_F(MambaLm, output_that_nobody_reads_is_an_error_after_the_state_is_saved) {
 }
 
 TEST_F(MambaLm, a_full_disk_under_standard_output_is_an_error) {
-  EXPECT_NE(std::system((MAMBA_LM " info " + golden("base") + " > /dev/full 2> /dev/null").c_str()),
+  EXPECT_NE(std::system((place_of(MAMBA_LM) + " info " + golden_folder("base") +
+                         " > /dev/full 2> /dev/null")
+                            .c_str()),
             0);
 }
 
 TEST_F(MambaLm, progress_is_shown_on_a_terminal_only) {
   const Arguments arguments = {"--prompt-ids", prompt_of("base"), "--chunk", "2", "-n", "1"};
-  Child terminal(generate(golden("base"), arguments), /*terminal=*/true);
+  Child terminal(generate(golden_folder("base"), arguments), /*terminal=*/true);
   const Finished seen = terminal.finish();
   EXPECT_THAT(seen.err, HasSubstr("reading the prompt: 2 of 9 tokens"));
-  const Finished logged = run(generate(golden("base"), arguments));
+  const Finished logged = run(generate(golden_folder("base"), arguments));
   EXPECT_THAT(logged.err, ::testing::Not(HasSubstr("reading the prompt")));
   EXPECT_EQ(seen.out, logged.out);
 }
 
 TEST_F(MambaLm, on_a_terminal_the_speed_has_a_line_of_its_own) {
-  const Arguments arguments = generate(golden("bytes"), {"--prompt", "The state", "-n", "5"});
+  const Arguments arguments =
+      generate(golden_folder("bytes"), {"--prompt", "The state", "-n", "5"});
   const std::string text = run(arguments).out;
   ASSERT_NE(text.back(), '\n');
   const Finished shown =
-      Child(arguments, /*terminal=*/true, MAMBA_LM, /*output_too=*/true).finish();
+      Child(arguments, /*terminal=*/true, place_of(MAMBA_LM), /*output_too=*/true).finish();
   EXPECT_THAT(shown.err, HasSubstr("\r\nmamba-lm: prompt 9 tokens"));
   EXPECT_THAT(shown.err, ::testing::Not(HasSubstr("\n\r\nmamba-lm")));
   const Finished piped = run(arguments);
@@ -556,30 +619,34 @@ double relative(const std::vector<double>& got, const std::vector<double>& expec
 }
 
 TEST_F(MambaLm, logits_and_states_are_within_1e5_of_float64_whole_and_in_chunks) {
-  for (const char* model : models) {
-    const Arguments all = {"logits", golden(model), "--tokens", golden_values(model),
-                           "--out",  path("out"),   "--dtype",  "f32"};
-    std::vector<double> whole;
-    for (const char* chunk : {"", "1", "7", "64", "1000"}) {
-      SCOPED_TRACE(std::string(model) + " --chunk " + chunk);
-      const Finished finished = run(*chunk == 0 ? all : all + Arguments{"--chunk", chunk});
-      expect_success(finished, "");
-      for (const char* name : {"logits", "conv_states", "ssm_states"}) {
-        EXPECT_LT(relative(written_floats(path("out"), name), golden_doubles(model, name)), 1e-5)
-            << name;
+  everywhere([&] {
+    for (const char* model : models) {
+      const Arguments all =
+          Arguments{"logits", golden_folder(model), "--tokens", golden_values(model),
+                    "--out",  path("out"),          "--dtype",  "f32"} +
+          on_;
+      std::vector<double> whole;
+      for (const char* chunk : {"", "1", "7", "64", "1000"}) {
+        SCOPED_TRACE(std::string(model) + " --chunk " + chunk);
+        const Finished finished = run(*chunk == 0 ? all : all + Arguments{"--chunk", chunk});
+        expect_success(finished, "");
+        for (const char* name : {"logits", "conv_states", "ssm_states"}) {
+          EXPECT_LT(relative(written_floats(path("out"), name), golden_doubles(model, name)), 1e-5)
+              << name;
+        }
+        const std::vector<double> logits = written_floats(path("out"), "logits");
+        if (whole.empty()) whole = logits;
+        EXPECT_LT(relative(logits, whole), 5e-6);
       }
-      const std::vector<double> logits = written_floats(path("out"), "logits");
-      if (whole.empty()) whole = logits;
-      EXPECT_LT(relative(logits, whole), 5e-6);
     }
-  }
+  });
 }
 
 TEST_F(MambaLm, logits_have_the_shapes_promised_and_ids_may_be_i32) {
   const mamba::Tensor ids = mamba::Tensor::from<std::int32_t>({1, 2, 3, 4, 5, 6}, {2, 3});
   mamba::save_safetensors(path("ids"), {{"input_ids", ids}});
-  expect_success(run({"logits", golden("wide"), "--tokens", path("ids"), "--out", path("out")}),
-                 "");
+  expect_success(
+      run({"logits", golden_folder("wide"), "--tokens", path("ids"), "--out", path("out")}), "");
   const mamba::SafetensorsFile file(path("out"));
   EXPECT_EQ(file.entry("logits").shape_text(), "[2, 3, 50]");
   EXPECT_EQ(file.entry("conv_states").shape_text(), "[2, 2, 60, 2]");
@@ -587,16 +654,20 @@ TEST_F(MambaLm, logits_have_the_shapes_promised_and_ids_may_be_i32) {
 }
 
 TEST_F(MambaLm, logits_are_f32_whatever_the_dtype) {
-  for (const char* dtype : {"bf16", "f16"}) {
-    const Finished finished = run({"logits", golden("base"), "--tokens", golden_values("base"),
-                                   "--out", path("out"), "--dtype", dtype});
-    expect_success(finished, "");
-    const double error =
-        relative(written_floats(path("out"), "logits"), golden_doubles("base", "logits"));
-    EXPECT_LT(error, 0.1) << dtype;
-    EXPECT_GT(error, 1e-5) << dtype;  // it really ran in it
-    written_floats(path("out"), "conv_states");
-  }
+  everywhere([&] {
+    for (const char* dtype : {"bf16", "f16"}) {
+      const Finished finished =
+          run(Arguments{"logits", golden_folder("base"), "--tokens", golden_values("base"), "--out",
+                        path("out"), "--dtype", dtype} +
+              on_);
+      expect_success(finished, "");
+      const double error =
+          relative(written_floats(path("out"), "logits"), golden_doubles("base", "logits"));
+      EXPECT_LT(error, 0.1) << dtype;
+      EXPECT_GT(error, 1e-5) << dtype;  // it really ran in it
+      written_floats(path("out"), "conv_states");
+    }
+  });
 }
 
 // ---- info ---------------------------------------------------------------------------------------
@@ -610,7 +681,7 @@ std::string value_of(const std::string& out, const std::string& name) {
 }
 
 TEST_F(MambaLm, info_tells_the_sizes) {
-  const Finished finished = run({"info", golden("base")});
+  const Finished finished = run({"info", golden_folder("base")});
   ASSERT_EQ(finished.code, 0) << finished.err;
   EXPECT_EQ(finished.err, "");
   const std::vector<std::pair<const char*, const char*>> expected = {{"d_model", "32"},
@@ -630,7 +701,7 @@ TEST_F(MambaLm, info_tells_the_sizes) {
 }
 
 TEST_F(MambaLm, info_tells_the_dtype_of_the_file) {
-  const Finished finished = run({"info", golden("sharded_bf16")});
+  const Finished finished = run({"info", golden_folder("sharded_bf16")});
   EXPECT_EQ(value_of(finished.out, "dtype"), "bf16");
   EXPECT_EQ(value_of(finished.out, "parameters"), "32960");
   EXPECT_EQ(value_of(finished.out, "bytes of weights"), "75008");  // matrices bf16, the rest f32
@@ -702,8 +773,8 @@ TEST_F(MambaLm, without_a_model_it_takes_the_one_that_comes_with_it) {
 }
 
 TEST_F(MambaLm, without_a_model_beside_it_that_is_an_error) {
-  fs::copy(MAMBA_LM, path("mamba-lm"));
-  expect_error(run({"info"}, path("mamba-lm").c_str()),
+  fs::copy(place_of(MAMBA_LM), path("mamba-lm"));
+  expect_error(run({"info"}, path("mamba-lm")),
                "info: MODEL: expected a model folder, got none, and none beside this program");
 }
 
@@ -722,29 +793,35 @@ std::vector<std::vector<double>> table_rows(const std::string& out) {
 }
 
 TEST_F(MambaLm, bench_prints_tables_whose_columns_agree) {
-  const Finished finished = run({"bench", golden("base"), "--prompts", "5,9", "--batches", "1,3",
-                                 "-n", "4", "--repeats", "2", "--threads", "1"});
-  EXPECT_EQ(finished.code, 0) << finished.err;
-  EXPECT_EQ(finished.err, "");
-  EXPECT_THAT(finished.out, HasSubstr(golden("base") + ", 0.0 M parameters, cpu, f32, 1 threads"));
-  EXPECT_THAT(finished.out, HasSubstr("| batch | prompt | first token, ms | prompt tok/s |\n|---"));
-  EXPECT_THAT(finished.out, HasSubstr("| batch | decode, ms/step | tok/s |\n|---"));
-  const auto rows = table_rows(finished.out);
-  ASSERT_EQ(rows.size(), 6u) << finished.out;
-  for (std::size_t i = 0; i < 4; ++i) {
-    EXPECT_EQ(rows[i][0], i < 2 ? 1 : 3);
-    EXPECT_EQ(rows[i][1], i % 2 == 0 ? 5 : 9);
-    const double tokens = rows[i][0] * rows[i][1];  // times are printed to 0.01 ms
-    EXPECT_NEAR(tokens / rows[i][3] * 1e3, rows[i][2], 0.006 + 1e-3 * rows[i][2]);
-  }
-  for (std::size_t i = 4; i < 6; ++i) {
-    EXPECT_NEAR(rows[i][0] / rows[i][2] * 1e3, rows[i][1], 0.0006 + 1e-3 * rows[i][1]);
-  }
+  everywhere([&] {
+    const Finished finished =
+        run(Arguments{"bench", golden_folder("base"), "--prompts", "5,9", "--batches", "1,3", "-n",
+                      "4", "--repeats", "2", "--threads", "1"} +
+            on_);
+    EXPECT_EQ(finished.code, 0) << finished.err;
+    EXPECT_EQ(finished.err, "");
+    const std::string place = on_.back() == "cpu" ? "cpu, f32, 1 threads;" : on_.back() + ", f32;";
+    EXPECT_THAT(finished.out, HasSubstr(golden_folder("base") + ", 0.0 M parameters, " + place));
+    EXPECT_THAT(finished.out,
+                HasSubstr("| batch | prompt | first token, ms | prompt tok/s |\n|---"));
+    EXPECT_THAT(finished.out, HasSubstr("| batch | decode, ms/step | tok/s |\n|---"));
+    const auto rows = table_rows(finished.out);
+    ASSERT_EQ(rows.size(), 6u) << finished.out;
+    for (std::size_t i = 0; i < 4; ++i) {
+      EXPECT_EQ(rows[i][0], i < 2 ? 1 : 3);
+      EXPECT_EQ(rows[i][1], i % 2 == 0 ? 5 : 9);
+      const double tokens = rows[i][0] * rows[i][1];  // times are printed to 0.01 ms
+      EXPECT_NEAR(tokens / rows[i][3] * 1e3, rows[i][2], 0.006 + 1e-3 * rows[i][2]);
+    }
+    for (std::size_t i = 4; i < 6; ++i) {
+      EXPECT_NEAR(rows[i][0] / rows[i][2] * 1e3, rows[i][1], 0.0006 + 1e-3 * rows[i][1]);
+    }
+  });
 }
 
 TEST_F(MambaLm, bench_of_a_shape_needs_no_weights) {
   fs::create_directories(path("shape"));
-  fs::copy(golden("base") + "/config.json", path("shape"));
+  fs::copy(golden_folder("base") + "/config.json", path("shape"));
   const Arguments small = {"--prompts", "3", "--batches", "2", "-n", "2", "--repeats", "1"};
   expect_error(run(Arguments{"bench", path("shape")} + small), "model.safetensors");
   const Finished finished =
@@ -756,7 +833,7 @@ TEST_F(MambaLm, bench_of_a_shape_needs_no_weights) {
 }
 
 TEST_P(MambaLmSignals, while_timing_end_after_a_whole_row) {
-  Child child({"bench", golden("base"), "--prompts", "64", "--repeats", "100000000"});
+  Child child({"bench", golden_folder("base"), "--prompts", "64", "--repeats", "100000000"});
   child.wait_for_output(100);
   child.signal(GetParam());
   const Finished finished = child.finish();
@@ -765,7 +842,7 @@ TEST_P(MambaLmSignals, while_timing_end_after_a_whole_row) {
 }
 
 TEST_F(MambaLm, a_wrong_command_line_is_one_line_and_exit_code_1) {
-  const std::string base = golden("base");
+  const std::string base = golden_folder("base");
   const Arguments generating = {"generate", base, "--prompt-ids", "1,2"};
   expect_error(run({}), "subcommand");
   expect_error(run({"translate"}), "subcommand");
@@ -794,7 +871,7 @@ TEST_F(MambaLm, a_wrong_command_line_is_one_line_and_exit_code_1) {
 }
 
 TEST_F(MambaLm, text_for_a_model_without_a_tokenizer_is_refused_plainly) {
-  const std::string base = golden("base");
+  const std::string base = golden_folder("base");
   expect_error(run({"generate", base, "--prompt", "hello"}), "--prompt-ids");
   expect_error(run({"generate", base, "--prompt-ids", "1", "--as", "text"}), "--as");
   expect_error(run({"generate", base, "--prompt-ids", "1", "--stop", "."}), "--stop");
@@ -810,7 +887,7 @@ class MambaLmText : public MambaLm {
     config.n_layer = 1;
     config.vocab_size = 726;
     mamba::LanguageModel::random(config, 1).save(model_);
-    fs::copy_file(golden("tokenizer") + "/tokenizer.json", model_ + "/tokenizer.json");
+    fs::copy_file(golden_folder("tokenizer") + "/tokenizer.json", model_ + "/tokenizer.json");
   }
   Finished sampled(const Arguments& more) const {
     return run(generate(model_, Arguments{"--seed", "4", "--ignore-eos"} + more));
@@ -855,19 +932,22 @@ TEST_F(MambaLmText, with_a_wrong_tokenizer_is_refused) {
   replace_in_file(model_ + "/tokenizer.json", "\"NFC\"", "\"NFKC\"");
   expect_error(sampled({"--prompt", "a"}), "normalizer.type");
   EXPECT_EQ(sampled({"--prompt-ids", "1"}).code, 0) << "ids need none";
-  expect_error(run(generate(golden("base"), {"--prompt", "a", "--tokenizer", golden("tokenizer")})),
+  expect_error(run(generate(golden_folder("base"),
+                            {"--prompt", "a", "--tokenizer", golden_folder("tokenizer")})),
                "expected ids below 96, the model's, got up to 725");
   expect_error(sampled({"--prompt", "a", "--tokenizer", path("none.json")}),
                "expected a file that can be read");
 }
 
 TEST_F(MambaLm, ids_out_of_range_are_refused) {
-  expect_error(run(generate(golden("base"), {"--prompt-ids", "1,96"})), "expected 0 to 95, got 96");
-  expect_error(run(generate(golden("base"), {"--prompt-ids", "-1"})), "expected 0 to 95, got -1");
+  expect_error(run(generate(golden_folder("base"), {"--prompt-ids", "1,96"})),
+               "expected 0 to 95, got 96");
+  expect_error(run(generate(golden_folder("base"), {"--prompt-ids", "-1"})),
+               "expected 0 to 95, got -1");
   const mamba::Tensor ids = mamba::Tensor::from<std::int32_t>({1, 96}, {1, 2});
   mamba::save_safetensors(path("ids"), {{"input_ids", ids}});
-  expect_error(run({"logits", golden("base"), "--tokens", path("ids"), "--out", path("out")}),
-               "96");
+  expect_error(
+      run({"logits", golden_folder("base"), "--tokens", path("ids"), "--out", path("out")}), "96");
   EXPECT_FALSE(fs::exists(path("out")));
 }
 
@@ -878,12 +958,12 @@ TEST_F(MambaLm, bad_files_are_refused) {
   const mamba::Tensor flat = mamba::Tensor::from<std::int32_t>({1, 2}, {2});
   const auto logits = [&](const std::vector<mamba::SafetensorsItem>& items) {
     mamba::save_safetensors(path("ids"), items);
-    return run({"logits", golden("base"), "--tokens", path("ids"), "--out", path("out")});
+    return run({"logits", golden_folder("base"), "--tokens", path("ids"), "--out", path("out")});
   };
   expect_error(logits({{"input_ids", floats}}), "F32");
   expect_error(logits({{"input_ids", flat}}), "[batch, time]");
   expect_error(logits({{"ids", flat}}), "input_ids");
-  expect_error(run({"logits", golden("base"), "--tokens", path("no"), "--out", path("out")}),
+  expect_error(run({"logits", golden_folder("base"), "--tokens", path("no"), "--out", path("out")}),
                path("no"));
 }
 
@@ -899,16 +979,18 @@ TEST_F(MambaLm, a_place_that_cannot_be_written_is_refused_before_any_work) {
 
 TEST_F(MambaLm, a_state_that_is_cut_or_of_another_model_is_refused) {
   const std::string state = saved_state("base");
-  expect_error(run(generate(golden("sharded_bf16"), {"--resume", state, "--dtype", "f32"})),
+  expect_error(run(generate(golden_folder("sharded_bf16"), {"--resume", state, "--dtype", "f32"})),
                "model");
-  expect_error(run(generate(golden("wide"), {"--resume", state})), "model");
-  expect_error(run(generate(golden("base"), {"--resume", state, "--dtype", "bf16"})), "bf16");
-  expect_error(run(generate(golden("base"), {"--resume", golden("base") + "/model.safetensors"})),
+  expect_error(run(generate(golden_folder("wide"), {"--resume", state})), "model");
+  expect_error(run(generate(golden_folder("base"), {"--resume", state, "--dtype", "bf16"})),
+               "bf16");
+  expect_error(run(generate(golden_folder("base"),
+                            {"--resume", golden_folder("base") + "/model.safetensors"})),
                "state");
   const auto size = fs::file_size(state);
   for (const std::uintmax_t kept : {size - 1, size / 2, std::uintmax_t{100}, std::uintmax_t{0}}) {
     fs::resize_file(state, kept);
-    expect_error(run(generate(golden("base"), {"--resume", state})), state);
+    expect_error(run(generate(golden_folder("base"), {"--resume", state})), state);
   }
 }
 

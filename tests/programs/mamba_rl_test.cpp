@@ -17,24 +17,32 @@ using mamba::testing::read_file;
 using ::testing::HasSubstr;
 using Arguments = std::vector<std::string>;
 
-class MambaRl : public ::testing::Test {
+class MambaRl : public ProgramTest {
  protected:
+  template <class Body>
+  void everywhere(Body body) {
+    ProgramTest::everywhere([&] {
+      mamba::testing::clear(folder_);  // a run is never overwritten
+      body();
+    });
+  }
   std::string file(const std::string& name) const { return folder_.file(name); }
   // A small run; flags of `more` win.
   Arguments flags_of(const std::string& out, const Arguments& more) {
     Arguments all = {"--num-envs",   "8", "--width", "16", "--out",       file(out),
                      "--threads",    "1", "--seed",  "3",  "--eval-envs", "32",
                      "--eval-every", "4"};
+    all.insert(all.end(), on_.begin(), on_.end());
     all.insert(all.end(), more.begin(), more.end());
     return all;
   }
   Finished agent(const std::string& out, Arguments more) {
     more.insert(more.begin(), {"--horizon", "6"});
-    return run(flags_of(out, more), MAMBA_RL);
+    return run(flags_of(out, more), place_of(MAMBA_RL));
   }
   Finished agents(const std::string& out, Arguments more) {
     more.insert(more.begin(), {"--mode", "scale"});
-    return run(flags_of(out, more), MAMBA_RL);
+    return run(flags_of(out, more), place_of(MAMBA_RL));
   }
   std::size_t lines_of(const std::string& name) const {
     const std::string text = read_file(file(name));
@@ -54,58 +62,64 @@ class MambaRl : public ::testing::Test {
 };
 
 TEST_F(MambaRl, WritesMetricsAndStops) {
-  const Finished finished = agent("run", {"--total-updates", "8"});
-  EXPECT_EQ(finished.code, 0) << finished.err;
-  EXPECT_THAT(finished.err, HasSubstr("8/8"));
-  EXPECT_THAT(finished.err, HasSubstr("% greedy"));
-  const std::string metrics = read_file(file("run/metrics.jsonl"));
-  for (const char* key : {"update", "env_steps", "horizon", "train_success", "eval_success",
-                          "steps_per_s", "seconds", "delay", "eval_sampled"}) {
-    EXPECT_THAT(metrics, HasSubstr("\"" + std::string(key) + "\": "));
-  }
-  EXPECT_TRUE(fs::exists(file("run/checkpoint")));
+  everywhere([&] {
+    const Finished finished = agent("run", {"--total-updates", "8"});
+    EXPECT_EQ(finished.code, 0) << finished.err;
+    EXPECT_THAT(finished.err, HasSubstr("8/8"));
+    EXPECT_THAT(finished.err, HasSubstr("% greedy"));
+    const std::string metrics = read_file(file("run/metrics.jsonl"));
+    for (const char* key : {"update", "env_steps", "horizon", "train_success", "eval_success",
+                            "steps_per_s", "seconds", "delay", "eval_sampled"}) {
+      EXPECT_THAT(metrics, HasSubstr("\"" + std::string(key) + "\": "));
+    }
+    EXPECT_TRUE(fs::exists(file("run/checkpoint")));
+  });
 }
 
 TEST_F(MambaRl, ResumedIsTheSameToTheByte) {
-  for (const std::string controller : {"mamba", "gru"}) {
-    const Arguments flags = {"--controller", controller, "--total-updates", "9"};
-    const auto with = [&](Arguments more) {
-      more.insert(more.end(), flags.begin(), flags.end());
-      return more;
-    };
-    EXPECT_EQ(agent("whole" + controller, flags).code, 0);
-    EXPECT_EQ(agent("parts" + controller, with({"--stop-at", "5"})).code, 0);
-    const Finished resumed = agent("parts" + controller, with({"--resume"}));
-    EXPECT_EQ(resumed.code, 0) << resumed.err;
-    const auto tensors = [&](const std::string& run_name) {
-      return tensors_of(file(run_name + controller + "/checkpoint"));
-    };
-    EXPECT_FALSE(tensors("whole").empty());
-    EXPECT_EQ(tensors("whole"), tensors("parts"));
-  }
+  everywhere([&] {
+    for (const std::string controller : {"mamba", "gru"}) {
+      const Arguments flags = {"--controller", controller, "--total-updates", "9"};
+      const auto with = [&](Arguments more) {
+        more.insert(more.end(), flags.begin(), flags.end());
+        return more;
+      };
+      EXPECT_EQ(agent("whole" + controller, flags).code, 0);
+      EXPECT_EQ(agent("parts" + controller, with({"--stop-at", "5"})).code, 0);
+      const Finished resumed = agent("parts" + controller, with({"--resume"}));
+      EXPECT_EQ(resumed.code, 0) << resumed.err;
+      const auto tensors = [&](const std::string& run_name) {
+        return tensors_of(file(run_name + controller + "/checkpoint"));
+      };
+      EXPECT_FALSE(tensors("whole").empty());
+      EXPECT_EQ(tensors("whole"), tensors("parts"));
+    }
+  });
 }
 
 TEST_F(MambaRl, ScaleRunsEveryControllerAndGoesOn) {
-  const Arguments scale = {"--horizons", "3", "5", "--seeds", "2", "--total-updates", "2"};
-  const Finished finished = agents("scale", scale);
-  EXPECT_EQ(finished.code, 0) << finished.err;
-  for (const char* name : {"mamba-3-3", "mamba-5-4", "gru-3-4", "gru-5-3"}) {
-    EXPECT_TRUE(fs::exists(file("scale/" + std::string(name) + "/checkpoint"))) << name;
-  }
-  Arguments at_once = scale;
-  at_once.insert(at_once.end(), {"--jobs", "3"});
-  EXPECT_EQ(agents("at_once", at_once).code, 0);
-  for (const char* name : {"mamba-3-3", "gru-5-4"}) {
-    const auto weights = [&](const char* run_name) {
-      return tensors_of(file(std::string(run_name) + "/" + name + "/checkpoint"));
-    };
-    EXPECT_EQ(weights("scale"), weights("at_once")) << name;
-  }
-  const std::string before = read_file(file("scale/metrics.jsonl"));
-  Arguments again = scale;
-  again.push_back("--resume");
-  EXPECT_EQ(agents("scale", again).code, 0);
-  EXPECT_EQ(read_file(file("scale/metrics.jsonl")), before);  // nothing was left to do
+  everywhere([&] {
+    const Arguments scale = {"--horizons", "3", "5", "--seeds", "2", "--total-updates", "2"};
+    const Finished finished = agents("scale", scale);
+    EXPECT_EQ(finished.code, 0) << finished.err;
+    for (const char* name : {"mamba-3-3", "mamba-5-4", "gru-3-4", "gru-5-3"}) {
+      EXPECT_TRUE(fs::exists(file("scale/" + std::string(name) + "/checkpoint"))) << name;
+    }
+    Arguments at_once = scale;
+    at_once.insert(at_once.end(), {"--jobs", "3"});
+    EXPECT_EQ(agents("at_once", at_once).code, 0);
+    for (const char* name : {"mamba-3-3", "gru-5-4"}) {
+      const auto weights = [&](const char* run_name) {
+        return tensors_of(file(std::string(run_name) + "/" + name + "/checkpoint"));
+      };
+      EXPECT_EQ(weights("scale"), weights("at_once")) << name;
+    }
+    const std::string before = read_file(file("scale/metrics.jsonl"));
+    Arguments again = scale;
+    again.push_back("--resume");
+    EXPECT_EQ(agents("scale", again).code, 0);
+    EXPECT_EQ(read_file(file("scale/metrics.jsonl")), before);  // nothing was left to do
+  });
 }
 
 TEST_F(MambaRl, AFinishedRunGoesOnOnlyWithMoreUpdates) {
@@ -144,17 +158,19 @@ TEST_F(MambaRl, TheCurriculumGoesOnWithChunksShorterThanAnEpisode) {
 class MambaRlSignals : public MambaRl, public ::testing::WithParamInterface<int> {};
 
 TEST_P(MambaRlSignals, SaveWhatThereIs) {
-  const Arguments flags = {"--horizon", "6", "--total-updates", "1000000", "--num-bits", "12"};
-  Child child(flags_of("run", flags), false, MAMBA_RL);
-  child.wait_for_error("update 4");
-  child.signal(GetParam());
-  const Finished finished = child.finish();
-  EXPECT_EQ(finished.code, 130) << finished.err;
-  const std::size_t before = lines_of("run/metrics.jsonl");
-  Arguments more = flags;
-  more.insert(more.end(), {"--resume", "--stop-at", std::to_string(before + 3)});
-  EXPECT_EQ(run(flags_of("run", more), MAMBA_RL).code, 0);
-  EXPECT_EQ(lines_of("run/metrics.jsonl"), before + 3);
+  everywhere([&] {
+    const Arguments flags = {"--horizon", "6", "--total-updates", "1000000", "--num-bits", "12"};
+    Child child(flags_of("run", flags), false, place_of(MAMBA_RL));
+    child.wait_for_error("update 4");
+    child.signal(GetParam());
+    const Finished finished = child.finish();
+    EXPECT_EQ(finished.code, 130) << finished.err;
+    const std::size_t before = lines_of("run/metrics.jsonl");
+    Arguments more = flags;
+    more.insert(more.end(), {"--resume", "--stop-at", std::to_string(before + 3)});
+    EXPECT_EQ(run(flags_of("run", more), place_of(MAMBA_RL)).code, 0);
+    EXPECT_EQ(lines_of("run/metrics.jsonl"), before + 3);
+  });
 }
 
 INSTANTIATE_TEST_SUITE_P(Signals, MambaRlSignals, ::testing::Values(SIGINT, SIGTERM),
@@ -163,10 +179,12 @@ INSTANTIATE_TEST_SUITE_P(Signals, MambaRlSignals, ::testing::Values(SIGINT, SIGT
                          });
 
 TEST_F(MambaRl, EvaluatesElsewhere) {
-  EXPECT_EQ(agent("run", {"--total-updates", "2"}).code, 0);
-  const Finished finished = agent("run", {"--mode", "evaluate", "--horizons", "6", "30"});
-  EXPECT_EQ(finished.code, 0) << finished.err;
-  EXPECT_THAT(read_file(file("run/evaluations.jsonl")), HasSubstr("\"evaluated_at\": 30"));
+  everywhere([&] {
+    EXPECT_EQ(agent("run", {"--total-updates", "2"}).code, 0);
+    const Finished finished = agent("run", {"--mode", "evaluate", "--horizons", "6", "30"});
+    EXPECT_EQ(finished.code, 0) << finished.err;
+    EXPECT_THAT(read_file(file("run/evaluations.jsonl")), HasSubstr("\"evaluated_at\": 30"));
+  });
 }
 
 TEST_F(MambaRl, WhatCannotBeIsNamed) {
@@ -176,7 +194,7 @@ TEST_F(MambaRl, WhatCannotBeIsNamed) {
   expect_error(agent("run", {"--controller", "lstm"}), "--controller");
   expect_error(agent("run", {"--memory", "5"}), "memory: expected 10 steps or more");
   expect_error(agent("run", {"--jobs", "2"}), "--jobs");
-  expect_error(run({"--out", file("run")}, MAMBA_RL), "--horizon");
+  expect_error(run({"--out", file("run")}, place_of(MAMBA_RL)), "--horizon");
   expect_error(agents("run", {}), "--horizons");
   expect_error(agents("run", {"--horizons", "3", "3"}), "--horizons");
   expect_error(agent("run", {"--resume"}), "checkpoint");

@@ -2,7 +2,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 
@@ -19,7 +18,7 @@ using mamba::testing::write_file;
 using ::testing::HasSubstr;
 using Arguments = std::vector<std::string>;
 
-class TrainLm : public ::testing::Test {
+class TrainLm : public ProgramTest {
  protected:
   TrainLm() {
     std::string text;
@@ -34,9 +33,9 @@ class TrainLm : public ::testing::Test {
                      "2",        "--d-state", "4",       "--batch",   "4",  "--time",
                      "32",       "--warmup",  "5",       "--steps",   "30", "--rate",
                      "0.01",     "--threads", "1"};
+    all.insert(all.end(), on_.begin(), on_.end());
     all.insert(all.end(), more.begin(), more.end());
-    const char* moved = std::getenv("TRAIN_LM");  // as MAMBA_GOLDEN_DIR in testing.hpp
-    return run(all, moved != nullptr ? moved : TRAIN_LM);
+    return run(all, place_of(TRAIN_LM));
   }
   void expect_error(const Finished& finished, const std::string& text) {
     EXPECT_NE(finished.code, 0);
@@ -47,33 +46,38 @@ class TrainLm : public ::testing::Test {
 };
 
 TEST_F(TrainLm, LearnsAndWritesAModelThatMambaLmReads) {
-  const Finished finished = train("run", {"--valid-every", "10"});
-  EXPECT_EQ(finished.code, 0) << finished.err;
-  EXPECT_THAT(finished.err, HasSubstr("step 10: validation"));
-  EXPECT_THAT(finished.err, HasSubstr("30/30"));
-  const std::string metrics = read_file(file("run/metrics.jsonl"));
-  EXPECT_THAT(metrics, HasSubstr("{\"step\": 1, \"loss\": 5.5"));  // log(256) = 5.545
-  EXPECT_THAT(metrics, HasSubstr("{\"step\": 30, \"valid_bits_per_byte\": "));
-  const std::string last = metrics.substr(metrics.rfind("bits_per_byte\": ") + 16);
-  EXPECT_LT(std::stod(last), 4);
-  const Finished text = run({"generate", file("run"), "--prompt", "one two", "-n", "9"});
-  EXPECT_EQ(text.code, 0) << text.err;
-  EXPECT_EQ(text.out.size(), 9u);
+  everywhere([&] {
+    fs::remove_all(file("run"));  // metrics are added to a file
+    const Finished finished = train("run", {"--valid-every", "10"});
+    EXPECT_EQ(finished.code, 0) << finished.err;
+    EXPECT_THAT(finished.err, HasSubstr("step 10: validation"));
+    EXPECT_THAT(finished.err, HasSubstr("30/30"));
+    const std::string metrics = read_file(file("run/metrics.jsonl"));
+    EXPECT_THAT(metrics, HasSubstr("{\"step\": 1, \"loss\": 5.5"));  // log(256) = 5.545
+    EXPECT_THAT(metrics, HasSubstr("{\"step\": 30, \"valid_bits_per_byte\": "));
+    const std::string last = metrics.substr(metrics.rfind("bits_per_byte\": ") + 16);
+    EXPECT_LT(std::stod(last), 4);
+    const Finished text = run({"generate", file("run"), "--prompt", "one two", "-n", "9"});
+    EXPECT_EQ(text.code, 0) << text.err;
+    EXPECT_EQ(text.out.size(), 9u);
+  });
 }
 
 TEST_F(TrainLm, ResumedIsTheSameToTheByte) {
-  for (const std::string dtype : {"f32", "bf16", "f16"}) {
-    EXPECT_EQ(train("whole" + dtype, {"--dtype", dtype}).code, 0);
-    EXPECT_EQ(train("parts" + dtype, {"--dtype", dtype, "--stop-at", "13"}).code, 0);
-    EXPECT_NE(read_file(file("parts" + dtype + "/model.safetensors")),
-              read_file(file("whole" + dtype + "/model.safetensors")));
-    const Finished resumed = train("parts" + dtype, {"--dtype", dtype, "--resume"});
-    EXPECT_EQ(resumed.code, 0) << resumed.err;
-    for (const char* name : {"/model.safetensors", "/checkpoint", "/config.json"}) {
-      EXPECT_EQ(read_file(file("parts" + dtype + name)), read_file(file("whole" + dtype + name)))
-          << name;
+  everywhere([&] {
+    for (const std::string dtype : {"f32", "bf16", "f16"}) {
+      EXPECT_EQ(train("whole" + dtype, {"--dtype", dtype}).code, 0);
+      EXPECT_EQ(train("parts" + dtype, {"--dtype", dtype, "--stop-at", "13"}).code, 0);
+      EXPECT_NE(read_file(file("parts" + dtype + "/model.safetensors")),
+                read_file(file("whole" + dtype + "/model.safetensors")));
+      const Finished resumed = train("parts" + dtype, {"--dtype", dtype, "--resume"});
+      EXPECT_EQ(resumed.code, 0) << resumed.err;
+      for (const char* name : {"/model.safetensors", "/checkpoint", "/config.json"}) {
+        EXPECT_EQ(read_file(file("parts" + dtype + name)), read_file(file("whole" + dtype + name)))
+            << name;
+      }
     }
-  }
+  });
 }
 
 TEST_F(TrainLm, AFolderIsItsFilesAndASeparatorCutsThem) {
@@ -103,19 +107,23 @@ TEST_F(TrainLm, WhatCannotBeIsNamed) {
 
 // A rate that no training survives: the run stops, names the step, and the checkpoint stays.
 TEST_F(TrainLm, ALossThatIsNotFiniteStopsTheRunAndKeepsTheCheckpoint) {
-  EXPECT_EQ(train("run", {"--stop-at", "5"}).code, 0);
-  const std::string before = read_file(file("run/checkpoint"));
-  const Finished broken = train("run", {"--resume", "--rate", "1e30", "--clip", "0"});
-  expect_error(broken, "expected a finite loss and gradient, got a loss of ");
-  EXPECT_THAT(broken.err, HasSubstr("train-lm: step "));
-  EXPECT_THAT(broken.err, HasSubstr(", first in the gradient of backbone."));
-  EXPECT_EQ(read_file(file("run/checkpoint")), before);
+  everywhere([&] {
+    EXPECT_EQ(train("run", {"--stop-at", "5"}).code, 0);
+    const std::string before = read_file(file("run/checkpoint"));
+    const Finished broken = train("run", {"--resume", "--rate", "1e30", "--clip", "0"});
+    expect_error(broken, "expected a finite loss and gradient, got a loss of ");
+    EXPECT_THAT(broken.err, HasSubstr("train-lm: step "));
+    EXPECT_THAT(broken.err, HasSubstr(", first in the gradient of backbone."));
+    EXPECT_EQ(read_file(file("run/checkpoint")), before);
+  });
 }
 
 // As the last test, where what is not finite might also be a loss scale that is too large.
 TEST_F(TrainLm, InF16ALossThatIsNotFiniteStopsTheRunToo) {
-  const Finished broken = train("run", {"--dtype", "f16", "--rate", "1e30", "--clip", "0"});
-  expect_error(broken, "expected a finite loss and gradient, got a loss of ");
+  everywhere([&] {
+    const Finished broken = train("run", {"--dtype", "f16", "--rate", "1e30", "--clip", "0"});
+    expect_error(broken, "expected a finite loss and gradient, got a loss of ");
+  });
 }
 
 TEST_F(TrainLm, DevicesThatCannotShareABatchAreNamed) {
