@@ -17,6 +17,15 @@ trap 'rm -rf "$scratch"' EXIT
 prompt="And the king said unto the prophet, "
 sampling=(--temperature 0.7 --seed 7)
 
+# The text as it is written and into a file; then, on a line of its own, how fast it was.
+generate() {
+  local into=$1 status=0
+  "$mamba_lm" generate "${@:2}" 2>"$scratch/speed" | tee "$into" || status=$?
+  echo
+  cat "$scratch/speed" >&2
+  return $status
+}
+
 echo
 echo "== a layer and its state, in C++ (examples/hello_layer.cpp)"
 "build/$preset/examples/hello_layer"
@@ -27,14 +36,13 @@ echo "== the model: it reads and writes bytes and has read one old book (example
 
 echo
 echo "== \"$prompt\", and 300 bytes in one run"
-"$mamba_lm" generate --prompt "$prompt" -n 300 "${sampling[@]}" | tee "$scratch/whole"
+generate "$scratch/whole" --prompt "$prompt" -n 300 "${sampling[@]}"
 echo
 echo "== the same, stopped after 100 ..."
-"$mamba_lm" generate --prompt "$prompt" -n 100 "${sampling[@]}" \
-  --save-state "$scratch/state" | tee "$scratch/first"
+generate "$scratch/first" --prompt "$prompt" -n 100 "${sampling[@]}" --save-state "$scratch/state"
 echo
 echo "== ... and gone on with in a new process, from a state file of $(stat -c %s "$scratch/state") bytes"
-"$mamba_lm" generate -n 200 --resume "$scratch/state" --as text | tee "$scratch/second"
+generate "$scratch/second" -n 200 --resume "$scratch/state" --as text
 
 echo
 if cat "$scratch/first" "$scratch/second" | cmp - "$scratch/whole"; then

@@ -25,6 +25,21 @@ namespace mamba_rl {
 
 enum class Task : std::int32_t { delayed_cue, bandit, repeat_last, t_maze };
 
+// As the flags and the metrics of mamba-rl call it.
+constexpr const char* name_of(Task task) {
+  switch (task) {
+    case Task::delayed_cue:
+      return "cue";
+    case Task::bandit:
+      return "bandit";
+    case Task::repeat_last:
+      return "repeat";
+    case Task::t_maze:
+      return "t-maze";
+  }
+  return "";
+}
+
 struct EnvironmentConfig {
   Task task = Task::delayed_cue;
   std::int32_t num_bits = 4;  // 1 to 16

@@ -5,10 +5,14 @@
 
 namespace {
 
-const std::map<std::string, mamba_rl::Task> tasks{{"cue", mamba_rl::Task::delayed_cue},
-                                                  {"bandit", mamba_rl::Task::bandit},
-                                                  {"repeat", mamba_rl::Task::repeat_last},
-                                                  {"t-maze", mamba_rl::Task::t_maze}};
+const std::map<std::string, mamba_rl::Task> tasks = [] {
+  using mamba_rl::Task;
+  std::map<std::string, Task> named;
+  for (const Task task : {Task::delayed_cue, Task::bandit, Task::repeat_last, Task::t_maze}) {
+    named[name_of(task)] = task;
+  }
+  return named;
+}();
 
 // CLI11's own print the largest double, in full.
 CLI::Validator number(const char* expected, bool (*good)(double)) {

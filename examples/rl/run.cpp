@@ -39,14 +39,14 @@ struct Clock {
 std::string line_of(const mamba_rl::TrainerOptions& t, const UpdateResult& r, double seconds,
                     double steps, double speed, const std::string& more) {
   return format(
-      "{\"controller\": \"%s\", \"published_block\": %s, \"task\": %d, \"curriculum\": %s, "
+      "{\"controller\": \"%s\", \"published_block\": %s, \"task\": \"%s\", \"curriculum\": %s, "
       "\"seed\": %llu, \"num_envs\": %lld, \"chunk_len\": %lld, \"horizon\": %d, \"update\": %lld, "
       "\"env_steps\": %lld, \"delay\": %d, \"train_success\": %.5f, \"queries\": %lld, "
       "\"policy_loss\": %.6f, \"value_loss\": %.6f, \"entropy\": %.5f, \"divergence\": %.6f, "
       "\"clipped\": %.5f, \"gradient_norm\": %.5g, \"rollout_steps_per_s\": %.0f, "
       "\"training_steps_per_s\": %.0f, \"steps_per_s\": %.0f, \"seconds\": %.3f%s}",
       t.controller.kind.c_str(), t.controller.published_block ? "true" : "false",
-      static_cast<int>(t.environment.task), t.curriculum ? "true" : "false",
+      name_of(t.environment.task), t.curriculum ? "true" : "false",
       static_cast<unsigned long long>(t.environment.seed), static_cast<long long>(t.num_envs),
       static_cast<long long>(t.chunk_len), t.environment.delay, static_cast<long long>(r.update),
       static_cast<long long>(r.env_steps), r.delay, r.score.success(),

@@ -76,6 +76,13 @@ TEST_F(MambaRl, WritesMetricsAndStops) {
   });
 }
 
+TEST_F(MambaRl, MetricsNameTheTask) {
+  for (const std::string task : {"cue", "bandit", "repeat", "t-maze"}) {
+    EXPECT_EQ(agent(task, {"--task", task, "--total-updates", "1"}).code, 0);
+    EXPECT_THAT(read_file(file(task + "/metrics.jsonl")), HasSubstr("\"task\": \"" + task + "\""));
+  }
+}
+
 TEST_F(MambaRl, ResumedIsTheSameToTheByte) {
   everywhere([&] {
     for (const std::string controller : {"mamba", "gru"}) {
