@@ -1,6 +1,9 @@
 // One step of a whole stack, which CUDA takes in one kernel where it can: as near to the truth as
 // the layers one after the other, whoever shares the batch, from and to the rows of a map.
 #include <gtest/gtest.h>
+#ifdef MAMBA_HAS_CUDA
+#include <cuda_runtime_api.h>
+#endif
 
 #include <algorithm>
 #include <cmath>
@@ -10,6 +13,7 @@
 #include <mamba/graph.hpp>
 #include <mamba/stack.hpp>
 
+#include "detail/stack_step.hpp"
 #include "layer_reference.hpp"
 #include "testing.hpp"
 
@@ -189,6 +193,30 @@ TEST(StackStep, IsAsNearToTheTruthAsLayerByLayer) {
     }
   });
 }
+
+#ifdef MAMBA_HAS_CUDA
+// So that the tests here do not pass for want of the kernel.
+TEST(StackStep, TakesThePublishedShapes) {
+  testing::each_cuda_device([](Device device) {
+    int major = 0;
+    ASSERT_EQ(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device.index()),
+              cudaSuccess);
+    if (major < 9) return;
+    const Stream stream(device);
+    for (const int d_model : {32, 96, 768, 1024, 1536, 2048, 2560}) {
+      for (int rows = 1; rows <= StackStep::most_rows; ++rows) {
+        StackStep step;
+        step.layer_count = 64;
+        step.rows = rows;
+        step.d_model = d_model;
+        step.d_inner = 2 * d_model;
+        step.dt_rank = (d_model + 255) / 256 * 16;
+        EXPECT_TRUE(cuda::takes(step, stream)) << d_model << ", " << rows << " rows";
+      }
+    }
+  });
+}
+#endif
 
 TEST(StackStep, GoesOnAsLongAsOneLikes) {
   everywhere([](Device device, DType dtype) {
