@@ -18,7 +18,8 @@ __device__ __forceinline__ void copy_16_bytes(void* to, const void* from, int va
 }
 // All of them, by shared address.
 __device__ __forceinline__ void copy_16_bytes(unsigned to, const void* from) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(from)
+               : "memory");
 }
 __device__ __forceinline__ uint4 load_shared(unsigned from) {
   uint4 to;
