@@ -24,7 +24,7 @@
 // products, 1100 for out_proj's, 900 for the scan, the rest for sums.
 #include "detail/stream_access.hpp"
 #include "kernels/chained.cuh"
-#include "kernels/scan_math.cuh"
+#include "kernels/stack_channel.cuh"
 #include "kernels/stack_products.cuh"
 
 namespace mamba::cuda {
@@ -36,16 +36,11 @@ namespace {
 constexpr const char* where = "Stack::forward";
 constexpr int most_norms = 8;  // of a thread
 constexpr int most_model = most_norms * threads;
-constexpr int most_dt_rank = 192;
-constexpr int channel_lanes = 8;  // of a channel in the scan
-constexpr int lane_states = d_state / channel_lanes;
-constexpr int most_channels = threads / channel_lanes;  // of a block
 
 template <int Slots, bool Single>
 class Block : Products<Slots, Single> {
   using Base = Products<Slots, Single>;
-  using Base::batch, Base::each, Base::inputs_of, Base::lanes_of_row, Base::multiply, Base::take,
-      Base::total;
+  using Base::batch, Base::each, Base::inputs_of, Base::lanes_of_row, Base::multiply, Base::total;
   using Base::lane_, Base::op_, Base::plan_, Base::step_, Base::warp_, Base::weights_;
 
  public:
@@ -108,45 +103,6 @@ class Block : Products<Slots, Single> {
     __syncthreads();
   }
 
-  // What a channel's convolution needs beside its product.
-  struct Filter {
-    Vec<float, d_conv> weight;
-    float bias;
-    T before[past];
-    int write;  // the state row
-
-    // Of channel r of the block.
-    __device__ __forceinline__ void load(const Block& block, const StackStep::Layer& layer, int n,
-                                         int r) {
-      const int c = block.weights_.shares.channels.first + r;
-      const StateRow row = state_row(block.step_, n);
-      write = row.write;
-      weight = load_vec<d_conv>(layer.conv_weight + c * d_conv);
-      bias = layer.conv_bias != nullptr ? layer.conv_bias[c] : 0;
-      const T* from = static_cast<const T*>(layer.conv) +
-                      (std::int64_t{max(row.read, 0)} * block.step_.d_inner + c) * past;
-#pragma unroll
-      for (int k = 0; k < past; ++k) before[k] = row.read < 0 ? T{} : from[k];
-    }
-    // What the channel hands to the scan.
-    __device__ __forceinline__ float convolve(T x) const {
-      float sum = bias;
-#pragma unroll
-      for (int k = 0; k < past; ++k) sum = fmaf(weight.at[k], to_float(before[k]), sum);
-      return silu<T>(fmaf(weight.at[past], to_float(x), sum));
-    }
-    // One step on.
-    __device__ __forceinline__ void store(const Block& block, const StackStep::Layer& layer, int r,
-                                          T x) const {
-      const int c = block.weights_.shares.channels.first + r;
-      if (write < 0) return;
-      T* to = static_cast<T*>(layer.conv) + (std::int64_t{write} * block.step_.d_inner + c) * past;
-#pragma unroll
-      for (int k = 0; k + 1 < past; ++k) to[k] = before[k + 1];
-      to[past - 1] = x;
-    }
-  };
-
   // The next layer's norm, by way of registers: a warp has that of its own inputs.
   __device__ __forceinline__ void load_norm(int l, float (&norm)[most_norms]) const {
     const float* from = weights_.layers[l].norm + threadIdx.x;
@@ -190,7 +146,7 @@ class Block : Products<Slots, Single> {
       }
       __syncwarp();
     } else {
-      take<piece / 2>(
+      Base::template take<piece / 2>(
           residual_words_, p.model, step_.d_model, l, [&](int i, int row, const WordPair& pair) {
             float two[2] = {__uint_as_float(value_of(pair.x)), __uint_as_float(value_of(pair.y))};
             keep(i, row, two);
@@ -210,7 +166,8 @@ class Block : Products<Slots, Single> {
     // While the residual is on its way: what depends on nothing.
     Filter filter;
     const auto mine = static_cast<int>(threadIdx.x);  // the first of each()
-    if (mine < count * batch()) filter.load(*this, layer, mine / count, mine % count);
+    if (mine < count * batch())
+      filter.load(step_, layer, mine / count, channels.first + mine % count);
 
     take_residual(l);
     auto* sums = at<float>(p.sums_A);
@@ -228,7 +185,7 @@ class Block : Products<Slots, Single> {
       float u = 0;
       const int place = p.inner.place(channels.first + r, n, batch());
       if (r < count) {
-        if (n * count + r != mine) filter.load(*this, layer, n, r);
+        if (n * count + r != mine) filter.load(step_, layer, n, channels.first + r);
         x = projected(n, r);
         u = to_float(from_float<T>(filter.convolve(x)));
       }
@@ -236,7 +193,7 @@ class Block : Products<Slots, Single> {
       if (r >= count) return;
       if (r % 2 == 0) give(u_words_ + place / 2, pair_of(u, next), l + 1);
       at<float>(p.u)[n * p.channel_pitch + r] = u;
-      filter.store(*this, layer, r, x);
+      filter.store(step_, layer, channels.first + r, x);
     });
     // The gates, by other warps as long as there are some.
     for (int i = threads - 1 - mine; i < count * batch(); i += threads) {
@@ -247,53 +204,18 @@ class Block : Products<Slots, Single> {
 
   // u or y of all channels, for x_proj or out_proj.
   __device__ __forceinline__ void take_channels(const Word* words, int round) const {
-    take<piece / 4>(words, plan_.inner, step_.d_inner, round,
-                    [&](int i, int n, const WordPair& pair) {
-                      const uint2 four = {value_of(pair.x), value_of(pair.y)};
-                      *reinterpret_cast<uint2*>(inputs_of(n) + 4 * i) = four;
-                    });
-  }
-
-  // What a lane of the scan has of its channel: lane p of it has four states and every fourth pair
-  // of dt_proj's inputs. Read before u is there.
-  static constexpr int dt_step = 2 * channel_lanes;
-  struct Channel {
-    std::uint32_t dt_weight[most_dt_rank / dt_step];
-    float A[lane_states], D, dt_bias;
-    Vec<float, lane_states> h;
-    int write;  // the state row
-  };
-  __device__ __forceinline__ std::int64_t state_of(int row, int c, int p) const {
-    return (std::int64_t{row} * step_.d_inner + c) * d_state + p * lane_states;
-  }
-  __device__ __forceinline__ void load_state(const StackStep::Layer& layer, int n, int c, int p,
-                                             Channel& to) const {
-    const StateRow row = state_row(step_, n);
-    to.write = row.write;
-    to.h = {};
-    if (row.read >= 0) to.h = load_vec<lane_states>(layer.ssm + state_of(row.read, c, p));
-  }
-  __device__ __forceinline__ void load_channel(const StackStep::Layer& layer, int c, int p,
-                                               Channel& to) const {
-    const T* weight =
-        static_cast<const T*>(layer.dt_proj) + std::int64_t{c} * step_.dt_rank + 2 * p;
-#pragma unroll
-    for (int i = 0; i < most_dt_rank / dt_step; ++i) {
-      to.dt_weight[i] = dt_step * i < step_.dt_rank
-                            ? *reinterpret_cast<const std::uint32_t*>(weight + dt_step * i)
-                            : 0;
-    }
-    load_floats<lane_states>(layer.A_log + state_of(0, c, p), to.A);
-    to.D = layer.D[c];
-    to.dt_bias = layer.dt_bias[c];
-    load_state(layer, 0, c, p, to);
+    Base::template take<piece / 4>(words, plan_.inner, step_.d_inner, round,
+                                   [&](int i, int n, const WordPair& pair) {
+                                     const uint2 four = {value_of(pair.x), value_of(pair.y)};
+                                     *reinterpret_cast<uint2*>(inputs_of(n) + 4 * i) = four;
+                                   });
   }
 
   // x_proj, and what the scan will need.
   __device__ __forceinline__ void select(const StackStep::Layer& layer, int l) {
     const int j = static_cast<int>(threadIdx.x) / channel_lanes;
     if (j < weights_.shares.channels.count) {
-      load_channel(layer, weights_.shares.channels.first + j, lane_ % channel_lanes, channel_);
+      channel_.load(step_, layer, weights_.shares.channels.first + j, lane_ % channel_lanes);
     }
     if (weights_.shares.selection.count > 0) {
       take_channels(u_words_, l + 1);
@@ -335,15 +257,15 @@ class Block : Products<Slots, Single> {
     };
     Channel& channel = channel_;
     for (int n = 0; n < batch(); ++n) {
-      if (n > 0 && works) load_state(layer, n, c, p, channel);
+      if (n > 0 && works) channel.load_state(step_, layer, n, c, p);
       const float* selected = at<float>(plan_.selected) + n * plan_.selection;
       float dt = 0;
 #pragma unroll
-      for (int i = 0; i < most_dt_rank / dt_step; ++i) {
-        if (dt_step * i >= step_.dt_rank) break;
+      for (int i = 0; i < most_dt_rank / Channel::dt_step; ++i) {
+        if (Channel::dt_step * i >= step_.dt_rank) break;
         float weight[2], low[2];
         Packed<T, 2>{channel.dt_weight[i]}.unpack(weight);
-        load_floats<2>(selected + 2 * p + dt_step * i, low);
+        load_floats<2>(selected + 2 * p + Channel::dt_step * i, low);
         dt = fmaf(weight[0], low[0], dt);
         dt = fmaf(weight[1], low[1], dt);
       }
@@ -367,7 +289,7 @@ class Block : Products<Slots, Single> {
         give(y_words_ + plan_.inner.place(c, n, batch()) / 2, pair_of(y, next), l + 1);
       }
       if (works && channel.write >= 0) {
-        store_vec(layer.ssm + state_of(channel.write, c, p), channel.h);
+        store_vec(layer.ssm + Channel::place(step_, channel.write, c, p), channel.h);
       }
     }
   }
