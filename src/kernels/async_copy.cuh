@@ -16,7 +16,7 @@ __device__ __forceinline__ void copy_16_bytes(void* to, const void* from, int va
                "r"(valid)
                : "memory");
 }
-// All of them, by shared address.
+// All of them, by shared address; the rest of the line of 128 bytes comes to L2 with them.
 __device__ __forceinline__ void copy_16_bytes(unsigned to, const void* from) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(from)
                : "memory");
