@@ -5,10 +5,11 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
-#include <regex>
 #include <sstream>
 
 #include <mamba/language_model.hpp>
@@ -352,14 +353,16 @@ TEST_F(Forks, keep_the_likeliest_of_several) {
     const std::size_t last = finished.out.find(start);
     ASSERT_NE(last, std::string::npos) << finished.out;
     const std::string best = finished.out.substr(last + start.size());
-    const std::regex line("(^|\n) *(-[0-9]+\\.[0-9][0-9])  ");
     std::vector<double> scores;
     double of_best = 0;
-    for (std::sregex_iterator at(finished.out.begin(), finished.out.end(), line), end; at != end;
-         ++at) {
-      scores.push_back(std::stod(at->str(2)));
-      const auto text = static_cast<std::size_t>(at->position() + at->length());
-      if (finished.out.compare(text, best.size(), best) == 0) of_best = scores.back();
+    for (std::size_t line = 0; line < last; line = finished.out.find('\n', line) + 1) {
+      const char* begin = finished.out.c_str() + line;
+      char* end = nullptr;
+      const double score = std::strtod(begin, &end);  // "   -12.34  text", which has lines too
+      if (end < begin + 4 || end[-3] != '.' || std::strncmp(end, "  ", 2) != 0) continue;
+      scores.push_back(score);
+      const auto text = static_cast<std::size_t>(end - finished.out.c_str()) + 2;
+      if (finished.out.compare(text, best.size(), best) == 0) of_best = score;
     }
     ASSERT_EQ(scores.size(), 4u) << finished.out;
     EXPECT_EQ(of_best, *std::max_element(scores.begin(), scores.end())) << finished.out;
