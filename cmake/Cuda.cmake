@@ -18,7 +18,8 @@ else()
       find_package(CUDAToolkit REQUIRED)
       set(CMAKE_CUDA_STANDARD 17)
       # ptxas says what each kernel takes; the launcher keeps it beside the object for check_ptxas.py.
-      set(CMAKE_CUDA_COMPILER_LAUNCHER ${PROJECT_SOURCE_DIR}/scripts/keep_ptxas_report.sh)
+      set(CMAKE_CUDA_COMPILER_LAUNCHER
+        ${PROJECT_SOURCE_DIR}/scripts/keep_ptxas_report.sh ${CMAKE_CUDA_COMPILER_LAUNCHER})
       set(mamba_has_cuda ON)
     endif()
   endif()

@@ -41,17 +41,15 @@ void* allocate(Device device, std::int64_t bytes) {
 }
 
 void release(Device device, void* memory) noexcept {
-  int before = 0;
-  cudaGetDevice(&before);
-  cudaSetDevice(device.index());
+  const OnDevice current(device, std::nothrow);
   cudaFree(memory);
-  cudaSetDevice(before);
 }
 
 void* allocate_pinned(std::int64_t bytes) {
   check_present("Tensor::pinned", Device::cuda());
   void* memory = nullptr;
   if (bytes == 0) return memory;
+  const OnDevice current(device_in_use(), "Tensor::pinned");
   if (cudaMallocHost(&memory, static_cast<std::size_t>(bytes)) != cudaSuccess) {
     cudaGetLastError();
     throw DeviceError("Tensor::pinned", "memory",
@@ -60,7 +58,10 @@ void* allocate_pinned(std::int64_t bytes) {
   return memory;
 }
 
-void release_pinned(void* memory) noexcept { cudaFreeHost(memory); }
+void release_pinned(void* memory) noexcept {
+  const OnDevice current(device_in_use(), std::nothrow);
+  cudaFreeHost(memory);
+}
 
 void* make_stream(Device device) {
   check_present("Stream", device);
@@ -71,11 +72,8 @@ void* make_stream(Device device) {
 }
 
 void destroy_stream(Device device, void* cuda_stream) noexcept {
-  int before = 0;
-  cudaGetDevice(&before);
-  cudaSetDevice(device.index());
+  const OnDevice current(device, std::nothrow);
   cudaStreamDestroy(static_cast<cudaStream_t>(cuda_stream));
-  cudaSetDevice(before);
 }
 
 void synchronize(Device device, void* cuda_stream) {
