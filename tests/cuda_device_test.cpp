@@ -213,6 +213,61 @@ TEST(PinnedMemory, AStateGoesThereAndBackWithoutWaiting) {
   });
 }
 
+// ---- copies -------------------------------------------------------------------------------------
+
+// Planes of rows, odd and even, and rows further apart than CUDA's own copies take.
+TEST(CudaCopy, BringsEveryPlaneOfAStridedView) {
+  each_cuda_device([](Device device) {
+    for (const DType dtype : {DType::f32, DType::bf16}) {
+      for (const std::int64_t first : {0, 1, 2, 8}) {
+        for (const std::int64_t count : {1, 3, 8, 16}) {
+          SCOPED_TRACE(std::string(name_of(dtype)) + " columns " + std::to_string(first) + " to " +
+                       std::to_string(first + count));
+          const Tensor whole = Random(2).normal_tensor({3, 5, 32}, dtype);
+          const Tensor there = whole.to(device);
+          const auto part = [&](const Tensor& tensor) {
+            return tensor.view().steps(1, 3).columns(first, count);
+          };
+          Stream stream(device);
+          const testing::Guarded to({3, 3, count}, dtype, device, 8);
+          copy(part(there), to.view(), stream);
+          stream.synchronize();
+          EXPECT_EQ(values(to.view()), values(part(whole)));
+          to.expect_untouched("copy");
+          zero(to.view(), stream);
+          stream.synchronize();
+          for (const double value : values(to.view())) ASSERT_EQ(value, 0);
+          to.expect_untouched("zero");
+        }
+      }
+    }
+  });
+}
+
+TEST(CudaCopy, BringsRowsThatAreTwoGigabytesApart) {
+  each_cuda_device([](Device device) {
+    constexpr std::int64_t apart = (std::int64_t{1} << 30) + 64;
+    std::size_t free = 0, total = 0;
+    ASSERT_EQ(cudaMemGetInfo(&free, &total), cudaSuccess);
+    if (free < std::size_t{6} << 30) GTEST_SKIP() << "needs 6 GB of device memory";
+    Tensor wide({2, apart}, DType::bf16, device);
+    const TensorView rows = wide.view().columns(0, 8);
+    const Tensor some = Random(2).normal_tensor({2, 8}, DType::bf16);
+    const Tensor there = some.to(device);
+    Tensor back({2, 8}, DType::bf16, device), home({2, 8}, DType::bf16);
+    Stream stream(device);
+    copy(there, rows, stream);
+    copy(rows, back, stream);
+    copy(rows, home, stream);
+    stream.synchronize();
+    EXPECT_EQ(bits(back), bits(some));
+    EXPECT_EQ(bits(home), bits(some));
+    zero(rows, stream);
+    stream.synchronize();
+    EXPECT_EQ(values(rows), std::vector<double>(16, 0.0));
+  });
+}
+
 // ---- what is not there --------------------------------------------------------------------------
 
 template <class Statement>
