@@ -114,7 +114,7 @@ void LanguageModel::check_call(const ConstTensorView& ids, const StackState& sta
   }
   const std::int64_t batch = ids.dim(0);
   const std::int64_t time = ids.dim(1);
-  stack_.check_state(where, state, options.rows.read ? state.batch() : batch);
+  stack_.check_state(where, state, options.rows.read || options.rows.write ? state.batch() : batch);
   check_rows(where, options.rows, batch, state.batch(), stream);
   if (logits && logits.rank() == 2) {
     check::is(where, "logits", logits, {batch, config_.vocab_size}, DType::f32, device());

@@ -56,7 +56,7 @@ void Stack::check_call(const ConstTensorView& x, const StackState& state, const 
   if (stream.device() != device()) {
     throw ArgumentError(where, "stream", device().name(), stream.device().name());
   }
-  check_state(where, state, options.rows.read ? state.batch() : x.dim(0));
+  check_state(where, state, options.rows.read || options.rows.write ? state.batch() : x.dim(0));
   check_rows(where, options.rows, x.dim(0), state.batch(), stream);
   if (options.reset) {
     check::is(where, "reset", options.reset, {x.dim(0), x.dim(1)}, DType::i32, device());
