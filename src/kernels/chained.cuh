@@ -106,6 +106,9 @@ template <class... Parameters, class... Arguments>
 void launch_clusters(void (*kernel)(Parameters...), int cluster, dim3 grid, dim3 block,
                      std::size_t shared, Stream& stream, const char* where,
                      const Arguments&... arguments) {
+  if (cluster > 1 && capability_of(kernel, stream.device(), where) < sm_90) {
+    throw DeviceError(where, "kernel", "code for 9.0 on a device of 9.0, for clusters", "less");
+  }
   cudaLaunchAttribute clusters{};
   clusters.id = cudaLaunchAttributeClusterDimension;
   clusters.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
@@ -117,6 +120,10 @@ void launch_clusters(void (*kernel)(Parameters...), int cluster, dim3 grid, dim3
 template <class... Parameters, class... Arguments>
 void launch_together(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared,
                      Stream& stream, const char* where, const Arguments&... arguments) {
+  if (!limits(stream.device(), where).cooperative) {
+    throw DeviceError(where, "device", "one that runs all blocks of a kernel at the same time",
+                      stream.device().name());
+  }
   cudaLaunchAttribute together{};
   together.id = cudaLaunchAttributeCooperative;
   together.val.cooperative = 1;
