@@ -507,7 +507,9 @@ TEST_F(TwoDevices, AThreadThatChoseNoDeviceHasStillChosenNone) {
     std::thread([&] {
       everything_on(Device::cuda(used));
       EXPECT_EQ(current_device(), 0);
-      if (used != 0) EXPECT_EQ(current_context(), nullptr);
+      if (used != 0) {
+        EXPECT_EQ(current_context(), nullptr);
+      }
     }).join();
   }
   std::thread([] {

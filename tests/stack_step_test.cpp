@@ -234,7 +234,9 @@ TEST_P(StackStepLimits, IsAsNearToTheTruthAsLayerByLayer) {
         sizes.d_model = static_cast<int>(size.d_model);
         sizes.d_inner = static_cast<int>(size.d_inner);
         sizes.dt_rank = static_cast<int>(size.dt_rank);
-        if (!may) EXPECT_FALSE(cuda::takes(sizes, Stream(device)));
+        if (!may) {
+          EXPECT_FALSE(cuda::takes(sizes, Stream(device)));
+        }
         const Tensor x = input(stack, size, rows);
         const StackState state = lively_state(stack, rows, 9);
         expect_as_near(step(stack, x, state.clone(), false), step(stack, x, state.clone(), true),
