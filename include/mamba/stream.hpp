@@ -35,6 +35,7 @@ class Stream {
   friend struct StreamAccess;  // the kernels' side, src/detail/stream_access.hpp
   struct Impl;
   explicit Stream(std::unique_ptr<Impl> impl);
+  Impl& impl() const;  // ArgumentError in a Stream that was moved from
   std::unique_ptr<Impl> impl_;
 };
 

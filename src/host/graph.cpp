@@ -23,6 +23,7 @@ Graph Graph::record(Stream& stream, const std::function<void(Stream&)>& work) {
 }
 
 void Graph::replay(Stream& stream) const {
+  if (!graph_) throw ArgumentError("Graph::replay", "graph", "a graph", "one that was moved from");
   if (stream.device() != device_) {
     throw ArgumentError("Graph::replay", "stream", device_.name(), stream.device().name());
   }
