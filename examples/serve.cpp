@@ -269,9 +269,11 @@ class Server {
       group.push_back(&here->generator);
       writing.push_back(here);
     }
-    mamba::Generator::next(group);
-    for (const auto& answer : writing) {
-      if (hear(*answer)) answers_.erase(answer);
+    const std::vector<mamba::Chosen> chosen = mamba::Generator::next(group);
+    for (std::size_t i = 0; i < writing.size(); ++i) {
+      const auto answer = writing[i];
+      if (chosen[i].error) finish(*answer, "error");
+      if (chosen[i].error || hear(*answer)) answers_.erase(answer);
     }
   }
 

@@ -9,8 +9,9 @@ namespace mamba {
 class Device {
  public:
   static constexpr Device cpu() { return Device(-1); }
-  // Any index can be named; the first use of a device that is not there is a DeviceError.
-  static constexpr Device cuda(int index = 0) { return Device(index < 0 ? 0 : index); }
+  // Any index of at least 0 can be named (else an ArgumentError); using a device that does not
+  // exist is a DeviceError.
+  static constexpr Device cuda(int index = 0) { return Device(index < 0 ? refuse(index) : index); }
   // "cpu", "cuda" or "cuda:N"; anything else is an ArgumentError.
   static Device parse(std::string_view text);
 
@@ -27,6 +28,7 @@ class Device {
 
  private:
   constexpr explicit Device(int cuda_index) : cuda_index_(cuda_index) {}
+  [[noreturn]] static int refuse(int index);
   int cuda_index_ = -1;
 };
 

@@ -117,10 +117,20 @@ void remove_stale_temporaries(const std::string& folder) {
   namespace fs = std::filesystem;
   std::error_code error;
   const auto now = fs::file_time_type::clock::now();
-  for (const fs::directory_entry& entry : fs::directory_iterator(folder, error)) {
-    if (!is_temporary(entry.path().filename().string())) continue;
+  each_file(folder, [&](const fs::directory_entry& entry) {
+    if (!is_temporary(entry.path().filename().string())) return;
     const auto written = entry.last_write_time(error);
     if (!error && now - written > std::chrono::hours(1)) fs::remove(entry.path(), error);
+  });
+}
+
+void each_file(const std::string& folder,
+               const std::function<void(const std::filesystem::directory_entry&)>& f) {
+  std::error_code error;
+  std::filesystem::directory_iterator file(folder, error);
+  while (!error && file != std::filesystem::directory_iterator()) {
+    f(*file);
+    file.increment(error);  // a range-for would throw here
   }
 }
 

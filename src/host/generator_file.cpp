@@ -119,19 +119,19 @@ std::vector<std::int32_t> ids(const std::string& path, const SavedState& saved, 
 void Generator::save(const std::string& path) {
   const StackState state = this->state().to(Device::cpu(), model().dtype(), stream());
   std::vector<std::int32_t> seen;
-  const Tensor host_seen = on_host(slot_->seen(), stream());
+  const Tensor host_seen = on_host(slot().seen(), stream());
   const auto* flags = host_seen.data<std::int32_t>();
   for (std::int32_t id = 0; id < model().config().vocab_size; ++id) {
     if (flags[id] != 0) seen.push_back(id);
   }
   const Tensor seen_list = id_list(seen);
   const Tensor recent_list = id_list(recent_);
-  const Tensor host_logits = on_host(slot_->logits(), stream());
+  const Tensor host_logits = on_host(slot().logits(), stream());
   StateMetadata metadata;
   metadata.fingerprint = model().fingerprint();
   metadata.tokens_seen = {tokens_seen_};
   metadata.notes[note] =
-      to_note(options_, *on_host(slot_->draws(), stream()).data<std::int32_t>(), text_.held());
+      to_note(options_, *on_host(slot().draws(), stream()).data<std::int32_t>(), text_.held());
   const StateExtras extras{
       {logits_name, host_logits}, {seen_name, seen_list}, {recent_name, recent_list}};
   seal(state, metadata, extras);
@@ -160,7 +160,7 @@ Generator Generator::restore(const std::string& path, std::unique_ptr<GeneratorS
   generator.put(state, device_logits);
   generator.mark_seen(seen);
   const Tensor draws = Tensor::from<std::int32_t>({sampling.draws}, {1});
-  copy(draws, generator.slot_->draws(), generator.stream());
+  copy(draws, generator.slot().draws(), generator.stream());
   generator.stream().synchronize();
   generator.text_ = TextStream(sampling.held);
   generator.tokens_seen_ = saved.metadata.tokens_seen.front();

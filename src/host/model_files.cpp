@@ -21,6 +21,12 @@ namespace {
 
 constexpr const char* where = "LanguageModel::load";
 
+// Without the exceptions of the standard library, of a name that is too long, say.
+bool there(const fs::path& path) {
+  std::error_code unknown;
+  return fs::exists(path, unknown);
+}
+
 std::string read_text(const fs::path& path) {
   std::ifstream file(path, std::ios::binary);
   std::ostringstream text;
@@ -35,12 +41,12 @@ class Checkpoint {
   explicit Checkpoint(const fs::path& folder) {
     const fs::path single = folder / "model.safetensors";
     const fs::path index = folder / "model.safetensors.index.json";
-    if (fs::exists(single)) {
+    if (there(single)) {
       add(single);
-    } else if (fs::exists(index)) {
+    } else if (there(index)) {
       add_shards(folder, index);
-    } else if (fs::exists(folder / "pytorch_model.bin") ||
-               fs::exists(folder / "pytorch_model.bin.index.json")) {
+    } else if (there(folder / "pytorch_model.bin") ||
+               there(folder / "pytorch_model.bin.index.json")) {
       throw FormatError(where, folder.string(), "model.safetensors",
                         "only pytorch_model.bin; scripts/bin_to_safetensors.py converts it");
     } else {
@@ -160,9 +166,13 @@ DType stored_dtype(const Checkpoint& checkpoint) {
 
 LanguageModel LanguageModel::load(const std::string& folder, std::optional<DType> dtype,
                                   Device device) {
+  if (dtype == DType::i32) {
+    throw ArgumentError(where, "dtype", "f32, bf16 or f16", name_of(*dtype));
+  }
   const fs::path config_path = fs::path(folder) / "config.json";
-  if (!fs::is_directory(folder)) throw Error(where, folder, "a folder", "none");
-  if (!fs::exists(config_path)) throw FormatError(where, folder, "config.json", "none");
+  std::error_code unknown;
+  if (!fs::is_directory(folder, unknown)) throw Error(where, folder, "a folder", "none");
+  if (!there(config_path)) throw FormatError(where, folder, "config.json", "none");
   ModelConfig config = parse_config(read_text(config_path), config_path.string());
   const Checkpoint checkpoint(folder);
   settle(config, checkpoint);

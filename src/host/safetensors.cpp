@@ -156,24 +156,29 @@ SafetensorsFile::~SafetensorsFile() = default;
 SafetensorsFile::SafetensorsFile(SafetensorsFile&&) noexcept = default;
 SafetensorsFile& SafetensorsFile::operator=(SafetensorsFile&&) noexcept = default;
 
-const std::string& SafetensorsFile::path() const { return impl_->path; }
+SafetensorsFile::Impl& SafetensorsFile::impl() const {
+  if (!impl_) throw ArgumentError("SafetensorsFile", "file", "a file", "one that was moved from");
+  return *impl_;
+}
+
+const std::string& SafetensorsFile::path() const { return impl().path; }
 
 const std::vector<SafetensorsEntry>& SafetensorsFile::entries() const {
-  return impl_->header.entries;
+  return impl().header.entries;
 }
 
 const std::map<std::string, std::string>& SafetensorsFile::metadata() const {
-  return impl_->header.metadata;
+  return impl().header.metadata;
 }
 
 const SafetensorsEntry* SafetensorsFile::find(const std::string& name) const {
-  const auto found = impl_->index.find(name);
-  return found == impl_->index.end() ? nullptr : &impl_->header.entries[found->second];
+  const auto found = impl().index.find(name);
+  return found == impl().index.end() ? nullptr : &impl().header.entries[found->second];
 }
 
 const SafetensorsEntry& SafetensorsFile::entry(const std::string& name) const {
   const SafetensorsEntry* found = find(name);
-  if (found == nullptr) throw FormatError(impl_->path, name, "a tensor", "none");
+  if (found == nullptr) throw FormatError(impl().path, name, "a tensor", "none");
   return *found;
 }
 
@@ -181,7 +186,7 @@ const SafetensorsEntry& SafetensorsFile::entry(const std::string& name) const {
 std::vector<unsigned char> SafetensorsFile::bytes(const SafetensorsEntry& wanted) const {
   const SafetensorsEntry& own = entry(wanted.name);
   std::vector<unsigned char> result(static_cast<std::size_t>(own.bytes));
-  impl_->read(result.data(), own.offset, own.bytes, own.name);
+  impl().read(result.data(), own.offset, own.bytes, own.name);
   return result;
 }
 
@@ -189,18 +194,18 @@ Tensor SafetensorsFile::read(const SafetensorsEntry& wanted, const Shape& shape,
                              DType dtype) const {
   const SafetensorsEntry& own = entry(wanted.name);
   if (shape.rank() == 0 || without_ones(own.shape) != without_ones(sizes_of(shape))) {
-    throw FormatError(impl_->path, own.name, shape.to_string(), own.shape_text());
+    throw FormatError(impl().path, own.name, shape.to_string(), own.shape_text());
   }
   const char* to = elements::file_name_of(dtype);
   if (!elements::convertible(own.dtype, to)) {
-    throw FormatError(impl_->path, own.name,
+    throw FormatError(impl().path, own.name,
                       dtype == DType::i32 ? "I32 or I64" : "F32, BF16, F16 or F64", own.dtype);
   }
   Tensor tensor(shape, dtype);
   if (own.dtype == to) {
-    impl_->read(tensor.view().data(), own.offset, own.bytes, own.name);
+    impl().read(tensor.view().data(), own.offset, own.bytes, own.name);
   } else {
-    impl_->read_converted(own, to, size_of(dtype), tensor.view().data());
+    impl().read_converted(own, to, size_of(dtype), tensor.view().data());
   }
   return tensor;
 }
@@ -211,10 +216,10 @@ Tensor SafetensorsFile::read(const SafetensorsEntry& wanted) const {
   if (own.dtype == "F64") dtype = DType::f32;
   if (own.dtype == "I64") dtype = DType::i32;
   if (!dtype) {
-    throw FormatError(impl_->path, own.name, "F32, BF16, F16, F64, I32 or I64", own.dtype);
+    throw FormatError(impl().path, own.name, "F32, BF16, F16, F64, I32 or I64", own.dtype);
   }
   if (own.shape.size() > static_cast<std::size_t>(Shape::max_rank)) {
-    throw FormatError(impl_->path, own.name, fmt::format("at most {} dimensions", Shape::max_rank),
+    throw FormatError(impl().path, own.name, fmt::format("at most {} dimensions", Shape::max_rank),
                       own.shape_text());
   }
   return read(own, shape_of(own.shape), *dtype);

@@ -192,13 +192,41 @@ struct StateCache::Impl {
     return {};
   }
 
+  // The last used of what is in memory alone, as much as the folder has room for, is written; the
+  // last used comes last, so that the files have that order too.
+  void flush() {
+    if (!files) return;
+    std::vector<Entry> entries;
+    {
+      const std::lock_guard<std::mutex> lock(mutex);
+      std::int64_t sum = 0;
+      for (const Place place : {on_device, on_host}) {
+        for (const Entry& entry : lists[place]) {
+          sum += entry.bytes;
+          if (sum > limits[on_disk]) break;
+          if (indices[on_disk].count(entry.key) == 0) entries.push_back(entry);
+        }
+      }
+    }
+    for (auto entry = entries.rbegin(); entry != entries.rend(); ++entry) {
+      write(entry->prefix->logits.device().is_cuda() ? at(*entry, Device::cpu()) : *entry);
+    }
+  }
+
   bool knows(const PrefixKey& key) { return touch(key, on_device) || touch(key, on_host); }
 };
 
 StateCache::StateCache(const LanguageModel& model, CacheOptions options)
     : impl_(std::make_unique<Impl>(model, std::move(options))) {}
 
-StateCache::~StateCache() = default;
+StateCache::~StateCache() {
+  try {
+    impl_->flush();
+  } catch (...) {  // no memory, or a callback that throws: what is not written is read again
+  }
+}
+
+void StateCache::flush() { impl_->flush(); }
 
 std::int64_t StateCache::find(Generator& generator, const Ids& prompt) {
   Impl& cache = *impl_;

@@ -132,7 +132,8 @@ void split(const AddedTokens& tokens, std::string_view text, std::vector<std::in
 
 Tokenizer Tokenizer::load(const std::string& path) {
   Tokenizer tokenizer;
-  const bool folder = std::filesystem::is_directory(path);
+  std::error_code unknown;  // then it is no folder
+  const bool folder = std::filesystem::is_directory(path, unknown);
   tokenizer.tables_ = std::make_shared<const TokenizerTables>(
       read_tokenizer(folder ? (std::filesystem::path(path) / "tokenizer.json").string() : path));
   return tokenizer;
