@@ -358,10 +358,13 @@ void Generator::step(const Group& group) {
 Generator::Ids Generator::next(const Group& group) {
   constexpr const char* where = "Generator::next";
   if (group.empty()) return {};
-  choose(where, in_order(where, group));
+  const Group sorted = in_order(where, group);
+  Ids chosen;  // memory for the tokens before there are any
+  chosen.reserve(group.size());
+  for (Generator* member : group) member->recent_.reserve(longest_stop);
+  choose(where, sorted);
   GeneratorSlots& slots = *group.front()->slot_->slots;
   const std::int32_t* tokens = slots.out.receive();
-  Ids chosen;
   for (Generator* member : group) {
     chosen.push_back(received(tokens, member->slot_->row, *slots.stream));
     member->push(chosen.back());
