@@ -65,11 +65,7 @@ std::int64_t KnownPrefix::bytes() const {
 
 PrefixFiles::PrefixFiles(const LanguageModel& model, std::string folder)
     : model_(model), folder_(std::move(folder)), fingerprint_(model.fingerprint()) {
-  std::error_code error;
-  fs::create_directories(folder_, error);
-  if (std::error_code unknown; error && !fs::is_directory(folder_, unknown)) {
-    throw Error("StateCache", folder_, "a folder", error.message());
-  }
+  make_folder("StateCache", folder_);
   remove_stale_temporaries(folder_);
 }
 

@@ -10,6 +10,7 @@
 #include <mamba/safetensors.hpp>
 
 #include "host/fingerprint.hpp"
+#include "host/folder.hpp"
 #include "host/input_file.hpp"
 #include "host/json.hpp"
 
@@ -201,9 +202,7 @@ LanguageModel LanguageModel::load(const std::string& folder, std::optional<DType
 }
 
 void LanguageModel::save(const std::string& folder) const {
-  std::error_code error;
-  fs::create_directories(folder, error);
-  if (error) throw Error("LanguageModel::save", folder, "a folder", error.message());
+  make_folder("LanguageModel::save", folder);
   std::vector<SafetensorsItem> items;
   each_weight([&](const std::string& name, const Tensor& tensor) {
     SafetensorsItem item{name, tensor};
