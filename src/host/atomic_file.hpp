@@ -2,8 +2,6 @@
 #pragma once
 
 #include <cstddef>
-#include <filesystem>
-#include <functional>
 #include <string>
 
 namespace mamba {
@@ -37,10 +35,5 @@ class AtomicFile {
 // Removes what programs that were killed left in a folder: temporary files that were last written
 // more than an hour ago. Others may be another process's, at work.
 void remove_stale_temporaries(const std::string& folder);
-
-// f for what is in a folder, as far as the system says it: never an exception of the standard
-// library's.
-void each_file(const std::string& folder,
-               const std::function<void(const std::filesystem::directory_entry&)>& f);
 
 }  // namespace mamba

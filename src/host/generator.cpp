@@ -401,8 +401,9 @@ std::vector<Chosen> Generator::next(const Group& group) {
   if (group.empty()) return {};
   const Group sorted = in_order(where, group);
   check_read(where, group);
+  std::vector<Chosen> chosen(group.size());  // memory for the tokens before there are any
+  for (Generator* member : group) member->recent_.reserve(longest_stop);
   choose(sorted);
-  std::vector<Chosen> chosen(group.size());
   GeneratorSlots& slots = *group.front()->slot().slots;
   const std::int32_t* tokens = slots.out.receive();
   std::exception_ptr error;

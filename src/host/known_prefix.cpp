@@ -11,6 +11,7 @@
 
 #include "host/atomic_file.hpp"
 #include "host/content_hash.hpp"
+#include "host/folder.hpp"
 
 namespace mamba {
 
@@ -64,12 +65,7 @@ std::int64_t KnownPrefix::bytes() const {
 
 PrefixFiles::PrefixFiles(const LanguageModel& model, std::string folder)
     : model_(model), folder_(std::move(folder)), fingerprint_(model.fingerprint()) {
-  std::error_code error;
-  fs::create_directories(folder_, error);
-  std::error_code unknown;
-  if (error && !fs::is_directory(folder_, unknown)) {
-    throw Error("StateCache", folder_, "a folder", error.message());
-  }
+  make_folder("StateCache", folder_);
   remove_stale_temporaries(folder_);
 }
 
@@ -82,8 +78,7 @@ std::string PrefixFiles::path(const PrefixKey& key) const {
 std::vector<PrefixFiles::Found> PrefixFiles::list() const {
   const std::string prefix = fmt::format("{}-{}-", fingerprint_, name_of(model_.dtype()));
   std::vector<std::pair<fs::file_time_type, Found>> found;
-  std::error_code error;
-  each_file(folder_, [&](const fs::directory_entry& entry) {
+  each_entry(folder_, [&](const fs::directory_entry& entry) {
     const std::string name = entry.path().filename().string();
     const std::size_t middle = prefix.size() + std::string(suffix).size();
     Found file{};
@@ -92,7 +87,8 @@ std::vector<PrefixFiles::Found> PrefixFiles::list() const {
         !parse(name.substr(prefix.size(), name.size() - middle), file.key)) {
       return;
     }
-    const auto size = entry.file_size(error);  // another process may have removed it
+    std::error_code error;  // another process may have removed it
+    const auto size = entry.file_size(error);
     if (error) return;
     const auto time = entry.last_write_time(error);
     if (error) return;
