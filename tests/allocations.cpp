@@ -33,7 +33,7 @@ long allocations() { return count; }
 long allocations_here() { return here; }
 }  // namespace mamba::testing
 
-// operator new, BLIS and OpenMP all end in these; glibc's own stand behind them.
+// operator new and every library end in these; glibc's own stand behind them.
 extern "C" {
 void* __libc_malloc(std::size_t size);
 void* __libc_calloc(std::size_t number, std::size_t size);
