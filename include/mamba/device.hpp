@@ -35,4 +35,9 @@ class Device {
 // How many CUDA devices can be used: 0 in a build without CUDA or on a machine without a driver.
 int cuda_device_count();
 
+// The kernels that operations on the CPU take on this processor, for people to read: Highway's name
+// of the instruction set and how factors of bf16 are multiplied, as in "AVX3, bf16 in pairs" (AVX3
+// is AVX-512; pairs need its BF16 part) or "AVX2, bf16 as f32".
+std::string cpu_kernels();
+
 }  // namespace mamba
