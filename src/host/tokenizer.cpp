@@ -18,7 +18,9 @@ namespace mamba {
 // ---- Unicode ----------------------------------------------------------------------------------
 
 std::string to_nfc(const std::string& text) {
-  if (std::all_of(text.begin(), text.end(), [](char c) { return c >= 0; })) return text;  // ASCII
+  if (std::all_of(text.begin(), text.end(),
+                  [](char c) { return static_cast<signed char>(c) >= 0; }))
+    return text;  // ASCII
   UErrorCode status = U_ZERO_ERROR;
   const icu::Normalizer2* nfc = icu::Normalizer2::getNFCInstance(status);
   std::string normal;
