@@ -184,7 +184,7 @@ TEST(PinnedMemory, AStateGoesThereAndBackWithoutWaiting) {
         stream.synchronize();
         const Graph graph = Graph::record(stream, there_and_back);
         expect_same(back, MambaState(small_config(), 3, dtype, device), "recorded, not run");
-        graph.replay(stream);
+        graph.replay();
         stream.synchronize();
         expect_same(back, state, "there and back");
         EXPECT_EQ(bits(pinned.ssm), bits(state.ssm));
@@ -284,7 +284,7 @@ std::vector<std::int32_t> everything_on(Device device) {
   const auto eager = bits(logits);
   state.reset(stream);
   const Graph graph = Graph::record(stream, forward);
-  graph.replay(stream);
+  graph.replay();
   stream.synchronize();
   EXPECT_EQ(bits(logits), eager);
 

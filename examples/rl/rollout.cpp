@@ -142,7 +142,7 @@ void replay_steps(const Agent& agent, Environments& environments, mamba::StackSt
   };
   take(stream);  // what it needs is allocated here, and not while it is recorded
   const mamba::Graph graph = mamba::Graph::record(stream, take);
-  for (std::int64_t t = 1; t < rollout.length(); ++t) graph.replay(stream);
+  for (std::int64_t t = 1; t < rollout.length(); ++t) graph.replay();
   stream.synchronize();  // the graph ends here
 }
 

@@ -48,7 +48,12 @@ struct Generated {
 
 struct GeneratorSlot;
 
-// One sequence. The model and the stream must outlive it. Not for two threads at once.
+// One sequence. The model must outlive it, and so must a stream that is given; without one it has
+// its own. It belongs to no thread: any may use it, one at a time. Members of a pool, and forks of
+// a generator with a given stream, share a stream, and count as one in this.
+//
+// What other streams have queued is waited for when it is made, by assume() and by restore(). Where
+// weights change later, wait for that before the next call.
 //
 // Between calls the state has seen every token but perhaps the last one chosen, which goes through
 // the model when it is needed: by next(), read(), save(), fork(), state() or logits().
@@ -148,7 +153,8 @@ struct GeneratorSlots;
 
 // Room for up to `capacity` sequences that go through the model together (continuous batching):
 // they join when they are made, leave when they are destroyed, and the others go on meanwhile.
-// Memory is taken once. The generators may outlive the pool.
+// Memory is taken once. The generators may outlive the pool. Like a Generator it has a stream of
+// its own unless one is given, which must outlive it.
 class GeneratorPool {
  public:
   GeneratorPool(const LanguageModel& model, std::int64_t capacity);

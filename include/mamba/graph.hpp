@@ -8,22 +8,23 @@
 
 namespace mamba {
 
-// What was recorded runs again on the same operands, at the same addresses: change their contents
-// between replays, not their places. Everything that was called must have been called once before,
-// so that nothing is allocated while recording (see Scratch). Tensors and the recorded stream must
-// outlive the graph.
+// What was recorded runs again on the same operands, at the same addresses: you may change their
+// contents between replays, never their places. Everything that was called must have been called
+// once before, so that nothing is allocated while recording (see Scratch). Tensors and the recorded
+// stream must outlive the graph.
 class Graph {
  public:
   // Records what `work` queues on `stream` (CUDA; on the CPU an ArgumentError), without running it.
   // An exception from `work` ends the recording and is passed on.
   static Graph record(Stream& stream, const std::function<void(Stream&)>& work);
 
-  // Queues it all on `stream`, a stream of the device it was recorded on.
-  void replay(Stream& stream) const;
+  // Queues it all on the stream that it was recorded on, whose scratch memory it works in.
+  void replay() const;
 
  private:
-  Graph(Device device, std::shared_ptr<void> graph) : device_(device), graph_(std::move(graph)) {}
+  Graph(const Stream& stream, std::shared_ptr<void> graph);
   Device device_;
+  void* cuda_stream_;
   std::shared_ptr<void> graph_;
 };
 

@@ -1,4 +1,10 @@
 // The order in which work happens, and the memory it borrows meanwhile.
+//
+// A call that takes a Stream is ordered on it and waits for nothing. A call that takes none waits:
+// all that was queued on its device before, on whichever stream, is finished first, and the call is
+// done when it returns. So a snapshot, a save or a copy to the host never sees half of what was
+// asked for before it. What owns work, a Generator say, has a stream of its own, on which its
+// calls are ordered.
 #pragma once
 
 #include <memory>
@@ -13,7 +19,9 @@ namespace mamba {
 // host thread at a time; different streams may run the same Layer at once.
 class Stream {
  public:
-  // threads: of the CPU device; 0 takes one per core. Ignored on CUDA.
+  // threads: of the CPU device; 0 takes one per core, and more than 1024 are as 1024. Ignored on
+  // CUDA. The threads belong to the process and are lent for the length of a call; DeviceError
+  // where the system refuses to start one that is lacking.
   explicit Stream(Device device = Device::cpu(), int threads = 0);
   // Work on the caller's cudaStream_t, which must outlive this object.
   static Stream borrow(Device device, void* cuda_stream);
@@ -25,14 +33,15 @@ class Stream {
   int threads() const;
   void* cuda_stream() const;  // nullptr on the CPU
 
-  // Waits for all work queued so far. Throws once the error of an operation that found bad values
-  // in device memory (a token id or row out of range).
+  // Waits for all work queued so far. Throws once the errors of all operations that found bad
+  // values in device memory (a token id or row out of range), as one.
   void synchronize();
 
  private:
   friend class ConstantWeights;
   friend class Scratch;
   friend struct StreamAccess;  // the kernels' side, src/detail/stream_access.hpp
+  friend void synchronize(Device device);
   struct Impl;
   explicit Stream(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
@@ -40,6 +49,12 @@ class Stream {
 
 // The calling thread's own stream of a device, made on first use and kept until the thread ends.
 Stream& default_stream(Device device = Device::cpu());
+
+// Waits for all work that the library's streams have queued on `device`, borrowed ones included; on
+// the CPU there is none. Not device-wide: another thread may go on recording a Graph, and of a
+// stream that is being recorded only what it queued before counts. Bad values that were found are
+// still told by their own stream.
+void synchronize(Device device);
 
 // A promise for as long as it lives: nothing that is queued on the stream writes the weights (and
 // biases, norms' weights and the like) of an operation queued meanwhile. A CUDA kernel may then

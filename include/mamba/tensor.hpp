@@ -195,7 +195,8 @@ inline ConstTensorView::ConstTensorView(const Tensor& tensor) : ConstTensorView(
 inline TensorView::TensorView(Tensor& tensor) : TensorView(tensor.view()) {}
 
 // to = from. Same shape; any two floating-point dtypes (rounded to nearest even) or i32 to i32; any
-// pitches; any two devices. Overlapping memory is not allowed.
+// pitches; any two devices. `stream` is of a GPU that is involved, or of the CPU where none is.
+// Overlapping memory is not allowed.
 void copy(ConstTensorView from, TensorView to, Stream& stream);
 
 // Every element becomes zero, whatever it was before.

@@ -48,18 +48,22 @@ void* allocate_pinned(std::int64_t bytes);
 void release_pinned(void* memory) noexcept;
 
 void* make_stream(Device device);
-void destroy_stream(Device device, void* cuda_stream) noexcept;
+// Waits for the work of a stream that is to go, and lets go of it if it is the library's.
+void end_stream(Device device, void* cuda_stream, bool owned) noexcept;
 void synchronize(Device device, void* cuda_stream);
+// Whether the stream is being recorded, by this library or by whoever lent it.
+bool is_recorded(Device device, void* cuda_stream);
+bool is_pinned(Device device, const void* memory);  // host memory that devices copy to
 
 void begin_recording(Stream& stream);
 void abandon_recording(Stream& stream) noexcept;
 void* end_recording(Stream& stream);
 void release_recording(Device device, void* graph) noexcept;
-void replay(void* graph, Stream& stream);
+void replay(void* graph, Device device, void* cuda_stream);
 
 void* make_event(Device device);
 void destroy_event(Device device, void* event) noexcept;
-void record_event(void* event, Stream& stream);
+void record_event(void* event, Device device, void* cuda_stream);
 void wait_event(void* event);  // on the host
 
 void copy(const ConstTensorView& from, const TensorView& to, Stream& stream);

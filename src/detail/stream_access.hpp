@@ -11,7 +11,7 @@ namespace mamba {
 
 // What a kernel can find wrong with values that only the device has seen. It sets the flag, keeps
 // within bounds, and the stream's next synchronize() throws.
-enum class BadValue { token_id, state_row, copied_row, sampled_row, logits, target, action };
+enum class BadValue { logits, token_id, state_row, sampled_row, copied_row, target, action };
 constexpr int bad_value_kinds = 7;
 
 struct StreamAccess {
@@ -25,6 +25,20 @@ struct StreamAccess {
   // first one under a ConstantWeights may not, so that all others find what was queued before it
   // done.
   static bool begins_early(Stream& stream);
+  // While one lives, work on the stream is recorded and not queued.
+  class Recording {
+   public:
+    explicit Recording(Stream& stream);
+    ~Recording();
+    Recording(const Recording&) = delete;
+    Recording& operator=(const Recording&) = delete;
+
+   private:
+    Stream& stream_;
+  };
+  // What a call without a stream does for an operand: synchronize() for its device, or for all
+  // devices where it is pinned host memory, to which they copy.
+  static void wait_for(const ConstTensorView& operand);
   // A place for the matrix product's handle and plans, kept as long as the stream.
   static std::shared_ptr<void>& matmul(Stream& stream);
   // At least `count` i32 for what the blocks of one kernel hand each other, kept as long as the

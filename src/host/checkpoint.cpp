@@ -6,6 +6,7 @@
 
 #include <mamba/safetensors.hpp>
 
+#include "host/finished.hpp"
 #include "host/hash.hpp"
 #include "host/json.hpp"
 
@@ -28,14 +29,6 @@ void each_of_state(State& state, const F& f) {
     f(fmt::format("layers.{}.conv", i), state.layers[i].conv);
     f(fmt::format("layers.{}.ssm", i), state.layers[i].ssm);
   }
-}
-
-Tensor on_host(const ConstTensorView& view) {
-  Tensor host(view.shape(), view.dtype());
-  Stream& stream = default_stream(view.device());
-  copy(view, host, stream);
-  stream.synchronize();
-  return host;
 }
 
 // A checkpoint that is open, with its metadata checked.
@@ -179,9 +172,8 @@ TrainingProgress load_training(const std::string& path, AdamW& optimizer, StackS
   if (carried != nullptr) each_of_state(*carried, add);
   file.check_whole();
   for (const auto& [to, from] : changes) {
-    Stream& stream = default_stream(to.device());
-    copy(from, to, stream);
-    stream.synchronize();
+    finished(to.device(),
+             [&, target = to, &source = from](Stream& stream) { copy(source, target, stream); });
   }
   optimizer.set_steps(file.steps());
   return file.progress();

@@ -47,7 +47,7 @@ void GenerateOptions::check() const {
 
 namespace {
 
-std::unique_ptr<GeneratorSlot> slot_alone(const LanguageModel& model, Stream& stream) {
+std::unique_ptr<GeneratorSlot> slot_alone(const LanguageModel& model, Stream* stream) {
   return std::make_unique<GeneratorSlot>("Generator",
                                          std::make_shared<GeneratorSlots>(model, 1, stream));
 }
@@ -61,10 +61,10 @@ Tensor column(const std::vector<std::int32_t>& values) {
 // ---- one sequence -----------------------------------------------------------------------------
 
 Generator::Generator(const LanguageModel& model, const SamplingOptions& options)
-    : Generator(model, options, default_stream(model.device())) {}
+    : Generator(slot_alone(model, nullptr), options) {}
 
 Generator::Generator(const LanguageModel& model, const SamplingOptions& options, Stream& stream)
-    : Generator(slot_alone(model, stream), options) {}
+    : Generator(slot_alone(model, &stream), options) {}
 
 Generator::Generator(std::unique_ptr<GeneratorSlot> slot, const SamplingOptions& options)
     : slot_(std::move(slot)), options_(options) {
@@ -92,8 +92,9 @@ void Generator::mark_seen(const Ids& ids) {
   distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
   if (distinct.empty()) return;
   const Tensor marks = Tensor::from(Ids(distinct.size(), 1), {column(distinct).count(), 1});
-  const Tensor rows = column(distinct).to(model().device());
-  const Tensor ones = marks.to(model().device());
+  const Tensor host_rows = column(distinct);  // until the copy is done
+  const Tensor rows = host_rows.to(model().device(), DType::i32, stream());
+  const Tensor ones = marks.to(model().device(), DType::i32, stream());
   CopyRows op;
   op.from = ones;
   op.to = slot_->seen().reshape({model().config().vocab_size, 1});
@@ -163,6 +164,7 @@ void Generator::assume(const Ids& ids, const StackState& state, ConstTensorView 
   for (const std::int32_t id : ids) check::range(where, "ids", id, 0, vocab - 1);
   model().stack().check_state(where, state, 1);
   check::is(where, "logits", logits, {1, vocab}, DType::f32, model().device());
+  synchronize(model().device());
   put(state, logits);
   mark_seen(ids);
   tokens_seen_ = static_cast<std::int64_t>(ids.size());
@@ -200,8 +202,7 @@ std::vector<Generator> Generator::fork(std::int64_t k) {
   if (k == 0) return forks;
   settle();
   const std::shared_ptr<GeneratorSlots>& own = slot_->slots;
-  const auto slots =
-      own->free() >= k ? own : std::make_shared<GeneratorSlots>(model(), k, stream());
+  const auto slots = own->free() >= k ? own : own->another(k);
   for (std::int64_t i = 0; i < k; ++i) {
     SamplingOptions options = options_;
     if (i > 0) {  // of the seed, the place and the number of the fork: no two streams meet
@@ -311,9 +312,10 @@ void Generator::read(const Group& group, const std::vector<Ids>& prompts) {
       const auto first = text->begin() + static_cast<std::ptrdiff_t>(done);
       piece.insert(piece.end(), first, first + static_cast<std::ptrdiff_t>(count));
     }
-    const Tensor ids = Tensor::from(piece, {static_cast<std::int64_t>(reading.size()),
-                                            static_cast<std::int64_t>(count)})
-                           .to(sorted.front()->model().device());
+    const Tensor host_ids = Tensor::from(
+        piece, {static_cast<std::int64_t>(reading.size()), static_cast<std::int64_t>(count)});
+    const Tensor ids =
+        host_ids.to(sorted.front()->model().device(), DType::i32, sorted.front()->stream());
     feed(reading, ids);
     sorted.front()->stream().synchronize();
     done += count;

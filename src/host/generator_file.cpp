@@ -9,6 +9,7 @@
 #include <mamba/state_file.hpp>
 
 #include "host/content_hash.hpp"
+#include "host/finished.hpp"
 #include "host/generator_slots.hpp"
 
 namespace mamba {
@@ -20,13 +21,6 @@ constexpr const char* note = "generator";
 constexpr const char* logits_name = "generator.logits";
 constexpr const char* seen_name = "generator.seen";
 constexpr const char* recent_name = "generator.recent";
-
-Tensor on_host(const ConstTensorView& view, Stream& stream) {
-  Tensor host(view.shape(), view.dtype());
-  copy(view, host, stream);
-  stream.synchronize();
-  return host;
-}
 
 Tensor id_list(const std::vector<std::int32_t>& ids) {
   return Tensor::from(ids, {static_cast<std::int64_t>(ids.size())});
@@ -123,7 +117,7 @@ std::vector<std::int32_t> ids(const std::string& path, const SavedState& saved, 
 }  // namespace
 
 void Generator::save(const std::string& path) {
-  const StackState state = this->state().to(Device::cpu(), model().dtype());
+  const StackState state = this->state().to(Device::cpu(), model().dtype(), stream());
   std::vector<std::int32_t> seen;
   const Tensor host_seen = on_host(slot_->seen(), stream());
   const auto* flags = host_seen.data<std::int32_t>();
@@ -162,7 +156,8 @@ Generator Generator::restore(const std::string& path, std::unique_ptr<GeneratorS
 
   Generator generator(std::move(slot), sampling.options);
   generator.recent_ = recent;
-  generator.put(state, logits.to(model.device()));
+  const Tensor device_logits = logits.to(model.device());
+  generator.put(state, device_logits);
   generator.mark_seen(seen);
   const Tensor draws = Tensor::from<std::int32_t>({sampling.draws}, {1});
   copy(draws, generator.slot_->draws(), generator.stream());
@@ -177,7 +172,7 @@ Generator Generator::restore(const std::string& path, const LanguageModel& model
 }
 
 Generator Generator::restore(const std::string& path, const LanguageModel& model) {
-  return restore(path, model, default_stream(model.device()));
+  return GeneratorPool(model, 1).restore(path);
 }
 
 }  // namespace mamba

@@ -19,14 +19,16 @@ std::int64_t checked_capacity(std::int64_t capacity) {
 
 }  // namespace
 
-GeneratorSlots::GeneratorSlots(const LanguageModel& of, std::int64_t capacity, Stream& on)
+GeneratorSlots::GeneratorSlots(const LanguageModel& of, std::int64_t capacity, Stream* given)
     : model(&of),
-      stream(&on),
+      own(given == nullptr ? std::make_unique<Stream>(of.device()) : nullptr),
+      stream(given == nullptr ? own.get() : given),
       out(of.device(), checked_capacity(capacity)),
       ahead(of.device().is_cuda()) {
-  if (on.device() != of.device()) {
-    throw ArgumentError("Generator", "stream", of.device().name(), on.device().name());
+  if (stream->device() != of.device()) {
+    throw ArgumentError("Generator", "stream", of.device().name(), stream->device().name());
   }
+  synchronize(of.device());  // weights that are still being written
   const std::int64_t vocab = of.config().vocab_size;
   state = of.make_state(capacity);
   logits = Tensor::zeros({capacity, vocab}, DType::f32, of.device());
@@ -40,6 +42,10 @@ GeneratorSlots::GeneratorSlots(const LanguageModel& of, std::int64_t capacity, S
   top_k = Tensor::zeros({capacity}, DType::i32, of.device());
   list_ = Tensor::zeros({capacity}, DType::i32, of.device());
   used.assign(static_cast<std::size_t>(capacity), false);
+}
+
+std::shared_ptr<GeneratorSlots> GeneratorSlots::another(std::int64_t capacity) const {
+  return std::make_shared<GeneratorSlots>(*model, capacity, own ? nullptr : stream);
 }
 
 std::int64_t GeneratorSlots::free() const { return std::count(used.begin(), used.end(), false); }
@@ -99,10 +105,10 @@ StackState GeneratorSlot::copy_state() const {
 // ---- GeneratorPool ----------------------------------------------------------------------------
 
 GeneratorPool::GeneratorPool(const LanguageModel& model, std::int64_t capacity)
-    : GeneratorPool(model, capacity, default_stream(model.device())) {}
+    : slots_(std::make_shared<GeneratorSlots>(model, capacity)) {}
 
 GeneratorPool::GeneratorPool(const LanguageModel& model, std::int64_t capacity, Stream& stream)
-    : slots_(std::make_shared<GeneratorSlots>(model, capacity, stream)) {}
+    : slots_(std::make_shared<GeneratorSlots>(model, capacity, &stream)) {}
 
 Generator GeneratorPool::make(const SamplingOptions& options) {
   return Generator(std::make_unique<GeneratorSlot>("GeneratorPool::make", slots_), options);

@@ -46,6 +46,7 @@ class TokensOut {
 
 struct GeneratorSlots {
   const LanguageModel* model;
+  std::unique_ptr<Stream> own;  // none where a stream was given
   Stream* stream;
   StackState state;
   Tensor logits;  // [capacity, vocab_size] f32
@@ -61,7 +62,10 @@ struct GeneratorSlots {
   // gained by it.
   bool ahead;
 
-  GeneratorSlots(const LanguageModel& model, std::int64_t capacity, Stream& stream);
+  // On `given`, which must outlive it, or on a stream of its own.
+  GeneratorSlots(const LanguageModel& model, std::int64_t capacity, Stream* given = nullptr);
+  // Room for others that go on from here: on the same given stream, or on one of their own.
+  std::shared_ptr<GeneratorSlots> another(std::int64_t capacity) const;
   std::int64_t capacity() const { return static_cast<std::int64_t>(used.size()); }
   std::int64_t free() const;
 

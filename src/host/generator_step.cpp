@@ -24,7 +24,9 @@ TokensOut::~TokensOut() {
 void TokensOut::send(const Tensor& tokens, Stream& stream) {
   const std::size_t place = sent_++ % host_.size();
   copy(tokens, host_[place], stream);
-  if (arrived_[place] != nullptr) cuda::record_event(arrived_[place], stream);
+  if (arrived_[place] != nullptr) {
+    cuda::record_event(arrived_[place], device_, stream.cuda_stream());
+  }
 }
 
 const std::int32_t* TokensOut::receive() {
@@ -117,7 +119,7 @@ void GeneratorSlots::step(const SlotRows& rows) {
   if (!known->second) {
     known->second = Graph::record(*stream, [&](Stream&) { work(); });
   }
-  known->second->replay(*stream);
+  known->second->replay();
 }
 
 void GeneratorSlots::unchoose(std::int64_t row, std::int32_t id, const SamplingOptions& options) {

@@ -1,5 +1,7 @@
 #include <mamba/layer.hpp>
 
+#include "host/finished.hpp"
+
 namespace mamba {
 
 namespace {
@@ -188,9 +190,7 @@ LayerActivations Layer::in_scratch(std::int64_t batch, std::int64_t time, bool f
 Tensor Layer::forward(ConstTensorView x, MambaState& state) const {
   check::present("Layer::forward", "x", x);
   Tensor y(x.shape(), dtype(), device());
-  Stream& stream = default_stream(device());
-  forward(x, state, y, stream);
-  stream.synchronize();
+  finished(device(), [&](Stream& stream) { forward(x, state, y, stream); });
   return y;
 }
 

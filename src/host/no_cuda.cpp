@@ -20,18 +20,20 @@ void* allocate_pinned(std::int64_t) { refuse("Tensor::pinned"); }
 void release_pinned(void*) noexcept {}
 
 void* make_stream(Device device) { refuse("Stream", device); }
-void destroy_stream(Device, void*) noexcept {}
+void end_stream(Device, void*, bool) noexcept {}
 void synchronize(Device device, void*) { refuse("Stream::synchronize", device); }
+bool is_recorded(Device, void*) { return false; }
+bool is_pinned(Device, const void*) { return false; }
 
 void begin_recording(Stream&) { refuse("Graph::record"); }
 void abandon_recording(Stream&) noexcept {}
 void* end_recording(Stream&) { refuse("Graph::record"); }
 void release_recording(Device, void*) noexcept {}
-void replay(void*, Stream&) { refuse("Graph::replay"); }
+void replay(void*, Device, void*) { refuse("Graph::replay"); }
 
 void* make_event(Device device) { refuse("Event", device); }
 void destroy_event(Device, void*) noexcept {}
-void record_event(void*, Stream&) { refuse("Event"); }
+void record_event(void*, Device, void*) { refuse("Event"); }
 void wait_event(void*) { refuse("Event"); }
 
 void copy(const ConstTensorView&, const TensorView&, Stream&) { refuse("copy"); }

@@ -95,6 +95,7 @@ AdamW::AdamW(std::vector<Parameter> parameters, const AdamWOptions& options) : o
     }
   }
   const Device device = parameters[0].weight.device();
+  synchronize(device);
   Stream& stream = default_stream(device);
   for (Parameter& p : parameters) {
     Slot slot;

@@ -11,6 +11,7 @@
 
 #include "host/atomic_file.hpp"
 #include "host/elements.hpp"
+#include "host/finished.hpp"
 #include "host/json.hpp"
 #include "host/safetensors_header.hpp"
 
@@ -123,19 +124,12 @@ std::string header_text(const std::vector<Planned>& all,
   return text;
 }
 
-Tensor dense_on_cpu(ConstTensorView view) {
-  Tensor dense(view.shape(), view.dtype(), view.device());
-  Stream& stream = default_stream(view.device());
-  copy(view, dense, stream);
-  stream.synchronize();
-  return view.device() == Device::cpu() ? std::move(dense) : dense.to(Device::cpu());
-}
-
 void write_data(AtomicFile& file, const Planned& planned) {
   ConstTensorView view = planned.item->view;
+  StreamAccess::wait_for(view);
   Tensor dense;
   if (!view.is_dense() || view.device() != Device::cpu()) {
-    dense = dense_on_cpu(view);
+    dense = on_host(view);
     view = dense;
   }
   const char* from = elements::file_name_of(view.dtype());

@@ -8,6 +8,7 @@
 #include <mamba/check.hpp>
 
 #include "detail/philox.hpp"
+#include "host/finished.hpp"
 #include "host/generator_slots.hpp"
 #include "host/token_odds.hpp"
 
@@ -28,13 +29,6 @@ double uniform_at(std::uint64_t seed, std::int64_t place, Purpose purpose) {
                             static_cast<std::uint32_t>(purpose)}));
 }
 
-Tensor on_host(const ConstTensorView& view, Stream& stream) {
-  Tensor host(view.shape(), view.dtype());
-  copy(view, host, stream);
-  stream.synchronize();
-  return host;
-}
-
 void check_alone(const char* name, const GeneratorSlot& slot) {
   if (slot.slots->capacity() == 1) return;
   throw ArgumentError(where, name, "a generator with a pool of its own",
@@ -44,8 +38,8 @@ void check_alone(const char* name, const GeneratorSlot& slot) {
 // One more token through the model of a generator that is alone, its state afterwards kept.
 void feed(const GeneratorSlot& slot, const Ids& tokens, TensorView logits, StackSteps& steps) {
   GeneratorSlots& slots = *slot.slots;
-  const Tensor ids =
-      Tensor::from(tokens, {1, static_cast<std::int64_t>(tokens.size())}).to(slots.model->device());
+  const Tensor host_ids = Tensor::from(tokens, {1, static_cast<std::int64_t>(tokens.size())});
+  const Tensor ids = host_ids.to(slots.model->device(), DType::i32, *slots.stream);
   ModelOptions options;
   options.steps = &steps;
   slots.model->forward(ids, slots.state, logits, *slots.stream, options);

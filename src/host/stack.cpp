@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "detail/stack_step.hpp"
+#include "host/finished.hpp"
 
 namespace mamba {
 
@@ -177,9 +178,7 @@ void Stack::check_state(const char* where, const StackState& state, std::int64_t
 Tensor Stack::forward(ConstTensorView x, StackState& state) const {
   check::present("Stack::forward", "x", x);
   Tensor y(x.shape(), dtype(), device());
-  Stream& stream = default_stream(device());
-  forward(x, state, y, stream);
-  stream.synchronize();
+  finished(device(), [&](Stream& stream) { forward(x, state, y, stream); });
   return y;
 }
 

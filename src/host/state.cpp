@@ -5,31 +5,11 @@
 #include <mamba/check.hpp>
 #include <mamba/ops.hpp>
 
+#include "host/finished.hpp"
+
 namespace mamba {
 
 namespace {
-
-// Runs `work` on the default stream of `device` and waits for it.
-template <class Work>
-auto finished(Device device, Work&& work) {
-  Stream& stream = default_stream(device);
-  if constexpr (std::is_void_v<decltype(work(stream))>) {
-    work(stream);
-    stream.synchronize();
-  } else {
-    auto result = work(stream);
-    stream.synchronize();
-    return result;
-  }
-}
-
-// The same for a move from one device to another, on the stream that Tensor::to() takes.
-template <class Work>
-auto finished_move(Device from, Device to, Work&& work) {
-  // What is still to be written is on the source's stream.
-  if (from.is_cuda() && to.is_cuda() && from != to) default_stream(from).synchronize();
-  return finished(to.is_cuda() ? to : from, work);
-}
 
 Tensor rows_like(const Tensor& tensor, std::int64_t rows) {
   return Tensor(tensor.shape().with(0, rows), tensor.dtype(), tensor.device());

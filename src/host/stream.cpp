@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <deque>
+#include <mutex>
 #include <string>
 #include <thread>
 #include <utility>
@@ -13,8 +14,28 @@
 namespace mamba {
 
 namespace {
-constexpr int most_threads = 1024;  // far below what a Team's ticket can count
-}
+
+constexpr int most_threads = 1024;
+
+// What the error of a bad value says; in the order of BadValue, where the first are those that
+// others may follow from: no token was chosen, and an embedding was asked for it.
+struct BadValueText {
+  const char* where;
+  const char* name;
+  const char* expected;
+  const char* got;
+};
+constexpr BadValueText bad_value_texts[bad_value_kinds] = {
+    {"sample", "logits", "a finite largest value in each row", "none"},
+    {"embedding", "ids", "ids of the table", "one outside of it"},
+    {"rows", "read or write", "rows of the state", "one outside of it"},
+    {"sample", "rows", "rows of the logits", "one outside of them"},
+    {"copy_rows", "rows", "rows of the tensor", "one outside of it"},
+    {"cross_entropy", "targets", "targets below the vocabulary", "one above"},
+    {"categorical", "actions", "actions of the distribution", "one outside of it"},
+};
+
+}  // namespace
 
 struct Stream::Impl {
   Device device;
@@ -22,6 +43,10 @@ struct Stream::Impl {
   void* cuda_stream = nullptr;
   bool owned = false;    // the CUDA stream is destroyed with this
   int* flags = nullptr;  // on CUDA: [bad_value_kinds], see BadValue
+  // On CUDA: where synchronize(Device) marks what is queued. Shared, as it may wait for it longer
+  // than the stream lives. With the lock of Live.
+  std::shared_ptr<void> mark;
+  bool recording = false;  // with the lock of Live
   std::shared_ptr<void> matmul;
   int constant_weights = 0;  // promises that live
   bool chain_begun = false;  // a kernel was launched since the outermost of them was made
@@ -35,29 +60,57 @@ struct Stream::Impl {
   Impl() = default;
   Impl(const Impl&) = delete;
   Impl& operator=(const Impl&) = delete;
-  ~Impl() {
-    matmul.reset();
-    if (flags != nullptr) cuda::release_pinned(flags);
-    if (owned) cuda::destroy_stream(device, cuda_stream);
-  }
+  ~Impl();
 
-  void make_flags() {
-    flags = static_cast<int*>(cuda::allocate_pinned(bad_value_kinds * sizeof(int)));
-    std::fill_n(flags, bad_value_kinds, 0);
-  }
+  // `stream` becomes the CUDA stream, and flags and mark are made.
+  void attach(void* stream, bool owns);
   void throw_bad_values();
+
+  // The streams of all devices that live. The lock keeps a recording from beginning while a mark is
+  // being set: it would be recorded.
+  struct Live {
+    std::mutex mutex;
+    std::vector<Impl*> streams;
+
+    static Live& all() {
+      static Live& live = *new Live;  // streams of static objects may end after any static object
+      return live;
+    }
+  };
 };
+
+Stream::Impl::~Impl() {
+  if (!owned && !mark) return;  // of the CPU, or not attached
+  {
+    Live& live = Live::all();
+    const std::lock_guard<std::mutex> lock(live.mutex);
+    live.streams.erase(std::remove(live.streams.begin(), live.streams.end(), this),
+                       live.streams.end());
+  }
+  cuda::end_stream(device, cuda_stream, owned);
+  matmul.reset();
+  if (flags != nullptr) cuda::release_pinned(flags);  // nothing writes them any more
+}
+
+void Stream::Impl::attach(void* stream, bool owns) {
+  cuda_stream = stream;
+  owned = owns;
+  const Device on = device;
+  mark = std::shared_ptr<void>(cuda::make_event(on),
+                               [on](void* event) { cuda::destroy_event(on, event); });
+  flags = static_cast<int*>(cuda::allocate_pinned(bad_value_kinds * sizeof(int)));
+  std::fill_n(flags, bad_value_kinds, 0);
+  Live& live = Live::all();
+  const std::lock_guard<std::mutex> lock(live.mutex);
+  live.streams.push_back(this);
+}
 
 Stream::Stream(Device device, int threads) : impl_(std::make_unique<Impl>()) {
   if (threads < 0) {
     throw ArgumentError("Stream", "threads", "at least 0", std::to_string(threads));
   }
   impl_->device = device;
-  if (device.is_cuda()) {
-    impl_->cuda_stream = cuda::make_stream(device);
-    impl_->owned = true;
-    impl_->make_flags();
-  }
+  if (device.is_cuda()) impl_->attach(cuda::make_stream(device), true);
   const auto cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   impl_->team = std::make_unique<detail::Team>(
       device.is_cuda() ? 1 : std::min(threads > 0 ? threads : cores, most_threads));
@@ -75,9 +128,8 @@ Stream Stream::borrow(Device device, void* cuda_stream) {
   cuda::check_present("Stream::borrow", device);
   auto impl = std::make_unique<Impl>();
   impl->device = device;
-  impl->cuda_stream = cuda_stream;
+  impl->attach(cuda_stream, false);
   impl->team = std::make_unique<detail::Team>(1);
-  impl->make_flags();
   return Stream(std::move(impl));
 }
 
@@ -91,33 +143,67 @@ void Stream::synchronize() {
   impl_->throw_bad_values();
 }
 
+void synchronize(Device device) {
+  if (device.is_cpu()) return;
+  std::vector<std::shared_ptr<void>> marks;
+  {
+    Stream::Impl::Live& live = Stream::Impl::Live::all();
+    const std::lock_guard<std::mutex> lock(live.mutex);
+    for (Stream::Impl* stream : live.streams) {
+      if (stream->device != device) continue;
+      marks.push_back(stream->mark);
+      if (stream->recording || cuda::is_recorded(device, stream->cuda_stream)) continue;
+      cuda::record_event(stream->mark.get(), device, stream->cuda_stream);
+    }
+  }
+  for (const std::shared_ptr<void>& mark : marks) cuda::wait_event(mark.get());
+}
+
+void StreamAccess::wait_for(const ConstTensorView& operand) {
+  if (operand.device().is_cuda()) return synchronize(operand.device());
+  std::vector<Device> devices;
+  {
+    Stream::Impl::Live& live = Stream::Impl::Live::all();
+    const std::lock_guard<std::mutex> lock(live.mutex);
+    for (const Stream::Impl* stream : live.streams) {
+      if (std::find(devices.begin(), devices.end(), stream->device) == devices.end()) {
+        devices.push_back(stream->device);
+      }
+    }
+  }
+  if (devices.empty() || !cuda::is_pinned(devices.front(), operand.data())) return;
+  for (const Device device : devices) synchronize(device);
+}
+
+// What was queued before is marked here; until the recording ends nothing more is.
+StreamAccess::Recording::Recording(Stream& stream) : stream_(stream) {
+  Stream::Impl& impl = *stream.impl_;
+  const std::lock_guard<std::mutex> lock(Stream::Impl::Live::all().mutex);
+  cuda::record_event(impl.mark.get(), impl.device, impl.cuda_stream);
+  cuda::begin_recording(stream);
+  impl.recording = true;
+}
+
+StreamAccess::Recording::~Recording() {
+  const std::lock_guard<std::mutex> lock(Stream::Impl::Live::all().mutex);
+  stream_.impl_->recording = false;
+}
+
 void Stream::Impl::throw_bad_values() {
-  const auto found = [&](BadValue kind) {
-    return std::exchange(flags[static_cast<int>(kind)], 0) != 0;
-  };
-  // First what the others may follow from: no token was chosen, and an embedding was asked for it.
-  if (found(BadValue::logits)) {
-    throw ArgumentError("sample", "logits", "a finite largest value in each row", "none");
+  const BadValueText* first = nullptr;
+  std::string got;
+  for (int kind = 0; kind < bad_value_kinds; ++kind) {
+    if (std::exchange(flags[kind], 0) == 0) continue;
+    const BadValueText& text = bad_value_texts[kind];
+    if (first == nullptr) {
+      first = &text;
+      got = text.got;
+    } else {
+      got += "; " + std::string(text.where) + ": " + text.name + ": expected " + text.expected +
+             ", got " + text.got;
+    }
   }
-  if (found(BadValue::token_id)) {
-    throw ArgumentError("embedding", "ids", "ids of the table", "one outside of it");
-  }
-  if (found(BadValue::state_row)) {
-    throw ArgumentError("rows", "read or write", "rows of the state", "one outside of it");
-  }
-  if (found(BadValue::sampled_row)) {
-    throw ArgumentError("sample", "rows", "rows of the logits", "one outside of them");
-  }
-  if (found(BadValue::copied_row)) {
-    throw ArgumentError("copy_rows", "rows", "rows of the tensor", "one outside of it");
-  }
-  if (found(BadValue::target)) {
-    throw ArgumentError("cross_entropy", "targets", "targets below the vocabulary", "one above");
-  }
-  if (found(BadValue::action)) {
-    throw ArgumentError("categorical", "actions", "actions of the distribution",
-                        "one outside of it");
-  }
+  if (first != nullptr) throw ArgumentError(first->where, first->name, first->expected, got);
 }
 
 int* StreamAccess::flag(Stream& stream, BadValue kind) {

@@ -15,6 +15,7 @@
 
 #include "detail/backend.hpp"
 #include "detail/visit.hpp"
+#include "host/finished.hpp"
 
 namespace mamba {
 
@@ -173,7 +174,7 @@ void Tensor::Free::operator()(void* memory) const noexcept {
 
 Tensor Tensor::zeros(const Shape& shape, DType dtype, Device device) {
   Tensor tensor(shape, dtype, device);
-  Stream& stream = default_stream(device);
+  Stream& stream = default_stream(device);  // what others have queued cannot concern new memory
   zero(tensor, stream);
   stream.synchronize();
   return tensor;
@@ -205,13 +206,9 @@ Tensor Tensor::clone(Stream& stream) const { return to(device_, dtype_, stream);
 Tensor Tensor::to(Device device) const { return to(device, dtype_); }
 
 Tensor Tensor::to(Device device, DType dtype) const {
-  Stream& stream = default_stream(device.is_cuda() ? device : device_);
-  if (device_.is_cuda() && stream.device() != device_) {
-    default_stream(device_).synchronize();  // what is still to be written is on that stream
-  }
-  Tensor result = to(device, dtype, stream);
-  stream.synchronize();
-  return result;
+  if (!*this) return {};
+  if (device_.is_cpu()) StreamAccess::wait_for(view());
+  return finished_move(device_, device, [&](Stream& s) { return to(device, dtype, s); });
 }
 
 Tensor Tensor::to(Device device, DType dtype, Stream& stream) const {
@@ -260,6 +257,9 @@ void copy(ConstTensorView from, TensorView to, Stream& stream) {
     }
     if (from.count() > 0) cuda::copy(from, to, stream);
     return;
+  }
+  if (stream.device().is_cuda()) {  // the copy would not wait for what is queued there
+    throw ArgumentError("copy", "stream", "a stream of the CPU", stream.device().name());
   }
   if (from.dtype() == to.dtype()) {
     const auto width = static_cast<std::size_t>(size_of(to.dtype()));

@@ -18,9 +18,10 @@ void destroy_event(Device device, void* event) noexcept {
   cudaSetDevice(before);
 }
 
-void record_event(void* event, Stream& stream) {
-  const OnDevice current(stream.device(), "Event");
-  check(cudaEventRecord(static_cast<cudaEvent_t>(event), handle(stream)), "Event");
+void record_event(void* event, Device device, void* cuda_stream) {
+  const OnDevice current(device, "Event");
+  check(cudaEventRecord(static_cast<cudaEvent_t>(event), static_cast<cudaStream_t>(cuda_stream)),
+        "Event");
 }
 
 void wait_event(void* event) {

@@ -35,9 +35,11 @@ void release_recording(Device device, void* graph) noexcept {
   cudaSetDevice(before);
 }
 
-void replay(void* graph, Stream& stream) {
-  const OnDevice current(stream.device(), "Graph::replay");
-  check(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph), handle(stream)), "Graph::replay");
+void replay(void* graph, Device device, void* cuda_stream) {
+  const OnDevice current(device, "Graph::replay");
+  check(
+      cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph), static_cast<cudaStream_t>(cuda_stream)),
+      "Graph::replay");
 }
 
 }  // namespace mamba::cuda

@@ -70,17 +70,38 @@ void* make_stream(Device device) {
   return stream;
 }
 
-void destroy_stream(Device device, void* cuda_stream) noexcept {
+void end_stream(Device device, void* cuda_stream, bool owned) noexcept {
   int before = 0;
   cudaGetDevice(&before);
   cudaSetDevice(device.index());
-  cudaStreamDestroy(static_cast<cudaStream_t>(cuda_stream));
+  const auto stream = static_cast<cudaStream_t>(cuda_stream);
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  if (cudaStreamIsCapturing(stream, &status) == cudaSuccess &&
+      status == cudaStreamCaptureStatusNone) {
+    cudaStreamSynchronize(stream);  // would end a recording with an error
+  }
+  if (owned) cudaStreamDestroy(stream);
+  cudaGetLastError();
   cudaSetDevice(before);
 }
 
 void synchronize(Device device, void* cuda_stream) {
   const OnDevice current(device, "Stream::synchronize");
   check(cudaStreamSynchronize(static_cast<cudaStream_t>(cuda_stream)), "Stream::synchronize");
+}
+
+bool is_recorded(Device device, void* cuda_stream) {
+  const OnDevice current(device, "synchronize");
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  check(cudaStreamIsCapturing(static_cast<cudaStream_t>(cuda_stream), &status), "synchronize");
+  return status != cudaStreamCaptureStatusNone;
+}
+
+bool is_pinned(Device device, const void* memory) {
+  const OnDevice current(device, "synchronize");
+  cudaPointerAttributes attributes{};
+  check(cudaPointerGetAttributes(&attributes, memory), "synchronize");
+  return attributes.type == cudaMemoryTypeHost;
 }
 
 // ---- copies

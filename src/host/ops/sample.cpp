@@ -227,14 +227,16 @@ void run(const Sample& op, Stream& stream) {
   auto* sums = static_cast<double*>(scratch.take({threads, 2 * buckets}, DType::f32).data());
 
   detail::Team& team = StreamAccess::team(stream);
-  team.run(static_cast<int>(count), [&](int i) {
-    const std::int64_t b = row_of(op, i);
-    const float penalty = Choice(op, b).penalty;
-    const auto* seen =
-        penalty != 1 ? op.seen.data<std::int32_t>() + b * op.seen.row_pitch() : nullptr;
-    largest[i] =
-        HWY_DYNAMIC_DISPATCH(adjust)(op.logits.data<float>() + b * op.logits.row_pitch(), seen,
-                                     penalty, logits + i * vocab, static_cast<std::size_t>(vocab));
+  team.run(threads, [&](int thread) {
+    for (std::int64_t i = thread; i < count; i += threads) {
+      const std::int64_t b = row_of(op, i);
+      const float penalty = Choice(op, b).penalty;
+      const auto* seen =
+          penalty != 1 ? op.seen.data<std::int32_t>() + b * op.seen.row_pitch() : nullptr;
+      largest[i] = HWY_DYNAMIC_DISPATCH(adjust)(op.logits.data<float>() + b * op.logits.row_pitch(),
+                                                seen, penalty, logits + i * vocab,
+                                                static_cast<std::size_t>(vocab));
+    }
   });
   check_largest(op, largest, count);
   team.run(threads, [&](int thread) {
