@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
 """Plants one bug at a time in a copy of the tree and shows that a test catches it.
 
-Usage: scripts/break_it.py [NAME ...]   (all bugs without a name; about twenty minutes on two cores)
+Usage: scripts/break_it.py [--gpu] [NAME ...]   (all bugs without a name; about twenty minutes on two cores)
+--gpu: those that only a GPU sees, built for this machine's.
 Exit status 0 if every planted bug turned a test red.
 """
+import os
 import pathlib
 import re
 import shutil
@@ -50,6 +52,10 @@ BREAKS = {
         "src/host/state.cpp", "for (Tensor* tensor : {&conv, &ssm}) {", "for (Tensor* tensor : {&ssm}) {", "StateTest*"),
     "scatter takes its rows for the source's": (
         "src/host/state.cpp", "op.to_rows = rows;", "op.from_rows = rows;", "StateTest*"),
+    "a stack takes any row map": (
+        "src/host/stack.cpp", "  check_rows(where, options.rows, x.dim(0), state.batch(), stream);\n", "", "*RowMap*"),
+    "a row may be read that another batch row writes": (
+        "src/host/row_map.cpp", "if (written.has(read[b]) && write[b] != read[b]) add_wrong(read[b]);", "", "*RowMap*"),
     "a stack's layers differ after a refused copy": (
         "src/host/state.cpp", "    check_same(\"StackState::copy_from\", other.layers[i], layers[i]);\n", "", "StateTest*"),
     "a state of another model is taken": (
@@ -204,6 +210,34 @@ BREAKS = {
         "examples/rl/trainer.cpp", "progress_.mastered};", "0};", "RlTrainer.*"),
 }
 
+GPU_BREAKS = {
+    "kernels wait for nothing": (
+        "src/kernels/chained.cuh", 'asm volatile("griddepcontrol.wait;" ::: "memory");', "", "CudaMatmul.AChain*"),
+    "clusters on every device": (
+        "src/kernels/skinny.cu", "capability >= sm_90 ? skinny_most_splits : 1", "capability > 0 ? skinny_most_splits : 1",
+        "*CudaMatmulLimits*"),
+    "the scan's warps fit into what an H200 has": (
+        "src/kernels/scan_chunked.cu", "while (warps > 1 && bytes() > most) --warps;",
+        "while (warps > 1 && bytes() > most + 128 * 1024) --warps;", "*CudaScanLimits*"),
+    "the gradient's warps fit into what an H200 has": (
+        "src/kernels/selective_scan_grad.cu", "Block::shared_bytes(warps, operands.d_state) > most) --warps;",
+        "Block::shared_bytes(warps, operands.d_state) > most + 128 * 1024) --warps;", "*CudaScanGradLimits*"),
+    "the stack's kernel where blocks do not run together": (
+        "src/kernels/stack_step.cu", "if (!most.cooperative || !sizes ||", "if (!sizes ||", "*StackStepLimits*"),
+    "the stack's kernel whatever the code was built for": (
+        "src/kernels/stack_step.cu", "device, where) >= sm_90;", "device, where) > 0;", "*StackStepLimits*"),
+    "each launch sets its own shared memory": (
+        "src/kernels/device.cu", "limits_of(device, where).shared_memory - one.static_shared),\n          where);\n"
+        "    one.raised = true;",
+        "static_cast<int>(dynamic)),\n          where);", "CudaThreads*"),
+    "a stack's step takes any row map": (
+        "src/host/stack.cpp", "  check_rows(where, options.rows, x.dim(0), state.batch(), stream);\n", "",
+        "*WrongRowMap.IsRefusedByAStack*"),
+    "a copy leaves the last word": (
+        "src/kernels/memory.cu", "count = t.outer * t.middle * t.inner;", "count = t.outer * t.middle * t.inner - 1;",
+        "CudaCopy*"),
+}
+
 
 def run(*command):
     return subprocess.run(command, cwd=COPY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -215,7 +249,7 @@ def must(*command):
         sys.exit(f"failed: {' '.join(command)}\n{result.stdout[-4000:]}")
 
 
-def prepare():
+def prepare(gpu):
     COPY.mkdir(parents=True, exist_ok=True)
     files = subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).split()
     for name in files:
@@ -227,8 +261,9 @@ def prepare():
             shutil.copy2(source, target)
     # What is planted may leave a name unused.
     flags = "-O1 -Wno-error=unused-parameter -Wno-error=unused-variable -Wno-error=unused-but-set-variable"
+    cuda = ["-DMAMBA_CUDA=ON", "-DCMAKE_CUDA_ARCHITECTURES=native", "-DCMAKE_CUDA_FLAGS=-Xcompiler=-Wno-error"] if gpu else ["-DMAMBA_CUDA=OFF"]
     must("cmake", "-S", ".", "-B", "out", "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", f"-DCMAKE_CXX_FLAGS={flags}",
-         "-DMAMBA_CUDA=OFF", "-DMAMBA_BENCH=OFF")
+         "-DMAMBA_BENCH=OFF", *cuda)
     must("cmake", "--build", "out", "--target", "mamba_tests")
 
 
@@ -251,17 +286,21 @@ def caught(file, old, new, tests):
 
 
 def main():
-    names = sys.argv[1:] or list(BREAKS)
-    unknown = [name for name in names if name not in BREAKS]
+    gpu = "--gpu" in sys.argv
+    if gpu:
+        os.environ["MAMBA_REQUIRE_CUDA"] = "1"
+    breaks = GPU_BREAKS if gpu else BREAKS
+    names = [name for name in sys.argv[1:] if name != "--gpu"] or list(breaks)
+    unknown = [name for name in names if name not in breaks]
     if unknown:
-        sys.exit(f"{__doc__}\nNo bug of this name: {', '.join(unknown)}. There are:\n" + "\n".join(BREAKS))
-    prepare()
-    tests = ":".join(sorted({BREAKS[name][3] for name in names}))
+        sys.exit(f"{__doc__}\nNo bug of this name: {', '.join(unknown)}. There are:\n" + "\n".join(breaks))
+    prepare(gpu)
+    tests = ":".join(sorted({breaks[name][3] for name in names}))
     must("out/tests/mamba_tests", f"--gtest_filter={tests}", "--gtest_brief=1")  # all green to begin with
     missed = 0
     for i, name in enumerate(names, 1):
         start = time.time()
-        red = caught(*BREAKS[name])
+        red = caught(*breaks[name])
         missed += red is None
         print(f"[{i}/{len(names)}] {name}: {'caught by ' + red if red else 'NOT CAUGHT'}"
               f" ({time.time() - start:.0f} s)", flush=True)

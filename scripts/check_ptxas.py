@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
-"""Reads the ptxas reports of a CUDA build: no kernel may spill or keep a stack frame.
+"""Reads the ptxas reports of a CUDA build: no kernel may spill or keep a stack frame, on any architecture that it was
+built for, and each must have been built for all of them.
 
 Usage: scripts/check_ptxas.py BUILD_FOLDER [--table]   (--table prints every kernel with its registers)
 """
+import collections
 import pathlib
 import re
 import subprocess
@@ -43,14 +45,20 @@ def main():
     if not found:
         sys.exit(f"no kernels in the ptxas reports under {folder}: was CUDA built there?")
     names = readable([kernel[0] for kernel in found])
-    bad = 0
+    built, bad = collections.defaultdict(set), collections.Counter()
     for name, (_, arch, registers, stack, spills) in zip(names, found):
         wrong = stack > 0 or spills > 0
-        bad += wrong
+        built[arch].add(name)
+        bad[arch] += wrong
         if wrong or "--table" in sys.argv:
             print(f"{arch} {registers:4d} registers {stack:5d} stack {spills:5d} spilled  {name}")
-    print(f"ptxas: {len(found)} kernels, {bad} with a stack frame or spills")
-    return 1 if bad else 0
+    everything = set().union(*built.values())
+    for arch in sorted(built):
+        for name in sorted(everything - built[arch]):
+            bad[arch] += 1
+            print(f"{arch} not built  {name}")
+        print(f"ptxas: {len(built[arch])} kernels for {arch}, {bad[arch]} with a stack frame or spills, or not built")
+    return 1 if bad.total() else 0
 
 
 if __name__ == "__main__":

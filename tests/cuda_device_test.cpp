@@ -1,12 +1,21 @@
 // Streams and memory as CUDA has them: streams of the caller, pinned memory, too little memory,
 // devices that are not there and several that are.
 #ifdef MAMBA_HAS_CUDA  // set by the build: the CUDA runtime is linked only then
+#include <cuda.h>
 #include <cuda_runtime_api.h>
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <thread>
 
 #include <mamba/generator.hpp>
 #include <mamba/graph.hpp>
 #include <mamba/language_model.hpp>
 
+#include "detail/limits.hpp"
 #include "testing.hpp"
 
 namespace mamba {
@@ -40,19 +49,29 @@ class Current {
   int before_;
 };
 
-// A stream that the library has not made.
+// A stream that the library has not made; on a thread of its own, so that no other's device is
+// touched.
 class CallersStream {
  public:
-  explicit CallersStream(Device device) {
-    const Current current(device.index());
-    EXPECT_EQ(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), cudaSuccess);
+  explicit CallersStream(Device device) : device_(device) {
+    apart([&] { return cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking); });
   }
-  ~CallersStream() { EXPECT_EQ(cudaStreamDestroy(stream_), cudaSuccess); }
+  ~CallersStream() {
+    apart([&] { return cudaStreamDestroy(stream_); });
+  }
   CallersStream(const CallersStream&) = delete;
   CallersStream& operator=(const CallersStream&) = delete;
   cudaStream_t get() const { return stream_; }
 
  private:
+  template <class Call>
+  void apart(Call call) const {
+    std::thread([&] {
+      EXPECT_EQ(cudaSetDevice(device_.index()), cudaSuccess);
+      EXPECT_EQ(call(), cudaSuccess);
+    }).join();
+  }
+  Device device_;
   cudaStream_t stream_ = nullptr;
 };
 
@@ -191,6 +210,61 @@ TEST(PinnedMemory, AStateGoesThereAndBackWithoutWaiting) {
         EXPECT_EQ(values(pinned.conv), values(state.conv));
       }
     }
+  });
+}
+
+// ---- copies -------------------------------------------------------------------------------------
+
+// Planes of rows, odd and even, and rows further apart than CUDA's own copies take.
+TEST(CudaCopy, BringsEveryPlaneOfAStridedView) {
+  each_cuda_device([](Device device) {
+    for (const DType dtype : {DType::f32, DType::bf16}) {
+      for (const std::int64_t first : {0, 1, 2, 8}) {
+        for (const std::int64_t count : {1, 3, 8, 16}) {
+          SCOPED_TRACE(std::string(name_of(dtype)) + " columns " + std::to_string(first) + " to " +
+                       std::to_string(first + count));
+          const Tensor whole = Random(2).normal_tensor({3, 5, 32}, dtype);
+          const Tensor there = whole.to(device);
+          const auto part = [&](const Tensor& tensor) {
+            return tensor.view().steps(1, 3).columns(first, count);
+          };
+          Stream stream(device);
+          const testing::Guarded to({3, 3, count}, dtype, device, 8);
+          copy(part(there), to.view(), stream);
+          stream.synchronize();
+          EXPECT_EQ(values(to.view()), values(part(whole)));
+          to.expect_untouched("copy");
+          zero(to.view(), stream);
+          stream.synchronize();
+          for (const double value : values(to.view())) ASSERT_EQ(value, 0);
+          to.expect_untouched("zero");
+        }
+      }
+    }
+  });
+}
+
+TEST(CudaCopy, BringsRowsThatAreTwoGigabytesApart) {
+  each_cuda_device([](Device device) {
+    constexpr std::int64_t apart = (std::int64_t{1} << 30) + 64;
+    std::size_t free = 0, total = 0;
+    ASSERT_EQ(cudaMemGetInfo(&free, &total), cudaSuccess);
+    if (free < std::size_t{6} << 30) GTEST_SKIP() << "needs 6 GB of device memory";
+    Tensor wide({2, apart}, DType::bf16, device);
+    const TensorView rows = wide.view().columns(0, 8);
+    const Tensor some = Random(2).normal_tensor({2, 8}, DType::bf16);
+    const Tensor there = some.to(device);
+    Tensor back({2, 8}, DType::bf16, device), home({2, 8}, DType::bf16);
+    Stream stream(device);
+    copy(there, rows, stream);
+    copy(rows, back, stream);
+    copy(rows, home, stream);
+    stream.synchronize();
+    EXPECT_EQ(bits(back), bits(some));
+    EXPECT_EQ(bits(home), bits(some));
+    zero(rows, stream);
+    stream.synchronize();
+    EXPECT_EQ(values(rows), std::vector<double>(16, 0.0));
   });
 }
 
@@ -357,6 +431,124 @@ TEST_F(TwoDevices, StridedViewsTravel) {
       to.expect_untouched(name_of(dtype));
     }
   }
+}
+
+// ---- contexts -----------------------------------------------------------------------------------
+
+template <class Function>
+Function driver(const char* name) {
+  void* library = dlopen("libcuda.so.1", RTLD_LAZY);
+  return library == nullptr ? nullptr : reinterpret_cast<Function>(dlsym(library, name));
+}
+
+// Whether the process has a context on a device, which takes some hundred MB of its memory.
+bool has_context(int device) {
+  const auto state = driver<decltype(&cuDevicePrimaryCtxGetState)>("cuDevicePrimaryCtxGetState");
+  unsigned flags = 0;
+  int active = -1;
+  if (state == nullptr || state(device, &flags, &active) != CUDA_SUCCESS) return true;
+  return active != 0;
+}
+
+CUcontext current_context() {
+  const auto current = driver<decltype(&cuCtxGetCurrent)>("cuCtxGetCurrent");
+  CUcontext context = nullptr;
+  EXPECT_EQ(current(&context), CUDA_SUCCESS);
+  return context;
+}
+
+// In a process where nothing has been done on any device: its exit status is 0 if `use` leaves
+// contexts on the devices of `used` and on no other.
+[[noreturn]] void exit_with_contexts_only_on(const std::vector<int>& used,
+                                             const std::function<void()>& use) {
+  const int count = cuda_device_count();
+  int status = 0;
+  for (int i = 0; i < count; ++i) status = has_context(i) ? 2 : status;
+  use();
+  for (int i = 0; i < count; ++i) {
+    const bool wanted = std::find(used.begin(), used.end(), i) != used.end();
+    if (has_context(i) == wanted) continue;
+    std::fprintf(stderr, "%s context on device %d\n", wanted ? "no" : "a", i);
+    status = 1;
+  }
+  std::exit(status);
+}
+void expect_contexts_only_on(const std::vector<int>& used, const std::function<void()>& use) {
+  ::testing::GTEST_FLAG(death_test_style) = "threadsafe";  // begins the program again
+  EXPECT_EXIT(exit_with_contexts_only_on(used, use), ::testing::ExitedWithCode(0), "");
+}
+
+TEST(CudaContext, AskingWhatIsThereMakesNone) {
+  if (cuda_device_count() == 0) GTEST_SKIP() << "needs a CUDA device";
+  expect_contexts_only_on({}, [] {
+    cuda::limits(Device::cuda(0), "test");
+    const Stream stream;  // of the CPU
+    try {
+      Tensor({1}, DType::f32, Device::cuda(cuda_device_count()));
+    } catch (const DeviceError&) {
+    }
+  });
+}
+
+TEST_F(TwoDevices, WorkOnOneMakesNoContextOnTheOther) {
+  expect_contexts_only_on({1}, [] {
+    everything_on(Device::cuda(1));
+    const Tensor pinned = Tensor::pinned({100}, DType::f32);
+    std::thread other([] {
+      everything_on(Device::cuda(1));
+      Tensor::pinned({100}, DType::f32);
+    });
+    other.join();
+  });
+}
+
+TEST_F(TwoDevices, AThreadThatChoseNoDeviceHasStillChosenNone) {
+  for (const int used : {0, 1}) {
+    std::thread([&] {
+      everything_on(Device::cuda(used));
+      EXPECT_EQ(current_device(), 0);
+      if (used != 0) {
+        EXPECT_EQ(current_context(), nullptr);
+      }
+    }).join();
+  }
+  std::thread([] {
+    ASSERT_EQ(cudaSetDevice(1), cudaSuccess);
+    const CUcontext before = current_context();
+    everything_on(Device::cuda(0));
+    EXPECT_EQ(current_device(), 1);
+    EXPECT_EQ(current_context(), before);
+    void* memory = nullptr;  // the caller's next call goes where it would have gone
+    ASSERT_EQ(cudaMalloc(&memory, 16), cudaSuccess);
+    cudaPointerAttributes attributes{};
+    EXPECT_EQ(cudaPointerGetAttributes(&attributes, memory), cudaSuccess);
+    EXPECT_EQ(attributes.device, 1);
+    cudaFree(memory);
+  }).join();
+}
+
+// ---- limits -------------------------------------------------------------------------------------
+
+TEST(CudaLimits, AreTheDevicesAndTheThreadsLess) {
+  each_cuda_device([](Device device) {
+    const auto shared = [&] { return cuda::limits(device, "test").shared_memory; };
+    int asked = 0;
+    ASSERT_EQ(
+        cudaDeviceGetAttribute(&asked, cudaDevAttrMaxSharedMemoryPerBlockOptin, device.index()),
+        cudaSuccess);
+    EXPECT_EQ(shared(), asked);
+    {
+      cuda::Limits less = cuda::limits(device, "test");
+      less.shared_memory = 64 << 10;
+      const cuda::LimitedDevices limited(less);
+      EXPECT_EQ(shared(), 64 << 10);
+      std::thread([&] { EXPECT_EQ(shared(), asked); }).join();
+      less.shared_memory = 80 << 10;
+      const cuda::LimitedDevices wider(less);
+      EXPECT_EQ(shared(), 64 << 10);
+    }
+    EXPECT_EQ(shared(), asked);
+  });
 }
 
 // A move without a stream waits for what the default stream of the source has still to do.

@@ -9,6 +9,7 @@
 
 #include "dense_reference.hpp"
 #include "kernels/matmul.hpp"
+#include "limited_devices.hpp"
 #include "testing.hpp"
 
 namespace mamba {
@@ -85,87 +86,84 @@ TEST(CudaMatmul, EveryPlanOnStridedOperands) {
 
 // One row of x and many weight rows: each depth of the warps' rings, with fewer rounds than that
 // and with more, and blocks whose last warps have an odd row or none.
-TEST(CudaMatmul, OneRowThroughEveryRing) {
+void expect_one_row_through_every_ring(Device device) {
   const std::vector<std::pair<std::int64_t, std::int64_t>> shapes{
       {24, 2048}, {1024, 4096}, {2600, 4201}, {2600, 2751}, {4104, 2560}, {5120, 2051}};
-  each_cuda_device([&](Device device) {
-    for (const DType dtype : testing::storage_dtypes()) {
-      for (const auto& [in, out] : shapes) {
-        Random random(8);
-        const Tensor x = random.normal_tensor({1, in}, dtype);
-        const Tensor weight = random.normal_tensor({out, in}, dtype);
-        const auto expected = testing::matmul_reference(x, weight, {});
-        const Guarded y({1, out}, DType::f32, device, 5);
-        const Tensor moved = x.to(device), moved_weight = weight.to(device);
-        run(operation(moved, moved_weight, {}, y.view()), default_stream(device));
-        const std::string what = std::string(name_of(dtype)) + ", in " + std::to_string(in) +
-                                 ", out " + std::to_string(out);
-        expect_within(y.view(), expected, what);
-        y.expect_untouched(what);
-      }
+  for (const DType dtype : testing::storage_dtypes()) {
+    for (const auto& [in, out] : shapes) {
+      Random random(8);
+      const Tensor x = random.normal_tensor({1, in}, dtype);
+      const Tensor weight = random.normal_tensor({out, in}, dtype);
+      const auto expected = testing::matmul_reference(x, weight, {});
+      const Guarded y({1, out}, DType::f32, device, 5);
+      const Tensor moved = x.to(device), moved_weight = weight.to(device);
+      run(operation(moved, moved_weight, {}, y.view()), default_stream(device));
+      const std::string what = std::string(name_of(dtype)) + ", in " + std::to_string(in) +
+                               ", out " + std::to_string(out);
+      expect_within(y.view(), expected, what);
+      y.expect_untouched(what);
     }
-  });
+  }
 }
+TEST(CudaMatmul, OneRowThroughEveryRing) { each_cuda_device(expect_one_row_through_every_ring); }
 
 // One to four tiles of 16 rows of x, and tiles of 32 weight rows, full and not; a depth that ends
 // inside a warp's piece, inside a stage, before the last block of a cluster and after more stages
 // than the ring has, and that one block has alone (2056 x 1300 from 33 rows on), or two (from 17),
 // four (up to 16) or eight share (10248 x 70). Time slices of a batch, unless the rows are prime;
 // bias, accumulation and both dtypes of y in turn.
-TEST(CudaMatmul, SkinnyOnEveryCut) {
+void expect_skinny_on_every_cut(Device device) {
   const std::vector<std::pair<std::int64_t, std::int64_t>> shapes{
       {8, 5},      {40, 83},   {48, 1536},  {136, 640},  {768, 3072}, {1288, 33},
       {10248, 70}, {1536, 80}, {1536, 768}, {520, 5003}, {5120, 192}, {2056, 1300}};
-  each_cuda_device([&](Device device) {
-    Stream stream(device);
-    std::size_t turn = 0, kind = 0;
-    for (const auto& [in, out] : shapes) {
-      const DType dtype = ++kind % 2 == 0 ? DType::bf16 : DType::f16;
-      Random random(6);
-      const Tensor all = random.normal_tensor({64, in}, dtype);
-      const Tensor weight = random.normal_tensor({out, in}, dtype);
-      const Tensor bias = kind % 3 == 0 ? random.normal_tensor({out}, dtype) : Tensor();
-      const auto reference = testing::matmul_reference(all, weight, bias);
-      const Padded weights(weight, device, 16);
-      const Tensor x = all.to(device), moved_bias = bias ? bias.to(device) : Tensor();
-      for (const std::int64_t rows : {1, 7, 9, 15, 16, 17, 31, 32, 33, 48, 49, 63, 64}) {
-        const DType y_dtype = ++turn / 2 % 2 == 0 ? dtype : DType::f32;
-        const std::int64_t batch = rows % 3 == 0 ? 3 : rows % 2 == 0 ? 2 : 1;
-        const std::int64_t time = rows / batch;
-        const Tensor old = random.normal_tensor({rows, out}, y_dtype);
-        const bool accumulate = turn % 5 == 0;
-        auto expected = reference;
-        expected.resize(static_cast<std::size_t>(rows * out));
-        const std::vector<double> before = testing::values(old);
-        for (std::size_t i = 0; accumulate && i < expected.size(); ++i) {
-          expected[i].value += before[i];
-          expected[i].bound +=
-              testing::f32_roundoff * (std::abs(expected[i].value) + expected[i].bound);
-        }
-        const Guarded xs({batch, time + 1, in}, dtype, device, 8);
-        const Guarded y({batch, time + 1, out}, y_dtype, device, 3);
-        const Tensor moved_old = old.to(device);
-        copy(x.view().rows(0, rows).reshape({batch, time, in}), xs.view().steps(0, time), stream);
-        copy(moved_old.view().reshape({batch, time, out}), y.view().steps(1, time), stream);
-        Matmul op =
-            operation(xs.view().steps(0, time), weights.view(),
-                      bias ? moved_bias.view() : ConstTensorView(), y.view().steps(1, time));
-        op.accumulate = accumulate;
-        ASSERT_TRUE(cuda::can_run(op, MatmulPlan::skinny));
-        cuda::run(op, stream, MatmulPlan::skinny);
-        stream.synchronize();
-        const std::string what = std::string(name_of(dtype)) + ", in " + std::to_string(in) +
-                                 ", out " + std::to_string(out) + ", rows " + std::to_string(rows);
-        expect_within(op.y, expected, what);
-        y.expect_untouched(what);
-        for (const double value : testing::values(y.view().steps(0, 1))) {
-          ASSERT_TRUE(std::isnan(value)) << what;
-        }
-        if (::testing::Test::HasFatalFailure()) return;
+  Stream stream(device);
+  std::size_t turn = 0, kind = 0;
+  for (const auto& [in, out] : shapes) {
+    const DType dtype = ++kind % 2 == 0 ? DType::bf16 : DType::f16;
+    Random random(6);
+    const Tensor all = random.normal_tensor({64, in}, dtype);
+    const Tensor weight = random.normal_tensor({out, in}, dtype);
+    const Tensor bias = kind % 3 == 0 ? random.normal_tensor({out}, dtype) : Tensor();
+    const auto reference = testing::matmul_reference(all, weight, bias);
+    const Padded weights(weight, device, 16);
+    const Tensor x = all.to(device), moved_bias = bias ? bias.to(device) : Tensor();
+    for (const std::int64_t rows : {1, 7, 9, 15, 16, 17, 31, 32, 33, 48, 49, 63, 64}) {
+      const DType y_dtype = ++turn / 2 % 2 == 0 ? dtype : DType::f32;
+      const std::int64_t batch = rows % 3 == 0 ? 3 : rows % 2 == 0 ? 2 : 1;
+      const std::int64_t time = rows / batch;
+      const Tensor old = random.normal_tensor({rows, out}, y_dtype);
+      const bool accumulate = turn % 5 == 0;
+      auto expected = reference;
+      expected.resize(static_cast<std::size_t>(rows * out));
+      const std::vector<double> before = testing::values(old);
+      for (std::size_t i = 0; accumulate && i < expected.size(); ++i) {
+        expected[i].value += before[i];
+        expected[i].bound +=
+            testing::f32_roundoff * (std::abs(expected[i].value) + expected[i].bound);
       }
+      const Guarded xs({batch, time + 1, in}, dtype, device, 8);
+      const Guarded y({batch, time + 1, out}, y_dtype, device, 3);
+      const Tensor moved_old = old.to(device);
+      copy(x.view().rows(0, rows).reshape({batch, time, in}), xs.view().steps(0, time), stream);
+      copy(moved_old.view().reshape({batch, time, out}), y.view().steps(1, time), stream);
+      Matmul op = operation(xs.view().steps(0, time), weights.view(),
+                            bias ? moved_bias.view() : ConstTensorView(), y.view().steps(1, time));
+      op.accumulate = accumulate;
+      ASSERT_TRUE(cuda::can_run(op, MatmulPlan::skinny));
+      cuda::run(op, stream, MatmulPlan::skinny);
+      stream.synchronize();
+      const std::string what = std::string(name_of(dtype)) + ", in " + std::to_string(in) +
+                               ", out " + std::to_string(out) + ", rows " + std::to_string(rows);
+      expect_within(op.y, expected, what);
+      y.expect_untouched(what);
+      for (const double value : testing::values(y.view().steps(0, 1))) {
+        ASSERT_TRUE(std::isnan(value)) << what;
+      }
+      if (::testing::Test::HasFatalFailure()) return;
     }
-  });
+  }
 }
+TEST(CudaMatmul, SkinnyOnEveryCut) { each_cuda_device(expect_skinny_on_every_cut); }
 
 // Products that begin early, each of what the one before it left, with weights read before their
 // turn: the bits of products that wait for each other. Four results take turns, so that one that is
@@ -295,6 +293,12 @@ TEST(CudaMatmul, ThePitchDoesNotMatter) {
     }
   });
 }
+
+class CudaMatmulLimits : public testing::OnLesserDevices {};
+TEST_P(CudaMatmulLimits, OneRowThroughEveryRing) { each_device(expect_one_row_through_every_ring); }
+TEST_P(CudaMatmulLimits, SkinnyOnEveryCut) { each_device(expect_skinny_on_every_cut); }
+INSTANTIATE_TEST_SUITE_P(CudaMatmul, CudaMatmulLimits,
+                         ::testing::ValuesIn(testing::lesser_devices()), testing::name_of_lesser);
 
 }  // namespace
 }  // namespace mamba

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kernels/selective_scan.hpp"
+#include "limited_devices.hpp"
 #include "scan_grad_inputs.hpp"
 
 namespace mamba::testing {
@@ -117,6 +118,68 @@ TEST(CudaScanGrad, NothingCrossesAReset) {
         expect_within(out.dinitial.view(), expected.dinitial, "dinitial");
       }
     }
+  });
+}
+
+class CudaScanGradLimits : public OnLesserDevices {};
+TEST_P(CudaScanGradLimits, TakesPromptsByEveryCut) {
+  each_device([](Device device) {
+    for (const DType dtype : storage_dtypes()) {
+      for (const std::int64_t d_state : {16, 64, 200}) {
+        ScanCase c;
+        c.batch = 1;
+        c.dtype = dtype;
+        c.aligned = true;
+        c.channels = 40;
+        c.d_state = d_state;
+        c.time = 600;
+        SCOPED_TRACE(c.name());
+        const GradInputs host(c);
+        const ScanGradResult expected = reference(host);
+        const GradInputs inputs = host.to(device);
+        const Gradients out(c, device);
+        run_both(inputs, out, default_stream(device));
+        expect_gradients(out, expected, c, "as chosen");
+        if (d_state > 64) continue;
+        for (const ScanGeometry& geometry : geometries()) {
+          const Gradients cut(c, device);
+          run_cut(inputs, cut, default_stream(device), geometry);
+          expect_gradients(cut, expected, c, name_of(geometry));
+        }
+        if (::testing::Test::HasFailure()) return;
+      }
+    }
+  });
+}
+INSTANTIATE_TEST_SUITE_P(CudaScanGrad, CudaScanGradLimits, ::testing::ValuesIn(lesser_devices()),
+                         name_of_lesser);
+
+// One warp of the most states in f32 needs 106 KiB.
+TEST(CudaScanGrad, WhatFitsOnNoMultiprocessorIsNamedAndTheDeviceStillWorks) {
+  each_cuda_device([](Device device) {
+    ScanCase c;
+    c.batch = 1;
+    c.channels = 16;
+    c.d_state = 256;
+    c.time = 40;
+    const GradInputs host(c);
+    const ScanGradResult expected = reference(host);
+    const GradInputs inputs = host.to(device);
+    Stream& stream = default_stream(device);
+    {
+      cuda::Limits small = cuda::limits(device, "test");
+      small.shared_memory = 99 << 10;
+      const cuda::LimitedDevices limited(small);
+      const Gradients out(c, device);
+      expect_error<DeviceError>(
+          "selective_scan_grad: shared memory: expected at most 101376 bytes of a block on " +
+              device.name() + ", got 108944",
+          [&] { run_both(inputs, out, stream); });
+      out.expect_untouched("refused");
+    }
+    const Gradients out(c, device);
+    run_both(inputs, out, stream);
+    expect_gradients(out, expected, c, "with all of the device");
   });
 }
 

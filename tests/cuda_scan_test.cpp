@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "kernels/selective_scan.hpp"
+#include "limited_devices.hpp"
 #include "scan_inputs.hpp"
 #include "sequence_reference.hpp"
 #include "testing.hpp"
@@ -270,6 +271,62 @@ TEST(CudaScan, ChoosesByShape) {
   EXPECT_EQ(chosen(1, 1536, 512), ScanPlan::chunked);
   EXPECT_EQ(chosen(8, 5120, 128), ScanPlan::sequential);
 }
+
+// A prompt whose warps ask for more shared memory than some devices have, and a step.
+class CudaScanLimits : public OnLesserDevices {};
+TEST_P(CudaScanLimits, TakesPromptsAndSteps) {
+  each_device([](Device device) {
+    const cuda::Limits limits = cuda::limits(device, "test");
+    EXPECT_LE(limits.shared_memory, GetParam().limits.shared_memory);
+    for (const DType dtype : storage_dtypes()) {
+      for (const std::int64_t d_state : {16, 64, 256}) {
+        for (const std::int64_t time : {1, 100, 600}) {
+          ScanCase c;
+          c.batch = 1;
+          c.dtype = dtype;
+          c.aligned = true;
+          c.channels = 72;
+          c.d_state = d_state;
+          c.time = time;
+          SCOPED_TRACE(c.name());
+          const ScanInputs host(c);
+          const SequenceResult expected = scan_reference(host.op());
+          const ScanInputs inputs = host.to(device);
+          const Guarded y(inputs.y_shape(), dtype, device, 8);
+          const Guarded last(inputs.state_shape(), DType::f32, device);
+          SelectiveScan op = inputs.op();
+          op.y = y.view();
+          op.final_state = last.view();
+          const ScanPlan chosen = cuda::plan(op, limits.multiprocessors);
+          EXPECT_EQ(chosen, time == 1     ? ScanPlan::step
+                            : time == 100 ? ScanPlan::sequential
+                                          : ScanPlan::chunked);
+          Stream& stream = default_stream(device);
+          run(op, stream);
+          stream.synchronize();
+          expect_within(y.view(), expected.y, "y");
+          expect_within(last.view(), expected.final_state, "final state");
+          y.expect_untouched("around y");
+          last.expect_untouched("around the final state");
+          if (::testing::Test::HasFailure()) return;
+        }
+      }
+    }
+  });
+}
+TEST_P(CudaScanLimits, EveryCut) {
+  each_device([](Device device) {
+    for (const DType dtype : storage_dtypes()) {
+      ScanCase c = case_of_rare_resets(dtype, 16, true, true);
+      ScanInputs host(c);
+      host.reset = rare_resets(c);
+      expect_every_cut_matches(host, device, false);
+      if (::testing::Test::HasFailure()) return;
+    }
+  });
+}
+INSTANTIATE_TEST_SUITE_P(CudaScan, CudaScanLimits, ::testing::ValuesIn(lesser_devices()),
+                         name_of_lesser);
 
 TEST(CudaScan, OneStepPlanRefusesMore) {
   each_cuda_device([](Device device) {

@@ -359,10 +359,10 @@ TEST(LayerErrors, NameTheOperandAndTouchNothing) {
   const Tensor write = Tensor::from<std::int32_t>({0, 1}, {2});
   bad_rows.rows.read = read;
   bad_rows.rows.write = write;
-  expect_error<ArgumentError>("causal_conv: rows.read: expected rows below 2, got 2",
+  expect_error<ArgumentError>("Layer::forward: rows.read: expected rows below 2, got 2",
                               forward(x, state, y, bad_rows));
   bad_rows.rows.write = {};
-  expect_error<ArgumentError>("causal_conv: rows.write: expected a tensor, got none",
+  expect_error<ArgumentError>("Layer::forward: rows.write: expected a tensor, got none",
                               forward(x, state, y, bad_rows));
   EXPECT_EQ(bits(y), y_before);
   EXPECT_EQ(bits(state.ssm), bits(before.ssm));

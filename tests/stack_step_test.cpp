@@ -15,6 +15,7 @@
 
 #include "detail/stack_step.hpp"
 #include "layer_reference.hpp"
+#include "limited_devices.hpp"
 #include "testing.hpp"
 
 namespace mamba {
@@ -216,6 +217,36 @@ TEST(StackStep, TakesThePublishedShapes) {
     }
   });
 }
+
+class StackStepLimits : public testing::OnLesserDevices {};
+TEST_P(StackStepLimits, IsAsNearToTheTruthAsLayerByLayer) {
+  each_device([](Device device) {
+    const cuda::Limits& limits = GetParam().limits;
+    const bool may =
+        limits.cooperative && limits.capability >= 90 && limits.shared_memory > 99 << 10;
+    for (const Size& size : {Size{96, 224, 32, 2}, Size{768, 1536, 48, 2}}) {
+      const Stack stack = lively_stack(size, DType::bf16, device);
+      for (const std::int64_t rows : {1, 3}) {
+        SCOPED_TRACE(std::to_string(size.d_model) + ", " + std::to_string(rows) + " rows");
+        StackStep sizes;
+        sizes.layer_count = static_cast<int>(size.n_layer);
+        sizes.rows = static_cast<int>(rows);
+        sizes.d_model = static_cast<int>(size.d_model);
+        sizes.d_inner = static_cast<int>(size.d_inner);
+        sizes.dt_rank = static_cast<int>(size.dt_rank);
+        if (!may) {
+          EXPECT_FALSE(cuda::takes(sizes, Stream(device)));
+        }
+        const Tensor x = input(stack, size, rows);
+        const StackState state = lively_state(stack, rows, 9);
+        expect_as_near(step(stack, x, state.clone(), false), step(stack, x, state.clone(), true),
+                       reference(stack, x, state, {}));
+      }
+    }
+  });
+}
+INSTANTIATE_TEST_SUITE_P(StackStep, StackStepLimits, ::testing::ValuesIn(testing::lesser_devices()),
+                         testing::name_of_lesser);
 #endif
 
 TEST(StackStep, GoesOnAsLongAsOneLikes) {

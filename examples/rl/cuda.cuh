@@ -1,7 +1,9 @@
 // What every kernel file of this library needs: checked calls, the right device, the stream, views.
 #pragma once
 
+#include <cuda.h>
 #include <cuda_runtime.h>
+#include <dlfcn.h>
 
 #include <mamba/error.hpp>
 #include <mamba/stream.hpp>
@@ -20,19 +22,57 @@ inline void check(cudaError_t status, const char* where) {
   throw mamba::DeviceError(where, "CUDA", "success", cudaGetErrorString(status));
 }
 
-// Makes a device current for a scope and leaves the thread's device as it was found.
+// The calls of the driver that OnDevice needs. The runtime has loaded it; linking to it would keep
+// programs from starting where there is none.
+struct Driver {
+  void* library = dlopen("libcuda.so.1", RTLD_LAZY);
+  decltype(&cuDevicePrimaryCtxRetain) retain = find<decltype(retain)>("cuDevicePrimaryCtxRetain");
+  decltype(&cuDevicePrimaryCtxRelease) release =
+      find<decltype(release)>("cuDevicePrimaryCtxRelease_v2");
+  decltype(&cuCtxPushCurrent) push = find<decltype(push)>("cuCtxPushCurrent_v2");
+  decltype(&cuCtxPopCurrent) pop = find<decltype(pop)>("cuCtxPopCurrent_v2");
+
+  template <class Function>
+  Function find(const char* name) const {
+    return library == nullptr ? nullptr : reinterpret_cast<Function>(dlsym(library, name));
+  }
+  bool complete() const {
+    return retain != nullptr && release != nullptr && push != nullptr && pop != nullptr;
+  }
+};
+inline const Driver& driver() {
+  static const Driver known;
+  return known;
+}
+
+// Makes a device current for a scope and leaves the thread as it was found. Not by cudaSetDevice,
+// which makes a context on the device that it comes back to, be it one that nobody uses: another
+// device's primary context is pushed on the thread's stack of contexts and popped.
 class OnDevice {
  public:
   OnDevice(mamba::Device device, const char* where) {
-    check(cudaGetDevice(&before_), where);
-    if (before_ != device.index()) check(cudaSetDevice(device.index()), where);
+    int current = 0;
+    check(cudaGetDevice(&current), where);
+    if (current == device.index()) return;
+    check(cudaInitDevice(device.index(), 0, 0), where);  // not made current
+    CUcontext context = nullptr;
+    if (!driver().complete() || driver().retain(&context, device.index()) != CUDA_SUCCESS) {
+      throw mamba::DeviceError(where, "device", "a context on " + device.name(), "none");
+    }
+    entered_ = device.index();
+    driver().push(context);
   }
-  ~OnDevice() { cudaSetDevice(before_); }
+  ~OnDevice() {
+    if (entered_ < 0) return;
+    CUcontext left = nullptr;
+    driver().pop(&left);
+    driver().release(entered_);
+  }
   OnDevice(const OnDevice&) = delete;
   OnDevice& operator=(const OnDevice&) = delete;
 
  private:
-  int before_ = 0;
+  int entered_ = -1;
 };
 
 inline cudaStream_t handle(const mamba::Stream& stream) {

@@ -3,6 +3,10 @@
 // environment.
 #include "rollout.hpp"
 
+#include <algorithm>
+#include <mutex>
+#include <vector>
+
 #include "cores.cuh"
 #include "cuda.cuh"
 #include "environments_step.cuh"
@@ -35,7 +39,7 @@ struct Ends {
   float *encoder, *heads, *logits;
   int seen, outputs;
 
-  static std::size_t bytes(std::int64_t seen, std::int64_t outputs) {
+  static constexpr std::size_t bytes(std::int64_t seen, std::int64_t outputs) {
     return sizeof(float) * static_cast<std::size_t>(width * (seen + outputs) + outputs);
   }
   __device__ Ends(const RolloutOperands& op, float* shared)
@@ -124,15 +128,31 @@ __global__ void __launch_bounds__(Core::threads, 1)
   if (threadIdx.x == 0) op.states[b] = state;
 }
 
+// What a launch may ask for is a property of the kernel that all threads share: set once on a
+// device, to the most that any agent needs.
+template <class Core>
+void allow_shared() {
+  constexpr std::size_t most = Ends<Core::width, Core::threads>::bytes(most_seen, most_actions + 1);
+  static_assert(most + sizeof(typename Core::Shared) + 4096 <= 99 << 10, "what any GPU gives");
+  static std::mutex alone;
+  static std::vector<int> allowed;  // devices
+  int device = 0;
+  check(cudaGetDevice(&device), "rollout");
+  const std::lock_guard<std::mutex> lock(alone);
+  if (std::find(allowed.begin(), allowed.end(), device) != allowed.end()) return;
+  check(cudaFuncSetAttribute(rollout_kernel<Core>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(most)),
+        "rollout");
+  allowed.push_back(device);
+}
+
 template <class Core>
 void launch(const RolloutOperands& op, const typename Core::Operands& memory, std::int64_t batch,
             cudaStream_t stream) {
   const auto kernel = rollout_kernel<Core>;
   const std::size_t shared = Ends<Core::width, Core::threads>::bytes(
       observation_size(op.environment), action_count(op.environment) + 1);
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(shared)),
-        "rollout");
+  allow_shared<Core>();
   kernel<<<static_cast<unsigned>(batch), Core::threads, shared, stream>>>(op, memory);
   check(cudaGetLastError(), "rollout");
 }

@@ -79,7 +79,7 @@ class LanguageModel {
 
  private:
   void check_call(const ConstTensorView& ids, const StackState& state, const TensorView& logits,
-                  const Stream& stream, const ModelOptions& options) const;
+                  Stream& stream, const ModelOptions& options) const;
   void forward_piece(ConstTensorView ids, StackState& state, TensorView logits, Stream& stream,
                      const StackOptions& options, ModelTape* tape) const;
   void check_backward(const ModelTape& tape, const ConstTensorView& dlogits,

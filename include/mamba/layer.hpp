@@ -105,7 +105,7 @@ class Layer {
   void forward(ConstTensorView x, const AddRmsNorm* norm, MambaState& state, TensorView y,
                Stream& stream, const ForwardOptions& options) const;
   void check_call(const ConstTensorView& x, const MambaState& state, const TensorView& y,
-                  const Stream& stream, const ForwardOptions& options) const;
+                  Stream& stream, const ForwardOptions& options) const;
   void check_backward(const LayerTape& tape, const ConstTensorView& dy, const MambaState* dstate,
                       const TensorView& dx, const LayerWeights& gradients,
                       const Stream& stream) const;

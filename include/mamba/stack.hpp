@@ -60,14 +60,14 @@ class Stack {
 
  private:
   void check_call(const ConstTensorView& x, const StackState& state, const TensorView& y,
-                  const Stream& stream, const StackOptions& options) const;
+                  Stream& stream, const StackOptions& options) const;
   void check_backward(const StackTape& tape, const ConstTensorView& dy, const StackState* dstate,
                       const TensorView& dx, const StackWeights& gradients,
                       const Stream& stream) const;
   void begin(StackTape& tape, const Shape& shape) const;
   // Where a device takes all layers of a single step in one kernel: x and what they add to it goes
   // to `sum`. If not, false, and nothing is done.
-  bool step_at_once(const ConstTensorView& x, const StackState& state, const TensorView& sum,
+  bool step_at_once(const ConstTensorView& x, StackState& state, const TensorView& sum,
                     Stream& stream, const StackOptions& options) const;
 
   std::vector<Layer> layers_;

@@ -8,6 +8,7 @@
 #include "host/elements.hpp"
 #include "host/fingerprint.hpp"
 #include "host/hash.hpp"
+#include "host/row_map.hpp"
 
 namespace mamba {
 
@@ -103,7 +104,7 @@ std::string LanguageModel::fingerprint() const {
 }
 
 void LanguageModel::check_call(const ConstTensorView& ids, const StackState& state,
-                               const TensorView& logits, const Stream& stream,
+                               const TensorView& logits, Stream& stream,
                                const ModelOptions& options) const {
   constexpr const char* where = "LanguageModel::forward";
   check::rank(where, "ids", ids, 2);
@@ -113,7 +114,8 @@ void LanguageModel::check_call(const ConstTensorView& ids, const StackState& sta
   }
   const std::int64_t batch = ids.dim(0);
   const std::int64_t time = ids.dim(1);
-  stack_.check_state(where, state, options.rows.read ? state.batch() : batch);
+  stack_.check_state(where, state, options.rows.read || options.rows.write ? state.batch() : batch);
+  check_rows(where, options.rows, batch, state.batch(), stream);
   if (logits && logits.rank() == 2) {
     check::is(where, "logits", logits, {batch, config_.vocab_size}, DType::f32, device());
     check::range(where, "time (for the last logits)", time, 1, INT64_MAX);

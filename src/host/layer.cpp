@@ -1,6 +1,7 @@
 #include <mamba/layer.hpp>
 
 #include "host/finished.hpp"
+#include "host/row_map.hpp"
 
 namespace mamba {
 
@@ -46,7 +47,7 @@ void Layer::check_state(const char* where, const MambaState& state, std::int64_t
 }
 
 void Layer::check_call(const ConstTensorView& x, const MambaState& state, const TensorView& y,
-                       const Stream& stream, const ForwardOptions& options) const {
+                       Stream& stream, const ForwardOptions& options) const {
   constexpr const char* where = "Layer::forward";
   check::rank(where, "x", x, 3);
   check::is(where, "x", x, x.shape().with(2, config_.d_model), dtype(), device());
@@ -54,7 +55,8 @@ void Layer::check_call(const ConstTensorView& x, const MambaState& state, const 
   if (stream.device() != device()) {
     throw ArgumentError(where, "stream", device().name(), stream.device().name());
   }
-  check_state(where, state, options.rows.read ? state.batch() : x.dim(0));
+  check_state(where, state, options.rows.read || options.rows.write ? state.batch() : x.dim(0));
+  check_rows(where, options.rows, x.dim(0), state.batch(), stream);
   if (options.reset) {
     check::is(where, "reset", options.reset, {x.dim(0), x.dim(1)}, DType::i32, device());
   }

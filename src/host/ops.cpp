@@ -9,46 +9,28 @@
 
 #include "host/dispatch.hpp"
 #include "host/operands.hpp"
+#include "host/row_map.hpp"
 
 namespace mamba {
 
 namespace {
 
-// A row map, and what it says about the number of rows of the state. On the CPU its values are
-// checked too: state rows in range, none written that another batch row reads or writes.
-void check_rows(const Operands& operands, const RowMap& rows, std::int64_t batch,
-                std::int64_t state_rows, bool has_state) {
-  if (!rows.read && !rows.write) {
-    if (has_state && state_rows != batch) {
-      operands.fail("initial_state", fmt::format("{} rows (one per batch row)", batch),
-                    fmt::format("{}", state_rows));
-    }
-    return;
-  }
-  operands.is("rows.read", rows.read, {batch}, DType::i32);
-  operands.is("rows.write", rows.write, {batch}, DType::i32);
-  if (!has_state) operands.fail("initial_state", "a state for the rows to be in", "none");
-  if (rows.read.device().is_cuda()) return;
-  const auto* read = rows.read.data<std::int32_t>();
-  const auto* write = rows.write.data<std::int32_t>();
-  for (std::int64_t b = 0; b < batch; ++b) {
-    for (const auto& [name, row] : {std::pair("rows.read", read[b]), {"rows.write", write[b]}}) {
-      if (row >= state_rows) {
-        operands.fail(name, fmt::format("rows below {}", state_rows), fmt::format("{}", row));
-      }
-    }
-    for (std::int64_t other = 0; other < batch && write[b] >= 0; ++other) {
-      if (other != b && (read[other] == write[b] || write[other] == write[b])) {
-        operands.fail("rows.write", "no row that another batch row reads or writes",
-                      fmt::format("row {} from batch row {}", write[b], b));
-      }
-    }
+// A row map, and what it says about the number of rows of the state.
+void check_state_rows(const Operands& operands, const RowMap& rows, std::int64_t batch,
+                      std::int64_t state_rows, bool has_state, Stream& stream) {
+  check_rows(operands.where(), rows, batch, state_rows, stream);
+  const bool mapped = rows.read || rows.write;
+  if (mapped && !has_state) operands.fail("initial_state", "a state for the rows to be in", "none");
+  if (!mapped && has_state && state_rows != batch) {
+    operands.fail("initial_state", fmt::format("{} rows (one per batch row)", batch),
+                  fmt::format("{}", state_rows));
   }
 }
 
 // initial_state, final_state, rows, reset and step_states, which both recurrences share.
 template <class Op>
-void check_recurrence(const Operands& operands, const Op& op, std::int64_t width, DType dtype) {
+void check_recurrence(const Operands& operands, const Op& op, std::int64_t width, DType dtype,
+                      Stream& stream) {
   const std::int64_t batch = op.x.dim(0);
   const std::int64_t time = op.x.dim(1);
   const std::int64_t channels = op.x.dim(2);
@@ -60,7 +42,7 @@ void check_recurrence(const Operands& operands, const Op& op, std::int64_t width
   operands.optional("final_state", op.final_state, state_shape, dtype);
   operands.dense("initial_state", op.initial_state);
   operands.dense("final_state", op.final_state);
-  check_rows(operands, op.rows, batch, state_rows, static_cast<bool>(state));
+  check_state_rows(operands, op.rows, batch, state_rows, static_cast<bool>(state), stream);
   operands.optional("reset", op.reset, {batch, time}, DType::i32);
   operands.optional("step_states", op.step_states, {batch, time, channels, width}, dtype);
 }
@@ -90,7 +72,7 @@ void check_operands(const Matmul& op, const Stream& stream) {
   operands.is_storage_or_f32("y", op.y, y_shape, op.x.dtype());
 }
 
-void check_operands(const CausalConv& op, const Stream& stream) {
+void check_operands(const CausalConv& op, Stream& stream) {
   const Operands operands("causal_conv", stream);
   operands.rank("x", op.x, 3);
   operands.is_storage("x", op.x, op.x.shape());
@@ -101,7 +83,7 @@ void check_operands(const CausalConv& op, const Stream& stream) {
   operands.is("weight", op.weight, {channels, width}, DType::f32);
   operands.optional("bias", op.bias, {channels}, DType::f32);
   operands.is("y", op.y, op.x.shape(), op.x.dtype());
-  check_recurrence(operands, op, width - 1, op.x.dtype());
+  check_recurrence(operands, op, width - 1, op.x.dtype(), stream);
 }
 
 void check_operands(const AddRmsNorm& op, const Stream& stream) {
@@ -174,7 +156,7 @@ void run(const SelectiveScan& op, Stream& stream) {
                 chunk_states_shape(operands, op.x, d_state, op.chunk_steps), DType::f32);
     operands.dense("chunk_states", op.chunk_states);
   }
-  check_recurrence(operands, op, d_state, DType::f32);
+  check_recurrence(operands, op, d_state, DType::f32, stream);
   if (!op.dt_weight || (stream.device().is_cuda() && cuda::projects_dt(op))) {
     return dispatch(op, stream);
   }

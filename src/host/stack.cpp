@@ -4,6 +4,7 @@
 
 #include "detail/stack_step.hpp"
 #include "host/finished.hpp"
+#include "host/row_map.hpp"
 
 namespace mamba {
 
@@ -48,7 +49,7 @@ StackState Stack::make_state(std::int64_t batch) const {
 }
 
 void Stack::check_call(const ConstTensorView& x, const StackState& state, const TensorView& y,
-                       const Stream& stream, const StackOptions& options) const {
+                       Stream& stream, const StackOptions& options) const {
   constexpr const char* where = "Stack::forward";
   check::rank(where, "x", x, 3);
   check::is(where, "x", x, x.shape().with(2, d_model_), dtype(), device());
@@ -56,7 +57,8 @@ void Stack::check_call(const ConstTensorView& x, const StackState& state, const 
   if (stream.device() != device()) {
     throw ArgumentError(where, "stream", device().name(), stream.device().name());
   }
-  check_state(where, state, options.rows.read ? state.batch() : x.dim(0));
+  check_state(where, state, options.rows.read || options.rows.write ? state.batch() : x.dim(0));
+  check_rows(where, options.rows, x.dim(0), state.batch(), stream);
   if (options.reset) {
     check::is(where, "reset", options.reset, {x.dim(0), x.dim(1)}, DType::i32, device());
   }
@@ -65,7 +67,7 @@ void Stack::check_call(const ConstTensorView& x, const StackState& state, const 
   }
 }
 
-bool Stack::step_at_once(const ConstTensorView& x, const StackState& state, const TensorView& sum,
+bool Stack::step_at_once(const ConstTensorView& x, StackState& state, const TensorView& sum,
                          Stream& stream, const StackOptions& options) const {
   const bool kept = options.tape != nullptr || options.steps != nullptr;
   if (device().is_cpu() || dtype() != DType::bf16 || x.dim(1) != 1 || kept) return false;
@@ -113,8 +115,8 @@ bool Stack::step_at_once(const ConstTensorView& x, const StackState& state, cons
                       f32(w.A_log),
                       f32(w.D),
                       at(w.out_proj),
-                      const_cast<void*>(at(state.layers[i].conv)),
-                      const_cast<float*>(f32(state.layers[i].ssm))};
+                      state.layers[i].conv.view().data(),
+                      state.layers[i].ssm.data<float>()};
   }
   cuda::run(step, stream);
   return true;

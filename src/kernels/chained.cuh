@@ -72,23 +72,16 @@ __device__ __forceinline__ std::int64_t likely_row(const std::int32_t* rows, std
   return row < state_rows ? row : -1;
 }
 
-// In the order of the stream, but allowed to begin before what is queued there has ended; `more`:
-// a further attribute of the launch.
+// In the order of the stream, but where kernel and device know how, allowed to begin before what is
+// queued there has ended; `more`: a further attribute of the launch. The device is current.
 template <class... Parameters, class... Arguments>
 void launch_with(void (*kernel)(Parameters...), const cudaLaunchAttribute* more, dim3 grid,
                  dim3 block, std::size_t shared, Stream& stream, const char* where,
                  const Arguments&... arguments) {
-  int device = 0, major = 0;
-  check(cudaGetDevice(&device), where);
-  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), where);
-  if (shared > 48 * 1024) {
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(shared)),
-          where);
-  }
+  const int capability = allow_shared(kernel, shared, stream.device(), where);
   cudaLaunchAttribute attributes[2] = {};
   unsigned count = 0;
-  if (major >= 9 && StreamAccess::begins_early(stream)) {
+  if (capability >= sm_90 && StreamAccess::begins_early(stream)) {
     attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[count++].val.programmaticStreamSerializationAllowed = 1;
   }
@@ -107,11 +100,15 @@ void launch_chained(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::s
                     Stream& stream, const char* where, const Arguments&... arguments) {
   launch_with(kernel, nullptr, grid, block, shared, stream, where, arguments...);
 }
-// Blocks form clusters of `cluster` neighbours; more than one needs compute capability 9.0.
+// Blocks form clusters of `cluster` neighbours; more than one needs a kernel whose
+// capability_of() is sm_90.
 template <class... Parameters, class... Arguments>
 void launch_clusters(void (*kernel)(Parameters...), int cluster, dim3 grid, dim3 block,
                      std::size_t shared, Stream& stream, const char* where,
                      const Arguments&... arguments) {
+  if (cluster > 1 && capability_of(kernel, stream.device(), where) < sm_90) {
+    throw DeviceError(where, "kernel", "code for 9.0 on a device of 9.0, for clusters", "less");
+  }
   cudaLaunchAttribute clusters{};
   clusters.id = cudaLaunchAttributeClusterDimension;
   clusters.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
@@ -123,6 +120,10 @@ void launch_clusters(void (*kernel)(Parameters...), int cluster, dim3 grid, dim3
 template <class... Parameters, class... Arguments>
 void launch_together(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared,
                      Stream& stream, const char* where, const Arguments&... arguments) {
+  if (!limits(stream.device(), where).cooperative) {
+    throw DeviceError(where, "device", "one that runs all blocks of a kernel at the same time",
+                      stream.device().name());
+  }
   cudaLaunchAttribute together{};
   together.id = cudaLaunchAttributeCooperative;
   together.val.cooperative = 1;

@@ -1,11 +1,18 @@
-// What every kernel file needs: checked calls, the right device, the stream.
+// What every kernel file needs: checked calls, the right device, what a kernel may ask for, the
+// stream.
 #pragma once
 
 #include <cuda_runtime.h>
 
+#include <new>
 #include <string>
 
 #include "detail/backend.hpp"
+#include "detail/limits.hpp"
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#error "mamba's kernels need compute capability 8.0: bf16 on the tensor cores and cp.async"
+#endif
 
 namespace mamba::cuda {
 
@@ -17,37 +24,82 @@ inline void check(cudaError_t status, const char* where) {
 }
 
 inline int multiprocessors(Device device, const char* where) {
-  int count = 0;
-  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device.index()), where);
-  return count;
+  return limits(device, where).multiprocessors;
 }
 
 // Bytes that a block can have.
 inline int shared_memory(Device device, const char* where) {
-  int bytes = 0;
-  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device.index()),
-        where);
-  return bytes;
+  return limits(device, where).shared_memory;
 }
 
-// Makes a device current for a scope and leaves the thread's device as it was found.
+// Makes a device current for a scope and leaves the thread as it was found.
+//
+// The runtime's own way, cudaSetDevice there and back, makes a context on the device it comes back
+// to: on cuda:0, for a thread that never asked for any, and some hundred MB of it are gone. So
+// another device's primary context is pushed on the thread's stack of contexts, which the runtime
+// follows, and popped at the end: what cudaSetDevice was last told, or that it was told nothing,
+// stays as it is.
 class OnDevice {
  public:
   OnDevice(Device device, const char* where) {
-    check(cudaGetDevice(&before_), where);
-    changed_ = before_ != device.index();
-    if (changed_) check(cudaSetDevice(device.index()), where);
+    int current = 0;
+    check(cudaGetDevice(&current), where);
+    if (current != device.index()) enter(device, where);
   }
+  // For destructors: where the device cannot be entered, nothing is changed.
+  OnDevice(Device device, std::nothrow_t) noexcept;
   ~OnDevice() {
-    if (changed_) cudaSetDevice(before_);
+    if (entered_) leave();
   }
   OnDevice(const OnDevice&) = delete;
   OnDevice& operator=(const OnDevice&) = delete;
 
  private:
-  int before_ = 0;
-  bool changed_ = false;
+  void enter(Device device, const char* where);
+  static void leave() noexcept;
+
+  bool entered_ = false;
 };
+
+// For what belongs to no device, pinned memory or waiting for an event, but needs a context: the
+// current device if the thread has a context, else the first that has one; cuda:0 if none has.
+Device device_in_use() noexcept;
+
+// While it lives, this thread may do what recording a graph forbids, for it says that it knows:
+// what is made stays, and not with the graph.
+class AllocationsInCapture {
+ public:
+  AllocationsInCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  ~AllocationsInCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  AllocationsInCapture(const AllocationsInCapture&) = delete;
+  AllocationsInCapture& operator=(const AllocationsInCapture&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
+// From this capability on, 10 major + minor, kernels can begin while the one before them runs, and
+// blocks form clusters.
+constexpr int sm_90 = 90;
+
+// The capability that a kernel can count on: the device's, or less if that is what its code was
+// compiled for, as PTX for 8.0 that runs on a device of 9.0. The device is current.
+int capability_of(const void* kernel, Device device, const char* where);
+template <class... Parameters>
+int capability_of(void (*kernel)(Parameters...), Device device, const char* where) {
+  return capability_of(reinterpret_cast<const void*>(kernel), device, where);
+}
+
+// To be called before a launch of a kernel that may need more than 48 KiB of shared memory, of
+// which `dynamic` bytes are dynamic. What a launch may ask for is a property of the kernel that all
+// threads share, so it is set once, to all that the device has. More than that is a DeviceError.
+// The device is current. Returns capability_of().
+int allow_shared(const void* kernel, std::size_t dynamic, Device device, const char* where);
+template <class... Parameters>
+int allow_shared(void (*kernel)(Parameters...), std::size_t dynamic, Device device,
+                 const char* where) {
+  return allow_shared(reinterpret_cast<const void*>(kernel), dynamic, device, where);
+}
 
 inline cudaStream_t handle(const Stream& stream) {
   return static_cast<cudaStream_t>(stream.cuda_stream());

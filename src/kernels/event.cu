@@ -11,11 +11,8 @@ void* make_event(Device device) {
 }
 
 void destroy_event(Device device, void* event) noexcept {
-  int before = 0;
-  cudaGetDevice(&before);
-  cudaSetDevice(device.index());
+  const OnDevice current(device, std::nothrow);
   cudaEventDestroy(static_cast<cudaEvent_t>(event));
-  cudaSetDevice(before);
 }
 
 void record_event(void* event, Device device, void* cuda_stream) {
@@ -25,6 +22,7 @@ void record_event(void* event, Device device, void* cuda_stream) {
 }
 
 void wait_event(void* event) {
+  const OnDevice current(device_in_use(), "Event");
   check(cudaEventSynchronize(static_cast<cudaEvent_t>(event)), "Event");
 }
 

@@ -10,6 +10,7 @@ void begin_recording(Stream& stream) {
 }
 
 void abandon_recording(Stream& stream) noexcept {
+  const OnDevice current(stream.device(), std::nothrow);
   cudaGraph_t graph = nullptr;
   cudaStreamEndCapture(handle(stream), &graph);
   if (graph != nullptr) cudaGraphDestroy(graph);
@@ -28,11 +29,8 @@ void* end_recording(Stream& stream) {
 }
 
 void release_recording(Device device, void* graph) noexcept {
-  int before = 0;
-  cudaGetDevice(&before);
-  cudaSetDevice(device.index());
+  const OnDevice current(device, std::nothrow);
   cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph));
-  cudaSetDevice(before);
 }
 
 void replay(void* graph, Device device, void* cuda_stream) {

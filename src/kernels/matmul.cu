@@ -17,20 +17,6 @@ using namespace blas;
 constexpr const char* where = "matmul";
 constexpr std::uint64_t workspace_limit = std::uint64_t{32} << 20;
 
-// A stream's first product makes a handle and scratch memory, which a thread that is recording a
-// graph may do only when it says that it knows: what is made stays with the stream and not with the
-// graph.
-class AllocationsInCapture {
- public:
-  AllocationsInCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
-  ~AllocationsInCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
-  AllocationsInCapture(const AllocationsInCapture&) = delete;
-  AllocationsInCapture& operator=(const AllocationsInCapture&) = delete;
-
- private:
-  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
-};
-
 // ---- the algorithms of a stream ---------------------------------------------------------------
 
 struct Algorithm {
@@ -85,11 +71,8 @@ struct BlasLt {
 
   explicit BlasLt(Device device_) : device(device_) { check_blas(cublasLtCreate(&handle)); }
   ~BlasLt() {
-    int before = 0;
-    cudaGetDevice(&before);
-    cudaSetDevice(device.index());
+    const OnDevice current(device, std::nothrow);
     cublasLtDestroy(handle);
-    cudaSetDevice(before);
   }
   BlasLt(const BlasLt&) = delete;
   BlasLt& operator=(const BlasLt&) = delete;
@@ -127,7 +110,7 @@ ConstTensorView even_rows(const ConstTensorView& view, Scratch& scratch, Stream&
 bool blaslt(Matmul op, Stream& stream) {
   // Its epilogue rounds between the bias and what is there already.
   if (op.bias && op.accumulate && op.y.dtype() != DType::f32) return false;
-  const AllocationsInCapture allowed;
+  const AllocationsInCapture allowed;  // a stream's first product makes a handle and scratch memory
   BlasLt& blas = BlasLt::of(stream);
   Scratch scratch(stream);
   if (op.transpose_x) {  // sums over all rows

@@ -295,11 +295,12 @@ void launch(const SelectiveScan& op, Stream& stream, const ScanGeometry& geometr
   // Fewer, where they need more registers: as many blocks share a multiprocessor.
   int warps = std::clamp(geometry.warps * warps_of(Leaves) / most_warps, 1, warps_of(Leaves));
   const auto bytes = [&] { return Ring<T, Channels, Leaves>::shared_bytes(warps, d_state); };
-  while (warps > 1 && bytes() > ring_most_shared) --warps;
+  // All that a block can have: above 196 KiB of an H200 the first-level cache loses the same.
+  const int most = shared_memory(stream.device(), "selective_scan");
+  while (warps > 1 && bytes() > most) --warps;
   const int shared = bytes();
   const auto kernel = ring_kernel<T, Channels, Leaves>;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
-        "selective_scan");
+  allow_shared(kernel, static_cast<std::size_t>(shared), stream.device(), "selective_scan");
   const ScanOperands operands(op, stream);
   kernel<<<static_cast<unsigned>(blocks), 32 * warps, shared, handle(stream)>>>(operands);
   check(cudaGetLastError(), "selective_scan");

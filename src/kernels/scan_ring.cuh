@@ -10,8 +10,6 @@ namespace mamba::cuda {
 
 constexpr unsigned all_lanes = 0xffffffffu;
 constexpr int ring_states = 16;  // whose B and C a warp keeps in shared memory
-// Bytes of a block: all that sm_90 gives, for above 196 KiB the first-level cache loses the same.
-constexpr int ring_most_shared = 227 * 1024;
 
 // The state that one warp hands to the next: eight bytes, written and read at once.
 struct Passed {

@@ -355,10 +355,7 @@ void launch(const SelectiveScan& op, Stream& stream, std::int64_t leg) {
   const auto kernel =
       is_plain(op) ? walk_kernel<T, States, Lanes, true> : walk_kernel<T, States, Lanes, false>;
   constexpr int shared = static_cast<int>(sizeof(Memory));
-  if (shared > 48 * 1024) {
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
-          "selective_scan");
-  }
+  allow_shared(kernel, shared, stream.device(), "selective_scan");
   const ScanOperands operands(op, stream);
   kernel<<<relay.blocks(), threads, shared, handle(stream)>>>(operands, relay);
   check(cudaGetLastError(), "selective_scan");

@@ -83,11 +83,11 @@ void launch(const SelectiveScanGrad& op, Stream& stream, int warps) {
       scratch.take({across, op.x.dim(0) * op.x.dim(1), 2 * op.B.dim(2)}, DType::f32).data<float>();
   operands.sums =
       scratch.take({op.x.dim(0), op.x.dim(2), op.A_log.dim(1) + 2}, DType::f32).data<float>();
-  while (warps > 1 && Block::shared_bytes(warps, operands.d_state) > ring_most_shared) --warps;
+  const int most = shared_memory(stream.device(), "selective_scan_grad");
+  while (warps > 1 && Block::shared_bytes(warps, operands.d_state) > most) --warps;
   const int shared = Block::shared_bytes(warps, operands.d_state);
   const auto kernel = grad_ring_kernel<T, Channels>;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
-        "selective_scan_grad");
+  allow_shared(kernel, static_cast<std::size_t>(shared), stream.device(), "selective_scan_grad");
   if (op.x.dim(0) * across > 0) {
     kernel<<<static_cast<unsigned>(op.x.dim(0) * across), 32 * warps, shared, handle(stream)>>>(
         operands);

@@ -77,13 +77,12 @@ bool skinny_can_run(const Matmul& op) {
 }
 
 void skinny(const Matmul& op, Stream& stream) {
-  int major = 0;
-  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, stream.device().index()),
-        where);
-  const int splits = splits_of(op, major >= 9 ? skinny_most_splits : 1);
   detail::visit(op.x.dtype(), [&](auto type) {
     using T = typename decltype(type)::type;
-    if constexpr (sizeof(T) == 2) launch<T>(op, splits, stream);
+    if constexpr (sizeof(T) == 2) {
+      const int capability = capability_of(skinny_kernel<T>, stream.device(), where);
+      launch<T>(op, splits_of(op, capability >= sm_90 ? skinny_most_splits : 1), stream);
+    }
   });
   check(cudaGetLastError(), where);
 }

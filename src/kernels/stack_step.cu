@@ -342,12 +342,20 @@ int slots_of(const StackStep& step, Device device) {
   return 0;
 }
 
+using StepKernel = void (*)(Operands);
 template <int Slots>
-void launch(const Operands& op, Stream& stream) {
-  launch_together(
-      op.step.rows == 1 ? stack_step_kernel<Slots, true> : stack_step_kernel<Slots, false>,
-      static_cast<unsigned>(op.plan.blocks), threads, static_cast<std::size_t>(op.plan.bytes),
-      stream, where, op);
+StepKernel kernel_of(int rows) {
+  return rows == 1 ? stack_step_kernel<Slots, true> : stack_step_kernel<Slots, false>;
+}
+StepKernel kernel_of(int slots, int rows) {
+  switch (slots) {
+    case 32:
+      return kernel_of<32>(rows);
+    case 24:
+      return kernel_of<24>(rows);
+    default:
+      return kernel_of<16>(rows);
+  }
 }
 
 }  // namespace
@@ -358,14 +366,15 @@ bool takes(const StackStep& s, const Stream& stream) {
   using namespace stack;
   const Device device = stream.device();
   const OnDevice current(device, where);
-  int cooperates = 0, major = 0;
-  check(cudaDeviceGetAttribute(&cooperates, cudaDevAttrCooperativeLaunch, device.index()), where);
-  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device.index()), where);
   const bool sizes = s.d_model % piece == 0 && s.d_model <= most_model && s.d_inner % piece == 0 &&
                      s.dt_rank % 16 == 0 && s.dt_rank <= most_dt_rank;
-  return cooperates != 0 && major >= 9 && sizes &&
-         Share::most(s.d_inner, 2, multiprocessors(device, where)) <= most_channels &&
-         slots_of(s, device) > 0;
+  const Limits most = limits(device, where);
+  if (!most.cooperative || !sizes ||
+      Share::most(s.d_inner, 2, most.multiprocessors) > most_channels) {
+    return false;
+  }
+  const int slots = slots_of(s, device);
+  return slots > 0 && capability_of(kernel_of(slots, s.rows), device, where) >= sm_90;
 }
 
 void run(const StackStep& step, Stream& stream) {
@@ -380,14 +389,8 @@ void run(const StackStep& step, Stream& stream) {
       stream, HandOver::turn_words + 2 * most * std::int64_t{sizeof(Word)} / 4);
   const Operands op{step, plan, HandOver(memory), StreamAccess::constant_weights(stream),
                     StreamAccess::flag(stream, BadValue::state_row)};
-  switch (slots) {
-    case 32:
-      return launch<32>(op, stream);
-    case 24:
-      return launch<24>(op, stream);
-    default:
-      return launch<16>(op, stream);
-  }
+  launch_together(kernel_of(slots, step.rows), static_cast<unsigned>(plan.blocks), threads,
+                  static_cast<std::size_t>(plan.bytes), stream, where, op);
 }
 
 }  // namespace mamba::cuda
