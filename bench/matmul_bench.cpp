@@ -22,6 +22,11 @@ using mamba::bench::random_tensor;
 struct Size {
   std::int64_t out, in;
 };
+// Printed before the results.
+const bool kernels_are_said = [] {
+  benchmark::AddCustomContext("kernels", cpu_kernels());
+  return true;
+}();
 constexpr int layers = 24;
 constexpr Size layer_sizes[] = {{3072, 768}, {80, 1536}, {1536, 48}, {768, 1536}};
 constexpr Size head_size{50280, 768};
@@ -156,7 +161,7 @@ BENCHMARK_CAPTURE(decode, f16, DType::f16)
     ->UseManualTime()
     ->Unit(benchmark::kMillisecond);
 
-// 1 to 8 rows share one read of the weights.
+// Rows share one read of the weights.
 void decode_rows(benchmark::State& state, DType dtype) {
   Stream stream(Device::cpu(), 2);
   Pass pass(model(dtype), stream, state.range(0), dtype);
@@ -165,10 +170,14 @@ void decode_rows(benchmark::State& state, DType dtype) {
 }
 BENCHMARK_CAPTURE(decode_rows, f32, DType::f32)
     ->DenseRange(1, 9)
+    ->Arg(16)
+    ->Arg(64)
     ->UseRealTime()
     ->Unit(benchmark::kMillisecond);
 BENCHMARK_CAPTURE(decode_rows, bf16, DType::bf16)
     ->DenseRange(1, 9)
+    ->Arg(16)
+    ->Arg(64)
     ->UseRealTime()
     ->Unit(benchmark::kMillisecond);
 

@@ -17,6 +17,5 @@ write_basic_package_version_file(
 install(FILES
   ${CMAKE_CURRENT_BINARY_DIR}/mamba-config.cmake
   ${CMAKE_CURRENT_BINARY_DIR}/mamba-config-version.cmake
-  ${CMAKE_CURRENT_LIST_DIR}/FindBLIS.cmake
   ${CMAKE_CURRENT_LIST_DIR}/FindNCCL.cmake
   DESTINATION ${package_dir})

@@ -76,6 +76,9 @@ int best_of(const std::string& prompt, std::int32_t n, const ModelFlags& flags) 
   options.max_tokens = 60;
   options.ignore_eos = true;  // all of one length, so that their odds compare
   const std::vector<mamba::Generated> texts = mamba::Generator::generate(group, {options});
+  for (const mamba::Generated& text : texts) {
+    if (text.error) std::rethrow_exception(text.error);
+  }
 
   const std::vector<double> scores = log_p(trunk, texts);
   for (std::size_t i = 0; i < texts.size(); ++i) {

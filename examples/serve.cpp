@@ -20,13 +20,9 @@
 #include <algorithm>
 #include <cstdio>
 #include <deque>
-#include <functional>
-#include <limits>
 #include <list>
-#include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -36,18 +32,12 @@
 #include "programs/interrupt.hpp"
 #include "programs/model_flags.hpp"
 #include "programs/program.hpp"
+#include "serve_request.hpp"
 
 namespace {
 
 using Json = nlohmann::ordered_json;  // keys stay as they are written here
 using Ids = std::vector<std::int32_t>;
-
-struct Request {
-  Json id;
-  Ids prompt;
-  mamba::SamplingOptions sampling;
-  mamba::GenerateOptions options;
-};
 
 struct Answer {
   Request request;
@@ -57,99 +47,14 @@ struct Answer {
   std::int64_t written = 0;
 };
 
-// Whole lines only, each in one piece: whatever ends this program, no reader sees half of one.
-void put(const Json& line) {
-  const std::string text = line.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
+// An object with the id of a request before its other keys. Whole lines only, each in one piece:
+// whatever ends this program, no reader sees half of one.
+void put(const Request& request, const Json& rest) {
+  const std::string others = rest.dump(-1, ' ', false, Json::error_handler_t::replace);
+  const std::string text = "{\"id\":" + request.id + "," + others.substr(1) + "\n";
   if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0) {
     throw mamba::Error("serve", "standard output", "that it can be written", "a failure");
   }
-}
-
-[[noreturn]] void refuse(const char* expected, const Json& got) {
-  throw std::invalid_argument(std::string("expected ") + expected + ", got " +
-                              got.dump(-1, ' ', false, Json::error_handler_t::replace));
-}
-
-// Values of the kind that `field` is. JSON's own conversions cut fractions off, wrap round and take
-// true for 1.
-void take(const Json& value, float& field) {
-  if (!value.is_number()) refuse("a number", value);
-  value.get_to(field);
-}
-
-void take(const Json& value, std::uint64_t& field) {
-  if (!value.is_number_unsigned()) refuse("a whole number from 0 to 2^64 - 1", value);
-  value.get_to(field);
-}
-
-void take(const Json& value, std::int64_t& field) {
-  constexpr auto largest = static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
-  if (!value.is_number_integer() ||
-      (value.is_number_unsigned() && value.get<std::uint64_t>() > largest)) {
-    refuse("a whole number below 2^63", value);
-  }
-  value.get_to(field);
-}
-
-void take(const Json& value, bool& field) {
-  if (!value.is_boolean()) refuse("true or false", value);
-  value.get_to(field);
-}
-
-void take(const Json& value, std::string& field) {
-  if (!value.is_string()) refuse("a text", value);
-  value.get_to(field);
-}
-
-void take(const Json& value, std::vector<std::string>& field) {
-  if (!value.is_array()) refuse("a list of texts", value);
-  for (const Json& element : value) take(element, field.emplace_back());
-}
-
-void set(Request& request, const std::string& key, const Json& value,
-         const mamba::Tokenizer& tokenizer) {
-  using Setter = std::function<void(const Json&)>;
-  mamba::SamplingOptions& sampling = request.sampling;
-  mamba::GenerateOptions& options = request.options;
-  const std::map<std::string, Setter> setters{
-      {"id", [&](const Json& v) { request.id = v; }},
-      {"prompt",
-       [&](const Json& v) {
-         std::string text;
-         take(v, text);
-         request.prompt = tokenizer.encode(text);
-       }},
-      {"max_tokens", [&](const Json& v) { take(v, options.max_tokens); }},
-      {"ignore_eos", [&](const Json& v) { take(v, options.ignore_eos); }},
-      {"stop", [&](const Json& v) { take(v, options.stop); }},
-      {"temperature", [&](const Json& v) { take(v, sampling.temperature); }},
-      {"top_k", [&](const Json& v) { take(v, sampling.top_k); }},
-      {"top_p", [&](const Json& v) { take(v, sampling.top_p); }},
-      {"min_p", [&](const Json& v) { take(v, sampling.min_p); }},
-      {"repetition_penalty", [&](const Json& v) { take(v, sampling.repetition_penalty); }},
-      {"seed", [&](const Json& v) { take(v, sampling.seed); }}};
-  const auto setter = setters.find(key);
-  if (setter == setters.end()) throw std::invalid_argument("no such key");
-  setter->second(value);
-}
-
-// Throws, with what to answer, if the line asks for nothing that can be done. The id is known then
-// if the line is JSON.
-void parse(const std::string& line, const mamba::Tokenizer& tokenizer, Request& request) {
-  const Json json = Json::parse(line, nullptr, /*allow_exceptions=*/false);
-  if (!json.is_object()) throw std::invalid_argument("expected an object of JSON in one line");
-  if (json.contains("id")) request.id = json["id"];
-  request.options.tokenizer = &tokenizer;
-  for (const auto& [key, value] : json.items()) {
-    try {
-      set(request, key, value, tokenizer);
-    } catch (const std::exception& error) {
-      throw std::invalid_argument(key + ": " + error.what());
-    }
-  }
-  request.sampling.check();
-  request.options.check();
-  if (request.prompt.empty()) throw std::invalid_argument("prompt: none, or an empty one");
 }
 
 // Standard input in lines, of which it takes what is there and waits only if told to.
@@ -210,7 +115,7 @@ class Server {
         parse(line, tokenizer_, request);
         return request;
       } catch (const std::exception& error) {
-        put({{"id", request.id}, {"error", error.what()}});
+        put(request, {{"error", error.what()}});
       }
     }
     return std::nullopt;
@@ -269,9 +174,11 @@ class Server {
       group.push_back(&here->generator);
       writing.push_back(here);
     }
-    mamba::Generator::next(group);
-    for (const auto& answer : writing) {
-      if (hear(*answer)) answers_.erase(answer);
+    const std::vector<mamba::Chosen> chosen = mamba::Generator::next(group);
+    for (std::size_t i = 0; i < writing.size(); ++i) {
+      const auto answer = writing[i];
+      if (chosen[i].error) finish(*answer, "error");
+      if (chosen[i].error || hear(*answer)) answers_.erase(answer);
     }
   }
 
@@ -279,7 +186,7 @@ class Server {
   bool hear(Answer& answer) {
     const mamba::GenerateOptions& options = answer.request.options;
     const std::string text = answer.generator.text(options);
-    if (!text.empty()) put({{"id", answer.request.id}, {"text", text}});
+    if (!text.empty()) put(answer.request, {{"text", text}});
     ++answer.written;
     const auto reason = answer.generator.stopped(options);
     if (!reason && answer.written < options.max_tokens) return false;
@@ -289,7 +196,7 @@ class Server {
 
   void finish(Answer& answer, const char* reason) const {
     const std::string rest = answer.generator.finish_text();
-    if (!rest.empty()) put({{"id", answer.request.id}, {"text", rest}});
+    if (!rest.empty()) put(answer.request, {{"text", rest}});
     done(answer.request, reason, answer.read, answer.known, answer.written);
   }
 
@@ -297,10 +204,10 @@ class Server {
 
   void done(const Request& request, const char* reason, std::size_t read, std::size_t known,
             std::int64_t written) const {
-    Json line{{"id", request.id}, {"done", reason}, {"prompt_tokens", read}};
+    Json line{{"done", reason}, {"prompt_tokens", read}};
     if (cache_ != nullptr) line["known_tokens"] = known;
     line["tokens"] = written;
-    put(line);
+    put(request, line);
   }
 
   const mamba::Tokenizer& tokenizer_;

@@ -2,6 +2,8 @@
 
 #include <atomic>
 #include <cstddef>
+#include <cstdlib>
+#include <new>
 
 #if defined(__has_feature)
 #define MAMBA_HAS_FEATURE(feature) __has_feature(feature)
@@ -17,6 +19,7 @@
 
 namespace {
 std::atomic<long> count{0};
+std::atomic<long> until_failure{0};  // 0 or below: none is to fail
 thread_local long here = 0;
 
 #if MAMBA_COUNTS_ALLOCATIONS
@@ -31,9 +34,43 @@ namespace mamba::testing {
 bool allocations_are_counted() { return MAMBA_COUNTS_ALLOCATIONS != 0; }
 long allocations() { return count; }
 long allocations_here() { return here; }
+
+FailingAllocation::FailingAllocation(long n) { until_failure = n; }
+FailingAllocation::~FailingAllocation() { until_failure = 0; }
+bool FailingAllocation::failed() const { return until_failure <= 0; }
 }  // namespace mamba::testing
 
-// operator new, BLIS and OpenMP all end in these; glibc's own stand behind them.
+namespace {
+void* allocate(std::size_t size, std::size_t alignment) {
+  if (until_failure.load(std::memory_order_relaxed) > 0 && until_failure.fetch_sub(1) == 1) {
+    throw std::bad_alloc();
+  }
+  const std::size_t rounded = (size + alignment - 1) / alignment * alignment;
+  void* memory = alignment <= alignof(std::max_align_t) ? std::malloc(size > 0 ? size : 1)
+                                                        : std::aligned_alloc(alignment, rounded);
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
+}
+}  // namespace
+
+void* operator new(std::size_t size) { return allocate(size, alignof(std::max_align_t)); }
+void* operator new[](std::size_t size) { return allocate(size, alignof(std::max_align_t)); }
+void* operator new(std::size_t size, std::align_val_t alignment) {
+  return allocate(size, static_cast<std::size_t>(alignment));
+}
+void* operator new[](std::size_t size, std::align_val_t alignment) {
+  return allocate(size, static_cast<std::size_t>(alignment));
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete[](void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+void operator delete[](void* memory, std::size_t) noexcept { std::free(memory); }
+void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
+void operator delete[](void* memory, std::align_val_t) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
+void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
+
+// operator new and every library end in these; glibc's own stand behind them.
 extern "C" {
 void* __libc_malloc(std::size_t size);
 void* __libc_calloc(std::size_t number, std::size_t size);

@@ -1,4 +1,5 @@
-// Counts every allocation of the test program, so that a test can say that there was none.
+// Counts every allocation of the test program, so that a test can say that there was none, and
+// makes one of them fail.
 #pragma once
 
 #include <algorithm>
@@ -23,5 +24,15 @@ long allocations_of(const Call& call) {
   }
   return std::max(by_all, here);
 }
+
+// While it lives, the n-th operator new of all threads from its making on throws std::bad_alloc.
+class FailingAllocation {
+ public:
+  explicit FailingAllocation(long n);
+  ~FailingAllocation();
+  FailingAllocation(const FailingAllocation&) = delete;
+  FailingAllocation& operator=(const FailingAllocation&) = delete;
+  bool failed() const;  // whether there were n
+};
 
 }  // namespace mamba::testing

@@ -120,8 +120,8 @@ TEST_F(GeneratorPoolTest, TextsDoNotDependOnWhoSharesTheBatch) {
       for (int t = 0; t < times; ++t) {
         Generator::Group group;
         for (const std::size_t i : who) group.push_back(members[i].get());
-        const Ids chosen = Generator::next(group);
-        for (std::size_t j = 0; j < who.size(); ++j) written[who[j]].push_back(chosen[j]);
+        const std::vector<Chosen> chosen = Generator::next(group);
+        for (std::size_t j = 0; j < who.size(); ++j) written[who[j]].push_back(chosen[j].token);
       }
     };
     join(0);

@@ -2,6 +2,7 @@
 #include <limits>
 #include <numeric>
 
+#include <mamba/device.hpp>
 #include <mamba/ops.hpp>
 
 #include "dense_reference.hpp"
@@ -13,6 +14,7 @@ namespace mamba {
 namespace {
 
 using host::MatmulPlan;
+using host::Words;
 using testing::Bounded;
 using testing::devices;
 using testing::each_backend;
@@ -22,8 +24,8 @@ using testing::Guarded;
 using testing::Padded;
 using testing::Random;
 
-constexpr MatmulPlan all_plans[] = {MatmulPlan::gemv, MatmulPlan::gemm_columns,
-                                    MatmulPlan::gemm_rows};
+constexpr MatmulPlan all_plans[] = {MatmulPlan::gemv, MatmulPlan::gemm_few_rows,
+                                    MatmulPlan::gemm_columns, MatmulPlan::gemm_rows};
 const std::vector<std::int64_t> sizes{1, 2, 3, 15, 16, 17, 48, 80, 127, 1536};
 const std::vector<std::int64_t> row_counts{1, 2, 7, 8, 9, 33};
 
@@ -73,9 +75,12 @@ void run_each_plan(const Matmul& op, Stream& stream, Check check) {
     return check("cuda");
   }
   for (const MatmulPlan plan : all_plans) {
-    if (!host::can_run(op, plan)) continue;
-    host::run(op, stream, plan);
-    check("plan " + std::to_string(static_cast<int>(plan)));
+    for (const Words words : {Words::f32, Words::bf16_pairs}) {
+      if (!host::can_run(op, plan) || !host::can_run(op, words)) continue;
+      host::run(op, stream, plan, words);
+      check("plan " + std::to_string(static_cast<int>(plan)) +
+            (words == Words::f32 ? " in f32" : " in pairs"));
+    }
   }
 }
 
@@ -289,7 +294,7 @@ TEST(Matmul, TheGemvGivesARowTheSameBitsInAnyCompany) {
           Tensor y({rows, 77}, dtype);
           Stream stream(device, threads);
           const Matmul op = operation(c.x.view().rows(0, rows), c.weight, c.bias, y);
-          host::run(op, stream, MatmulPlan::gemv);
+          host::run(op, stream, MatmulPlan::gemv, Words::f32);
           const std::vector<unsigned char> got = testing::bits(y);
           if (all.empty()) all = got;
           EXPECT_TRUE(std::equal(got.begin(), got.end(), all.begin()));
@@ -332,12 +337,14 @@ TEST(Matmul, ThePlanFollowsTheShape) {
   };
   EXPECT_EQ(plan_of(1, 768, 3072), MatmulPlan::gemv);
   EXPECT_EQ(plan_of(8, 48, 1536), MatmulPlan::gemv);
-  EXPECT_EQ(plan_of(9, 768, 3072), MatmulPlan::gemm_columns);
+  EXPECT_EQ(plan_of(9, 768, 3072), MatmulPlan::gemm_few_rows);
+  EXPECT_EQ(plan_of(64, 1536, 80), MatmulPlan::gemm_few_rows);
   EXPECT_EQ(plan_of(512, 1536, 80), MatmulPlan::gemm_rows);
   EXPECT_EQ(plan_of(512, 48, 1536), MatmulPlan::gemm_columns);
 }
 
-// run() runs what plan() says: the GEMV and BLIS round differently, so the bits tell which one ran.
+// run() runs what plan() says: the GEMV and the others round differently, so the bits tell which
+// one ran.
 TEST(Matmul, ThePlannedKernelIsTheOneThatRuns) {
   for (const std::int64_t rows : {8, 9}) {
     const Case c(rows, 1536, 48, DType::f32, false);
@@ -348,13 +355,74 @@ TEST(Matmul, ThePlannedKernelIsTheOneThatRuns) {
     const std::vector<unsigned char> chosen = testing::bits(y);
     for (const MatmulPlan plan : all_plans) {
       if (!host::can_run(op, plan)) continue;
-      host::run(op, stream, plan);
-      const bool both_blis = plan != MatmulPlan::gemv && host::plan(op) != MatmulPlan::gemv;
-      EXPECT_EQ(testing::bits(y) == chosen, both_blis || plan == host::plan(op)) << rows;
+      host::run(op, stream, plan, Words::f32);
+      const bool both_gemm = plan != MatmulPlan::gemv && host::plan(op) != MatmulPlan::gemv;
+      EXPECT_EQ(testing::bits(y) == chosen, both_gemm || plan == host::plan(op)) << rows;
     }
   }
   Tensor x({9, 4}, DType::f32), weight({3, 4}, DType::f32), y({9, 3}, DType::f32);
   EXPECT_FALSE(host::can_run(operation(x, weight, {}, y), MatmulPlan::gemv));
+}
+
+// Beyond the GEMV a row has the same bits whatever the other rows, the plan and the threads: in
+// several pieces of the depth and blocks of columns and rows, with what is left over of each.
+TEST(Matmul, AGemmGivesARowTheSameBitsInAnyCompany) {
+  each_backend([](Device device) {
+    if (device.is_cuda()) return;
+    for (const DType dtype : testing::storage_dtypes()) {
+      const Case c(130, 601, 301, dtype, true);
+      for (const Words words : {Words::f32, Words::bf16_pairs}) {
+        std::vector<unsigned char> all;
+        for (const std::int64_t rows : {130, 101, 64, 33, 17, 9, 1}) {
+          for (const MatmulPlan plan : all_plans) {
+            if (plan == MatmulPlan::gemv) continue;
+            for (const int threads : {1, 3}) {
+              Tensor y({rows, 301}, dtype);
+              Stream stream(device, threads);
+              const Matmul op = operation(c.x.view().rows(0, rows), c.weight, c.bias, y);
+              if (!host::can_run(op, words)) continue;
+              host::run(op, stream, plan, words);
+              const std::vector<unsigned char> got = testing::bits(y);
+              if (all.empty()) {
+                all = got;
+                expect_within(y, c.expected, c.name());
+              }
+              EXPECT_TRUE(std::equal(got.begin(), got.end(), all.begin())) << c.name() << rows;
+            }
+          }
+        }
+      }
+    }
+  });
+}
+
+// What the processor can do is used: no product falls to slower kernels because the processor is
+// younger than they are.
+TEST(Matmul, TheKernelsAreTheBestThatTheProcessorHas) {
+  const std::string kernels = cpu_kernels();
+  RecordProperty("kernels", kernels);
+#if defined(__x86_64__)
+  const bool avx2 = __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0;
+  const bool avx512 =
+      avx2 && __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512dq") != 0 &&
+      __builtin_cpu_supports("avx512bw") != 0 && __builtin_cpu_supports("avx512vl") != 0;
+  const bool pairs = avx512 && __builtin_cpu_supports("avx512bf16") != 0;
+  const std::string target = kernels.substr(0, kernels.find(','));
+  if (avx512) {
+    EXPECT_EQ(target, "AVX3");
+  } else if (avx2) {
+    EXPECT_EQ(target, "AVX2");
+  }
+  const bool intel = __builtin_cpu_is("intel") != 0;
+  EXPECT_EQ(kernels.substr(target.size()), pairs && !intel ? ", bf16 in pairs" : ", bf16 as f32");
+  const Case c(9, 32, 32, DType::bf16, false);
+  Tensor y({9, 32}, DType::bf16);
+  const Matmul op = operation(c.x, c.weight, {}, y);
+  EXPECT_EQ(host::can_run(op, Words::bf16_pairs), pairs);
+  EXPECT_EQ(host::words_of(op), pairs && !intel ? Words::bf16_pairs : Words::f32);
+#elif defined(__aarch64__)
+  EXPECT_EQ(kernels, "NEON, bf16 as f32");
+#endif
 }
 
 TEST(Matmul, WrongOperandsAreNamed) {

@@ -33,7 +33,7 @@ ModelConfig small_config(bool tied) {
 LanguageModel lively_model(const ModelConfig& config, DType dtype, Device device) {
   LanguageModel model = LanguageModel::random(config, 3, dtype, device);
   Random random(5);
-  model.each_weight([&](const std::string& name, Tensor& tensor) {
+  model.each_mutable_weight([&](const std::string& name, Tensor& tensor) {
     if (name == "backbone.embeddings.weight" || name.find("norm") != std::string::npos) {
       tensor = random.normal_tensor(tensor.shape(), tensor.dtype()).to(device);
     }

@@ -52,7 +52,8 @@ TEST(Optimizer, OfALayerAndOfAStack) {
   LayerConfig config;
   config.d_model = 16;
   Layer layer = Layer::random(config, 1);
-  const std::vector<Parameter> of_layer = parameters(layer, zero_gradients(config));
+  const LayerWeights layer_gradients = zero_gradients(config);
+  const std::vector<Parameter> of_layer = parameters(layer, layer_gradients);
   ASSERT_EQ(of_layer.size(), 9);
   EXPECT_EQ(of_layer.front().name, "in_proj.weight");
   EXPECT_EQ(of_layer.front().weight.data(), layer.weights().in_proj.view().data());
@@ -60,7 +61,8 @@ TEST(Optimizer, OfALayerAndOfAStack) {
 
   const ModelConfig model = TrainingRun::config();
   Stack stack(model.resolved(), std::move(random_model_weights(model, DType::f32, 1).stack));
-  const std::vector<Parameter> of_stack = parameters(stack, zero_gradients(model).stack);
+  const ModelWeights stack_gradients = zero_gradients(model);
+  const std::vector<Parameter> of_stack = parameters(stack, stack_gradients.stack);
   ASSERT_EQ(of_stack.size(), 2 * 10 + 1);
   EXPECT_EQ(of_stack[1].name, "backbone.layers.0.mixer.in_proj.weight");
   EXPECT_EQ(of_stack.back().name, "backbone.norm_f.weight");

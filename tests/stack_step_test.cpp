@@ -1,9 +1,6 @@
 // One step of a whole stack, which CUDA takes in one kernel where it can: as near to the truth as
 // the layers one after the other, whoever shares the batch, from and to the rows of a map.
 #include <gtest/gtest.h>
-#ifdef MAMBA_HAS_CUDA
-#include <cuda_runtime_api.h>
-#endif
 
 #include <algorithm>
 #include <cmath>
@@ -196,13 +193,17 @@ TEST(StackStep, IsAsNearToTheTruthAsLayerByLayer) {
 }
 
 #ifdef MAMBA_HAS_CUDA
-// So that the tests here do not pass for want of the kernel.
+#ifdef MAMBA_HAS_SM_90  // set by the build
+constexpr bool built_for_sm_90 = true;
+#else
+constexpr bool built_for_sm_90 = false;
+#endif
+
+// So that the tests here do not pass for want of the kernel. It needs a device of 9.0 and code for
+// it: code for 8.0 runs there too, but its kernels wait for nothing before them.
 TEST(StackStep, TakesThePublishedShapes) {
   testing::each_cuda_device([](Device device) {
-    int major = 0;
-    ASSERT_EQ(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device.index()),
-              cudaSuccess);
-    if (major < 9) return;
+    const bool can = built_for_sm_90 && cuda::limits(device, "test").capability >= 90;
     const Stream stream(device);
     for (const int d_model : {32, 96, 768, 1024, 1536, 2048, 2560}) {
       for (int rows = 1; rows <= StackStep::most_rows; ++rows) {
@@ -212,7 +213,7 @@ TEST(StackStep, TakesThePublishedShapes) {
         step.d_model = d_model;
         step.d_inner = 2 * d_model;
         step.dt_rank = (d_model + 255) / 256 * 16;
-        EXPECT_TRUE(cuda::takes(step, stream)) << d_model << ", " << rows << " rows";
+        EXPECT_EQ(cuda::takes(step, stream), can) << d_model << ", " << rows << " rows";
       }
     }
   });

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include <mamba/device.hpp>
 #include <mamba/generator.hpp>
 #include <mamba/version.hpp>
 
@@ -138,7 +139,9 @@ int bench(const BenchFlags& flags) {
               flags.model.path("bench").c_str(), flags.random_weights ? " (random weights)" : "",
               static_cast<double>(model.parameters()) / 1e6, model.device().name().c_str(),
               mamba::name_of(model.dtype()));
-  if (model.device().is_cpu()) std::printf(", %d threads", stream.threads());
+  if (model.device().is_cpu()) {
+    std::printf(", %d threads, %s", stream.threads(), mamba::cpu_kernels().c_str());
+  }
   std::printf("; medians of %d\n\n", flags.repeats);
   std::fflush(stdout);
   show_prefill(flags, model, stream);

@@ -5,6 +5,8 @@
 #include <memory>
 #include <string>
 
+#include <mamba/device.hpp>
+
 #include "commands.hpp"
 
 namespace {
@@ -46,6 +48,7 @@ int info(const ModelFlags& flags) {
   line("bytes of weights", bytes);
   line("bytes of state", model.make_state(1).bytes());  // of one sequence
   line("fingerprint", model.fingerprint());
+  line("kernels", mamba::cpu_kernels());  // of this machine's CPU
 
   // Allowed, since a damaged model may be what somebody wants to look at; but said.
   model.each_weight([](const std::string& name, const Tensor& weight) {

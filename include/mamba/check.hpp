@@ -22,6 +22,9 @@ void is(const char* where, const char* name, const ConstTensorView& view, const 
 // The dtypes that activations and weights are stored in: f32, bf16, f16.
 void storage(const char* where, const char* name, const ConstTensorView& view);
 
+// The bytes of a dense tensor of this shape. A negative size, or 2^63 bytes and more, is an error.
+std::int64_t bytes(const char* where, const char* name, const Shape& shape, DType dtype);
+
 // low <= value <= high.
 void range(const char* where, const char* name, std::int64_t value, std::int64_t low,
            std::int64_t high);

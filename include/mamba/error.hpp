@@ -7,7 +7,10 @@
 namespace mamba {
 
 // `where` is the operation or function, `name` the tensor, field, file or argument that is wrong.
-// Thrown before any work is done: operands, states and files are as they were.
+// What can be known when a function is called is checked before any work is done: operands, states
+// and files are then as they were. What only a CUDA device can find, in values that it reads (an id
+// or a row out of range, a row without a finite logit) or because it fails, is thrown by a later
+// call that waits for it; what was queued has run by then, as each operation says.
 class Error : public std::runtime_error {
  public:
   Error(const std::string& where, const std::string& name, const std::string& expected,

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -39,11 +40,18 @@ struct GenerateOptions {
   void check() const;
 };
 
-enum class StopReason { max_tokens, eos, stop_string, callback };
+enum class StopReason { max_tokens, eos, stop_string, callback, error };
 
 struct Generated {
   std::vector<std::int32_t> tokens;
   StopReason reason = StopReason::max_tokens;
+  std::exception_ptr error;  // where that is the reason
+};
+
+// What a member of a group chose. With an error it has no new token.
+struct Chosen {
+  std::int32_t token = -1;
+  std::exception_ptr error;
 };
 
 struct GeneratorSlot;
@@ -54,6 +62,8 @@ struct GeneratorSlot;
 //
 // What other streams have queued is waited for when it is made, by assume() and by restore(). Where
 // weights change later, wait for that before the next call.
+//
+// One that was moved from can be assigned to and destroyed; its other verbs are ArgumentErrors.
 //
 // Between calls the state has seen every token but perhaps the last one chosen, which goes through
 // the model when it is needed: by next(), read(), save(), fork(), state() or logits().
@@ -72,8 +82,9 @@ class Generator {
 
   // Reads more of a prompt, in pieces of any size, at any time. Ids out of range: ArgumentError.
   void read(const Ids& ids);
-  // Chooses the next token. ArgumentError before anything was read.
+  // Chooses the next token. ArgumentError before anything was read, and where no logit is finite.
   std::int32_t next();
+  // An exception, from a callback too, comes after the tokens so far are part of the text.
   Generated generate(const GenerateOptions& options);
   // Why generate() would end after the last chosen token, whatever max_tokens; for loops of one's
   // own over next().
@@ -86,9 +97,12 @@ class Generator {
   // The same verbs for several of one pool: one run of the model for all. No member knows of the
   // others, and prompts may be of any lengths: nothing is padded. A Generator that is there twice
   // or belongs to another pool is an ArgumentError before any work.
+  //
+  // What goes wrong with one member after that (no finite logit, a callback that throws) is told in
+  // its own result, and the others go on. What goes wrong with the device is told in all of them.
   using Group = std::vector<Generator*>;
   static void read(const Group& group, const std::vector<Ids>& prompts);
-  static Ids next(const Group& group);
+  static std::vector<Chosen> next(const Group& group);
   // `options` has one element, for all, or one for each. Who has finished leaves, the others go on.
   static std::vector<Generated> generate(const Group& group,
                                          const std::vector<GenerateOptions>& options);
@@ -111,27 +125,32 @@ class Generator {
   void save(const std::string& path);
   static Generator restore(const std::string& path, const LanguageModel& model, Stream& stream);
   static Generator restore(const std::string& path, const LanguageModel& model);
+  static Generator restore(const std::string& path, LanguageModel&& model) = delete;
 
   const LanguageModel& model() const;
   Stream& stream() const;
   const SamplingOptions& options() const { return options_; }
-  std::int64_t tokens_seen() const { return tokens_seen_; }  // read and generated
-  StackState state();                                        // after every token; a copy
+  std::int64_t tokens_seen() const { return slot_ ? tokens_seen_ : 0; }  // read and generated
+  StackState state();        // after every token; a copy
   ConstTensorView logits();  // [1, vocab_size] f32, for the next token; until that is chosen
 
  private:
   friend class GeneratorPool;
   friend class Speculation;
+  GeneratorSlot& slot() const;  // ArgumentError in a Generator that was moved from
   explicit Generator(std::unique_ptr<GeneratorSlot> slot, const SamplingOptions& options);
   static Generator restore(const std::string& path, std::unique_ptr<GeneratorSlot> slot);
   static Group in_order(const char* where, const Group& group);
+  static void check_read(const char* where, const Group& group);
   static void settle(const Group& group);  // pending tokens go through the model
   static void feed(const Group& group, ConstTensorView ids);
   // After these the tokens are on their way to the host.
-  static void choose(const char* where, const Group& group);
+  static void choose(const Group& group);
+  static void run_together(const Group& group, const std::vector<GenerateOptions>& options,
+                           std::vector<std::size_t>& active, std::vector<Generated>& results);
   static void step(const Group& group);
   static void run_ahead(const Group& group, const std::vector<GenerateOptions>& options,
-                        std::vector<std::size_t> flying, std::vector<Generated>& results);
+                        std::vector<std::size_t>& active, std::vector<Generated>& results);
   void settle() { settle(Group{this}); }
   void put(const StackState& state, ConstTensorView logits);
   void mark_seen(const Ids& ids);
@@ -139,6 +158,8 @@ class Generator {
   void copy_to(Generator& other) const;
   std::optional<StopReason> hear(const GenerateOptions& options, std::int32_t token,
                                  Generated& result);
+  static bool goes_on(Generator& member, const GenerateOptions& options, std::int32_t token,
+                      Generated& result);
   bool is_eos(std::int32_t token) const;
 
   std::unique_ptr<GeneratorSlot> slot_;
@@ -170,6 +191,7 @@ class GeneratorPool {
 
  private:
   friend struct GeneratorAccess;
+  const std::shared_ptr<GeneratorSlots>& slots() const;  // ArgumentError where it was moved from
   std::shared_ptr<GeneratorSlots> slots_;
 };
 

@@ -51,15 +51,16 @@ class LanguageModel {
   const Tensor& head() const { return head_ ? head_ : embedding_; }
   DType dtype() const { return embedding_.dtype(); }
   Device device() const { return embedding_.device(); }
-  // f(published name, tensor) for every weight.
-  using WeightVisitor = std::function<void(const std::string&, const Tensor&)>;
-  void each_weight(const WeightVisitor& f) const;
-  // The same for training, which may change values: in the order of ModelWeights::each.
-  void each_weight(const std::function<void(const std::string&, Tensor&)>& f);
+  // f(published name, tensor) for every weight, in the order of ModelWeights::each.
+  void each_weight(const std::function<void(const std::string&, const Tensor&)>& f) const;
+  // The same for training, which may change values, never shapes, dtypes or places.
+  void each_mutable_weight(const std::function<void(const std::string&, Tensor&)>& f);
   std::int64_t parameters() const;
 
   // Tells two models apart by configuration and weights: the same for every dtype and device one
-  // folder is loaded with, and kept by saving in the file's dtype. 32 hexadecimal digits.
+  // folder is loaded with, and kept by saving in the file's dtype. 32 hexadecimal digits. It stays
+  // that of the folder for as long as every weight has the bytes that were loaded: once somebody
+  // could have changed them (each_mutable_weight, parameters) they are hashed to find out.
   std::string fingerprint() const;
 
   StackState make_state(std::int64_t batch) const { return stack_.make_state(batch); }
@@ -77,6 +78,10 @@ class LanguageModel {
   void backward(ModelTape& tape, ConstTensorView dlogits, StackState* dstate,
                 ModelWeights& gradients, Stream& stream, const BackwardOptions& options = {}) const;
 
+  // Throws, in the name of `where`, if what is there of `gradients` is not f32 of the weights'
+  // shapes.
+  void check_gradients(const char* where, const ModelWeights& gradients) const;
+
  private:
   void check_call(const ConstTensorView& ids, const StackState& state, const TensorView& logits,
                   Stream& stream, const ModelOptions& options) const;
@@ -85,12 +90,14 @@ class LanguageModel {
   void check_backward(const ModelTape& tape, const ConstTensorView& dlogits,
                       const ModelWeights& gradients) const;
   void check_ids(const ConstTensorView& ids) const;
+  std::string fingerprint_of_bytes() const;
 
   ModelConfig config_;
   Stack stack_;
-  Tensor embedding_;                                // [vocab_rows, d_model]
-  Tensor head_;                                     // the same; absent when tied
-  std::string loaded_fingerprint_;                  // empty unless loaded
+  Tensor embedding_;                // [vocab_rows, d_model]
+  Tensor head_;                     // the same; absent when tied
+  std::string loaded_fingerprint_;  // of the file; empty unless loaded
+  std::string loaded_bytes_;  // fingerprint_of_bytes() as loaded; empty: nobody could change them
   std::map<std::string, std::string> file_dtypes_;  // tensor name -> dtype it was read from
 };
 

@@ -62,9 +62,7 @@ class Layer {
 
   // Continues from `state` for the steps of x and leaves in it what was remembered. Any time >= 0:
   // a whole sequence, a piece of one, a single step. x [batch, time, d_model] -> y the same, both
-  // of dtype(). Allocates nothing after its first call of a size, waits for nothing. (On the CPU,
-  // with more than 8 rows on several threads, BLIS's pool of packing buffers may still grow when
-  // two of them first pack at once.)
+  // of dtype(). Allocates nothing after its first call of a size, waits for nothing.
   void forward(ConstTensorView x, MambaState& state, TensorView y, Stream& stream,
                const ForwardOptions& options = {}) const;
   // The same for x = norm.y, computed first: for a single step a device may do both in one pass.

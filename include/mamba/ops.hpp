@@ -11,7 +11,8 @@
 //
 // T is the storage type (f32, bf16 or f16), one for all operands marked T; every sum and every
 // state of a recurrence is f32. An operand called optional may be left absent. Sizes may be zero.
-// Outputs must not overlap inputs except where it says so. A wrong operand is an ArgumentError
+// Outputs must not overlap inputs except where it says so: "may be the same memory" means the same
+// elements in the same dtype and pitches, which is checked. A wrong operand is an ArgumentError
 // before any work.
 #pragma once
 
@@ -85,7 +86,8 @@ struct SelectiveScan {
   RowMap rows;                    // absent: rows == batch
   ConstTensorView reset;          // [batch, time] i32, optional
   TensorView step_states;  // [batch, time, channels, d_state] f32: h after each step; optional
-  TensorView y;            // [batch, time, channels] T; may be the same memory as x, dt or z
+  TensorView
+      y;  // [batch, time, channels] T; may be the same memory as x, dt (without dt_weight) or z
   // For SelectiveScanGrad: h as it was handed to steps 0, chunk_steps, 2 chunk_steps, ..., before
   // any reset at that step. [batch, ceil(time / chunk_steps), channels, d_state] f32, dense;
   // optional.

@@ -30,6 +30,10 @@ struct Parameter {
 std::vector<Parameter> parameters(Layer& layer, const LayerWeights& gradients);
 std::vector<Parameter> parameters(Stack& stack, const StackWeights& gradients);
 std::vector<Parameter> parameters(LanguageModel& model, const ModelWeights& gradients);
+// Not of gradients that are gone at the semicolon.
+std::vector<Parameter> parameters(Layer& layer, const LayerWeights&& gradients) = delete;
+std::vector<Parameter> parameters(Stack& stack, const StackWeights&& gradients) = delete;
+std::vector<Parameter> parameters(LanguageModel& model, const ModelWeights&& gradients) = delete;
 
 struct AdamWOptions {
   float beta1 = 0.9f;
@@ -69,6 +73,8 @@ class AdamW {
   // one of them is not finite nothing is changed, as the device finds by itself: see
   // gradient_norm().
   void step(float learning_rate, Stream& stream, float loss_scale = 1);
+  // Those that changed something. On CUDA, where a step is queued and not waited for, one of
+  // gradients that were not finite counts until gradient_norm() or settle() has found out.
   std::int64_t steps() const { return steps_; }
   const AdamWOptions& options() const { return options_; }
 
@@ -77,9 +83,9 @@ class AdamW {
   bool settle(LossScale& scale, Stream& stream);
 
   // Of the last step's gradients, without loss scale and before they were clipped. Waits for the
-  // stream. Not finite: that step changed nothing, and first_not_finite() says whose gradient it
-  // was.
-  float gradient_norm(Stream& stream) const;
+  // stream. Not finite: that step changed nothing and does not count, and first_not_finite() says
+  // whose gradient it was.
+  float gradient_norm(Stream& stream);
   // The first parameter whose gradient holds a NaN or an infinity; empty if none does. Waits.
   std::string first_not_finite(Stream& stream) const;
 
@@ -97,11 +103,15 @@ class AdamW {
     Tensor m, v;
   };
 
+  void count(float squares);
+  void check_made(const char* where) const;
+
   std::vector<Slot> slots_;
   AdamWOptions options_;
   Tensor squares_;  // [1] f32
   std::int64_t steps_ = 0;
-  float loss_scale_ = 1;  // of the last step
+  bool last_counts_ = false;  // the last step is one of steps_
+  float loss_scale_ = 1;      // of the last step
 };
 
 // Linear from 0 to `peak` over the first `warmup` steps (step counts from 1), then half a cosine

@@ -52,6 +52,7 @@ class SafetensorsFile {
 
  private:
   struct Impl;
+  Impl& impl() const;  // ArgumentError in a file that was moved from
   std::unique_ptr<Impl> impl_;
 };
 

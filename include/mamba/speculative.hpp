@@ -36,7 +36,9 @@ struct SpeculationCounts {
 class Speculation {
  public:
   // Both must outlive this, and have a pool of their own. ArgumentError where the vocabularies
-  // differ, or the two have not seen equally many tokens. proposals: 1 to 64, for each run.
+  // differ, or the two have not seen equally many tokens. proposals: 1 to 64, for each run. After
+  // an exception from next() or generate() the two are together still: where they were before that
+  // run, or, if a callback threw it, behind the token that it was called with.
   Speculation(Generator& target, Generator& draft, std::int64_t proposals = 4);
 
   void read(const Generator::Ids& ids);
@@ -55,6 +57,7 @@ class Speculation {
   Generator::Ids propose(std::int32_t last);
   Generator::Ids judge(const Generator::Ids& proposals);
   bool greedy() const;
+  struct Undo;
 
   Generator* target_;
   Generator* draft_;
@@ -63,6 +66,7 @@ class Speculation {
   Tensor judged_;                          // [1, proposals + 1, vocab_size] f32
   StackSteps steps_;                       // of the target
   std::vector<StackSteps> draft_steps_;    // after each token that the draft read
+  StackState before_, draft_before_;       // what an exception puts back
   std::vector<std::vector<double>> odds_;  // q of each proposal; empty when greedy
 };
 

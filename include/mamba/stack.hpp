@@ -14,7 +14,8 @@ namespace mamba {
 
 struct StackSteps {
   std::vector<StepStates> layers;
-  void restore(std::int64_t t, StackState& state, Stream& stream) const;  // see StepStates
+  // See StepStates. All layers are checked before the first is touched.
+  void restore(std::int64_t t, StackState& state, Stream& stream) const;
 };
 
 struct StackOptions : SequenceOptions {
@@ -30,12 +31,14 @@ class Stack {
   Stack(const ModelConfig& config, StackWeights weights);
 
   std::size_t size() const { return layers_.size(); }
-  const Layer& layer(std::size_t i) const { return layers_[i]; }
-  Layer& layer(std::size_t i) { return layers_[i]; }             // for training, see Layer::weights
-  const Tensor& norm(std::size_t i) const { return norms_[i]; }  // norm(size()) is norm_f
-  Tensor& norm(std::size_t i) { return norms_[i]; }
+  // A number that is too large is an ArgumentError. Without const: for training, see
+  // Layer::weights.
+  const Layer& layer(std::size_t i) const;
+  Layer& layer(std::size_t i);
+  const Tensor& norm(std::size_t i) const;  // norm(size()) is norm_f
+  Tensor& norm(std::size_t i);
   DType dtype() const;
-  Device device() const { return norms_.back().device(); }
+  Device device() const { return norm(size()).device(); }
 
   StackState make_state(std::int64_t batch) const;
 

@@ -22,7 +22,7 @@ struct MambaState {
   Tensor ssm;   // [batch, d_inner, d_state] f32: h of the recurrence
 
   MambaState() = default;
-  // Nothing seen yet. `config` may have zeros in it, as for Layer.
+  // Nothing seen yet. `config` may have zeros in it, as for Layer; `dtype` is f32, bf16 or f16.
   MambaState(const LayerConfig& config, std::int64_t batch, DType dtype,
              Device device = Device::cpu());
 
@@ -101,6 +101,9 @@ struct StepStates {
   void prepare(const MambaState& like, std::int64_t batch, std::int64_t time);
   // state = the state after step t of every row. 0 <= t < time.
   void restore(std::int64_t t, MambaState& state, Stream& stream) const;
+  // Throws, in the name of `where`, if restore() would.
+  void check_restore(const char* where, std::int64_t t, const MambaState& state,
+                     const Stream& stream) const;
 };
 
 // Hugging Face and mamba_ssm keep the conv state one input wider, [batch, d_inner, d_conv], newest

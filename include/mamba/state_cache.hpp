@@ -18,11 +18,12 @@ struct CacheOptions {
   std::int64_t device_bytes = 0;
   std::int64_t host_bytes = std::int64_t{1} << 30;
   std::int64_t disk_bytes = 0;
-  // For the files; made if it is not there. Several processes may share one: each finds what others
-  // had left there when its cache was made, but not what they write after that, and keeps
-  // disk_bytes for what it knows of, so that n processes may come to take n times as much. Files of
-  // other models are not touched and do not count. Temporary files that a killed process left are
-  // removed when a cache is made, an hour after they were last written.
+  // For the files; made if it is not there. A prefix goes into a file when there is no room for it
+  // in memory any more, by flush(), and when the cache ends. Several processes may share one: each
+  // finds what others had left there when its cache was made, but not what they write after that,
+  // and keeps disk_bytes for what it knows of, so that n processes may come to take n times as
+  // much. Files of other models are not touched and do not count. Temporary files that a killed
+  // process left are removed when a cache is made, an hour after they were last written.
   std::string folder;
   // read() keeps a state after each multiple of this many tokens, and at the end of the prompt.
   std::int64_t keep_every = 256;
@@ -47,7 +48,7 @@ class StateCache {
  public:
   explicit StateCache(const LanguageModel& model, CacheOptions options = {});
   explicit StateCache(LanguageModel&& model, CacheOptions options = {}) = delete;
-  ~StateCache();
+  ~StateCache();  // after a flush()
 
   // Reads a prompt into a generator that has read nothing: the longest known beginning is taken
   // over, the rest is read and kept. Returns how many tokens were known. The results are those of
@@ -59,6 +60,10 @@ class StateCache {
   // generator has read and generated.
   std::int64_t find(Generator& generator, const Generator::Ids& prompt);
   void keep(Generator& generator, const Generator::Ids& ids);
+
+  // Writes what is in memory alone into the folder, the last used first in the room of disk_bytes;
+  // what was written stays in memory too. For those who fear that the process is killed.
+  void flush();
 
   CacheCounts counts() const;
 

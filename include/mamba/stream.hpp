@@ -44,6 +44,7 @@ class Stream {
   friend void synchronize(Device device);
   struct Impl;
   explicit Stream(std::unique_ptr<Impl> impl);
+  Impl& impl() const;  // ArgumentError in a Stream that was moved from
   std::unique_ptr<Impl> impl_;
 };
 

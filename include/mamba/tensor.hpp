@@ -10,6 +10,8 @@
 #include <initializer_list>
 #include <memory>
 #include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include <mamba/device.hpp>
@@ -30,9 +32,13 @@ class Shape {
   Shape(std::initializer_list<std::int64_t> sizes);  // more than max_rank: ArgumentError
 
   int rank() const { return rank_; }
-  std::int64_t operator[](int i) const { return sizes_[static_cast<std::size_t>(i)]; }
+  // A dimension that is not there is an ArgumentError, here and in back() and with().
+  std::int64_t operator[](int i) const {
+    if (i < 0 || i >= rank_) refuse(i);
+    return sizes_[static_cast<std::size_t>(i)];
+  }
   std::int64_t back() const { return (*this)[rank_ - 1]; }
-  std::int64_t count() const;                  // number of elements; 1 for rank 0
+  std::int64_t count() const;  // number of elements; 1 for rank 0; 2^63 and more: ArgumentError
   Shape with(int i, std::int64_t size) const;  // a copy in which size i is another
   std::string to_string() const;               // "[2, 5, 16]"
 
@@ -42,6 +48,8 @@ class Shape {
   friend bool operator!=(const Shape& a, const Shape& b) { return !(a == b); }
 
  private:
+  [[noreturn]] void refuse(int i) const;
+
   std::array<std::int64_t, max_rank> sizes_{};
   int rank_ = 0;
 };
@@ -51,9 +59,19 @@ class Shape {
 class ConstTensorView {
  public:
   ConstTensorView() = default;
-  // Dense memory of `shape.count()` elements that outlives the view.
+  // Dense memory of `shape.count()` elements that outlives the view. A negative size, or 2^63
+  // elements and more, is an ArgumentError.
   ConstTensorView(const void* data, const Shape& shape, DType dtype, Device device = Device::cpu());
-  ConstTensorView(const Tensor& tensor);  // implicit: a Tensor is passed where a view is asked for
+  // Implicit: a Tensor is passed where a view is asked for, also one that lives for the call alone.
+#if defined(__clang__)
+  ConstTensorView(const Tensor& tensor [[clang::lifetimebound]]);
+#else
+  ConstTensorView(const Tensor& tensor);
+#endif
+  // A view that stays, as an operand or an option does, would outlive such a Tensor: it does not
+  // compile. (A template, so that `view = {}` is not meant.)
+  template <class T, class = std::enable_if_t<std::is_same_v<T, Tensor>>>
+  ConstTensorView& operator=(const T&& temporary) = delete;
 
   explicit operator bool() const { return shape_.rank() > 0; }
   const Shape& shape() const { return shape_; }
@@ -127,7 +145,7 @@ class TensorView : public ConstTensorView {
   explicit TensorView(const ConstTensorView& view) : ConstTensorView(view) {}
 };
 
-// Owns dense memory on one device. Moves; is copied only by clone().
+// Owns dense memory on one device. Moves, and is then absent; is copied only by clone().
 class Tensor {
  public:
   Tensor() = default;  // absent
@@ -144,8 +162,19 @@ class Tensor {
     return from_host(values.data(), static_cast<std::int64_t>(values.size()), dtype_of<T>(), shape);
   }
 
-  Tensor(Tensor&&) noexcept = default;
-  Tensor& operator=(Tensor&&) noexcept = default;
+  Tensor(Tensor&& other) noexcept
+      : memory_(std::move(other.memory_)),
+        shape_(std::exchange(other.shape_, {})),
+        dtype_(other.dtype_),
+        device_(other.device_) {}
+  Tensor& operator=(Tensor&& other) noexcept {
+    Tensor moved(std::move(other));
+    std::swap(memory_, moved.memory_);
+    std::swap(shape_, moved.shape_);
+    std::swap(dtype_, moved.dtype_);
+    std::swap(device_, moved.device_);
+    return *this;
+  }
 
   explicit operator bool() const { return shape_.rank() > 0; }
   const Shape& shape() const { return shape_; }
@@ -156,8 +185,9 @@ class Tensor {
   DType dtype() const { return dtype_; }
   Device device() const { return device_; }
 
-  TensorView view() { return {memory_.get(), shape_, dtype_, device_}; }
-  ConstTensorView view() const { return {memory_.get(), shape_, dtype_, device_}; }
+  TensorView view() & { return {memory_.get(), shape_, dtype_, device_}; }
+  ConstTensorView view() const& { return {memory_.get(), shape_, dtype_, device_}; }
+  ConstTensorView view() const&& = delete;  // it would outlive its memory
   template <class T>
   T* data() {
     return view().data<T>();

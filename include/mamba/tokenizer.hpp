@@ -16,6 +16,9 @@ class Tokenizer {
  public:
   // One id per byte: for models with a vocabulary of 256.
   static Tokenizer bytes() { return Tokenizer(); }
+  // A move is a copy too: what was moved from is what it was.
+  Tokenizer(const Tokenizer&) = default;
+  Tokenizer& operator=(const Tokenizer&) = default;
   // A tokenizer.json of Hugging Face's tokenizers, or the folder that it lies in, with the pipeline
   // of GPT-NeoX (the published Mamba checkpoints') and GPT-2: NFC or no normalizer, ByteLevel, BPE.
   // What is broken, or of another pipeline, is a FormatError naming file and field.

@@ -16,7 +16,8 @@ struct CrossEntropy {
   ConstTensorView logits;   // [..., vocab] T or f32
   ConstTensorView targets;  // [...] i32, dense
   TensorView loss;          // [...] f32, dense
-  TensorView dlogits;       // [..., vocab] T or f32; may be the same memory as logits; optional
+  TensorView dlogits;       // [..., vocab] T or f32; optional; may be the same memory as logits, in
+                            // their dtype and pitches
   float scale = 1;
 };
 

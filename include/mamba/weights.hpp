@@ -59,8 +59,10 @@ struct StackWeights {
   std::vector<Tensor> norms;  // n_layer x [d_model] f32
   Tensor norm_f;              // [d_model] f32
 
+  // As many norms as layers, else an ArgumentError before the first f.
   template <class Self, class F>
   static void each(Self& weights, const ModelConfig& config, DType dtype, F&& f) {
+    check_sizes(weights.layers.size(), weights.norms.size());
     const Shape norm_shape{config.layer.d_model};
     for (std::size_t i = 0; i < weights.layers.size(); ++i) {
       const std::string prefix = "backbone.layers." + std::to_string(i) + ".";
@@ -72,6 +74,12 @@ struct StackWeights {
     }
     f(std::string("backbone.norm_f.weight"), weights.norm_f, norm_shape, DType::f32);
   }
+
+  static void check_sizes(std::size_t layers, std::size_t norms) {
+    if (layers == norms) return;
+    throw ArgumentError("StackWeights", "norms", std::to_string(layers) + " (one for each layer)",
+                        std::to_string(norms));
+  }
 };
 
 struct ModelWeights {
@@ -81,6 +89,7 @@ struct ModelWeights {
 
   template <class Self, class F>
   static void each(Self& weights, const ModelConfig& config, DType dtype, F&& f) {
+    StackWeights::check_sizes(weights.stack.layers.size(), weights.stack.norms.size());
     const Shape vocabulary{config.vocab_rows, config.layer.d_model};
     f(std::string("backbone.embeddings.weight"), weights.embedding, vocabulary, dtype);
     StackWeights::each(weights.stack, config, dtype, f);

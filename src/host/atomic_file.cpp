@@ -16,6 +16,8 @@
 
 #include <mamba/error.hpp>
 
+#include "host/folder.hpp"
+
 namespace mamba {
 
 namespace {
@@ -70,13 +72,9 @@ void AtomicFile::create() {
   constexpr int attempts = 100;
   std::random_device random;
   for (int attempt = 0; attempt < attempts; ++attempt) {
-    const std::string candidate =
-        fmt::format("{}{:08x}{:08x}{}", prefix, random(), random(), suffix);
-    file_ = openat(folder_, candidate.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    if (file_ >= 0) {
-      temporary_ = candidate;
-      return;
-    }
+    temporary_ = fmt::format("{}{:08x}{:08x}{}", prefix, random(), random(), suffix);
+    file_ = openat(folder_, temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    if (file_ >= 0) return;
     if (errno != EEXIST && errno != EINTR) break;
   }
   fail(errno);
@@ -115,13 +113,13 @@ void AtomicFile::commit() {
 
 void remove_stale_temporaries(const std::string& folder) {
   namespace fs = std::filesystem;
-  std::error_code error;
   const auto now = fs::file_time_type::clock::now();
-  for (const fs::directory_entry& entry : fs::directory_iterator(folder, error)) {
-    if (!is_temporary(entry.path().filename().string())) continue;
+  each_entry(folder, [&](const fs::directory_entry& entry) {
+    if (!is_temporary(entry.path().filename().string())) return;
+    std::error_code error;
     const auto written = entry.last_write_time(error);
     if (!error && now - written > std::chrono::hours(1)) fs::remove(entry.path(), error);
-  }
+  });
 }
 
 void AtomicFile::fail(int reason) const {

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 namespace mamba::check {
 
 void present(const char* where, const char* name, const ConstTensorView& view) {
@@ -55,6 +57,19 @@ void is(const char* where, const char* name, const ConstTensorView& view, const 
 
 void storage(const char* where, const char* name, const ConstTensorView& view) {
   dtype(where, name, view, {DType::f32, DType::bf16, DType::f16});
+}
+
+std::int64_t bytes(const char* where, const char* name, const Shape& shape, DType dtype) {
+  std::int64_t bytes = size_of(dtype);
+  bool zero = false;
+  bool overflow = false;
+  for (int i = 0; i < shape.rank(); ++i) {
+    if (shape[i] < 0) throw ArgumentError(where, name, "sizes of at least 0", shape.to_string());
+    zero |= shape[i] == 0;
+    overflow |= __builtin_mul_overflow(bytes, std::max<std::int64_t>(shape[i], 1), &bytes);
+  }
+  if (overflow) throw ArgumentError(where, name, "fewer than 2^63 bytes", shape.to_string());
+  return zero ? 0 : bytes;
 }
 
 void range(const char* where, const char* name, std::int64_t value, std::int64_t low,

@@ -90,12 +90,13 @@ class TrainingFile {
 
   void read_progress(const Json& json) {
     const auto count = [&](const Json& value, const char* name) {
-      if (!value.is_number_unsigned()) refuse(name, "a whole number", describe(value));
-      return value.get<std::uint64_t>();
+      if (!value.is_count()) refuse(name, "a whole number", describe(value));
+      return value.count();
     };
     const auto field = [&](const char* name) -> const Json& {
-      if (!json.is_object() || !json.contains(name)) refuse(name, "a value", "nothing");
-      return json[name];
+      const Json* value = json.find(name);
+      if (value == nullptr) refuse(name, "a value", "nothing");
+      return *value;
     };
     const auto signed_count = [&](const Json& value, const char* name) {
       const std::uint64_t number = count(value, name);
@@ -106,14 +107,15 @@ class TrainingFile {
     progress_.seed = count(field("seed"), "seed");
     progress_.draws = count(field("draws"), "draws");
     const Json& scale = field("loss_scale");
-    const double factor = scale.is_number() ? scale.get<double>() : 0;
+    const double factor = scale.is_number() ? scale.number() : 0;
     if (!(factor >= LossScale::smallest && factor <= LossScale::largest)) {
       refuse("loss_scale", "1 to 2^24", describe(scale));
     }
     progress_.loss_scale.value = static_cast<float>(factor);
     progress_.loss_scale.good_steps = signed_count(field("good_steps"), "good_steps");
-    if (!field("positions").is_array()) refuse("positions", "a list", describe(json["positions"]));
-    for (const Json& value : field("positions")) {
+    const Json& positions = field("positions");
+    if (!positions.is_array()) refuse("positions", "a list", describe(positions));
+    for (const Json& value : positions.elements()) {
       progress_.positions.push_back(signed_count(value, "positions"));
     }
   }
@@ -147,13 +149,13 @@ void save_training(const std::string& path, const AdamW& optimizer, const StackS
     hash_tensor(hash, name, tensor);
     items.push_back({name, tensor});
   }
-  Json json;
-  json["steps"] = optimizer.steps();
-  json["seed"] = progress.seed;
-  json["draws"] = progress.draws;
-  json["loss_scale"] = progress.loss_scale.value;
-  json["good_steps"] = progress.loss_scale.good_steps;
-  json["positions"] = progress.positions;
+  Json json = Json::object();
+  json.set("steps", optimizer.steps());
+  json.set("seed", progress.seed);
+  json.set("draws", progress.draws);
+  json.set("loss_scale", progress.loss_scale.value);
+  json.set("good_steps", progress.loss_scale.good_steps);
+  json.set("positions", Json::Array(progress.positions.begin(), progress.positions.end()));
   std::map<std::string, std::string> metadata{{"format", format_name},
                                               {"version", version},
                                               {"hash", hash.text()},
@@ -171,12 +173,13 @@ TrainingProgress load_training(const std::string& path, AdamW& optimizer, StackS
   optimizer.each_tensor(add);
   if (carried != nullptr) each_of_state(*carried, add);
   file.check_whole();
+  TrainingProgress progress = file.progress();  // takes memory: before anything is changed
   for (const auto& [to, from] : changes) {
     finished(to.device(),
              [&, target = to, &source = from](Stream& stream) { copy(source, target, stream); });
   }
   optimizer.set_steps(file.steps());
-  return file.progress();
+  return progress;
 }
 
 }  // namespace mamba

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <set>
 
@@ -23,12 +24,10 @@ class Fields {
 
   std::int64_t size(const char* key, std::int64_t most = limits::size) const {
     if (!has(key)) refuse(key, range_text(most), "nothing");
-    const Json& value = object_[key];
+    const Json& value = at(key);
     // 768.0 is a whole number that some writers produce; 768.5 is a mistake.
-    const bool whole = value.is_number_integer() ||
-                       (value.is_number_float() && std::trunc(value.get<double>()) == value);
-    const double number = whole ? value.get<double>() : 0;
-    if (!(number >= 1 && number <= static_cast<double>(most))) {
+    const double number = value.is_number() ? value.number() : 0;
+    if (!(number >= 1 && number <= static_cast<double>(most) && std::trunc(number) == number)) {
       refuse(key, range_text(most), describe(value));
     }
     return static_cast<std::int64_t>(number);
@@ -41,13 +40,13 @@ class Fields {
 
   // 0, "by the published rule", if it is missing or "auto".
   std::int64_t rank(const char* key) const {
-    return has(key) && object_[key] == "auto" ? 0 : size_or(key, 0);
+    return has(key) && at(key) == "auto" ? 0 : size_or(key, 0);
   }
 
   float positive_or(const char* key, float fallback) const {
     if (!has(key)) return fallback;
-    const Json& value = object_[key];
-    const float number = value.is_number() ? value.get<float>() : 0.0f;
+    const Json& value = at(key);
+    const float number = value.is_number() ? nearest(value) : 0.0f;
     if (!(number >= limits::smallest && number <= limits::largest)) {
       refuse(key, "a positive number", describe(value));
     }
@@ -56,29 +55,32 @@ class Fields {
 
   float number_or(const char* key, float fallback) const {
     if (!has(key)) return fallback;
-    const Json& value = object_[key];
-    const float number = value.is_number() ? value.get<float>() : limits::largest * 2;
+    const Json& value = at(key);
+    const float number = value.is_number() ? nearest(value) : limits::largest * 2;
     if (!(std::abs(number) <= limits::largest)) refuse(key, "a number", describe(value));
     return number;
   }
 
   bool flag_or(const char* key, bool fallback) const {
     if (!has(key)) return fallback;
-    const Json& value = object_[key];
+    const Json& value = at(key);
     if (!value.is_boolean()) refuse(key, "true or false", describe(value));
-    return value.get<bool>();
+    return value.boolean();
   }
 
   // One id, a list of them, or null for none.
   std::vector<std::int32_t> ids(const char* key) const {
-    if (!has(key) || object_[key].is_null()) return {};
-    const Json& value = object_[key];
+    if (!has(key) || at(key).is_null()) return {};
     std::vector<std::int32_t> result;
-    for (const Json& id : value.is_array() ? value : Json::array({value})) {
-      if (!id.is_number_integer() || id < 0 || id > limits::size) {
+    const auto add = [&](const Json& id) {
+      if (!id.is_count() || id.count() > std::uint64_t{limits::size}) {
         refuse(key, fmt::format("ids of 0 to {}", limits::size), describe(id));
       }
-      result.push_back(id.get<std::int32_t>());
+      result.push_back(static_cast<std::int32_t>(id.count()));
+    };
+    if (!at(key).is_array()) add(at(key));
+    if (at(key).is_array()) {
+      for (const Json& id : at(key).elements()) add(id);
     }
     return result;
   }
@@ -87,19 +89,19 @@ class Fields {
   Fields within(const char* key) const {
     static const Json nothing = Json::object();
     if (!has(key)) return {nothing, path_, prefix_ + key + "."};
-    if (!object_[key].is_object()) refuse(key, "an object", describe(object_[key]));
-    return {object_[key], path_, prefix_ + key + "."};
+    if (!at(key).is_object()) refuse(key, "an object", describe(at(key)));
+    return {at(key), path_, prefix_ + key + "."};
   }
 
   // An option of which only some values can be done.
-  void only(const char* key, const std::set<Json>& possible, const char* expected) const {
-    if (has(key) && possible.count(object_[key]) == 0) {
-      refuse(key, expected, describe(object_[key]));
+  void only(const char* key, const std::vector<Json>& possible, const char* expected) const {
+    if (has(key) && std::find(possible.begin(), possible.end(), at(key)) == possible.end()) {
+      refuse(key, expected, describe(at(key)));
     }
   }
 
   void no_others(const std::set<std::string>& known, const char* expected) const {
-    for (const auto& [key, value] : object_.items()) {
+    for (const auto& [key, value] : object_.members()) {
       if (known.count(key) == 0) refuse(key, expected, describe(value));
     }
   }
@@ -110,6 +112,9 @@ class Fields {
   }
 
  private:
+  const Json& at(const char* key) const { return *object_.find(key); }
+  // What is beyond a float is infinite, as all limits expect.
+  static float nearest(const Json& value) { return static_cast<float>(value.number()); }
   static std::string range_text(std::int64_t most) { return fmt::format("1 to {}", most); }
 
   const Json& object_;
@@ -205,8 +210,9 @@ ModelConfig parse_config(const std::string& json_text, const std::string& where)
   file.flag_or("residual_in_fp32", true);
   file.flag_or("fused_add_norm", true);
   if (!file.flag_or("rms_norm", true)) file.refuse("rms_norm", "true", "false");
-  ModelConfig config = original ? read_mamba_ssm(file)
-                                : read_hugging_face(file, json["model_type"] == "falcon_mamba");
+  ModelConfig config = original
+                           ? read_mamba_ssm(file)
+                           : read_hugging_face(file, *json.find("model_type") == "falcon_mamba");
   read_own_options(file, config);
   config.source_json = json_text;
   return resolve(

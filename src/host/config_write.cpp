@@ -10,11 +10,10 @@ namespace mamba {
 namespace {
 
 // The shortest decimal that reads back as this float: 1e-05 and not 9.999999747378752e-06.
-Json number(float value) { return Json::parse(fmt::format("{}", value)).get<double>(); }
+Json number(float value) { return parse_json(fmt::format("{}", value), "to_json").number(); }
 
-template <class Value>
-void set_if_missing(Json& json, const char* key, const Value& value) {
-  if (!json.contains(key)) json[key] = value;
+void set_if_missing(Json& json, const char* key, Json value) {
+  if (!json.contains(key)) json.set(key, std::move(value));
 }
 
 Json source_of(const ModelConfig& config) {
@@ -34,9 +33,9 @@ Json source_of(const ModelConfig& config) {
 // A file of mamba_ssm becomes one of Hugging Face: what is said in other words goes, the rest
 // stays.
 void translate_mamba_ssm(Json& json) {
-  if (json.contains("ssm_cfg") && json["ssm_cfg"].contains("dt_init")) {
-    json["time_step_init_scheme"] = json["ssm_cfg"]["dt_init"];
-  }
+  const Json* options = json.find("ssm_cfg");
+  const Json* scheme = options != nullptr ? options->find("dt_init") : nullptr;
+  if (scheme != nullptr) json.set("time_step_init_scheme", Json(*scheme));
   for (const char* key : {"d_model", "n_layer", "ssm_cfg", "d_intermediate", "attn_layer_idx",
                           "attn_cfg", "tie_embeddings"}) {
     json.erase(key);
@@ -44,20 +43,20 @@ void translate_mamba_ssm(Json& json) {
 }
 
 void write_layer(const LayerConfig& layer, Json& json) {
-  json["hidden_size"] = layer.d_model;
-  json["intermediate_size"] = layer.d_inner;
-  json["state_size"] = layer.d_state;
-  json["conv_kernel"] = layer.d_conv;
-  json["expand"] = layer.expand;
-  json["time_step_rank"] = layer.dt_rank;
-  json["time_step_min"] = number(layer.dt_min);
-  json["time_step_max"] = number(layer.dt_max);
-  json["time_step_floor"] = number(layer.dt_floor);
-  json["time_step_scale"] = number(layer.dt_scale);
-  json["use_bias"] = layer.use_bias;
-  json["use_conv_bias"] = layer.use_conv_bias;
+  json.set("hidden_size", layer.d_model);
+  json.set("intermediate_size", layer.d_inner);
+  json.set("state_size", layer.d_state);
+  json.set("conv_kernel", layer.d_conv);
+  json.set("expand", layer.expand);
+  json.set("time_step_rank", layer.dt_rank);
+  json.set("time_step_min", number(layer.dt_min));
+  json.set("time_step_max", number(layer.dt_max));
+  json.set("time_step_floor", number(layer.dt_floor));
+  json.set("time_step_scale", number(layer.dt_scale));
+  json.set("use_bias", layer.use_bias);
+  json.set("use_conv_bias", layer.use_conv_bias);
   if (layer.norm_dt_b_c) {
-    json["mixer_rms_eps"] = number(layer.norm_dt_b_c_epsilon);
+    json.set("mixer_rms_eps", number(layer.norm_dt_b_c_epsilon));
   } else {
     json.erase("mixer_rms_eps");
   }
@@ -66,26 +65,28 @@ void write_layer(const LayerConfig& layer, Json& json) {
 // transformers sizes the embedding by vocab_size, so that must be its rows. How many of them are
 // real ids has no key there.
 void write_vocabulary(const ModelConfig& config, Json& json) {
-  json["vocab_size"] = config.vocab_rows;
+  json.set("vocab_size", config.vocab_rows);
   const auto& ids = config.eos_token_ids;
   // null is written out, because a missing key means 0 to transformers.
-  json["eos_token_id"] = ids.empty() ? Json() : ids.size() == 1 ? Json(ids[0]) : Json(ids);
+  json.set("eos_token_id", ids.size() == 1 ? Json(ids[0])
+                           : ids.empty()   ? Json()
+                                           : Json(Json::Array(ids.begin(), ids.end())));
 }
 
 // "mamba_cpp", only where something differs from every published model.
 void write_own_options(const ModelConfig& config, Json& json) {
   const LayerConfig published, &layer = config.layer;
   Json own = Json::object();
-  if (config.vocab_size != config.vocab_rows) own["vocab_size"] = config.vocab_size;
+  if (config.vocab_size != config.vocab_rows) own.set("vocab_size", config.vocab_size);
   if (layer.gated_norm) {
-    own["gated_norm"] = true;
-    own["gated_norm_epsilon"] = number(layer.gated_norm_epsilon);
+    own.set("gated_norm", true);
+    own.set("gated_norm_epsilon", number(layer.gated_norm_epsilon));
   }
-  if (layer.initial_D != published.initial_D) own["initial_D"] = number(layer.initial_D);
-  if (own.empty()) {
+  if (layer.initial_D != published.initial_D) own.set("initial_D", number(layer.initial_D));
+  if (own.members().empty()) {
     json.erase("mamba_cpp");
   } else {
-    json["mamba_cpp"] = std::move(own);
+    json.set("mamba_cpp", std::move(own));
   }
 }
 
@@ -96,20 +97,21 @@ std::string to_json(const ModelConfig& given) {
   Json json = source_of(config);
   const std::string type = config.layer.norm_dt_b_c ? "falcon_mamba" : "mamba";
   if (!json.contains("model_type")) translate_mamba_ssm(json);
-  if (!json.contains("architectures") || json["model_type"] != type) {
+  const Json* told = json.find("model_type");
+  if (!json.contains("architectures") || told == nullptr || *told != type) {
     const char* name = config.layer.norm_dt_b_c ? "FalconMambaForCausalLM" : "MambaForCausalLM";
-    json["architectures"] = Json::array({name});
+    json.set("architectures", Json::Array{name});
   }
-  json["model_type"] = type;
+  json.set("model_type", type);
   write_layer(config.layer, json);
-  json["num_hidden_layers"] = config.n_layer;
-  json["layer_norm_epsilon"] = number(config.norm_epsilon);
-  json["tie_word_embeddings"] = config.tie_embeddings;
+  json.set("num_hidden_layers", config.n_layer);
+  json.set("layer_norm_epsilon", number(config.norm_epsilon));
+  json.set("tie_word_embeddings", config.tie_embeddings);
   write_vocabulary(config, json);
   write_own_options(config, json);
   // Published files carry these older names beside the others.
-  if (json.contains("d_model")) json["d_model"] = config.layer.d_model;
-  if (json.contains("n_layer")) json["n_layer"] = config.n_layer;
+  if (json.contains("d_model")) json.set("d_model", config.layer.d_model);
+  if (json.contains("n_layer")) json.set("n_layer", config.n_layer);
   set_if_missing(json, "hidden_act", "silu");
   set_if_missing(json, "time_step_init_scheme", "random");
   set_if_missing(json, "rms_norm", true);

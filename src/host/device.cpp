@@ -22,6 +22,10 @@ Device Device::parse(std::string_view text) {
                       "\"" + std::string(text) + "\"");
 }
 
+int Device::refuse(int index) {
+  throw ArgumentError("Device::cuda", "index", "at least 0", std::to_string(index));
+}
+
 int cuda_device_count() { return cuda::device_count(); }
 
 }  // namespace mamba

@@ -76,13 +76,27 @@ Generator::~Generator() = default;
 Generator::Generator(Generator&&) noexcept = default;
 Generator& Generator::operator=(Generator&&) noexcept = default;
 
-const LanguageModel& Generator::model() const { return *slot_->slots->model; }
-Stream& Generator::stream() const { return *slot_->slots->stream; }
+GeneratorSlot& Generator::slot() const {
+  if (!slot_)
+    throw ArgumentError("Generator", "generator", "a generator", "one that was moved from");
+  return *slot_;
+}
+
+const LanguageModel& Generator::model() const { return *slot().slots->model; }
+Stream& Generator::stream() const { return *slot().slots->stream; }
 
 void Generator::read(const Ids& ids) { read({this}, {ids}); }
-std::int32_t Generator::next() { return next(Group{this}).front(); }
+
+std::int32_t Generator::next() {
+  const Chosen chosen = next(Group{this}).front();
+  if (chosen.error) std::rethrow_exception(chosen.error);
+  return chosen.token;
+}
+
 Generated Generator::generate(const GenerateOptions& options) {
-  return std::move(generate({this}, {options}).front());
+  Generated result = std::move(generate({this}, {options}).front());
+  if (result.error) std::rethrow_exception(result.error);
+  return result;
 }
 
 // What Sample chooses it marks itself; a prompt is marked here.
@@ -97,7 +111,7 @@ void Generator::mark_seen(const Ids& ids) {
   const Tensor ones = marks.to(model().device(), DType::i32, stream());
   CopyRows op;
   op.from = ones;
-  op.to = slot_->seen().reshape({model().config().vocab_size, 1});
+  op.to = slot().seen().reshape({model().config().vocab_size, 1});
   op.to_rows = rows;
   run(op, stream());
   stream().synchronize();
@@ -132,26 +146,44 @@ std::optional<StopReason> Generator::stopped(const GenerateOptions& options) con
 std::optional<StopReason> Generator::hear(const GenerateOptions& options, std::int32_t token,
                                           Generated& result) {
   result.tokens.push_back(token);
-  const bool heard = !options.on_token || options.on_token(token);
+  // First, so that no character is lost where on_token throws.
   const std::string text = options.on_text ? this->text(options) : "";
+  const bool heard = !options.on_token || options.on_token(token);
   const bool read = text.empty() || options.on_text(text);
   return heard && read ? stopped(options) : StopReason::callback;
 }
 
+// hear(), whatever happens in it; whether more is wanted.
+bool Generator::goes_on(Generator& member, const GenerateOptions& options, std::int32_t token,
+                        Generated& result) {
+  try {
+    const std::optional<StopReason> reason = member.hear(options, token, result);
+    if (reason) result.reason = *reason;
+    return !reason && static_cast<std::int64_t>(result.tokens.size()) < options.max_tokens;
+  } catch (...) {
+    result.reason = StopReason::error;
+    result.error = std::current_exception();
+    return false;
+  }
+}
+
 std::string Generator::text(const GenerateOptions& options) {
+  if (options.tokenizer == nullptr) {
+    throw ArgumentError("Generator::text", "tokenizer", "one, to make text with", "none");
+  }
   if (recent_.empty() || (!options.ignore_eos && is_eos(recent_.back()))) return "";
   return text_.push(options.tokenizer->decode({recent_.back()}));
 }
 
 StackState Generator::state() {
   settle();
-  return slot_->copy_state();
+  return slot().copy_state();
 }
 
 ConstTensorView Generator::logits() {
   settle();
   stream().synchronize();
-  return slot_->logits();
+  return slot().logits();
 }
 
 void Generator::assume(const Ids& ids, const StackState& state, ConstTensorView logits) {
@@ -172,23 +204,23 @@ void Generator::assume(const Ids& ids, const StackState& state, ConstTensorView 
 
 void Generator::put(const StackState& state, ConstTensorView logits) {
   for (std::size_t i = 0; i < state.layers.size(); ++i) {
-    MambaState& layer = slot_->slots->state.layers[i];
-    copy(state.layers[i].conv, layer.conv.view().rows(slot_->row, 1), stream());
-    copy(state.layers[i].ssm, layer.ssm.view().rows(slot_->row, 1), stream());
+    MambaState& layer = slot().slots->state.layers[i];
+    copy(state.layers[i].conv, layer.conv.view().rows(slot().row, 1), stream());
+    copy(state.layers[i].ssm, layer.ssm.view().rows(slot().row, 1), stream());
   }
-  copy(logits, slot_->logits(), stream());
+  copy(logits, slot().logits(), stream());
 }
 
 // ---- forks ------------------------------------------------------------------------------------
 
 void Generator::copy_to(Generator& other) const {
-  const GeneratorSlot& to = *other.slot_;
-  slot_->each_state(to.slots->state, to.row, [&](const TensorView& mine, const TensorView& its) {
+  const GeneratorSlot& to = other.slot();
+  slot().each_state(to.slots->state, to.row, [&](const TensorView& mine, const TensorView& its) {
     copy(mine, its, stream());
   });
-  copy(slot_->logits(), to.logits(), stream());
-  copy(slot_->draws(), to.draws(), stream());
-  copy(slot_->seen(), to.seen(), stream());
+  copy(slot().logits(), to.logits(), stream());
+  copy(slot().draws(), to.draws(), stream());
+  copy(slot().seen(), to.seen(), stream());
   other.recent_ = recent_;
   other.text_ = text_;
   other.tokens_seen_ = tokens_seen_;
@@ -201,7 +233,7 @@ std::vector<Generator> Generator::fork(std::int64_t k) {
   std::vector<Generator> forks;
   if (k == 0) return forks;
   settle();
-  const std::shared_ptr<GeneratorSlots>& own = slot_->slots;
+  const std::shared_ptr<GeneratorSlots>& own = slot().slots;
   const auto slots = own->free() >= k ? own : own->another(k);
   for (std::int64_t i = 0; i < k; ++i) {
     SamplingOptions options = options_;
@@ -219,7 +251,7 @@ std::vector<Generator> Generator::fork(std::int64_t k) {
 
 void Generator::reseed(std::uint64_t seed) {
   options_.seed = seed;
-  slot_->set_seed(seed);
+  slot().set_seed(seed);
 }
 
 // ---- several ----------------------------------------------------------------------------------
@@ -231,12 +263,12 @@ Generator::Group Generator::in_order(const char* where, const Group& group) {
     if (member == nullptr || !member->slot_) {
       throw ArgumentError(where, "group", "generators", "none");
     }
-    if (member->slot_->slots != group.front()->slot_->slots) {
+    if (member->slot().slots != group.front()->slot().slots) {
       throw ArgumentError(where, "group", "generators of one pool", "one of another pool");
     }
   }
   std::sort(sorted.begin(), sorted.end(),
-            [](const Generator* a, const Generator* b) { return a->slot_->row < b->slot_->row; });
+            [](const Generator* a, const Generator* b) { return a->slot().row < b->slot().row; });
   if (std::adjacent_find(sorted.begin(), sorted.end()) != sorted.end()) {
     throw ArgumentError(where, "group", "every generator once", "one twice");
   }
@@ -253,18 +285,22 @@ SlotRows rows_of(GeneratorSlots& slots, const Group& group, Row row) {
   return slots.rows_of(rows);
 }
 
-// What the device chose; a row without a finite logit has no token, and the error comes by
-// synchronize().
-std::int32_t received(const std::int32_t* tokens, std::int64_t row, Stream& stream) {
-  if (tokens[row] < 0) stream.synchronize();
-  return tokens[row];
+// Why rows of the last choice have no token. On CUDA the stream knows, and has then told it.
+std::exception_ptr no_token(Stream& stream) {
+  try {
+    stream.synchronize();
+  } catch (const ArgumentError&) {
+    return std::current_exception();
+  }
+  return std::make_exception_ptr(
+      ArgumentError("sample", "logits", "a finite largest value in each row", "none"));
 }
 
 }  // namespace
 
 void Generator::feed(const Group& group, ConstTensorView ids) {
-  GeneratorSlots& slots = *group.front()->slot_->slots;
-  slots.feed(rows_of(slots, group, [](const Generator& g) { return g.slot_->row; }), ids);
+  GeneratorSlots& slots = *group.front()->slot().slots;
+  slots.feed(rows_of(slots, group, [](const Generator& g) { return g.slot().row; }), ids);
   for (Generator* member : group) member->tokens_seen_ += ids.dim(1);
 }
 
@@ -273,8 +309,8 @@ void Generator::settle(const Group& group) {
   std::copy_if(group.begin(), group.end(), std::back_inserter(waiting),
                [](const Generator* member) { return member->pending_; });
   if (waiting.empty()) return;
-  GeneratorSlots& slots = *waiting.front()->slot_->slots;
-  slots.settle(rows_of(slots, waiting, [](const Generator& g) { return g.slot_->row; }));
+  GeneratorSlots& slots = *waiting.front()->slot().slots;
+  slots.settle(rows_of(slots, waiting, [](const Generator& g) { return g.slot().row; }));
   for (Generator* member : waiting) {
     member->pending_ = false;
     ++member->tokens_seen_;
@@ -327,14 +363,17 @@ void Generator::read(const Group& group, const std::vector<Ids>& prompts) {
   }
 }
 
-// `group` is in order.
-void Generator::choose(const char* where, const Group& group) {
+void Generator::check_read(const char* where, const Group& group) {
   for (const Generator* member : group) {
-    if (member->tokens_seen_ == 0) {
+    if (member->tokens_seen_ == 0 && !member->pending_) {
       throw ArgumentError(where, "prompt", "at least one token", "none");
     }
   }
-  GeneratorSlots& slots = *group.front()->slot_->slots;
+}
+
+// `group` is in order.
+void Generator::choose(const Group& group) {
+  GeneratorSlots& slots = *group.front()->slot().slots;
   slots.out.forget();
   const auto pending = [](const Generator* member) { return member->pending_; };
   if (slots.records() && std::all_of(group.begin(), group.end(), pending)) {
@@ -342,14 +381,14 @@ void Generator::choose(const char* where, const Group& group) {
     return;
   }
   settle(group);
-  slots.choose(rows_of(slots, group, [](const Generator& g) { return g.slot_->row; }));
+  slots.choose(rows_of(slots, group, [](const Generator& g) { return g.slot().row; }));
   slots.out.send(slots.token, *slots.stream);
 }
 
 // The tokens that the device has chosen go through the model, whether or not the host knows them.
 void Generator::step(const Group& group) {
-  GeneratorSlots& slots = *group.front()->slot_->slots;
-  slots.step(rows_of(slots, group, [](const Generator& g) { return g.slot_->row; }));
+  GeneratorSlots& slots = *group.front()->slot().slots;
+  slots.step(rows_of(slots, group, [](const Generator& g) { return g.slot().row; }));
   slots.out.send(slots.token, *slots.stream);
   for (Generator* member : group) {
     member->pending_ = false;
@@ -357,16 +396,26 @@ void Generator::step(const Group& group) {
   }
 }
 
-Generator::Ids Generator::next(const Group& group) {
+std::vector<Chosen> Generator::next(const Group& group) {
   constexpr const char* where = "Generator::next";
   if (group.empty()) return {};
-  choose(where, in_order(where, group));
-  GeneratorSlots& slots = *group.front()->slot_->slots;
+  const Group sorted = in_order(where, group);
+  check_read(where, group);
+  std::vector<Chosen> chosen(group.size());  // memory for the tokens before there are any
+  for (Generator* member : group) member->recent_.reserve(longest_stop);
+  choose(sorted);
+  GeneratorSlots& slots = *group.front()->slot().slots;
   const std::int32_t* tokens = slots.out.receive();
-  Ids chosen;
-  for (Generator* member : group) {
-    chosen.push_back(received(tokens, member->slot_->row, *slots.stream));
-    member->push(chosen.back());
+  std::exception_ptr error;
+  for (std::size_t i = 0; i < group.size(); ++i) {
+    const std::int32_t token = tokens[group[i]->slot().row];
+    if (token >= 0) {
+      group[i]->push(token);
+      chosen[i].token = token;
+    } else {
+      if (!error) error = no_token(*slots.stream);
+      chosen[i].error = error;
+    }
   }
   return chosen;
 }
@@ -391,36 +440,53 @@ std::vector<Generated> Generator::generate(const Group& group,
     if (options_of(i).max_tokens > 0) active.push_back(i);
   }
   in_order(where, group);
-  if (!active.empty() && !heard && group.front()->slot_->slots->ahead) {
-    run_ahead(group, options, active, results);
-    return results;
+  Group writing;
+  for (const std::size_t i : active) writing.push_back(group[i]);
+  check_read(where, writing);
+  try {
+    if (!active.empty() && !heard && group.front()->slot().slots->ahead) {
+      run_ahead(group, options, active, results);
+    } else {
+      run_together(group, options, active, results);
+    }
+  } catch (...) {  // what was chosen by then is in the results
+    for (const std::size_t i : active) {
+      results[i].reason = StopReason::error;
+      results[i].error = std::current_exception();
+    }
   }
+  return results;
+}
+
+// `active` are those that go on, also when it throws.
+void Generator::run_together(const Group& group, const std::vector<GenerateOptions>& options,
+                             std::vector<std::size_t>& active, std::vector<Generated>& results) {
   while (!active.empty()) {
     Group writing;
     for (const std::size_t i : active) writing.push_back(group[i]);
-    const Ids tokens = next(writing);
+    const std::vector<Chosen> chosen = next(writing);
     std::vector<std::size_t> left;
     for (std::size_t j = 0; j < active.size(); ++j) {
       const std::size_t i = active[j];
-      const std::optional<StopReason> reason = group[i]->hear(options_of(i), tokens[j], results[i]);
-      if (reason) {
-        results[i].reason = *reason;
-      } else if (static_cast<std::int64_t>(results[i].tokens.size()) < options_of(i).max_tokens) {
+      if (chosen[j].error) {
+        results[i].reason = StopReason::error;
+        results[i].error = chosen[j].error;
+      } else if (goes_on(*group[i], options[options.size() == 1 ? 0 : i], chosen[j].token,
+                         results[i])) {
         left.push_back(i);
       }
     }
     active = std::move(left);
   }
-  return results;
 }
 
 // While the host looks at the tokens of one step, the device is at the next, with all who may go
 // on. Who turns out to have ended has then seen its last token, as after settle(); what is taken
 // back is the token chosen after that.
 void Generator::run_ahead(const Group& group, const std::vector<GenerateOptions>& options,
-                          std::vector<std::size_t> flying, std::vector<Generated>& results) {
+                          std::vector<std::size_t>& active, std::vector<Generated>& results) {
   constexpr const char* where = "Generator::generate";
-  GeneratorSlots& slots = *group.front()->slot_->slots;
+  GeneratorSlots& slots = *group.front()->slot().slots;
   const auto options_of = [&](std::size_t i) -> const GenerateOptions& {
     return options[options.size() == 1 ? 0 : i];
   };
@@ -429,29 +495,40 @@ void Generator::run_ahead(const Group& group, const std::vector<GenerateOptions>
     for (const std::size_t i : which) list.push_back(group[i]);
     return in_order(where, list);
   };
-  std::vector<bool> ended(group.size());
-  choose(where, members(flying));
+  std::vector<std::size_t> flying = active;
+  const auto ended = [&](std::size_t i) {
+    return std::find(active.begin(), active.end(), i) == active.end();
+  };
+  choose(members(flying));
   while (!flying.empty()) {
     std::vector<std::size_t> next;
     for (const std::size_t i : flying) {
       const auto written = static_cast<std::int64_t>(results[i].tokens.size());
-      if (!ended[i] && written + 1 < options_of(i).max_tokens) next.push_back(i);
+      if (!ended(i) && written + 1 < options_of(i).max_tokens) next.push_back(i);
     }
     if (!next.empty()) step(members(next));
     const std::int32_t* tokens = slots.out.receive();
+    std::exception_ptr error;
     for (const std::size_t i : flying) {
       Generator& member = *group[i];
-      const std::int64_t row = member.slot_->row;
-      if (ended[i]) {
-        if (tokens[row] >= 0) slots.unchoose(row, tokens[row], member.options_);
+      const std::int32_t token = tokens[member.slot().row];
+      const bool stepped = std::find(next.begin(), next.end(), i) != next.end();
+      if (token < 0 && !error) error = no_token(*slots.stream);
+      if (ended(i)) {
+        if (token >= 0) slots.unchoose(member.slot().row, token, member.options_);
         continue;
       }
-      const std::int32_t token = received(tokens, row, *slots.stream);
-      member.push(token);
-      member.pending_ = std::find(next.begin(), next.end(), i) == next.end();
-      const std::optional<StopReason> reason = member.hear(options_of(i), token, results[i]);
-      if (reason) results[i].reason = *reason;
-      ended[i] = reason.has_value();
+      bool more = false;
+      if (token < 0) {
+        if (stepped) --member.tokens_seen_;
+        results[i].reason = StopReason::error;
+        results[i].error = error;
+      } else {
+        member.push(token);
+        member.pending_ = !stepped;
+        more = goes_on(member, options_of(i), token, results[i]);
+      }
+      if (!more) active.erase(std::find(active.begin(), active.end(), i));
     }
     flying = std::move(next);
   }

@@ -3,7 +3,7 @@
 
 #include <fmt/format.h>
 
-#include <nlohmann/json.hpp>
+#include <limits>
 
 #include <mamba/check.hpp>
 #include <mamba/state_file.hpp>
@@ -11,6 +11,7 @@
 #include "host/content_hash.hpp"
 #include "host/finished.hpp"
 #include "host/generator_slots.hpp"
+#include "host/json.hpp"
 
 namespace mamba {
 
@@ -28,15 +29,18 @@ Tensor id_list(const std::vector<std::int32_t>& ids) {
 
 // What is not a tensor. `held`: the bytes of a character that has only begun.
 std::string to_note(const SamplingOptions& options, std::int32_t draws, const std::string& held) {
-  return nlohmann::json{{"temperature", options.temperature},
-                        {"top_k", options.top_k},
-                        {"top_p", options.top_p},
-                        {"min_p", options.min_p},
-                        {"repetition_penalty", options.repetition_penalty},
-                        {"seed", options.seed},
-                        {"draws", draws},
-                        {"held", std::vector<unsigned char>(held.begin(), held.end())}}
-      .dump();
+  Json::Array bytes;
+  for (const char byte : held) bytes.push_back(static_cast<unsigned char>(byte));
+  Json json = Json::object();
+  json.set("draws", draws);
+  json.set("held", std::move(bytes));
+  json.set("min_p", options.min_p);
+  json.set("repetition_penalty", options.repetition_penalty);
+  json.set("seed", options.seed);
+  json.set("temperature", options.temperature);
+  json.set("top_k", options.top_k);
+  json.set("top_p", options.top_p);
+  return json.dump();
 }
 
 struct Sampling {
@@ -45,29 +49,73 @@ struct Sampling {
   std::string held;
 };
 
-Sampling from_note(const std::string& path, const std::string& text) {
-  Sampling sampling;
-  SamplingOptions& options = sampling.options;
-  try {
-    const auto json = nlohmann::json::parse(text);
-    json.at("temperature").get_to(options.temperature);
-    json.at("top_k").get_to(options.top_k);
-    json.at("top_p").get_to(options.top_p);
-    json.at("min_p").get_to(options.min_p);
-    json.at("repetition_penalty").get_to(options.repetition_penalty);
-    json.at("seed").get_to(options.seed);
-    json.at("draws").get_to(sampling.draws);
-    const auto held = json.at("held").get<std::vector<unsigned char>>();
-    sampling.held.assign(held.begin(), held.end());
-    if (held.size() > 3 || !TextStream().push(sampling.held).empty()) {
-      throw std::runtime_error("held bytes that begin no character");
+class Note {
+ public:
+  Note(const std::string& path, const std::string& text)
+      : path_(path), json_(parse_json(text, path, note)) {}
+
+  Sampling read() const {
+    Sampling sampling;
+    SamplingOptions& options = sampling.options;
+    options.temperature = number("temperature");
+    options.top_k = count<std::int64_t>("top_k");
+    options.top_p = number("top_p");
+    options.min_p = number("min_p");
+    options.repetition_penalty = number("repetition_penalty");
+    options.seed = count<std::uint64_t>("seed");
+    sampling.draws = count<std::int32_t>("draws");
+    sampling.held = held();
+    try {
+      options.check();
+    } catch (const ArgumentError& error) {
+      refuse(error.what());
     }
-    options.check();
-  } catch (const std::exception& error) {
-    throw FormatError(where, path, "sampling options as saved", error.what());
+    return sampling;
   }
-  return sampling;
-}
+
+ private:
+  [[noreturn]] void refuse(const std::string& got) const {
+    throw FormatError(where, path_, "sampling options as saved", got);
+  }
+
+  const Json& field(const char* name) const {
+    const Json* found = json_.find(name);
+    if (found == nullptr) refuse(std::string("none called ") + name);
+    return *found;
+  }
+
+  float number(const char* name) const {
+    const Json& value = field(name);
+    if (!value.is_number()) refuse(describe(value) + " for " + name);
+    return static_cast<float>(value.number());
+  }
+
+  template <class Integer>
+  Integer count(const char* name) const {
+    constexpr auto largest = static_cast<std::uint64_t>(std::numeric_limits<Integer>::max());
+    const Json& value = field(name);
+    if (!value.is_count() || value.count() > largest) refuse(describe(value) + " for " + name);
+    return static_cast<Integer>(value.count());
+  }
+
+  // The beginning of a character.
+  std::string held() const {
+    const Json& bytes = field("held");
+    std::string result;
+    if (!bytes.is_array()) refuse(describe(bytes) + " for held");
+    for (const Json& byte : bytes.elements()) {
+      if (!byte.is_count() || byte.count() > 0xFF) refuse(describe(byte) + " in held");
+      result.push_back(static_cast<char>(byte.count()));
+    }
+    if (result.size() > 3 || !TextStream().push(result).empty()) {
+      refuse("held bytes that begin no character");
+    }
+    return result;
+  }
+
+  const std::string& path_;
+  Json json_;
+};
 
 // The file is a generation of one sequence, by this model, loaded in the dtype it was saved from.
 void check_saved(const std::string& path, const StateMetadata& metadata, const StackState& state,
@@ -119,19 +167,19 @@ std::vector<std::int32_t> ids(const std::string& path, const SavedState& saved, 
 void Generator::save(const std::string& path) {
   const StackState state = this->state().to(Device::cpu(), model().dtype(), stream());
   std::vector<std::int32_t> seen;
-  const Tensor host_seen = on_host(slot_->seen(), stream());
+  const Tensor host_seen = on_host(slot().seen(), stream());
   const auto* flags = host_seen.data<std::int32_t>();
   for (std::int32_t id = 0; id < model().config().vocab_size; ++id) {
     if (flags[id] != 0) seen.push_back(id);
   }
   const Tensor seen_list = id_list(seen);
   const Tensor recent_list = id_list(recent_);
-  const Tensor host_logits = on_host(slot_->logits(), stream());
+  const Tensor host_logits = on_host(slot().logits(), stream());
   StateMetadata metadata;
   metadata.fingerprint = model().fingerprint();
   metadata.tokens_seen = {tokens_seen_};
   metadata.notes[note] =
-      to_note(options_, *on_host(slot_->draws(), stream()).data<std::int32_t>(), text_.held());
+      to_note(options_, *on_host(slot().draws(), stream()).data<std::int32_t>(), text_.held());
   const StateExtras extras{
       {logits_name, host_logits}, {seen_name, seen_list}, {recent_name, recent_list}};
   seal(state, metadata, extras);
@@ -143,7 +191,7 @@ Generator Generator::restore(const std::string& path, std::unique_ptr<GeneratorS
   const SavedState saved = load_state(path);
   const StackState state = saved.state.to(model.device(), saved.state.layers.front().conv.dtype());
   check_saved(path, saved.metadata, state, model);
-  const Sampling sampling = from_note(path, saved.metadata.notes.at(note));
+  const Sampling sampling = Note(path, saved.metadata.notes.at(note)).read();
   const std::int64_t vocab = model.config().vocab_size;
   const Tensor& logits = extra(path, saved, logits_name, DType::f32);
   if (logits.shape() != Shape{1, vocab}) {
@@ -160,7 +208,7 @@ Generator Generator::restore(const std::string& path, std::unique_ptr<GeneratorS
   generator.put(state, device_logits);
   generator.mark_seen(seen);
   const Tensor draws = Tensor::from<std::int32_t>({sampling.draws}, {1});
-  copy(draws, generator.slot_->draws(), generator.stream());
+  copy(draws, generator.slot().draws(), generator.stream());
   generator.stream().synchronize();
   generator.text_ = TextStream(sampling.held);
   generator.tokens_seen_ = saved.metadata.tokens_seen.front();

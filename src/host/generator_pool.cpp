@@ -110,16 +110,21 @@ GeneratorPool::GeneratorPool(const LanguageModel& model, std::int64_t capacity)
 GeneratorPool::GeneratorPool(const LanguageModel& model, std::int64_t capacity, Stream& stream)
     : slots_(std::make_shared<GeneratorSlots>(model, capacity, &stream)) {}
 
+const std::shared_ptr<GeneratorSlots>& GeneratorPool::slots() const {
+  if (!slots_) throw ArgumentError("GeneratorPool", "pool", "a pool", "one that was moved from");
+  return slots_;
+}
+
 Generator GeneratorPool::make(const SamplingOptions& options) {
-  return Generator(std::make_unique<GeneratorSlot>("GeneratorPool::make", slots_), options);
+  return Generator(std::make_unique<GeneratorSlot>("GeneratorPool::make", slots()), options);
 }
 
 Generator GeneratorPool::restore(const std::string& path) {
   return Generator::restore(path,
-                            std::make_unique<GeneratorSlot>("GeneratorPool::restore", slots_));
+                            std::make_unique<GeneratorSlot>("GeneratorPool::restore", slots()));
 }
 
-std::int64_t GeneratorPool::capacity() const { return slots_->capacity(); }
-std::int64_t GeneratorPool::size() const { return slots_->capacity() - slots_->free(); }
+std::int64_t GeneratorPool::capacity() const { return slots()->capacity(); }
+std::int64_t GeneratorPool::size() const { return slots()->capacity() - slots()->free(); }
 
 }  // namespace mamba

@@ -84,6 +84,8 @@ struct GeneratorSlots {
   void unchoose(std::int64_t row, std::int32_t token, const SamplingOptions& options);
 
  private:
+  void choose_each(Sample sample, const SlotRows& rows);
+
   std::vector<std::int32_t> listed_;  // what is in list_
   Tensor list_;                       // [capacity] i32
   // What a recording depends on: the views, the number of rows, and where scratch memory begins.

@@ -94,7 +94,26 @@ void GeneratorSlots::choose(const SlotRows& rows) {
   sample.top_ps = top_p;
   sample.min_ps = min_p;
   sample.repetition_penalties = repetition_penalty;
-  run(sample, *stream);
+  if (stream->device().is_cuda()) return run(sample, *stream);
+  try {
+    run(sample, *stream);
+  } catch (const ArgumentError&) {  // a row without a finite logit; the others choose all the same
+    choose_each(sample, rows);
+  }
+}
+
+// On the CPU, which refuses all rows for one. As on CUDA, a row that cannot choose gets id -1.
+void GeneratorSlots::choose_each(Sample sample, const SlotRows& rows) {
+  for (std::int64_t i = 0; i < rows.count; ++i) {
+    std::int32_t row = rows.list ? rows.list.data<std::int32_t>()[i] : static_cast<std::int32_t>(i);
+    const TensorView one(&row, {1}, DType::i32);
+    sample.rows = one;
+    try {
+      run(sample, *stream);
+    } catch (const ArgumentError&) {
+      token.data<std::int32_t>()[row] = -1;
+    }
+  }
 }
 
 void GeneratorSlots::step(const SlotRows& rows) {

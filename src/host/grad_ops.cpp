@@ -39,6 +39,7 @@ void run(const CausalConvGrad& op, Stream& stream) {
   operands.dense("dfinal_state", op.dfinal_state);
   operands.dense("dinitial_state", op.dinitial_state);
   operands.dense("dweight", op.dweight);
+  operands.same_or_apart("dinitial_state", op.dinitial_state, "dfinal_state", op.dfinal_state);
   dispatch(op, stream);
 }
 
@@ -69,6 +70,7 @@ void run(const SelectiveScanGrad& op, Stream& stream) {
   operands.optional("dinitial_state", op.dinitial_state, state, DType::f32);
   operands.dense("dfinal_state", op.dfinal_state);
   operands.dense("dinitial_state", op.dinitial_state);
+  operands.same_or_apart("dinitial_state", op.dinitial_state, "dfinal_state", op.dfinal_state);
   operands.is("dx", op.dx, shape, dtype);
   operands.is("ddt", op.ddt, shape, dtype);
   operands.not_without("dz", op.dz, "z", op.z);
@@ -96,6 +98,7 @@ void run(const AddRmsNormGrad& op, Stream& stream) {
   operands.optional("weight", op.weight, channels, DType::f32);
   operands.optional("dresidual", op.dresidual, shape, DType::f32);
   operands.optional("dx", op.dx, shape, op.dy.dtype());
+  operands.same_or_apart("dx", op.dx, "dy", op.dy);
   operands.not_without("dweight", op.dweight, "weight", op.weight);
   operands.optional("dweight", op.dweight, channels, DType::f32);
   operands.finite("epsilon", op.epsilon, 0);
@@ -114,6 +117,8 @@ void run(const LayerNormGrad& op, Stream& stream) {
   operands.optional("z", op.z, shape, op.x.dtype());
   operands.is("dy", op.dy, shape, op.x.dtype());
   operands.is("dx", op.dx, shape, op.x.dtype());
+  operands.same_or_apart("dx", op.dx, "dy", op.dy);
+  operands.same_or_apart("dx", op.dx, "x", op.x);
   operands.not_without("dz", op.dz, "z", op.z);
   if (op.z) operands.is("dz", op.dz, shape, op.x.dtype());
   operands.not_without("dweight", op.dweight, "weight", op.weight);

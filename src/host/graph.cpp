@@ -26,6 +26,9 @@ Graph Graph::record(Stream& stream, const std::function<void(Stream&)>& work) {
   return Graph(stream, graph);
 }
 
-void Graph::replay() const { cuda::replay(graph_.get(), device_, cuda_stream_); }
+void Graph::replay() const {
+  if (!graph_) throw ArgumentError("Graph::replay", "graph", "a graph", "one that was moved from");
+  cuda::replay(graph_.get(), device_, cuda_stream_);
+}
 
 }  // namespace mamba

@@ -11,6 +11,7 @@
 
 #include "host/atomic_file.hpp"
 #include "host/content_hash.hpp"
+#include "host/folder.hpp"
 
 namespace mamba {
 
@@ -64,11 +65,7 @@ std::int64_t KnownPrefix::bytes() const {
 
 PrefixFiles::PrefixFiles(const LanguageModel& model, std::string folder)
     : model_(model), folder_(std::move(folder)), fingerprint_(model.fingerprint()) {
-  std::error_code error;
-  fs::create_directories(folder_, error);
-  if (error && !fs::is_directory(folder_)) {
-    throw Error("StateCache", folder_, "a folder", error.message());
-  }
+  make_folder("StateCache", folder_);
   remove_stale_temporaries(folder_);
 }
 
@@ -81,23 +78,23 @@ std::string PrefixFiles::path(const PrefixKey& key) const {
 std::vector<PrefixFiles::Found> PrefixFiles::list() const {
   const std::string prefix = fmt::format("{}-{}-", fingerprint_, name_of(model_.dtype()));
   std::vector<std::pair<fs::file_time_type, Found>> found;
-  std::error_code error;
-  for (const fs::directory_entry& entry : fs::directory_iterator(folder_, error)) {
+  each_entry(folder_, [&](const fs::directory_entry& entry) {
     const std::string name = entry.path().filename().string();
     const std::size_t middle = prefix.size() + std::string(suffix).size();
     Found file{};
     if (name.size() <= middle || name.compare(0, prefix.size(), prefix) != 0 ||
         name.compare(name.size() - std::string(suffix).size(), std::string::npos, suffix) != 0 ||
         !parse(name.substr(prefix.size(), name.size() - middle), file.key)) {
-      continue;
+      return;
     }
-    const auto size = entry.file_size(error);  // another process may have removed it
-    if (error) continue;
+    std::error_code error;  // another process may have removed it
+    const auto size = entry.file_size(error);
+    if (error) return;
     const auto time = entry.last_write_time(error);
-    if (error) continue;
+    if (error) return;
     file.bytes = static_cast<std::int64_t>(size);
     found.emplace_back(time, file);
-  }
+  });
   std::sort(found.begin(), found.end(),
             [](const auto& a, const auto& b) { return a.first < b.first; });
   std::vector<Found> files;

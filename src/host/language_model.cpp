@@ -54,6 +54,7 @@ struct OwnedWeights {
   };
   struct Norms {
     S& of;
+    std::size_t size() const { return of.size(); }
     T& operator[](std::size_t i) const { return of.norm(i); }
   };
   struct OwnedStack {
@@ -78,12 +79,15 @@ struct OwnedWeights {
 
 }  // namespace
 
-void LanguageModel::each_weight(const WeightVisitor& f) const {
+void LanguageModel::each_weight(
+    const std::function<void(const std::string&, const Tensor&)>& f) const {
   OwnedWeights<const Stack>(embedding_, stack_, head_).each(config_, f);
 }
 
-void LanguageModel::each_weight(const std::function<void(const std::string&, Tensor&)>& f) {
-  loaded_fingerprint_.clear();  // of weights that may change now
+void LanguageModel::each_mutable_weight(const std::function<void(const std::string&, Tensor&)>& f) {
+  if (!loaded_fingerprint_.empty() && loaded_bytes_.empty()) {
+    loaded_bytes_ = fingerprint_of_bytes();  // the last moment at which they are what was loaded
+  }
   OwnedWeights<Stack>(embedding_, stack_, head_).each(config_, f);
 }
 
@@ -94,7 +98,12 @@ std::int64_t LanguageModel::parameters() const {
 }
 
 std::string LanguageModel::fingerprint() const {
-  if (!loaded_fingerprint_.empty()) return loaded_fingerprint_;
+  if (!loaded_fingerprint_.empty() && loaded_bytes_.empty()) return loaded_fingerprint_;
+  const std::string own = fingerprint_of_bytes();
+  return !loaded_fingerprint_.empty() && own == loaded_bytes_ ? loaded_fingerprint_ : own;
+}
+
+std::string LanguageModel::fingerprint_of_bytes() const {
   Fingerprint fingerprint(config_);
   each_weight([&](const std::string& name, const Tensor& tensor) {
     const Tensor host = tensor.to(Device::cpu());
@@ -141,8 +150,14 @@ void LanguageModel::check_backward(const ModelTape& tape, const ConstTensorView&
   if (!tape.stack.filled()) {
     throw ArgumentError(where, "tape", "a forward run that no backward has used", "none");
   }
-  const Shape& hidden = tape.hidden_.shape();
-  check::is(where, "dlogits", dlogits, hidden.with(2, config_.vocab_size), dtype(), device());
+  check::rank(where, "tape", tape.hidden_, 3);
+  check::is(where, "dlogits", dlogits, tape.hidden_.shape().with(2, config_.vocab_size), dtype(),
+            device());
+  check_gradients(where, gradients);
+}
+
+void LanguageModel::check_gradients(const char* where, const ModelWeights& gradients) const {
+  stack_.check_gradients(where, gradients.stack);
   const Shape vocabulary{config_.vocab_rows, config_.layer.d_model};
   if (gradients.embedding) {
     check::is(where, "gradients.embeddings.weight", gradients.embedding, vocabulary, DType::f32,

@@ -10,8 +10,8 @@ void TokenLoss::run(ConstTensorView logits, ConstTensorView targets, std::int64_
   check::rank("TokenLoss::run", "targets", targets, 2);
   check::range("TokenLoss::run", "counted", counted, 1, std::int64_t{1} << 40);
   if (losses_.shape() != targets.shape() || losses_.device() != stream.device()) {
-    losses_ = Tensor(targets.shape(), DType::f32, stream.device());
     sum_ = Tensor({1}, DType::f32, stream.device());
+    losses_ = Tensor(targets.shape(), DType::f32, stream.device());  // last: what is asked for
   }
   CrossEntropy loss;
   loss.logits = logits;

@@ -2,15 +2,16 @@
 #include <fmt/format.h>
 
 #include <filesystem>
-#include <fstream>
 #include <list>
 #include <set>
-#include <sstream>
+#include <system_error>
 
 #include <mamba/language_model.hpp>
 #include <mamba/safetensors.hpp>
 
 #include "host/fingerprint.hpp"
+#include "host/folder.hpp"
+#include "host/input_file.hpp"
 #include "host/json.hpp"
 
 namespace mamba {
@@ -21,12 +22,12 @@ namespace {
 
 constexpr const char* where = "LanguageModel::load";
 
-std::string read_text(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::ostringstream text;
-  text << file.rdbuf();
-  if (!file) throw Error(where, path.string(), "a file that can be read", "none");
-  return text.str();
+std::string read_text(const fs::path& path) { return InputFile(where, path.string()).text(); }
+
+// Whether there is such a file. What the system will not say of it, opening it will.
+bool is_there(const fs::path& path) {
+  std::error_code error;
+  return fs::exists(path, error);
 }
 
 // The safetensors file or files of a folder, seen as one.
@@ -35,12 +36,12 @@ class Checkpoint {
   explicit Checkpoint(const fs::path& folder) {
     const fs::path single = folder / "model.safetensors";
     const fs::path index = folder / "model.safetensors.index.json";
-    if (fs::exists(single)) {
+    if (is_there(single)) {
       add(single);
-    } else if (fs::exists(index)) {
+    } else if (is_there(index)) {
       add_shards(folder, index);
-    } else if (fs::exists(folder / "pytorch_model.bin") ||
-               fs::exists(folder / "pytorch_model.bin.index.json")) {
+    } else if (is_there(folder / "pytorch_model.bin") ||
+               is_there(folder / "pytorch_model.bin.index.json")) {
       throw FormatError(where, folder.string(), "model.safetensors",
                         "only pytorch_model.bin; scripts/bin_to_safetensors.py converts it");
     } else {
@@ -118,13 +119,13 @@ class Checkpoint {
     const auto refuse = [&](const std::string& got) {
       throw FormatError(where, path.string(), expected, got);
     };
-    if (!index.is_object() || !index.contains("weight_map")) refuse(describe(index));
-    const Json& map = index["weight_map"];
-    if (!map.is_object()) refuse("a weight_map that is " + describe(map));
+    const Json* map = index.find("weight_map");
+    if (map == nullptr) refuse(describe(index));
+    if (!map->is_object()) refuse("a weight_map that is " + describe(*map));
     std::map<std::string, std::string> shard_of;
-    for (const auto& [tensor, shard] : map.items()) {
-      if (!shard.is_string()) refuse(describe(shard) + " for " + in_quotes(tensor));
-      shard_of.emplace(tensor, shard.get<std::string>());
+    for (const auto& [tensor, shard] : map->members()) {
+      if (!shard.is_text()) refuse(describe(shard) + " for " + in_quotes(tensor));
+      shard_of.emplace(tensor, shard.text());
     }
     return shard_of;
   }
@@ -160,9 +161,13 @@ DType stored_dtype(const Checkpoint& checkpoint) {
 
 LanguageModel LanguageModel::load(const std::string& folder, std::optional<DType> dtype,
                                   Device device) {
+  if (dtype == DType::i32) {
+    throw ArgumentError(where, "dtype", "f32, bf16 or f16", name_of(*dtype));
+  }
   const fs::path config_path = fs::path(folder) / "config.json";
-  if (!fs::is_directory(folder)) throw Error(where, folder, "a folder", "none");
-  if (!fs::exists(config_path)) throw FormatError(where, folder, "config.json", "none");
+  std::error_code error;
+  if (!fs::is_directory(folder, error)) throw Error(where, folder, "a folder", "none");
+  if (!is_there(config_path)) throw FormatError(where, folder, "config.json", "none");
   ModelConfig config = parse_config(read_text(config_path), config_path.string());
   const Checkpoint checkpoint(folder);
   settle(config, checkpoint);
@@ -200,9 +205,7 @@ LanguageModel LanguageModel::load(const std::string& folder, std::optional<DType
 }
 
 void LanguageModel::save(const std::string& folder) const {
-  std::error_code error;
-  fs::create_directories(folder, error);
-  if (error) throw Error("LanguageModel::save", folder, "a folder", error.message());
+  make_folder("LanguageModel::save", folder);
   std::vector<SafetensorsItem> items;
   each_weight([&](const std::string& name, const Tensor& tensor) {
     SafetensorsItem item{name, tensor};

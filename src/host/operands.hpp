@@ -3,13 +3,44 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <string>
 
 #include <mamba/check.hpp>
 #include <mamba/stream.hpp>
 
 namespace mamba {
+
+// Whether two views share an element, or may: false is sure.
+inline bool overlap(const ConstTensorView& a, const ConstTensorView& b) {
+  if (!a || !b || a.count() == 0 || b.count() == 0 || a.device() != b.device()) return false;
+  struct Extent {
+    std::uintptr_t first;
+    std::int64_t row, step, width, steps, bytes;  // pitches, and what lies between them
+    explicit Extent(const ConstTensorView& v)
+        : first(reinterpret_cast<std::uintptr_t>(v.data())),
+          row(v.row_pitch() * size_of(v.dtype())),
+          step((v.rank() > 2 ? v.step_pitch() : v.row_pitch()) * size_of(v.dtype())),
+          width(v.count() / v.dim(0) / (v.rank() > 2 ? v.dim(1) : 1) * size_of(v.dtype())),
+          steps(v.rank() > 2 ? (v.dim(1) - 1) * step + width : width),
+          bytes((v.dim(0) - 1) * row + steps) {}
+  };
+  const Extent x(a), y(b);
+  const auto distance = static_cast<std::int64_t>(y.first - x.first);
+  if (distance >= x.bytes || -distance >= y.bytes) return false;
+  // Columns, or steps, of one larger tensor: apart within each of its rows.
+  const auto apart = [distance](std::int64_t pitch, std::int64_t mine, std::int64_t its) {
+    if (pitch <= 0) return false;
+    const std::int64_t at = (distance % pitch + pitch) % pitch;
+    return at >= mine && at + its <= pitch;
+  };
+  if (x.row != y.row) return true;
+  return !apart(x.row, x.steps, y.steps) &&
+         !(x.step == y.step && x.row % std::max<std::int64_t>(x.step, 1) == 0 &&
+           apart(x.step, x.width, y.width));
+}
 
 class Operands {
  public:
@@ -45,6 +76,18 @@ class Operands {
   void not_without(const char* name, const ConstTensorView& view, const char* other,
                    const ConstTensorView& needed) const {
     if (view && !needed) fail(name, fmt::format("none (there is no {})", other), "a tensor");
+  }
+  // An output that may be the same memory as an input may not be anything in between: with another
+  // dtype or other pitches it would run over elements that are still to be read.
+  void same_or_apart(const char* name, const ConstTensorView& out, const char* other,
+                     const ConstTensorView& in) const {
+    if (!overlap(out, in)) return;
+    if (out.data() == in.data() && out.dtype() == in.dtype() && out.shape() == in.shape() &&
+        out.row_pitch() == in.row_pitch() && out.step_pitch() == in.step_pitch()) {
+      return;
+    }
+    fail(name, fmt::format("the memory of {}, in its dtype and pitches, or other memory", other),
+         "a part of it, or in another form");
   }
   void finite(const char* name, float value, float low) const {
     if (!(value >= low) || !std::isfinite(value)) {

@@ -18,9 +18,9 @@ namespace {
 // A row map, and what it says about the number of rows of the state.
 void check_state_rows(const Operands& operands, const RowMap& rows, std::int64_t batch,
                       std::int64_t state_rows, bool has_state, Stream& stream) {
-  check_rows(operands.where(), rows, batch, state_rows, stream);
-  const bool mapped = rows.read || rows.write;
+  const bool mapped = rows.read && rows.write;
   if (mapped && !has_state) operands.fail("initial_state", "a state for the rows to be in", "none");
+  check_rows(operands.where(), rows, batch, state_rows, stream);
   if (!mapped && has_state && state_rows != batch) {
     operands.fail("initial_state", fmt::format("{} rows (one per batch row)", batch),
                   fmt::format("{}", state_rows));
@@ -42,6 +42,7 @@ void check_recurrence(const Operands& operands, const Op& op, std::int64_t width
   operands.optional("final_state", op.final_state, state_shape, dtype);
   operands.dense("initial_state", op.initial_state);
   operands.dense("final_state", op.final_state);
+  operands.same_or_apart("final_state", op.final_state, "initial_state", op.initial_state);
   check_state_rows(operands, op.rows, batch, state_rows, static_cast<bool>(state), stream);
   operands.optional("reset", op.reset, {batch, time}, DType::i32);
   operands.optional("step_states", op.step_states, {batch, time, channels, width}, dtype);
@@ -94,6 +95,8 @@ void check_operands(const AddRmsNorm& op, const Stream& stream) {
   operands.optional("x", op.x, op.y.shape(), op.y.dtype());
   operands.optional("residual", op.residual, op.y.shape(), DType::f32);
   operands.optional("sum", op.sum, op.y.shape(), DType::f32);
+  operands.same_or_apart("sum", op.sum, "residual", op.residual);
+  operands.same_or_apart("y", op.y, "x", op.x);
   operands.optional("weight", op.weight, {op.y.shape().back()}, DType::f32);
   operands.finite("epsilon", op.epsilon, 0);
   operands.at_most_rank_3("y", op.y);
@@ -151,6 +154,9 @@ void run(const SelectiveScan& op, Stream& stream) {
   operands.optional("z", op.z, op.x.shape(), dtype);
   operands.optional("dt_bias", op.dt_bias, {channels}, DType::f32);
   operands.is("y", op.y, op.x.shape(), dtype);
+  operands.same_or_apart("y", op.y, "x", op.x);
+  operands.same_or_apart("y", op.y, "dt", op.dt);
+  operands.same_or_apart("y", op.y, "z", op.z);
   if (op.chunk_states) {
     operands.is("chunk_states", op.chunk_states,
                 chunk_states_shape(operands, op.x, d_state, op.chunk_steps), DType::f32);
@@ -187,6 +193,8 @@ void run(const LayerNorm& op, Stream& stream) {
   operands.optional("weight", op.weight, {op.y.shape().back()}, DType::f32);
   operands.optional("bias", op.bias, {op.y.shape().back()}, DType::f32);
   operands.optional("z", op.z, op.y.shape(), op.y.dtype());
+  operands.same_or_apart("y", op.y, "x", op.x);
+  operands.same_or_apart("y", op.y, "z", op.z);
   operands.finite("epsilon", op.epsilon, 0);
   operands.at_most_rank_3("y", op.y);
   if (op.y.count() > 0) dispatch(op, stream);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <set>
+#include <utility>
 
 #include <mamba/check.hpp>
 #include <mamba/train_ops.hpp>
@@ -64,6 +65,7 @@ std::vector<Parameter> parameters(Stack& stack, const StackWeights& gradients) {
 }
 
 std::vector<Parameter> parameters(LanguageModel& model, const ModelWeights& gradients) {
+  model.check_gradients("parameters", gradients);
   std::vector<const Tensor*> all;
   ModelWeights::each(gradients, model.config(), DType::f32,
                      [&](const std::string&, const Tensor& tensor, const Shape&, DType) {
@@ -71,9 +73,8 @@ std::vector<Parameter> parameters(LanguageModel& model, const ModelWeights& grad
                      });
   std::vector<Parameter> list;
   std::size_t i = 0;
-  model.each_weight([&](const std::string& name, Tensor& tensor) {
-    if (i < all.size()) add(list, name, tensor, *all[i++]);
-  });
+  model.each_mutable_weight(
+      [&](const std::string& name, Tensor& tensor) { add(list, name, tensor, *all[i++]); });
   return list;
 }
 
@@ -123,7 +124,8 @@ void AdamW::step(float learning_rate, Stream& stream, float loss_scale) {
     throw ArgumentError("AdamW::step", "loss_scale", "a finite number above 0",
                         fmt::format("{}", loss_scale));
   }
-  ++steps_;
+  check_made("AdamW::step");
+  last_counts_ = false;
   loss_scale_ = loss_scale;
   SumSquares sum;
   sum.y = squares_;
@@ -140,7 +142,7 @@ void AdamW::step(float learning_rate, Stream& stream, float loss_scale) {
   op.beta1 = options_.beta1;
   op.beta2 = options_.beta2;
   op.epsilon = options_.epsilon;
-  op.step = steps_;
+  op.step = steps_ + 1;
   for (Slot& slot : slots_) {
     const Parameter& p = slot.parameter;
     op.weight = slot.master ? TensorView(slot.master) : p.weight;
@@ -151,6 +153,18 @@ void AdamW::step(float learning_rate, Stream& stream, float loss_scale) {
     op.weight_decay = p.decay ? options_.weight_decay : 0;
     run(op, stream);
   }
+  ++steps_;
+  last_counts_ = true;
+  if (squares_.device().is_cpu()) count(*squares_.data<float>());
+}
+
+// Takes the last step back where it changed nothing.
+void AdamW::count(float squares) {
+  if (!std::isfinite(squares) && std::exchange(last_counts_, false)) --steps_;
+}
+
+void AdamW::check_made(const char* where) const {
+  check::present(where, "optimizer", squares_);  // absent where it was moved from
 }
 
 namespace {
@@ -162,18 +176,21 @@ float read(const Tensor& one, Stream& stream) {
 
 }  // namespace
 
-float AdamW::gradient_norm(Stream& stream) const {
-  return std::sqrt(read(squares_, stream)) / loss_scale_;
+float AdamW::gradient_norm(Stream& stream) {
+  check_made("AdamW::gradient_norm");
+  const float squares = read(squares_, stream);
+  count(squares);
+  return std::sqrt(squares) / loss_scale_;
 }
 
 bool AdamW::settle(LossScale& scale, Stream& stream) {
   const bool finite = std::isfinite(gradient_norm(stream));
   scale.update(finite);
-  if (!finite) --steps_;
   return finite;
 }
 
 std::string AdamW::first_not_finite(Stream& stream) const {
+  check_made("AdamW::first_not_finite");
   Tensor squares = Tensor::zeros({1}, DType::f32, squares_.device());
   for (const Slot& slot : slots_) {
     SumSquares sum;
@@ -210,6 +227,7 @@ void AdamW::each_tensor(const std::function<void(const std::string&, TensorView)
 void AdamW::set_steps(std::int64_t steps) {
   check::range("AdamW::set_steps", "steps", steps, 0, std::int64_t{1} << 40);
   steps_ = steps;
+  last_counts_ = false;
 }
 
 float warmup_cosine(std::int64_t step, std::int64_t warmup, std::int64_t total, float peak,

@@ -31,12 +31,10 @@ struct Planned {
   std::int64_t bytes() const { return item->view.count() * width(); }
 };
 
-std::string json_text(const std::string& text) {
-  try {
-    return Json(text).dump();
-  } catch (const Json::type_error&) {
-    throw ArgumentError(where, in_quotes(text), "UTF-8", "other bytes");
-  }
+std::string quoted(const std::string& text) {
+  std::optional<std::string> result = json_text(text);
+  if (!result) throw ArgumentError(where, in_quotes(text), "UTF-8", "other bytes");
+  return std::move(*result);
 }
 
 Planned plan(const SafetensorsItem& item) {
@@ -103,7 +101,7 @@ std::string header_text(const std::vector<Planned>& all,
     text += "\"__metadata__\":{";
     const char* separator = "";
     for (const auto& [key, value] : metadata) {
-      text += separator + json_text(key) + ':' + json_text(value);
+      text += separator + quoted(key) + ':' + quoted(value);
       separator = ",";
     }
     text += '}';
@@ -111,7 +109,7 @@ std::string header_text(const std::vector<Planned>& all,
   for (const Planned& planned : all) {
     comma();
     text += fmt::format("{}:{{\"dtype\":\"{}\",\"shape\":[{}],\"data_offsets\":[{},{}]}}",
-                        json_text(planned.item->name), planned.dtype, fmt::join(planned.shape, ","),
+                        quoted(planned.item->name), planned.dtype, fmt::join(planned.shape, ","),
                         planned.offset, planned.offset + planned.bytes());
   }
   text += '}';

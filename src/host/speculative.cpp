@@ -69,14 +69,17 @@ Speculation::Speculation(Generator& target, Generator& draft, std::int64_t propo
                         fmt::format("one with {}", other));
   }
   if (&target == &draft) throw ArgumentError(where, "draft", "another generator", "the target");
-  check_alone("target", *target.slot_);
-  check_alone("draft", *draft.slot_);
-  check();
+  check_alone("target", target.slot());
+  check_alone("draft", draft.slot());
+  before_ = target.model().make_state(1);
+  draft_before_ = draft.model().make_state(1);
   judged_ = Tensor({1, proposals + 1, vocab}, DType::f32, target.model().device());
-  draft_steps_.resize(static_cast<std::size_t>(proposals));
+  check();
+  draft_steps_.resize(static_cast<std::size_t>(proposals) + 1);
 }
 
 void Speculation::check() const {
+  if (!judged_) throw ArgumentError(where, "speculation", "one", "one that was moved from");
   const auto seen = [](const Generator& g) { return g.tokens_seen_ + (g.pending_ ? 1 : 0); };
   if (seen(*target_) == seen(*draft_)) return;
   throw ArgumentError(where, "draft", fmt::format("{} tokens seen", seen(*target_)),
@@ -98,7 +101,7 @@ bool Speculation::greedy() const {
 // The draft's next tokens after `last`, which it has not seen. odds_ becomes what each was drawn
 // from, and draft_steps_ the states after `last` and after all but the last of them.
 Ids Speculation::propose(std::int32_t last) {
-  const GeneratorSlot& slot = *draft_->slot_;
+  const GeneratorSlot& slot = draft_->slot();
   Stream& stream = draft_->stream();
   Ids proposals;
   odds_.clear();
@@ -113,7 +116,7 @@ Ids Speculation::propose(std::int32_t last) {
     }
     const Tensor logits = on_host(slot.logits(), stream);
     odds_.push_back(token_odds(logits.data<float>(), logits.count(), seen.data<std::int32_t>(),
-                               draft_->options_));
+                               draft_->options_, 0));
     proposals.push_back(
         draw(odds_.back(), uniform_at(target_->options_.seed, place + i, Purpose::proposal)));
     seen.data<std::int32_t>()[proposals.back()] = 1;
@@ -137,13 +140,13 @@ Ids Speculation::judge(const Ids& proposals) {
     return result;
   }
   const Tensor logits = on_host(rows, stream);
-  Tensor seen = on_host(target_->slot_->seen(), stream);
+  Tensor seen = on_host(target_->slot().seen(), stream);
   const std::uint64_t seed = target_->options_.seed;
   for (std::size_t i = 0;; ++i) {
     const std::int64_t place = target_->tokens_seen_ + 1 + static_cast<std::int64_t>(i);
     std::vector<double> odds =
         token_odds(logits.data<float>() + static_cast<std::int64_t>(i) * vocab, vocab,
-                   seen.data<std::int32_t>(), target_->options_);
+                   seen.data<std::int32_t>(), target_->options_, static_cast<std::int64_t>(i));
     if (i < proposals.size()) {
       const auto token = static_cast<std::size_t>(proposals[i]);
       const std::vector<double>& drawn_from = odds_[i];
@@ -165,13 +168,64 @@ Ids Speculation::judge(const Ids& proposals) {
   }
 }
 
+// Puts both generators back to where they were, unless forget() is called before it ends.
+struct Speculation::Undo {
+  Speculation& of;
+  Ids recent, draft_recent;
+  bool pending, draft_pending;
+  std::int64_t seen, draft_seen;
+  std::int32_t first = -1;  // the target's first token, chosen by itself
+  bool wanted = true;
+
+  explicit Undo(Speculation& speculation)
+      : of(speculation),
+        recent(of.target_->recent_),
+        draft_recent(of.draft_->recent_),
+        pending(of.target_->pending_),
+        draft_pending(of.draft_->pending_),
+        seen(of.target_->tokens_seen_),
+        draft_seen(of.draft_->tokens_seen_) {
+    if (!pending) return;  // then no state is touched
+    of.before_.copy_from(of.target_->slot().slots->state, of.target_->stream());
+    of.draft_before_.copy_from(of.draft_->slot().slots->state, of.draft_->stream());
+  }
+  Undo(const Undo&) = delete;
+  Undo& operator=(const Undo&) = delete;
+  void forget() { wanted = false; }
+
+  ~Undo() {
+    if (!wanted) return;
+    const auto back = [](Generator& generator, Ids& ids, bool was_pending, std::int64_t had_seen) {
+      generator.recent_ = std::move(ids);
+      generator.pending_ = was_pending;
+      generator.tokens_seen_ = had_seen;
+    };
+    back(*of.target_, recent, pending, seen);
+    back(*of.draft_, draft_recent, draft_pending, draft_seen);
+    try {
+      GeneratorSlots& slots = *of.target_->slot().slots;
+      if (first >= 0) slots.unchoose(0, first, of.target_->options_);
+      if (!pending) return;
+      slots.state.copy_from(of.before_, of.target_->stream());
+      of.draft_->slot().slots->state.copy_from(of.draft_before_, of.draft_->stream());
+      for (Generator* generator : {of.target_, of.draft_}) {
+        generator->slot().set_token(generator->recent_.back());
+      }
+    } catch (...) {  // the device is lost, and both generators with it
+    }
+  }
+};
+
 // A token chosen without help, so that there is one that the models have not seen.
 std::int32_t Speculation::first() {
+  Undo undo(*this);
   const std::int32_t token = target_->next();
-  ++counts_.runs;
+  undo.first = token;
   draft_->push(token);
   draft_->mark_seen({token});
-  draft_->slot_->set_token(token);
+  draft_->slot().set_token(token);
+  ++counts_.runs;
+  undo.forget();
   return token;
 }
 
@@ -182,11 +236,16 @@ void Speculation::advance(const Take& take) {
     return;
   }
   const std::int32_t last = target_->recent_.back();
+  Undo undo(*this);
   const Ids proposals = propose(last);
   Ids judged{last};
   judged.insert(judged.end(), proposals.begin(), proposals.end());
-  feed(*target_->slot_, judged, judged_, steps_);
+  feed(target_->slot(), judged, judged_, steps_);
   const Ids tokens = judge(proposals);
+  if (tokens.size() >
+      proposals.size()) {  // all are taken, and the last of them the draft has not read
+    feed(draft_->slot(), {proposals.back()}, {}, draft_steps_.back());
+  }
   ++counts_.runs;
   counts_.proposed += most_;
   counts_.accepted += static_cast<std::int64_t>(tokens.size()) - 1;
@@ -208,18 +267,16 @@ void Speculation::advance(const Take& take) {
       go_on = false;
     }
   }
-  steps_.restore(taken - 1, target_->slot_->slots->state, target_->stream());
-  if (taken <= most_) {
-    draft_steps_[static_cast<std::size_t>(taken - 1)].restore(0, draft_->slot_->slots->state,
-                                                              draft_->stream());
-  } else {  // all were taken, and the last of them the draft has not read
-    feed(*draft_->slot_, {proposals.back()}, {}, draft_steps_.front());
-  }
+  steps_.restore(taken - 1, target_->slot().slots->state, target_->stream());
+  draft_steps_[static_cast<std::size_t>(taken - 1)].restore(0, draft_->slot().slots->state,
+                                                            draft_->stream());
   for (Generator* generator : {target_, draft_}) {
     generator->mark_seen(kept);
-    generator->tokens_seen_ += taken;
-    generator->slot_->set_token(kept.back());
+    generator->slot().set_token(kept.back());
   }
+  target_->tokens_seen_ += taken;
+  draft_->tokens_seen_ += taken;
+  undo.forget();
   if (thrown) std::rethrow_exception(thrown);
 }
 

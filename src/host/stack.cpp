@@ -13,6 +13,9 @@ void StackSteps::restore(std::int64_t t, StackState& state, Stream& stream) cons
     throw ArgumentError("StackSteps::restore", "layers", fmt::format("{} layers", layers.size()),
                         fmt::format("{}", state.layers.size()));
   }
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    layers[i].check_restore("StackSteps::restore", t, state.layers[i], stream);
+  }
   for (std::size_t i = 0; i < layers.size(); ++i) layers[i].restore(t, state.layers[i], stream);
 }
 
@@ -39,6 +42,24 @@ Stack::Stack(const ModelConfig& config, StackWeights weights)
   norms_ = std::move(weights.norms);
   norms_.push_back(std::move(weights.norm_f));
 }
+
+namespace {
+
+template <class List>
+auto& at(List& list, const char* name, std::size_t i) {
+  if (i >= list.size()) {
+    throw ArgumentError("Stack", name, fmt::format("a number below {}", list.size()),
+                        fmt::format("{}", i));
+  }
+  return list[i];
+}
+
+}  // namespace
+
+const Layer& Stack::layer(std::size_t i) const { return at(layers_, "layer", i); }
+Layer& Stack::layer(std::size_t i) { return at(layers_, "layer", i); }
+const Tensor& Stack::norm(std::size_t i) const { return at(norms_, "norm", i); }
+Tensor& Stack::norm(std::size_t i) { return at(norms_, "norm", i); }
 
 DType Stack::dtype() const { return layers_.empty() ? DType::f32 : layers_.front().dtype(); }
 

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include <mamba/check.hpp>
 #include <mamba/ops.hpp>
 
@@ -32,11 +34,39 @@ void check_row_shape(const char* where, const MambaState& state, const MambaStat
             like.device());
 }
 
+// One batch of rows on one device, as every verb leaves it.
+void check_whole(const char* where, const MambaState& state) {
+  check::rank(where, "conv", state.conv, 3);
+  check::storage(where, "conv", state.conv);
+  check::rank(where, "ssm", state.ssm, 3);
+  check::is(where, "ssm", state.ssm, state.ssm.shape().with(0, state.conv.dim(0)), DType::f32,
+            state.conv.device());
+}
+
+// The same for all layers, which have equally many rows.
+void check_whole(const char* where, const StackState& state) {
+  for (const MambaState& layer : state.layers) {
+    check_whole(where, layer);
+    check::shape(where, "ssm", layer.ssm, layer.ssm.shape().with(0, state.batch()));
+    check::device(where, "ssm", layer.ssm, state.device());
+  }
+}
+
+void check_stream(const char* where, Device device, const Stream& stream) {
+  if (stream.device() != device) {
+    throw ArgumentError(where, "stream", device.name(), stream.device().name());
+  }
+}
+
 void check_layers(const char* where, const StackState& state, const StackState& like) {
   if (state.layers.size() != like.layers.size()) {
     throw ArgumentError(where, "layers", fmt::format("{} layers", like.layers.size()),
                         fmt::format("{}", state.layers.size()));
   }
+}
+
+void check_dtype(const char* where, DType dtype) {
+  if (dtype == DType::i32) throw ArgumentError(where, "dtype", "f32, bf16 or f16", name_of(dtype));
 }
 
 }  // namespace
@@ -45,6 +75,8 @@ void check_layers(const char* where, const StackState& state, const StackState& 
 
 MambaState::MambaState(const LayerConfig& config, std::int64_t batch, DType dtype, Device device) {
   const LayerConfig c = config.resolved();
+  check::range("MambaState", "batch", batch, 0, INT32_MAX);  // row maps are i32
+  check_dtype("MambaState", dtype);
   conv = Tensor::zeros({batch, c.d_inner, c.d_conv - 1}, dtype, device);
   ssm = Tensor::zeros({batch, c.d_inner, c.d_state}, DType::f32, device);
 }
@@ -63,11 +95,15 @@ void MambaState::copy_from(const MambaState& other, Stream& stream) {
 }
 
 void MambaState::reset(Stream& stream) {
+  check_whole("MambaState::reset", *this);
+  check_stream("MambaState::reset", device(), stream);
   zero(conv, stream);
   zero(ssm, stream);
 }
 
 void MambaState::reset(ConstTensorView mask, Stream& stream) {
+  check_whole("MambaState::reset", *this);
+  check_stream("MambaState::reset", device(), stream);
   check::is("MambaState::reset", "mask", mask, {batch()}, DType::i32, device());
   for (Tensor* tensor : {&conv, &ssm}) {
     ZeroRows rows;
@@ -78,6 +114,7 @@ void MambaState::reset(ConstTensorView mask, Stream& stream) {
 }
 
 MambaState MambaState::to(Device device, DType dtype, Stream& stream) const {
+  check_dtype("MambaState::to", dtype);
   MambaState moved;
   moved.conv = conv.to(device, dtype, stream);
   moved.ssm = ssm.to(device, DType::f32, stream);
@@ -85,6 +122,7 @@ MambaState MambaState::to(Device device, DType dtype, Stream& stream) const {
 }
 
 MambaState MambaState::gather(ConstTensorView rows, Stream& stream) const {
+  check_whole("MambaState::gather", *this);
   check::rank("MambaState::gather", "rows", rows, 1);
   MambaState result;
   const auto take = [&](const Tensor& from, Tensor& to) {
@@ -101,7 +139,9 @@ MambaState MambaState::gather(ConstTensorView rows, Stream& stream) const {
 }
 
 void MambaState::scatter(const MambaState& source, ConstTensorView rows, Stream& stream) {
+  check_whole("MambaState::scatter", *this);
   check_row_shape("MambaState::scatter", source, *this);
+  check_stream("MambaState::scatter", device(), stream);
   check::is("MambaState::scatter", "rows", rows, {source.batch()}, DType::i32, device());
   const auto put = [&](const Tensor& from, Tensor& to) {
     CopyRows op;
@@ -116,7 +156,7 @@ void MambaState::scatter(const MambaState& source, ConstTensorView rows, Stream&
 
 MambaState MambaState::repeat(std::int64_t k, Stream& stream) const {
   check::range("MambaState::repeat", "k", k, 0, std::int64_t{1} << 31);
-  check::present("MambaState::repeat", "ssm", ssm);
+  check_whole("MambaState::repeat", *this);
   MambaState result;
   const auto spread = [&](const Tensor& from, Tensor& to) {
     to = rows_like(from, batch() * k);
@@ -131,10 +171,23 @@ MambaState MambaState::repeat(std::int64_t k, Stream& stream) const {
   return result;
 }
 
+namespace {
+
+template <class State>
+void check_parts(const char* where, const std::vector<const State*>& parts) {
+  for (const State* part : parts) {
+    if (part == nullptr) throw ArgumentError(where, "parts", "states", "a null pointer");
+  }
+}
+
+}  // namespace
+
 MambaState MambaState::concat(const std::vector<const MambaState*>& parts, Stream& stream) {
   if (parts.empty()) {
     throw ArgumentError("MambaState::concat", "parts", "at least one state", "none");
   }
+  check_parts("MambaState::concat", parts);
+  check_whole("MambaState::concat", *parts.front());
   std::int64_t rows = 0;
   for (const MambaState* part : parts) {
     check_row_shape("MambaState::concat", *part, *parts.front());
@@ -195,10 +248,14 @@ void StackState::copy_from(const StackState& other, Stream& stream) {
 }
 
 void StackState::reset(Stream& stream) {
+  check_whole("StackState::reset", *this);
+  check_stream("StackState::reset", device(), stream);
   for (MambaState& layer : layers) layer.reset(stream);
 }
 
 void StackState::reset(ConstTensorView mask, Stream& stream) {
+  check_whole("StackState::reset", *this);
+  check_stream("StackState::reset", device(), stream);
   for (MambaState& layer : layers) {
     check::is("StackState::reset", "mask", mask, {layer.batch()}, DType::i32, layer.device());
   }
@@ -216,6 +273,8 @@ StackState StackState::gather(ConstTensorView rows, Stream& stream) const {
 
 void StackState::scatter(const StackState& source, ConstTensorView rows, Stream& stream) {
   check_layers("StackState::scatter", source, *this);
+  check_whole("StackState::scatter", *this);
+  check_stream("StackState::scatter", device(), stream);
   for (std::size_t i = 0; i < layers.size(); ++i) {
     check_row_shape("StackState::scatter", source.layers[i], layers[i]);
     check::is("StackState::scatter", "rows", rows, {source.layers[i].batch()}, DType::i32,
@@ -234,6 +293,7 @@ StackState StackState::concat(const std::vector<const StackState*>& parts, Strea
   if (parts.empty()) {
     throw ArgumentError("StackState::concat", "parts", "at least one state", "none");
   }
+  check_parts("StackState::concat", parts);
   for (const StackState* part : parts) check_layers("StackState::concat", *part, *parts.front());
   StackState result;
   for (std::size_t i = 0; i < parts.front()->layers.size(); ++i) {
@@ -271,6 +331,7 @@ MambaState MambaState::repeat(std::int64_t k) const {
   return finished(device(), [&](Stream& stream) { return repeat(k, stream); });
 }
 MambaState MambaState::concat(const std::vector<const MambaState*>& parts) {
+  check_parts("MambaState::concat", parts);
   const Device device = parts.empty() ? Device::cpu() : parts.front()->device();
   return finished(device, [&](Stream& stream) { return concat(parts, stream); });
 }
@@ -299,6 +360,7 @@ StackState StackState::repeat(std::int64_t k) const {
   return finished(device(), [&](Stream& stream) { return repeat(k, stream); });
 }
 StackState StackState::concat(const std::vector<const StackState*>& parts) {
+  check_parts("StackState::concat", parts);
   const Device device = parts.empty() ? Device::cpu() : parts.front()->device();
   return finished(device, [&](Stream& stream) { return concat(parts, stream); });
 }
@@ -314,25 +376,31 @@ void StepStates::prepare(const MambaState& like, std::int64_t batch, std::int64_
       tensor = Tensor(wanted, one.dtype(), one.device());
     }
   };
-  check::present("StepStates::prepare", "conv", like.conv);
-  check::present("StepStates::prepare", "ssm", like.ssm);
+  check_whole("StepStates::prepare", like);
+  check::range("StepStates::prepare", "batch", batch, 0, INT32_MAX);
+  check::range("StepStates::prepare", "time", time, 0, INT64_MAX);
   shape(conv, like.conv);
   shape(ssm, like.ssm);
 }
 
+void StepStates::check_restore(const char* where, std::int64_t t, const MambaState& state,
+                               const Stream& stream) const {
+  check::rank(where, "steps.conv", conv, 4);
+  check::rank(where, "steps.ssm", ssm, 4);
+  check::range(where, "t", t, 0, std::min(conv.dim(1), ssm.dim(1)) - 1);
+  check::is(where, "conv", state.conv, {conv.dim(0), conv.dim(2), conv.dim(3)}, conv.dtype(),
+            conv.device());
+  check::is(where, "ssm", state.ssm, {ssm.dim(0), ssm.dim(2), ssm.dim(3)}, DType::f32,
+            ssm.device());
+  check_stream(where, ssm.device(), stream);
+}
+
 void StepStates::restore(std::int64_t t, MambaState& state, Stream& stream) const {
-  check::rank("StepStates::restore", "ssm", ssm, 4);
-  check::range("StepStates::restore", "t", t, 0, ssm.dim(1) - 1);
+  check_restore("StepStates::restore", t, state, stream);
   const auto step = [&](const Tensor& all) { return all.view().steps(t, 1); };
   const auto as_step = [](Tensor& tensor) {
     return tensor.view().reshape({tensor.dim(0), 1, tensor.dim(1), tensor.dim(2)});
   };
-  check::present("StepStates::restore", "conv", state.conv);
-  check::present("StepStates::restore", "ssm", state.ssm);
-  check::is("StepStates::restore", "conv", state.conv, {conv.dim(0), conv.dim(2), conv.dim(3)},
-            conv.dtype(), conv.device());
-  check::is("StepStates::restore", "ssm", state.ssm, {ssm.dim(0), ssm.dim(2), ssm.dim(3)},
-            DType::f32, ssm.device());
   copy(step(conv), as_step(state.conv), stream);
   copy(step(ssm), as_step(state.ssm), stream);
 }

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <array>
+#include <iterator>
 #include <list>
 #include <map>
 #include <mutex>
@@ -91,18 +92,25 @@ struct StateCache::Impl {
   }
 
   // Puts an entry in front of a list and returns what there is no room for any more.
-  std::vector<Entry> put(Entry entry, Place place) {
-    if (entry.bytes > limits[place]) return {std::move(entry)};
+  // Takes all memory it needs before it changes a list.
+  std::list<Entry> put(const Entry& entry, Place place) {
+    std::list<Entry> in{entry};
+    if (entry.bytes > limits[place]) return in;
     const std::lock_guard<std::mutex> lock(mutex);
-    forget_locked(entry.key, place);
     std::list<Entry>& list = lists[place];
-    list.push_front(std::move(entry));
-    indices[place][list.front().key] = list.begin();
-    bytes[place] += list.front().bytes;
-    std::vector<Entry> out;
+    const auto [indexed, is_new] = indices[place].try_emplace(entry.key);
+    if (!is_new) {
+      bytes[place] -= indexed->second->bytes;
+      list.erase(indexed->second);
+    }
+    indexed->second = in.begin();
+    list.splice(list.begin(), in);
+    bytes[place] += entry.bytes;
+    std::list<Entry> out;
     while (bytes[place] > limits[place]) {
-      out.push_back(list.back());
-      forget_locked(out.back().key, place);
+      bytes[place] -= list.back().bytes;
+      indices[place].erase(list.back().key);
+      out.splice(out.end(), list, std::prev(list.end()));
     }
     return out;
   }
@@ -148,7 +156,7 @@ struct StateCache::Impl {
     }
   }
 
-  void drop(const std::vector<Entry>& entries) const {
+  void drop(const std::list<Entry>& entries) const {
     for (const Entry& entry : entries) files->remove(entry.key);
   }
 
@@ -192,13 +200,41 @@ struct StateCache::Impl {
     return {};
   }
 
+  // The last used of what is in memory alone, as much as the folder has room for, is written; the
+  // last used comes last, so that the files have that order too.
+  void flush() {
+    if (!files) return;
+    std::vector<Entry> entries;
+    {
+      const std::lock_guard<std::mutex> lock(mutex);
+      std::int64_t sum = 0;
+      for (const Place place : {on_device, on_host}) {
+        for (const Entry& entry : lists[place]) {
+          sum += entry.bytes;
+          if (sum > limits[on_disk]) break;
+          if (indices[on_disk].count(entry.key) == 0) entries.push_back(entry);
+        }
+      }
+    }
+    for (auto entry = entries.rbegin(); entry != entries.rend(); ++entry) {
+      write(entry->prefix->logits.device().is_cuda() ? at(*entry, Device::cpu()) : *entry);
+    }
+  }
+
   bool knows(const PrefixKey& key) { return touch(key, on_device) || touch(key, on_host); }
 };
 
 StateCache::StateCache(const LanguageModel& model, CacheOptions options)
     : impl_(std::make_unique<Impl>(model, std::move(options))) {}
 
-StateCache::~StateCache() = default;
+StateCache::~StateCache() {
+  try {
+    impl_->flush();
+  } catch (...) {  // no memory, or a callback that throws: what is not written is read again
+  }
+}
+
+void StateCache::flush() { impl_->flush(); }
 
 std::int64_t StateCache::find(Generator& generator, const Ids& prompt) {
   Impl& cache = *impl_;
@@ -217,9 +253,9 @@ std::int64_t StateCache::find(Generator& generator, const Ids& prompt) {
     const Entry near = prefix->logits.device() == cache.model.device()
                            ? entry
                            : cache.at(entry, cache.model.device());
-    generator.assume(near.prefix->ids, near.prefix->state, near.prefix->logits);
     if (place != cache.top()) cache.settle(near, cache.top());
     if (place == on_host && cache.top() == on_device) cache.forget(key, on_host);
+    generator.assume(near.prefix->ids, near.prefix->state, near.prefix->logits);
     const std::lock_guard<std::mutex> lock(cache.mutex);
     ++cache.counts.hits;
     cache.counts.tokens += key.length;

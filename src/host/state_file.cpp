@@ -67,7 +67,7 @@ std::map<std::string, std::string> metadata_text(const Layers& layers,
         throw ArgumentError(where, "tokens_seen", "at least 0", fmt::format("{}", count));
       }
     }
-    text["tokens_seen"] = Json(seen).dump();
+    text["tokens_seen"] = Json(Json::Array(seen.begin(), seen.end())).dump();
   }
   for (const auto& [key, value] : metadata.notes) text[note_prefix + key] = value;
   return text;
@@ -135,7 +135,7 @@ class StateFile {
   }
 
   static bool is_count(const Json& value) {
-    return value.is_number_unsigned() && value.get<std::uint64_t>() <= std::uint64_t{1} << 62;
+    return value.is_count() && value.count() <= std::uint64_t{1} << 62;
   }
 
   std::int64_t count(const std::string& key) const {
@@ -170,13 +170,13 @@ class StateFile {
   void check_tokens_seen(const std::string& seen) {
     const Json list = parse_json(seen, file_.path(), "tokens_seen");
     if (!list.is_array()) refuse("tokens_seen", "a list", describe(list));
-    for (const Json& value : list) {
+    for (const Json& value : list.elements()) {
       if (!is_count(value)) refuse("tokens_seen", "whole numbers", describe(value));
-      metadata_.tokens_seen.push_back(value.get<std::int64_t>());
+      metadata_.tokens_seen.push_back(static_cast<std::int64_t>(value.count()));
     }
-    if (!list.empty() && static_cast<std::int64_t>(list.size()) != rows_) {
-      refuse("tokens_seen", fmt::format("{} values or none", rows_),
-             fmt::format("{}", list.size()));
+    const std::size_t size = list.elements().size();
+    if (size > 0 && static_cast<std::int64_t>(size) != rows_) {
+      refuse("tokens_seen", fmt::format("{} values or none", rows_), fmt::format("{}", size));
     }
   }
 

@@ -8,6 +8,8 @@
 #include <utility>
 #include <vector>
 
+#include <mamba/check.hpp>
+
 #include "detail/backend.hpp"
 #include "detail/stream_access.hpp"
 
@@ -133,12 +135,17 @@ Stream Stream::borrow(Device device, void* cuda_stream) {
   return Stream(std::move(impl));
 }
 
-Device Stream::device() const { return impl_->device; }
-int Stream::threads() const { return impl_->team->size(); }
-void* Stream::cuda_stream() const { return impl_->cuda_stream; }
+Stream::Impl& Stream::impl() const {
+  if (!impl_) throw ArgumentError("Stream", "stream", "a stream", "one that was moved from");
+  return *impl_;
+}
+
+Device Stream::device() const { return impl().device; }
+int Stream::threads() const { return impl().team->size(); }
+void* Stream::cuda_stream() const { return impl().cuda_stream; }
 
 void Stream::synchronize() {
-  if (impl_->device.is_cpu()) return;
+  if (impl().device.is_cpu()) return;
   cuda::synchronize(impl_->device, impl_->cuda_stream);
   impl_->throw_bad_values();
 }
@@ -239,7 +246,7 @@ Stream& default_stream(Device device) {
 }
 
 ConstantWeights::ConstantWeights(Stream& stream) : stream_(stream) {
-  if (stream.impl_->constant_weights++ == 0) stream.impl_->chain_begun = false;
+  if (stream.impl().constant_weights++ == 0) stream.impl_->chain_begun = false;
 }
 
 ConstantWeights::~ConstantWeights() { --stream_.impl_->constant_weights; }
@@ -247,7 +254,7 @@ ConstantWeights::~ConstantWeights() { --stream_.impl_->constant_weights; }
 // ---- scratch ----------------------------------------------------------------------------------
 
 Scratch::Scratch(Stream& stream)
-    : stream_(stream), block_(stream.impl_->block), offset_(stream.impl_->offset) {}
+    : stream_(stream), block_(stream.impl().block), offset_(stream.impl_->offset) {}
 
 Scratch::~Scratch() {
   stream_.impl_->block = block_;
@@ -258,7 +265,7 @@ TensorView Scratch::take(const Shape& shape, DType dtype) {
   constexpr std::size_t alignment = 256;
   constexpr std::size_t smallest_block = std::size_t{1} << 20;
   Stream::Impl& arena = *stream_.impl_;
-  const auto bytes = static_cast<std::size_t>(shape.count() * size_of(dtype));
+  const auto bytes = static_cast<std::size_t>(check::bytes("Scratch::take", "shape", shape, dtype));
   const std::size_t needed = (bytes + alignment - 1) / alignment * alignment;
   const auto size_at = [&](std::size_t i) {
     return static_cast<std::size_t>(arena.blocks[i].bytes());

@@ -29,11 +29,25 @@ Shape::Shape(std::initializer_list<std::int64_t> sizes) : rank_(static_cast<int>
 
 std::int64_t Shape::count() const {
   std::int64_t product = 1;
-  for (int i = 0; i < rank_; ++i) product *= (*this)[i];
+  bool zero = false;
+  bool overflow = false;
+  for (int i = 0; i < rank_; ++i) {
+    const std::int64_t size = sizes_[static_cast<std::size_t>(i)];
+    zero |= size == 0;
+    overflow |= __builtin_mul_overflow(product, size, &product);
+  }
+  if (zero) return 0;
+  if (overflow) throw ArgumentError("Shape", "count", "fewer than 2^63", to_string());
   return product;
 }
 
+void Shape::refuse(int i) const {
+  throw ArgumentError("Shape", "dimension", fmt::format("one of the {} of {}", rank_, to_string()),
+                      fmt::format("{}", i));
+}
+
 Shape Shape::with(int i, std::int64_t size) const {
+  if (i < 0 || i >= rank_) refuse(i);
   Shape changed = *this;
   changed.sizes_[static_cast<std::size_t>(i)] = size;
   return changed;
@@ -47,9 +61,23 @@ std::string Shape::to_string() const {
 
 ConstTensorView::ConstTensorView(const void* data, const Shape& shape, DType dtype, Device device)
     : data_(data), shape_(shape), dtype_(dtype), device_(device) {
+  std::int64_t product = 1;
+  bool zero = false;
+  bool overflow = false;
   row_pitch_ = step_pitch_ = 1;
-  for (int i = 1; i < shape.rank(); ++i) row_pitch_ *= shape[i];
-  for (int i = 2; i < shape.rank(); ++i) step_pitch_ *= shape[i];
+  for (int i = shape.rank() - 1; i >= 0; --i) {
+    const std::int64_t size = shape[i];
+    if (size < 0) {
+      throw ArgumentError("TensorView", "shape", "sizes of at least 0", shape.to_string());
+    }
+    zero |= size == 0;
+    overflow |= __builtin_mul_overflow(product, size, &product);  // no matter where one is 0
+    if (i == 2) step_pitch_ = product;
+    if (i == 1) row_pitch_ = product;
+  }
+  if (overflow && !zero) {
+    throw ArgumentError("TensorView", "shape", "fewer than 2^63 elements", shape.to_string());
+  }
 }
 
 bool ConstTensorView::is_dense() const {
@@ -128,23 +156,6 @@ std::align_val_t alignment_for(std::int64_t bytes) {
   return static_cast<std::align_val_t>(bytes >= 2 * huge_page ? huge_page : host_alignment);
 }
 
-std::int64_t checked_bytes(const Shape& shape, DType dtype) {
-  std::int64_t bytes = size_of(dtype);
-  bool zero = false;
-  bool overflow = false;
-  for (int i = 0; i < shape.rank(); ++i) {
-    if (shape[i] < 0) {
-      throw ArgumentError("Tensor", "shape", "sizes of at least 0", shape.to_string());
-    }
-    zero |= shape[i] == 0;
-    overflow |= __builtin_mul_overflow(bytes, std::max<std::int64_t>(shape[i], 1), &bytes);
-  }
-  if (overflow) {
-    throw ArgumentError("Tensor", "shape", "fewer than 2^63 bytes", shape.to_string());
-  }
-  return zero ? 0 : bytes;
-}
-
 void* allocate_host(std::int64_t bytes) {
   const auto size = static_cast<std::size_t>(bytes);
   void* memory = ::operator new(size, alignment_for(bytes));
@@ -156,7 +167,7 @@ void* allocate_host(std::int64_t bytes) {
 
 Tensor::Tensor(const Shape& shape, DType dtype, Device device)
     : shape_(shape), dtype_(dtype), device_(device) {
-  const std::int64_t bytes = checked_bytes(shape, dtype);
+  const std::int64_t bytes = check::bytes("Tensor", "shape", shape, dtype);
   if (bytes == 0) return;
   void* memory = device.is_cuda() ? cuda::allocate(device, bytes) : allocate_host(bytes);
   memory_ = std::unique_ptr<void, Free>(memory, Free{device, false, bytes});
@@ -182,7 +193,7 @@ Tensor Tensor::zeros(const Shape& shape, DType dtype, Device device) {
 
 Tensor Tensor::pinned(const Shape& shape, DType dtype) {
   Tensor tensor;
-  const std::int64_t bytes = checked_bytes(shape, dtype);
+  const std::int64_t bytes = check::bytes("Tensor", "shape", shape, dtype);
   tensor.memory_ =
       std::unique_ptr<void, Free>(cuda::allocate_pinned(bytes), Free{Device::cpu(), true, bytes});
   tensor.shape_ = shape;

@@ -5,6 +5,10 @@
 #include <limits>
 #include <numeric>
 
+#include <fmt/format.h>
+
+#include <mamba/error.hpp>
+
 namespace mamba {
 namespace {
 
@@ -38,9 +42,13 @@ std::vector<std::size_t> ranked(const std::vector<double>& values) {
 }  // namespace
 
 std::vector<double> token_odds(const float* logits, std::int64_t vocab, const std::int32_t* seen,
-                               const SamplingOptions& options) {
+                               const SamplingOptions& options, std::int64_t row) {
   const std::vector<double> values = adjusted(logits, vocab, seen, options.repetition_penalty);
   const auto best = std::max_element(values.begin(), values.end());
+  if (!std::isfinite(*best)) {  // as Sample says it
+    throw ArgumentError("sample", "logits", fmt::format("a finite largest value in row {}", row),
+                        fmt::format("{}", *best));
+  }
   std::vector<double> odds(values.size(), 0.0);
   if (options.temperature == 0) {
     odds[static_cast<std::size_t>(best - values.begin())] = 1;

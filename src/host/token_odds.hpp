@@ -9,9 +9,9 @@
 namespace mamba {
 
 // Probabilities of all ids that sum to 1; greedy: 1 for one of them. `seen` may be nullptr where
-// there is no repetition penalty.
+// there is no repetition penalty. No finite largest logit: ArgumentError, naming `row`.
 std::vector<double> token_odds(const float* logits, std::int64_t vocab, const std::int32_t* seen,
-                               const SamplingOptions& options);
+                               const SamplingOptions& options, std::int64_t row = 0);
 
 // The id that `uniform`, in [0, 1), falls on when the odds, which need not sum to 1, are laid end
 // to end. Never one without odds.

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <system_error>
 
 #include <mamba/error.hpp>
 
@@ -17,7 +18,26 @@ namespace mamba {
 
 // ---- Unicode ----------------------------------------------------------------------------------
 
-std::string to_nfc(const std::string& text) {
+namespace {
+
+// The length of a beginning of `text` of at most `most` bytes that normalizing does not join with
+// what follows it.
+std::size_t normal_beginning(const icu::Normalizer2& nfc, std::string_view text, std::size_t most) {
+  if (text.size() <= most) return text.size();
+  for (std::size_t end = most; end > 0; --end) {
+    const Utf8Character next = first_character(text.substr(end));
+    if (next.kind == Utf8Character::whole &&
+        nfc.hasBoundaryBefore(static_cast<UChar32>(next.code)) != 0) {
+      return end;
+    }
+  }
+  throw ArgumentError("Tokenizer::encode", "text",
+                      fmt::format("a character without marks in {} bytes", most), "none");
+}
+
+}  // namespace
+
+std::string to_nfc(const std::string& text, std::size_t most) {
   if (std::all_of(text.begin(), text.end(),
                   [](char c) { return static_cast<signed char>(c) >= 0; }))
     return text;  // ASCII
@@ -25,9 +45,11 @@ std::string to_nfc(const std::string& text) {
   const icu::Normalizer2* nfc = icu::Normalizer2::getNFCInstance(status);
   std::string normal;
   icu::StringByteSink<std::string> sink(&normal);
-  if (U_SUCCESS(status)) {
-    nfc->normalizeUTF8(0, icu::StringPiece(text.data(), static_cast<std::int32_t>(text.size())),
+  for (std::string_view rest = text; U_SUCCESS(status) && !rest.empty();) {
+    const std::string_view piece = rest.substr(0, normal_beginning(*nfc, rest, most));
+    nfc->normalizeUTF8(0, icu::StringPiece(piece.data(), static_cast<std::int32_t>(piece.size())),
                        sink, nullptr, status);
+    rest.remove_prefix(piece.size());
   }
   if (U_FAILURE(status)) {
     throw Error("Tokenizer", "ICU", "Unicode's data", u_errorName(status));
@@ -134,7 +156,8 @@ void split(const AddedTokens& tokens, std::string_view text, std::vector<std::in
 
 Tokenizer Tokenizer::load(const std::string& path) {
   Tokenizer tokenizer;
-  const bool folder = std::filesystem::is_directory(path);
+  std::error_code error;  // what the system will not say of it, opening it will
+  const bool folder = std::filesystem::is_directory(path, error);
   tokenizer.tables_ = std::make_shared<const TokenizerTables>(
       read_tokenizer(folder ? (std::filesystem::path(path) / "tokenizer.json").string() : path));
   return tokenizer;
@@ -179,13 +202,15 @@ std::string Tokenizer::decode(const std::vector<std::int32_t>& ids) const {
 // ---- TextStream -------------------------------------------------------------------------------
 
 std::string TextStream::push(std::string_view bytes) {
-  std::string text;
+  std::string joined;
   if (!held_.empty()) {
-    held_ += bytes;
-    bytes = held_;
+    joined = held_;
+    joined += bytes;
+    bytes = joined;
   }
+  std::string text;
   const std::size_t taken = append_whole(bytes, text);
-  held_ = std::string(bytes.substr(taken));
+  held_.assign(bytes.substr(taken));  // at most 3 bytes take no memory
   return text;
 }
 

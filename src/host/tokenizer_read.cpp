@@ -1,29 +1,18 @@
 // A tokenizer.json, which may be careless, hostile or of another kind of tokenizer.
 #include <fmt/format.h>
 
-#include <fstream>
 #include <limits>
 #include <optional>
-#include <sstream>
 
 #include <mamba/error.hpp>
 
+#include "host/input_file.hpp"
 #include "host/json.hpp"
 #include "host/tokenizer_tables.hpp"
 #include "host/utf8.hpp"
 
 namespace mamba {
 namespace {
-
-using Object = SortedJson;
-
-std::string read_text(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::ostringstream text;
-  text << file.rdbuf();
-  if (!file) throw Error("Tokenizer::load", path, "a file that can be read", "none");
-  return text.str();
-}
 
 // GPT-2's alphabet: tokens are written in printable characters, one for each byte. Bytes that are
 // printable in Latin-1 stand for themselves, the others follow from U+0100 on.
@@ -70,7 +59,7 @@ class Alphabet {
 class Reader {
  public:
   explicit Reader(const std::string& path)
-      : path_(path), file_(parse_sorted_json(read_text(path), path)) {
+      : path_(path), file_(parse_json(InputFile("Tokenizer::load", path).text(), path)) {
     if (!file_.is_object()) refuse("JSON", "an object", describe(file_));
   }
 
@@ -80,6 +69,8 @@ class Reader {
     read_vocab();
     read_merges();
     read_added_tokens();
+    tables_.exact = AddedTokens(std::move(exact_));
+    tables_.normalized = AddedTokens(std::move(normalized_));
     return std::move(tables_);
   }
 
@@ -89,27 +80,27 @@ class Reader {
     throw FormatError(path_, name, expected, got);
   }
 
-  static const Object& at(const Object& object, const char* key) {
-    static const Object null;
-    const auto found = object.is_object() ? object.find(key) : object.end();
-    return object.is_object() && found != object.end() ? *found : null;
+  static const Json& at(const Json& object, const char* key) {
+    static const Json null;
+    const Json* found = object.find(key);
+    return found != nullptr ? *found : null;
   }
 
   // ---- the pipeline: what is not listed here would change ids ----
 
   void expect_type(const char* part, const std::string& type) const {
-    const Object& got = at(at(file_, part), "type");
+    const Json& got = at(at(file_, part), "type");
     if (got != type) refuse(std::string(part) + ".type", in_quotes(type), text_of(got));
   }
 
-  static std::string text_of(const Object& value) {
+  static std::string text_of(const Json& value) {
     return value.is_null() ? "nothing" : describe(value);
   }
 
   // Absent, null or `value`.
-  void expect_unless_absent(const std::string& part, const Object& object, const char* key,
-                            const Object& value) const {
-    const Object& got = at(object, key);
+  void expect_unless_absent(const std::string& part, const Json& object, const char* key,
+                            const Json& value) const {
+    const Json& got = at(object, key);
     if (!got.is_null() && got != value) refuse(part + "." + key, value.dump(), describe(got));
   }
 
@@ -119,8 +110,8 @@ class Reader {
       tables_.nfc = true;
     }
     expect_type("pre_tokenizer", "ByteLevel");
-    const Object& words = at(file_, "pre_tokenizer");
-    if (at(words, "add_prefix_space") != Object(false)) {
+    const Json& words = at(file_, "pre_tokenizer");
+    if (at(words, "add_prefix_space") != false) {
       refuse("pre_tokenizer.add_prefix_space", "false", text_of(at(words, "add_prefix_space")));
     }
     expect_unless_absent("pre_tokenizer", words, "use_regex", true);
@@ -130,7 +121,7 @@ class Reader {
 
   void check_model() const {
     expect_type("model", "BPE");
-    const Object& model = at(file_, "model");
+    const Json& model = at(file_, "model");
     expect_unless_absent("model", model, "dropout", 0.0);
     expect_unless_absent("model", model, "continuing_subword_prefix", "");
     expect_unless_absent("model", model, "end_of_word_suffix", "");
@@ -149,12 +140,12 @@ class Reader {
 
   // ---- tokens ----
 
-  std::int32_t id_of(const Object& value, const std::string& name) const {
+  std::int32_t id_of(const Json& value, const std::string& name) const {
     constexpr std::int32_t largest = std::numeric_limits<std::int32_t>::max() - 1;
-    if (!value.is_number_unsigned() || value.get<std::uint64_t>() > std::uint64_t{largest}) {
+    if (!value.is_count() || value.count() > std::uint64_t{largest}) {
       refuse(name, fmt::format("an id, 0 to {}", largest), text_of(value));
     }
-    return value.get<std::int32_t>();
+    return static_cast<std::int32_t>(value.count());
   }
 
   void add_bytes(const std::string& token, std::string bytes, std::int32_t id) {
@@ -166,7 +157,7 @@ class Reader {
 
   void read_vocab() {
     tables_.byte_ids.fill(-1);
-    for (const auto& [token, value] : at(at(file_, "model"), "vocab").items()) {
+    for (const auto& [token, value] : at(at(file_, "model"), "vocab").members()) {
       if (token.empty()) refuse("model.vocab", "tokens of at least one character", "\"\"");
       const std::int32_t id = id_of(value, in_quotes(token));
       add_bytes(token, alphabet_.bytes(token), id);
@@ -190,12 +181,13 @@ class Reader {
   }
 
   // ["a", "b"], or in older files "a b".
-  std::pair<std::string, std::string> merge_of(const Object& value, std::size_t rank) const {
-    if (value.is_array() && value.size() == 2 && value[0].is_string() && value[1].is_string()) {
-      return {value[0].get<std::string>(), value[1].get<std::string>()};
+  std::pair<std::string, std::string> merge_of(const Json& value, std::size_t rank) const {
+    if (value.is_array() && value.elements().size() == 2 && value.elements()[0].is_text() &&
+        value.elements()[1].is_text()) {
+      return {value.elements()[0].text(), value.elements()[1].text()};
     }
-    if (value.is_string()) {
-      const auto& text = value.get_ref<const std::string&>();
+    if (value.is_text()) {
+      const std::string& text = value.text();
       const std::size_t space = text.find(' ');
       if (space != std::string::npos && text.find(' ', space + 1) == std::string::npos) {
         return {text.substr(0, space), text.substr(space + 1)};
@@ -205,7 +197,7 @@ class Reader {
   }
 
   void read_merges() {
-    const Object& merges = at(at(file_, "model"), "merges");
+    const Json::Array& merges = at(at(file_, "model"), "merges").elements();
     for (std::size_t rank = 0; rank < merges.size(); ++rank) {
       const auto [left, right] = merge_of(merges[rank], rank);
       const Merge merge{static_cast<std::int32_t>(rank), merged_id(left + right, rank)};
@@ -215,29 +207,30 @@ class Reader {
 
   // ---- added tokens ----
 
-  bool flag(const Object& token, const std::string& name, const char* key) const {
-    const Object& value = at(token, key);
+  bool flag(const Json& token, const std::string& name, const char* key) const {
+    const Json& value = at(token, key);
     if (!value.is_boolean()) refuse(name + "." + key, "true or false", text_of(value));
-    return value.get<bool>();
+    return value.boolean();
   }
 
   void read_added_tokens() {
-    const Object& list = at(file_, "added_tokens");
+    const Json& list = at(file_, "added_tokens");
     if (!list.is_null() && !list.is_array()) refuse("added_tokens", "a list", describe(list));
-    for (std::size_t i = 0; i < list.size(); ++i) {
-      read_added_token(list[i], fmt::format("added_tokens[{}]", i));
+    if (list.is_null()) return;
+    for (std::size_t i = 0; i < list.elements().size(); ++i) {
+      read_added_token(list.elements()[i], fmt::format("added_tokens[{}]", i));
     }
   }
 
-  void read_added_token(const Object& token, const std::string& name) {
-    const Object& content = at(token, "content");
-    if (!content.is_string() || content.get_ref<const std::string&>().empty()) {
+  void read_added_token(const Json& token, const std::string& name) {
+    const Json& content = at(token, "content");
+    if (!content.is_text() || content.text().empty()) {
       refuse(name + ".content", "text", text_of(content));
     }
     for (const char* key : {"single_word", "lstrip", "rstrip"}) {
       if (flag(token, name, key)) refuse(name + "." + key, "false", "true");
     }
-    AddedToken added{content.get<std::string>(), id_of(at(token, "id"), name + ".id")};
+    AddedToken added{content.text(), id_of(at(token, "id"), name + ".id")};
     const bool normalized = flag(token, name, "normalized");
     std::string text = normalized && tables_.nfc ? to_nfc(added.content) : added.content;
     const auto known = ids_.find(added.content);
@@ -249,13 +242,15 @@ class Reader {
              fmt::format("{}", added.id));
     }
     added.content = std::move(text);
-    (normalized ? tables_.normalized : tables_.exact).add(std::move(added));
+    (normalized ? normalized_ : exact_).push_back(std::move(added));
   }
 
   std::string path_;
-  Object file_;
+  Json file_;
   Alphabet alphabet_;
   std::unordered_map<std::string, std::int32_t> ids_;
+  std::vector<AddedToken> exact_;
+  std::vector<AddedToken> normalized_;
   TokenizerTables tables_;
 };
 

@@ -17,12 +17,13 @@ struct AddedToken {
 // Found in a text before anything else, leftmost first and the longest of those.
 class AddedTokens {
  public:
-  void add(AddedToken token);
+  AddedTokens() = default;
+  explicit AddedTokens(std::vector<AddedToken> tokens);
   // The longest that `text` has at `at`; nullptr if none.
   const AddedToken* match(std::string_view text, std::size_t at) const;
 
  private:
-  std::array<std::vector<AddedToken>, 256> by_first_byte_;  // longest first
+  std::array<std::vector<AddedToken>, 256> by_first_byte_;  // each in order
 };
 
 struct Merge {
@@ -32,9 +33,9 @@ struct Merge {
 
 struct TokenizerTables {
   bool nfc = false;
-  AddedTokens exact;                       // found in the text as it comes
-  AddedTokens normalized;                  // found after NFC; their contents are in NFC too
-  std::array<std::int32_t, 256> byte_ids;  // -1: none
+  AddedTokens exact;                         // found in the text as it comes
+  AddedTokens normalized;                    // found after NFC; their contents are in NFC too
+  std::array<std::int32_t, 256> byte_ids{};  // -1: none
   std::unordered_map<std::uint64_t, Merge> merges;      // of left << 32 | right
   std::unordered_map<std::int32_t, std::string> bytes;  // of each id
   std::int64_t vocab_size = 0;
@@ -49,8 +50,9 @@ struct TokenizerTables {
   }
 };
 
-// Text in NFC (Unicode Standard Annex 15). `text` is UTF-8.
-std::string to_nfc(const std::string& text);
+// Text in NFC (Unicode Standard Annex 15). `text` is UTF-8, given to ICU, which counts in 32 bits,
+// in pieces of at most `most` bytes.
+std::string to_nfc(const std::string& text, std::size_t most = std::size_t{1} << 30);
 
 // Checks everything; where: the path.
 TokenizerTables read_tokenizer(const std::string& path);

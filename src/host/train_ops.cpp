@@ -23,6 +23,7 @@ void run(const CrossEntropy& op, Stream& stream) {
   operands.dense("targets", op.targets);
   operands.dense("loss", op.loss);
   if (op.dlogits) operands.is_storage("dlogits", op.dlogits, op.logits.shape());
+  operands.same_or_apart("dlogits", op.dlogits, "logits", op.logits);
   if (!std::isfinite(op.scale)) operands.fail("scale", "a number", fmt::format("{}", op.scale));
   if (op.loss.count() > 0) dispatch(op, stream);
 }
@@ -32,6 +33,7 @@ void run(const Activate& op, Stream& stream) {
   check::present("activate", "x", op.x);
   operands.is_storage("x", op.x, op.x.shape());
   operands.is("y", op.y, op.x.shape(), op.x.dtype());
+  operands.same_or_apart("y", op.y, "x", op.x);
   operands.at_most_rank_3("x", op.x);
   if (op.x.count() > 0) dispatch(op, stream);
 }
@@ -42,6 +44,8 @@ void run(const ActivateGrad& op, Stream& stream) {
   operands.is_storage("x", op.x, op.x.shape());
   operands.is("dy", op.dy, op.x.shape(), op.x.dtype());
   operands.is("dx", op.dx, op.x.shape(), op.x.dtype());
+  operands.same_or_apart("dx", op.dx, "x", op.x);
+  operands.same_or_apart("dx", op.dx, "dy", op.dy);
   operands.at_most_rank_3("x", op.x);
   if (op.x.count() > 0) dispatch(op, stream);
 }
@@ -66,6 +70,7 @@ void run(const Categorical& op, Stream& stream) {
   operands.optional("log_prob", op.log_prob, rows, DType::f32);
   operands.optional("entropy", op.entropy, rows, DType::f32);
   operands.optional("log_probs", op.log_probs, op.logits.shape(), DType::f32);
+  operands.same_or_apart("log_probs", op.log_probs, "logits", op.logits);
   if (op.logits.count() > 0) dispatch(op, stream);
 }
 
@@ -76,6 +81,7 @@ void run(const CategoricalGrad& op, Stream& stream) {
   operands.optional("dlog_prob", op.dlog_prob, rows, DType::f32);
   operands.optional("dentropy", op.dentropy, rows, DType::f32);
   operands.is("dlogits", op.dlogits, op.logits.shape(), DType::f32);
+  operands.same_or_apart("dlogits", op.dlogits, "logits", op.logits);
   if (op.logits.count() > 0) dispatch(op, stream);
 }
 

@@ -18,6 +18,7 @@
 #include <stdexcept>
 #include <thread>
 
+#include <mamba/device.hpp>
 #include <mamba/language_model.hpp>
 #include <mamba/safetensors.hpp>
 #include <mamba/state_file.hpp>
@@ -697,6 +698,7 @@ TEST_F(MambaLm, info_tells_the_sizes) {
                                                                      {"bytes of state", "14592"}};
   for (const auto& [name, value] : expected) EXPECT_EQ(value_of(finished.out, name), value) << name;
   EXPECT_EQ(value_of(finished.out, "fingerprint").size(), 32u);
+  EXPECT_EQ(value_of(finished.out, "kernels"), mamba::cpu_kernels());
   EXPECT_THAT(finished.out, ::testing::Not(HasSubstr("NaN")));
 }
 

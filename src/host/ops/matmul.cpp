@@ -1,13 +1,12 @@
 #include "host/ops/matmul.hpp"
 
-#include <blis.h>
-
 #include <algorithm>
 #include <cstring>
 
 #include "detail/backend.hpp"
 #include "detail/channel_rows.hpp"
 #include "detail/stream_access.hpp"
+#include "host/ops/gemm.hpp"
 #include "host/ops/gemv.hpp"
 #include "host/ops/storage.hpp"
 
@@ -32,6 +31,9 @@ std::int64_t part(std::int64_t size, std::int64_t i, std::int64_t n, std::int64_
 // a GEMM does ten times as many in the same time.
 constexpr std::int64_t gemv_grain = std::int64_t{1} << 15;
 constexpr std::int64_t gemm_grain = std::int64_t{1} << 18;
+
+// Up to so many rows are packed and not the weights.
+constexpr std::int64_t most_few_rows = 64;
 
 // How many products each element of y is the sum of.
 std::int64_t depth_of(const Matmul& op) {
@@ -83,170 +85,168 @@ void gemv(const Matmul& op, Stream& stream) {
   });
 }
 
-// One factor of a product, element (i, k) of which stands in row i and column k of its operand, or
-// the other way round where it is transposed.
-struct Factor {
-  const ConstTensorView& view;
-  detail::ChannelRows rows;
-  bool transposed;
-
-  Factor(const ConstTensorView& operand, bool is_transposed)
-      : view(operand), rows(operand), transposed(is_transposed) {}
-
-  // sgemm can read it where it is.
-  bool direct() const { return view.dtype() == DType::f32 && rows.evenly_pitched(); }
-};
-
-// A rectangle of a factor as sgemm takes it: element (i, k) is at[i * i_stride + k * k_stride].
-struct Rectangle {
-  const float* at;
-  std::int64_t i_stride;
-  std::int64_t k_stride;
-};
-
-// Elements i .. i + i_count, k .. k + k_count: in place where `buffer` is nullptr, else as a copy.
-Rectangle take(const Factor& factor, float* buffer, std::int64_t i, std::int64_t i_count,
-               std::int64_t k, std::int64_t k_count) {
-  const std::int64_t row = factor.transposed ? k : i;
-  const std::int64_t column = factor.transposed ? i : k;
-  const std::int64_t row_count = factor.transposed ? k_count : i_count;
-  const std::int64_t column_count = factor.transposed ? i_count : k_count;
-  const float* from = buffer;
-  std::int64_t pitch = column_count;
-  if (buffer == nullptr) {
-    pitch = factor.rows.time_pitch;
-    from = factor.view.data<float>() + row * pitch + column;
-  } else {
-    for (std::int64_t r = 0; r < row_count; ++r) {
-      widen(at(factor.view, factor.rows.offset(row + r) + column), factor.view.dtype(),
-            buffer + r * pitch, column_count);
-    }
-  }
-  return factor.transposed ? Rectangle{from, 1, pitch} : Rectangle{from, pitch, 1};
-}
-
-// c[i, j] = a[i, k] b[j, k] summed over k, or c plus that.
-void sgemm(const Rectangle& a, const Rectangle& b, std::int64_t m, std::int64_t n, std::int64_t k,
-           float* c, std::int64_t c_pitch, bool add) {
-  float one = 1;
-  float beta = add ? 1 : 0;
-  bli_sgemm(BLIS_NO_TRANSPOSE, BLIS_NO_TRANSPOSE, m, n, k, &one, const_cast<float*>(a.at),
-            a.i_stride, a.k_stride, const_cast<float*>(b.at), b.k_stride, b.i_stride, &beta, c,
-            c_pitch, 1);
-}
-
-// What one thread multiplies with. An operand that sgemm cannot read or write in place goes block
-// by block through these f32 copies (then not nullptr).
+// How a product is cut into blocks that the caches hold, and what one thread has for them.
 struct Blocks {
-  std::int64_t rows;
-  std::int64_t columns;
-  std::int64_t depth;
-  float* x;       // [rows, depth]
-  float* weight;  // [columns, depth]
-  float* y;       // [rows, columns]
+  std::int64_t depth = 0;
+  std::int64_t rows = 0;     // of a block of sums
+  std::int64_t columns = 0;  // of a block of sums
+  float* sums = nullptr;     // [rows, columns]; nullptr: y itself
 };
 
-// The sum over k of one block of y, which begins as what is there when the product accumulates.
-void sum_block(const Matmul& op, const Factor& x, const Factor& weight, const Blocks& blocks,
-               std::int64_t depth, std::int64_t r, std::int64_t m, std::int64_t c, std::int64_t n,
-               float* y, std::int64_t y_pitch) {
-  std::int64_t k = 0;
-  do {  // once even for depth 0, whose sum is zero
-    const std::int64_t count = std::min(blocks.depth, depth - k);
-    const Rectangle a = take(x, blocks.x, r, m, k, count);
-    const Rectangle b = take(weight, blocks.weight, c, n, k, count);
-    sgemm(a, b, m, n, count, y, y_pitch, k > 0 || op.accumulate);
-    k += count;
-  } while (k < depth);
-}
-
-// The rectangle of y in rows [first_row, last_row) and columns [first_column, last_column).
-void gemm_part(const Matmul& op, const Blocks& blocks, std::int64_t depth, std::int64_t first_row,
+// Rows [first_row, last_row) and columns [first_column, last_column) of y. The weights are packed,
+// which many rows pay for.
+void many_rows(const Matmul& op, const Gemm& gemm, const Blocks& blocks, std::int64_t first_row,
                std::int64_t last_row, std::int64_t first_column, std::int64_t last_column) {
-  const Factor x(op.x, op.transpose_x);
-  const Factor weight(op.weight, op.transpose_weight);
   const detail::ChannelRows y_rows(op.y);
-  const std::int64_t y_pitch = blocks.y == nullptr ? y_rows.time_pitch : blocks.columns;
+  const bool direct = blocks.sums == nullptr;
+  GemmPiece piece;
+  piece.sums_pitch = direct ? y_rows.time_pitch : blocks.columns;
   for (std::int64_t c = first_column; c < last_column; c += blocks.columns) {
     const std::int64_t n = std::min(blocks.columns, last_column - c);
     for (std::int64_t r = first_row; r < last_row; r += blocks.rows) {
       const std::int64_t m = std::min(blocks.rows, last_row - r);
-      float* y = blocks.y == nullptr ? op.y.data<float>() + y_rows.offset(r) + c : blocks.y;
-      for (std::int64_t i = 0; i < m && blocks.y != nullptr && op.accumulate; ++i) {
-        widen(at(op.y, y_rows.offset(r + i) + c), op.y.dtype(), y + i * y_pitch, n);
-      }
-      sum_block(op, x, weight, blocks, depth, r, m, c, n, y, y_pitch);
-      if (blocks.y == nullptr && !op.bias) continue;
+      piece.first_row = r;
+      piece.rows = m;
+      piece.first_column = c;
+      piece.columns = n;
+      piece.sums = direct ? op.y.data<float>() + y_rows.offset(r) + c : blocks.sums;
       for (std::int64_t i = 0; i < m; ++i) {
-        finish(op, y + i * y_pitch, y_rows.offset(r + i), c, c + n);
+        float* sums = piece.sums + i * piece.sums_pitch;
+        if (op.accumulate && !direct) {
+          widen(at(op.y, y_rows.offset(r + i) + c), op.y.dtype(), sums, n);
+        } else if (!op.accumulate && blocks.depth == 0) {
+          std::fill_n(sums, n, 0.0f);
+        }
+      }
+      for (std::int64_t k = 0; k < blocks.depth; k += Gemm::depth) {
+        piece.first_k = k;
+        piece.depth = std::min(Gemm::depth, blocks.depth - k);
+        piece.add = op.accumulate || k > 0;
+        pack(gemm, piece);
+        multiply(gemm, piece);
+      }
+      if (direct && !op.bias) continue;
+      for (std::int64_t i = 0; i < m; ++i) {
+        finish(op, piece.sums + i * piece.sums_pitch, y_rows.offset(r + i), c, c + n);
       }
     }
   }
 }
 
-void gemm(const Matmul& op, Stream& stream, bool cut_rows) {
+// All rows and columns [first_column, last_column) of y. The rows are packed and the weights read
+// once, from first to last. The sums have a row for each column of y.
+void few_rows(const Matmul& op, const Gemm& gemm, const Blocks& blocks, std::int64_t first_column,
+              std::int64_t last_column) {
   const detail::ChannelRows y_rows(op.y);
-  const Factor x_factor(op.x, op.transpose_x);
-  const Factor weight_factor(op.weight, op.transpose_weight);
+  const std::int64_t rows = blocks.rows;
+  const auto weight_row = [&](std::int64_t c) {
+    return at(op.weight, std::min(c, last_column) * op.weight.row_pitch());
+  };
+  GemmPiece piece;
+  piece.columns = rows;
+  piece.depth = blocks.depth;
+  piece.sums = blocks.sums;
+  piece.sums_pitch = rows;
+  pack(gemm, piece);
+  for (std::int64_t c = first_column; c < last_column; c += Gemm::copied_rows) {
+    const std::int64_t n = std::min(Gemm::copied_rows, last_column - c);
+    piece.first_row = c;
+    piece.rows = n;
+    piece.next = weight_row(c + n);
+    piece.next_end = weight_row(c + n + Gemm::copied_rows);
+    multiply(gemm, piece);
+    for (std::int64_t r = 0; r < rows; ++r) {
+      float row[Gemm::copied_rows];
+      for (std::int64_t i = 0; i < n; ++i) row[i] = blocks.sums[i * rows + r];
+      finish(op, row, y_rows.offset(r), c, c + n);
+    }
+  }
+}
+
+void gemm(const Matmul& op, Stream& stream, MatmulPlan plan, Words words) {
+  const detail::ChannelRows y_rows(op.y);
+  const Factor x(op.x, op.transpose_x);
+  const Factor weight(op.weight, op.transpose_weight);
   const std::int64_t rows = y_rows.count();
   const std::int64_t out = op.y.shape().back();
   const std::int64_t depth = depth_of(op);
-  const bool copy_x = !x_factor.direct();
-  const bool copy_weight = !weight_factor.direct();
-  const bool copy_y = op.y.dtype() != DType::f32 || !y_rows.evenly_pitched();
-  const std::int64_t block_rows = copy_x || copy_y ? std::min<std::int64_t>(rows, 256) : rows;
-  const std::int64_t block_columns = copy_weight || copy_y ? std::min<std::int64_t>(out, 512) : out;
-  // All rows of a batch take part in each sum of a weight's gradient.
-  const std::int64_t most = op.transpose_x ? 1024 : 8192;
-  const std::int64_t block_depth = copy_x || copy_weight ? std::min(depth, most) : depth;
+  const bool few = plan == MatmulPlan::gemm_few_rows;
+  const bool direct = !few && op.y.dtype() == DType::f32 && y_rows.evenly_pitched();
   const int threads = useful_threads(op, stream, gemm_grain);
 
+  Blocks blocks;
+  blocks.depth = depth;
+  blocks.rows = few || direct ? rows : std::min<std::int64_t>(rows, 512);
+  blocks.columns = few ? Gemm::copied_rows : std::min<std::int64_t>(out, 256);
+  Gemm factors;
+  factors.broadcast = few ? &weight : &x;
+  factors.lanes = few ? &x : &weight;
+  factors.words = words;
+  const std::int64_t packed_size =
+      few ? Gemm::padded(rows) * depth
+          : Gemm::padded(blocks.columns) * std::min(depth, Gemm::depth);
+  const std::int64_t sums_size = direct ? 0 : blocks.rows * blocks.columns;
   Scratch scratch(stream);
-  const auto buffers = [&](bool needed, std::int64_t height, std::int64_t width) {
-    return needed ? scratch.take({threads, height, width}, DType::f32).data<float>() : nullptr;
+  const auto floats = [&](std::int64_t each) {
+    return scratch.take({threads, each}, DType::f32).data<float>();
   };
-  float* x = buffers(copy_x, block_rows, block_depth);
-  float* weight = buffers(copy_weight, block_columns, block_depth);
-  float* y = buffers(copy_y, block_rows, block_columns);
+  float* packed = floats(packed_size);
+  float* copy = floats(Gemm::copy_size);
+  float* sums = floats(sums_size);
   StreamAccess::team(stream).run(threads, [&](int i) {
-    const auto own = [i](float* all, std::int64_t height, std::int64_t width) {
-      return all == nullptr ? nullptr : all + i * height * width;
-    };
-    const Blocks blocks{block_rows,
-                        block_columns,
-                        std::max<std::int64_t>(block_depth, 1),
-                        own(x, block_rows, block_depth),
-                        own(weight, block_columns, block_depth),
-                        own(y, block_rows, block_columns)};
-    if (cut_rows) {
-      gemm_part(op, blocks, depth, part(rows, i, threads, 6), part(rows, i + 1, threads, 6), 0,
-                out);
+    Gemm gemm = factors;
+    gemm.packed = packed + i * packed_size;
+    gemm.copy = copy + i * Gemm::copy_size;
+    Blocks own = blocks;
+    own.sums = direct ? nullptr : sums + i * sums_size;
+    if (few) {
+      few_rows(op, gemm, own, part(out, i, threads, 12), part(out, i + 1, threads, 12));
+    } else if (plan == MatmulPlan::gemm_rows) {
+      many_rows(op, gemm, own, part(rows, i, threads, 12), part(rows, i + 1, threads, 12), 0, out);
     } else {
-      gemm_part(op, blocks, depth, 0, rows, part(out, i, threads, 16),
-                part(out, i + 1, threads, 16));
+      many_rows(op, gemm, own, 0, rows, part(out, i, threads, 32), part(out, i + 1, threads, 32));
     }
   });
 }
 
+// Whether only x W^T is asked for.
+bool plain(const Matmul& op) { return !op.transpose_x && !op.transpose_weight && !op.accumulate; }
+
 }  // namespace
 
 bool can_run(const Matmul& op, MatmulPlan plan) {
-  const bool plain = !op.transpose_x && !op.transpose_weight && !op.accumulate;
-  return plan != MatmulPlan::gemv || (plain && detail::ChannelRows(op.x).count() <= Gemv::max_rows);
+  switch (plan) {
+    case MatmulPlan::gemv:
+      return plain(op) && detail::ChannelRows(op.x).count() <= Gemv::max_rows;
+    case MatmulPlan::gemm_few_rows:
+      return plain(op) && depth_of(op) > 0;
+    default:
+      return true;
+  }
 }
 
 MatmulPlan plan(const Matmul& op) {
   if (can_run(op, MatmulPlan::gemv)) return MatmulPlan::gemv;
   const std::int64_t rows = detail::ChannelRows(op.y).count();
+  if (rows <= most_few_rows && can_run(op, MatmulPlan::gemm_few_rows))
+    return MatmulPlan::gemm_few_rows;
   return op.y.shape().back() >= rows ? MatmulPlan::gemm_columns : MatmulPlan::gemm_rows;
 }
 
-void run(const Matmul& op, Stream& stream, MatmulPlan plan) {
-  if (op.y.count() == 0) return;
-  if (plan == MatmulPlan::gemv) return gemv(op, stream);
-  gemm(op, stream, plan == MatmulPlan::gemm_rows);
+Words words_of(const Matmul& op) {
+  return words_of(Factor(op.x, op.transpose_x), Factor(op.weight, op.transpose_weight));
 }
 
-void run(const Matmul& op, Stream& stream) { run(op, stream, plan(op)); }
+bool can_run(const Matmul& op, Words words) {
+  return can_multiply(Factor(op.x, op.transpose_x), Factor(op.weight, op.transpose_weight), words);
+}
+
+void run(const Matmul& op, Stream& stream, MatmulPlan plan, Words words) {
+  if (op.y.count() == 0) return;
+  if (plan == MatmulPlan::gemv) return gemv(op, stream);
+  gemm(op, stream, plan, words);
+}
+
+void run(const Matmul& op, Stream& stream) { run(op, stream, plan(op), words_of(op)); }
 
 }  // namespace mamba::host

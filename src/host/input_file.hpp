@@ -1,0 +1,36 @@
+// Files that are read, which may be cut short meanwhile, or be no files at all.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace mamba {
+
+// A file that is open. What the system refuses is an Error "where: path: expected a file that can
+// be read, got <its reason>"; so is a folder, and a pipe or device, for which it does not wait.
+class InputFile {
+ public:
+  InputFile(std::string where, std::string path);
+  ~InputFile();
+  InputFile(const InputFile&) = delete;
+  InputFile& operator=(const InputFile&) = delete;
+
+  const std::string& path() const { return path_; }
+  std::int64_t bytes() const { return bytes_; }  // as it was opened
+  // An end of the file before that of these bytes is a FormatError that calls them `name`.
+  void read(void* target, std::int64_t offset, std::int64_t bytes, const std::string& name) const;
+  // All of a text, of which one that no memory should be taken for is a FormatError.
+  std::string text() const;
+  // Advice for a file that is read from its beginning to its end.
+  void expect_all_read() const;
+
+ private:
+  [[noreturn]] void fail(int reason) const;
+
+  std::string where_;
+  std::string path_;
+  int file_ = -1;
+  std::int64_t bytes_ = 0;
+};
+
+}  // namespace mamba

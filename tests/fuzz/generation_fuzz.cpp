@@ -1,0 +1,28 @@
+// A saved generation, sealed again after the damage, so that it gets through the hash.
+#include <mamba/generator.hpp>
+#include <mamba/state_file.hpp>
+
+#include "fuzz.hpp"
+#include "host/content_hash.hpp"
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  static const mamba::LanguageModel model = mamba::LanguageModel::load(fuzz::golden_folder("one"));
+  static mamba::Stream stream(mamba::Device::cpu(), 1);
+  static mamba::GeneratorPool pool(model, 1, stream);
+  static const fuzz::MemoryFolder folder;
+  static fuzz::MemoryFile file;
+  file.write(fuzz::text_of(data, size));
+  fuzz::accepted([&] {
+    mamba::SavedState saved = mamba::load_state(file.path());
+    saved.metadata.fingerprint = model.fingerprint();
+    mamba::StateExtras extras;
+    for (const auto& [name, tensor] : saved.extras) extras.emplace(name, tensor);
+    mamba::seal(saved.state, saved.metadata, extras);
+    mamba::save(folder.file("generation"), saved.state, saved.metadata, extras);
+    mamba::Generator generator = pool.restore(folder.file("generation"));
+    generator.next();
+    fuzz::expect(generator.tokens_seen() >= 0);
+  });
+  fuzz::expect(pool.size() == 0);
+  return 0;
+}

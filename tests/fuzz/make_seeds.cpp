@@ -1,0 +1,110 @@
+// Writes what the fuzzers begin with: make_seeds FOLDER. A folder in it for each target.
+#include <fstream>
+#include <iterator>
+
+#include <mamba/checkpoint.hpp>
+#include <mamba/generator.hpp>
+#include <mamba/loss.hpp>
+#include <mamba/state_cache.hpp>
+#include <mamba/state_file.hpp>
+
+#include "fuzz.hpp"
+
+namespace {
+
+namespace fs = std::filesystem;
+
+std::string read_file(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+}
+
+class Seeds {
+ public:
+  explicit Seeds(fs::path folder) : folder_(std::move(folder)) {}
+
+  // The path of the next seed of `target`.
+  std::string next(const char* target) {
+    fs::create_directories(folder_ / target);
+    return (folder_ / target / std::to_string(number_++)).string();
+  }
+  void write(const char* target, const std::string& bytes) {
+    fuzz::write_file(next(target), bytes);
+  }
+
+ private:
+  fs::path folder_;
+  int number_ = 0;
+};
+
+void make(Seeds& seeds) {
+  const fs::path golden = MAMBA_GOLDEN_DIR;
+  for (const char* name : {"base", "falcon", "gated", "original", "one"}) {
+    const std::string config = read_file(golden / name / "config.json");
+    seeds.write("config_fuzz", config);
+    seeds.write("json_fuzz", config);
+  }
+  const std::string nul(1, '\0');
+  const fs::path one = golden / "one";
+  const std::string tensors = read_file(one / "model.safetensors");
+  seeds.write("safetensors_fuzz", tensors);
+  seeds.write("safetensors_fuzz", read_file(golden / "gru.safetensors"));
+  seeds.write("model_folder_fuzz", read_file(one / "config.json") + nul + nul + tensors);
+  const std::string index =
+      R"({"weight_map":{"backbone.embeddings.weight":"a.safetensors"},"metadata":{}})";
+  seeds.write("model_folder_fuzz", read_file(one / "config.json") + nul + index + nul + tensors);
+
+  const mamba::LanguageModel model = mamba::LanguageModel::load(one.string());
+  for (const std::int64_t rows : {1, 2}) {
+    mamba::StateMetadata metadata;
+    metadata.tokens_seen.assign(static_cast<std::size_t>(rows), 3);
+    metadata.notes["a"] = "note";
+    save(seeds.next("state_file_fuzz"), model.make_state(rows), metadata);
+  }
+  for (const float temperature : {0.0f, 0.8f}) {
+    mamba::SamplingOptions options;
+    options.temperature = temperature;
+    mamba::Generator generator(model, options);
+    generator.read({1, 2, 3});
+    generator.next();
+    generator.save(seeds.next("generation_fuzz"));
+  }
+  {
+    const fuzz::MemoryFolder folder;
+    mamba::CacheOptions options;
+    options.host_bytes = 0;
+    options.disk_bytes = 1 << 20;
+    options.folder = folder.path();
+    mamba::StateCache cache(model, options);
+    mamba::Generator generator(model);
+    cache.read(generator, {1, 2, 3});
+    for (const auto& entry : fs::directory_iterator(folder.path())) {
+      seeds.write("prefix_fuzz", read_file(entry.path()));
+    }
+  }
+  mamba::LanguageModel trained = mamba::LanguageModel::load(one.string());
+  mamba::ModelWeights gradients = zero_gradients(trained.config());
+  const mamba::AdamW optimizer(parameters(trained, gradients));
+  mamba::TrainingProgress progress;
+  progress.positions = {1, 2};
+  progress.notes["a"] = "note";
+  save_training(seeds.next("training_fuzz"), optimizer, nullptr, progress);
+
+  const std::string text =
+      "In the beginning, e\xCC\x81 \xF0\x9F\x98\x80 \xFF<|endoftext|>it's  12\n";
+  seeds.write("tokenizer_fuzz", read_file(golden / "tokenizer" / "tokenizer.json") + nul + text);
+  seeds.write("encode_fuzz", text);
+  seeds.write("text_stream_fuzz", text);
+  seeds.write("serve_line_fuzz",
+              R"({"id":[1,{"a":null}],"prompt":"a","max_tokens":5,"temperature":0.8,"seed":7,)"
+              R"("top_k":0,"top_p":1,"min_p":0,"repetition_penalty":1.1,"stop":["b"],)"
+              R"("ignore_eos":true})");
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 2) return 2;
+  Seeds seeds(argv[1]);
+  make(seeds);
+}
