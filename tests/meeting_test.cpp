@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <chrono>
 #include <functional>
 #include <stdexcept>
@@ -50,37 +51,48 @@ TEST(Meeting, EveryoneSeesWhatEveryoneWrote) {
   }
 }
 
+// Whoever fails, the others are about to wait or wait already: many rounds, for both to happen.
+constexpr int rounds = 300;
+
 TEST(Meeting, AFailureEndsEveryWaitAndIsKept) {
-  Meeting meeting(3);
   const std::string text = ": expected all ranks at work, got the failure of rank 1: out of luck";
-  on_threads(meeting, 3, [&](int rank) {
-    meeting.meet(rank);
-    if (rank == 1) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(20));
-      throw std::runtime_error("out of luck");
-    }
-    const std::string all = "DataParallel: rank " + std::to_string(rank) + text;
-    expect_error<DeviceError>(all, [&] { meeting.meet(rank); });
-    expect_error<DeviceError>(all, [&] { meeting.meet(rank); });  // from now on
-    expect_error<DeviceError>(all, [&] { meeting.check(rank); });
-    throw std::logic_error("what followed");
-  });
-  expect_error<std::runtime_error>("out of luck",
-                                   [&] { std::rethrow_exception(meeting.failure()); });
+  for (int round = 0; round < rounds; ++round) {
+    Meeting meeting(3);
+    std::atomic<int> arriving{0};
+    on_threads(meeting, 3, [&](int rank) {
+      meeting.meet(rank);
+      if (rank == 1) {
+        while (arriving < 2) std::this_thread::yield();
+        throw std::runtime_error("out of luck");
+      }
+      const std::string all = "DataParallel: rank " + std::to_string(rank) + text;
+      ++arriving;
+      expect_error<DeviceError>(all, [&] { meeting.meet(rank); });
+      expect_error<DeviceError>(all, [&] { meeting.meet(rank); });  // from now on
+      expect_error<DeviceError>(all, [&] { meeting.check(rank); });
+      throw std::logic_error("what followed");
+    });
+    expect_error<std::runtime_error>("out of luck",
+                                     [&] { std::rethrow_exception(meeting.failure()); });
+  }
 }
 
 TEST(Meeting, AFailureOfNoRankEndsEveryWaitToo) {
-  Meeting meeting(3);
-  std::thread outside([&] {
-    std::this_thread::sleep_for(std::chrono::milliseconds(20));
-    meeting.fail(-1, std::make_exception_ptr(std::runtime_error("lost")), "a lost cable");
-  });
-  on_threads(meeting, 2, [&](int rank) {
-    expect_error<DeviceError>("DataParallel: rank " + std::to_string(rank) +
-                                  ": expected all ranks at work, got a lost cable",
-                              [&] { meeting.meet(rank); });
-  });
-  outside.join();
+  for (int round = 0; round < rounds; ++round) {
+    Meeting meeting(3);
+    std::atomic<int> arriving{0};
+    std::thread outside([&] {
+      while (arriving < 2) std::this_thread::yield();
+      meeting.fail(-1, std::make_exception_ptr(std::runtime_error("lost")), "a lost cable");
+    });
+    on_threads(meeting, 2, [&](int rank) {
+      ++arriving;
+      expect_error<DeviceError>("DataParallel: rank " + std::to_string(rank) +
+                                    ": expected all ranks at work, got a lost cable",
+                                [&] { meeting.meet(rank); });
+    });
+    outside.join();
+  }
 }
 
 TEST(Meeting, NobodyWaitsForOneThatHasReturned) {

@@ -538,7 +538,7 @@ TEST(SafetensorsOnDisk, AnOrdinaryFileByNameAndPermission) {
   EXPECT_EQ(testing::names(folder), (std::vector<std::string>{"link", "t", std::string(255, 'x')}));
 }
 
-TEST(SafetensorsOnDisk, SaversAtOnceLeaveOneWholeFile) {
+TEST(SafetensorsOnDisk, ThreadsThatSaveAtOnceLeaveOneWholeFile) {
   const TemporaryFolder folder;
   const std::string path = folder.file("t");
   const auto save_one = [&](int writer) {

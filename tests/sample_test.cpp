@@ -534,6 +534,25 @@ TEST(Sample, ExtremeLogitsAndTemperatures) {
   });
 }
 
+// Each row has its token, however many rows the threads of the stream share.
+TEST(Sample, MoreRowsThanThreadsCountIn16Bits) {
+  for (const std::int64_t rows : {65535, 65536, 70000, 131072}) {
+    Stream stream(Device::cpu(), 2);
+    Tensor logits = Tensor::zeros({rows, 2}, DType::f32);
+    std::vector<std::int32_t> expected;
+    for (std::int64_t i = 0; i < rows; ++i) {
+      expected.push_back(i % 3 == 0 ? 1 : 0);
+      logits.data<float>()[2 * i + expected.back()] = 1;
+    }
+    Tensor ids = Tensor::from(std::vector<std::int32_t>(expected.size(), -1), {rows});
+    Sample sample;
+    sample.logits = logits;
+    sample.ids = ids;
+    run(sample, stream);
+    EXPECT_TRUE(integers(ids) == expected) << rows << " rows";
+  }
+}
+
 TEST(Sample, WrongOperandsAreNamed) {
   const auto expect = [&](const std::string& text, auto change) {
     Sampler sampler({1, 2, 3, 4, 5, 6}, 2, Device::cpu());

@@ -272,7 +272,7 @@ TEST(StateFile, AFullDiskLeavesTheOldFile) {
                       [&] { load_state(folder.file("none")); });
 }
 
-TEST(StateFile, SaversAtOnceLeaveOneWholeFile) {
+TEST(StateFile, ThreadsThatSaveAtOnceLeaveOneWholeFile) {
   const TemporaryFolder folder;
   const std::string path = folder.file("state");
   const auto save_one = [&](std::int64_t writer) {

@@ -38,7 +38,9 @@ std::size_t normal_beginning(const icu::Normalizer2& nfc, std::string_view text,
 }  // namespace
 
 std::string to_nfc(const std::string& text, std::size_t most) {
-  if (std::all_of(text.begin(), text.end(), [](char c) { return c >= 0; })) return text;  // ASCII
+  if (std::all_of(text.begin(), text.end(),
+                  [](char c) { return static_cast<signed char>(c) >= 0; }))
+    return text;  // ASCII
   UErrorCode status = U_ZERO_ERROR;
   const icu::Normalizer2* nfc = icu::Normalizer2::getNFCInstance(status);
   std::string normal;
