@@ -68,7 +68,7 @@ std::string nested(int levels) {
          std::string(static_cast<std::size_t>(levels), ']');
 }
 
-constexpr double linear = 3;  // seconds of anything here, also in a debug build
+constexpr double linear = 6;  // seconds of anything here, also under a sanitizer
 
 // Every reader of paths, by what it is called.
 std::vector<std::pair<const char*, std::function<void(const std::string&)>>> readers() {

@@ -224,9 +224,9 @@ TEST_F(TokenizerFile, ThatIsBrokenIsRefusedByName) {
                  "added_tokens[0].id: expected 0, its id in model.vocab, got 5");
   expect_refused(R"("content":"<|padding|>")", R"("content":"")",
                  R"(added_tokens[1].content: expected text, got "")");
-  expect_error<Error>(
-      "Tokenizer::load: " + folder_.file("none") + ": expected a file that can be read, got none",
-      [&] { Tokenizer::load(folder_.file("none")); });
+  expect_error<Error>("Tokenizer::load: " + folder_.file("none") +
+                          ": expected a file that can be read, got No such file or directory",
+                      [&] { Tokenizer::load(folder_.file("none")); });
 }
 
 // Merges used to be one string, with a blank between the two tokens.

@@ -167,6 +167,20 @@ TEST_F(Serve, a_stop_text_a_seed_and_half_a_character_are_as_in_generate) {
   });
 }
 
+// Neither ends the server nor keeps it busy for long.
+TEST_F(Serve, a_deep_line_and_one_of_many_keys_are_answered_by_errors) {
+  const std::string deep = std::string(100000, '[') + std::string(100000, ']');
+  std::string keys;
+  for (int i = 0; i < 100000; ++i) keys += "\"k" + std::to_string(i) + "\":1,";
+  const Finished finished = serve("{\"id\":" + deep + ",\"prompt\":\"a\"}\n" + "{" + keys +
+                                  "\"id\":2}\n" + request(3, "b", 1));
+  EXPECT_EQ(finished.code, 0) << finished.err;
+  auto got = answers(finished.out);
+  EXPECT_THAT(got["null"].error, HasSubstr("at most 64 levels"));
+  EXPECT_THAT(got["2"].error, HasSubstr("no such key"));
+  EXPECT_EQ(got["3"].done, "max_tokens");
+}
+
 TEST_F(Serve, a_bad_line_is_answered_by_an_error_and_the_others_go_on) {
   const Finished finished = serve(
       "{\"id\":1,\"prompt\":\"And\",\"max_tokens\":5}\n"
