@@ -98,6 +98,11 @@ SafetensorsFile::~SafetensorsFile() = default;
 SafetensorsFile::SafetensorsFile(SafetensorsFile&&) noexcept = default;
 SafetensorsFile& SafetensorsFile::operator=(SafetensorsFile&&) noexcept = default;
 
+SafetensorsFile::Impl& SafetensorsFile::impl() const {
+  if (!impl_) throw ArgumentError("SafetensorsFile", "file", "a file", "one that was moved from");
+  return *impl_;
+}
+
 const std::string& SafetensorsFile::path() const { return impl().file.path(); }
 
 const std::vector<SafetensorsEntry>& SafetensorsFile::entries() const {
