@@ -346,6 +346,22 @@ __global__ void __launch_bounds__(threads, Lanes == 2   ? 5
   walk.rows.is_absent() ? walk.absent() : walk.run(relay);
 }
 
+template <int States, int Lanes>
+struct Cut {
+  static constexpr int states = States, lanes = Lanes;
+};
+
+// f(Cut<states of a lane, lanes of a channel>). `states`: 4 or 8, for d_state 9 to 16.
+template <class F>
+auto with_cut(std::int64_t d_state, int states, F f) {
+  if (d_state <= 8) return f(Cut<4, 2>());
+  if (d_state <= 16) return states == 8 ? f(Cut<8, 2>()) : f(Cut<4, 4>());
+  if (d_state <= 32) return f(Cut<8, 4>());
+  if (d_state <= 64) return f(Cut<8, 8>());
+  if (d_state <= 128) return f(Cut<8, 16>());
+  return f(Cut<16, 16>());
+}
+
 template <class T, int States, int Lanes>
 void launch(const SelectiveScan& op, Stream& stream, std::int64_t leg) {
   using Memory = WalkMemory<T, States, Lanes>;
@@ -364,20 +380,26 @@ void launch(const SelectiveScan& op, Stream& stream, std::int64_t leg) {
 }  // namespace
 
 void scan_walk(const SelectiveScan& op, Stream& stream, const ScanGeometry& geometry) {
-  const std::int64_t d_state = op.A_log.dim(1);
   detail::visit(op.x.dtype(), [&](auto type) {
     using T = typename decltype(type)::type;
     const std::int64_t leg = (geometry.leg + 31) / 32 * 32;  // whole tiles
-    if (d_state <= 8) return launch<T, 4, 2>(op, stream, leg);
-    if (d_state <= 16) {
-      return geometry.states == 8 ? launch<T, 8, 2>(op, stream, leg)
-                                  : launch<T, 4, 4>(op, stream, leg);
-    }
-    if (d_state <= 32) return launch<T, 8, 4>(op, stream, leg);
-    if (d_state <= 64) return launch<T, 8, 8>(op, stream, leg);
-    if (d_state <= 128) return launch<T, 8, 16>(op, stream, leg);
-    launch<T, 16, 16>(op, stream, leg);
+    with_cut(op.A_log.dim(1), geometry.states, [&](auto cut) {
+      using C = decltype(cut);
+      launch<T, C::states, C::lanes>(op, stream, leg);
+    });
   });
+}
+
+int scan_walk_bytes(const SelectiveScan& op) {
+  int bytes = 0;
+  detail::visit(op.x.dtype(), [&](auto type) {
+    using T = typename decltype(type)::type;
+    with_cut(op.A_log.dim(1), 8, [&](auto cut) {
+      using C = decltype(cut);
+      bytes = static_cast<int>(sizeof(WalkMemory<T, C::states, C::lanes>));
+    });
+  });
+  return bytes;
 }
 
 }  // namespace mamba::cuda

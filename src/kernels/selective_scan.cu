@@ -53,16 +53,16 @@ ScanGeometry ring_geometry(const Op& op, int sm_count, int narrowest, int most_w
 
 }  // namespace
 
-ScanPlan plan(const SelectiveScan& op, int sm_count) {
+ScanPlan plan(const SelectiveScan& op, const Limits& device) {
   const std::int64_t time = op.x.dim(1);
   if (time == 1 && !op.chunk_states) return ScanPlan::step;
   constexpr std::int64_t longest = std::int64_t{1} << 30;  // steps that one block counts
-  if (time > longest) return ScanPlan::chunked;
+  if (time > longest || scan_walk_bytes(op) > device.shared_memory) return ScanPlan::chunked;
   // Measured on an H200: below 3 warps a scheduler, and with more than four lanes a channel, chunks
   // are faster; a short sequence is not worth them.
   const bool wide = op.A_log.dim(1) > 32;
-  return time >= 128 && (wide || warps_each(op, 4, sm_count) < 3) ? ScanPlan::chunked
-                                                                  : ScanPlan::sequential;
+  const bool few = warps_each(op, 4, device.multiprocessors) < 3;
+  return time >= 128 && (wide || few) ? ScanPlan::chunked : ScanPlan::sequential;
 }
 
 ScanGeometry geometry(const SelectiveScan& op, ScanPlan plan, int sm_count) {
@@ -119,9 +119,9 @@ void run_scan(const SelectiveScan& op, Stream& stream, ScanPlan plan) {
 }
 
 void run(const SelectiveScan& op, Stream& stream) {
-  const int count = multiprocessors(stream.device(), "selective_scan");
-  const ScanPlan chosen = plan(op, count);
-  run_scan(op, stream, chosen, geometry(op, chosen, count));
+  const Limits device = limits(stream.device(), "selective_scan");
+  const ScanPlan chosen = plan(op, device);
+  run_scan(op, stream, chosen, geometry(op, chosen, device.multiprocessors));
 }
 
 void run(const SelectiveScanGrad& op, Stream& stream) {

@@ -6,6 +6,8 @@
 #include <mamba/grad_ops.hpp>
 #include <mamba/ops.hpp>
 
+#include "detail/limits.hpp"
+
 namespace mamba::cuda {
 
 // step        time 1, straight from and to the state
@@ -16,8 +18,8 @@ namespace mamba::cuda {
 // however time is cut and whoever else is in the batch; chunked rounds differently.
 enum class ScanPlan { step, sequential, chunked };
 
-// The plan run() takes. `sm_count`: multiprocessors of the device.
-ScanPlan plan(const SelectiveScan& op, int sm_count);
+// The plan run() takes on such a device.
+ScanPlan plan(const SelectiveScan& op, const Limits& device);
 
 // run() with another plan. A plan that cannot do the operation is an ArgumentError.
 void run_scan(const SelectiveScan& op, Stream& stream, ScanPlan plan);
