@@ -225,7 +225,7 @@ TEST(Threads, MembersOutliveTheirPoolAndItsThread) {
     Generator::read({&members[0], &members[1]}, {prompt, prompt});
     Ids first;
     for (int i = 0; i < written; ++i) {
-      first.push_back(Generator::next({&members[0], &members[1]})[0]);
+      first.push_back(Generator::next({&members[0], &members[1]})[0].token);
     }
     EXPECT_EQ(first, alone(model, lively(0)));
   });

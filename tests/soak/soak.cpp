@@ -18,6 +18,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <exception>
 #include <filesystem>
 #include <memory>
 #include <mutex>
@@ -509,9 +510,10 @@ class Together : public Work {
     Generator::Group group;
     for (Member* member : members) group.push_back(&member->generator);
     if (random.one_in(2)) {
-      const Ids tokens = Generator::next(group);
+      const auto chosen = Generator::next(group);
       for (std::size_t i = 0; i < members.size(); ++i) {
-        members[i]->text.written.push_back(tokens[i]);
+        if (chosen[i].error) std::rethrow_exception(chosen[i].error);
+        members[i]->text.written.push_back(chosen[i].token);
       }
       return;
     }
@@ -522,6 +524,7 @@ class Together : public Work {
     }
     const std::vector<Generated> results = Generator::generate(group, options);
     for (std::size_t i = 0; i < members.size(); ++i) {
+      if (results[i].error) std::rethrow_exception(results[i].error);
       Ids& written = members[i]->text.written;
       written.insert(written.end(), results[i].tokens.begin(), results[i].tokens.end());
     }
