@@ -40,6 +40,9 @@ FailingAllocation::~FailingAllocation() { until_failure = 0; }
 bool FailingAllocation::failed() const { return until_failure <= 0; }
 }  // namespace mamba::testing
 
+// The thread sanitizer has operators of its own, beside which the linker takes no others: there no
+// allocation fails.
+#if !defined(__SANITIZE_THREAD__) && !MAMBA_HAS_FEATURE(thread_sanitizer)
 namespace {
 void* allocate(std::size_t size, std::size_t alignment) {
   if (until_failure.load(std::memory_order_relaxed) > 0 && until_failure.fetch_sub(1) == 1) {
@@ -69,6 +72,7 @@ void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory
 void operator delete[](void* memory, std::align_val_t) noexcept { std::free(memory); }
 void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
 void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
+#endif
 
 // operator new and every library end in these; glibc's own stand behind them.
 extern "C" {

@@ -184,11 +184,9 @@ HWY_NOINLINE void sum_tile(std::int64_t words, const float* HWY_RESTRICT copy,
 // The same where a word is a pair of bf16. Each product and sum is rounded to f32; numbers below
 // the least normal one count as zero.
 template <int rows, int vectors>
-__attribute__((target("avx512bf16"), noinline)) void sum_pairs(std::int64_t words,
-                                                               const float* HWY_RESTRICT copy,
-                                                               const float* HWY_RESTRICT panel,
-                                                               float* HWY_RESTRICT tile,
-                                                               Line next) {
+__attribute__((target(HWY_TARGET_STR ",avx512bf16"), noinline)) void sum_pairs(
+    std::int64_t words, const float* HWY_RESTRICT copy, const float* HWY_RESTRICT panel,
+    float* HWY_RESTRICT tile, Line next) {
   __m512 sum[rows][vectors];
 #pragma GCC unroll 16
   for (int r = 0; r < rows; ++r) {
