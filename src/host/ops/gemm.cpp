@@ -57,8 +57,8 @@ HWY_INLINE void turn_rows(const float* from, std::int64_t from_pitch, std::int64
 #if HWY_TARGET != HWY_SCALAR
   const hn::FixedTag<std::uint32_t, 4> d;
   const hn::RepartitionToWide<decltype(d)> d64;
-  const auto row = [&](std::int64_t r, std::int64_t k) HWY_ATTR {
-    return hn::BitCast(d, hn::LoadU(hn::FixedTag<float, 4>(), from + r * from_pitch + k));
+  const auto row = [&](std::int64_t r, std::int64_t at) HWY_ATTR {
+    return hn::BitCast(d, hn::LoadU(hn::FixedTag<float, 4>(), from + r * from_pitch + at));
   };
   for (; k + 4 <= words; k += 4) {
     const auto a = row(0, k), b = row(1, k), c = row(2, k), e = row(3, k);
