@@ -48,7 +48,12 @@ class Shape {
   friend bool operator!=(const Shape& a, const Shape& b) { return !(a == b); }
 
  private:
+  friend class ConstTensorView;
   [[noreturn]] void refuse(int i) const;
+  // No size is negative, and no product of them can overflow: what nearly every shape is.
+  bool is_small() const {
+    return static_cast<std::uint64_t>(sizes_[0] | sizes_[1] | sizes_[2] | sizes_[3]) < 1u << 15;
+  }
 
   std::array<std::int64_t, max_rank> sizes_{};
   int rank_ = 0;

@@ -28,6 +28,10 @@ Shape::Shape(std::initializer_list<std::int64_t> sizes) : rank_(static_cast<int>
 
 std::int64_t Shape::count() const {
   std::int64_t product = 1;
+  if (is_small()) {
+    for (int i = 0; i < rank_; ++i) product *= sizes_[static_cast<std::size_t>(i)];
+    return product;
+  }
   bool zero = false;
   bool overflow = false;
   for (int i = 0; i < rank_; ++i) {
@@ -60,10 +64,15 @@ std::string Shape::to_string() const {
 
 ConstTensorView::ConstTensorView(const void* data, const Shape& shape, DType dtype, Device device)
     : data_(data), shape_(shape), dtype_(dtype), device_(device) {
+  row_pitch_ = step_pitch_ = 1;
+  if (shape.is_small()) {
+    for (int i = 1; i < shape.rank(); ++i) row_pitch_ *= shape[i];
+    for (int i = 2; i < shape.rank(); ++i) step_pitch_ *= shape[i];
+    return;
+  }
   std::int64_t product = 1;
   bool zero = false;
   bool overflow = false;
-  row_pitch_ = step_pitch_ = 1;
   for (int i = shape.rank() - 1; i >= 0; --i) {
     const std::int64_t size = shape[i];
     if (size < 0) {
