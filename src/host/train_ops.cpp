@@ -1,6 +1,8 @@
 // run(op, stream) of the training operations: every operand is checked here, for every device.
 #include <mamba/train_ops.hpp>
 
+#include <cmath>
+
 #include "host/dispatch.hpp"
 #include "host/operands.hpp"
 

@@ -1,4 +1,6 @@
 // LayerNorm with its gate, and the gradients of both norms, row by row.
+#include <cmath>
+
 #include "detail/backend.hpp"
 #include "detail/channel_rows.hpp"
 #include "detail/visit.hpp"
