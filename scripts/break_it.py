@@ -52,6 +52,15 @@ BREAKS = {
         "src/host/state.cpp", "for (Tensor* tensor : {&conv, &ssm}) {", "for (Tensor* tensor : {&ssm}) {", "StateTest*"),
     "scatter takes its rows for the source's": (
         "src/host/state.cpp", "op.to_rows = rows;", "op.from_rows = rows;", "StateTest*"),
+    "a call in more pieces than are counted": (
+        "src/host/team.cpp", "const int pieces = std::min(parts, Place::most_pieces);", "const int pieces = parts;",
+        "TeamThreads.AnyNumber*"),
+    "each stream starts threads of its own": (
+        "src/host/team.cpp", "std::max<std::int64_t>(helpers, std::min(lent_ + helpers, cores - 1))", "lent_ + helpers",
+        "TeamThreads.Streams*"),
+    "a generator runs on the stream of the thread that made it": (
+        "src/host/generator_pool.cpp", "stream(given == nullptr ? own.get() : given),",
+        "stream(given == nullptr ? &default_stream(of.device()) : given),", "*Thread*"),
     "a stack takes any row map": (
         "src/host/stack.cpp", "  check_rows(where, options.rows, x.dim(0), state.batch(), stream);\n", "", "*RowMap*"),
     "a row may be read that another batch row writes": (

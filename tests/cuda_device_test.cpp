@@ -302,7 +302,7 @@ TEST(TooLittleMemory, IsNamedAndTheLibraryStillWorks) {
         "Tensor::pinned: memory: expected " + bytes + " that can be locked in host memory, got",
         [&] { Tensor::pinned({too_many}, DType::f32); });
     expect_device_error("Tensor: memory: expected ",
-                        [&] { model.make_state(std::int64_t{1} << 40); });
+                        [&] { model.make_state(std::int64_t{1} << 30); });
     {
       Scratch scratch(stream);
       expect_device_error("Tensor: memory: expected " + bytes,

@@ -285,11 +285,11 @@ TEST(ModelGrad, Errors) {
   expect_refused(
       "LanguageModel::backward: gradients.embeddings.weight: expected [24, 12], got [21, 12]", bad);
   ModelWeights few;
-  expect_refused("Stack::backward: gradients: expected 2 layers and as many norms, got 0 and 0",
-                 few);
+  expect_refused(
+      "LanguageModel::backward: gradients: expected 2 layers and as many norms, got 0 and 0", few);
   ModelWeights half = zero_gradients(model.config());
   half.stack.norm_f = Tensor::zeros({12}, DType::bf16);
-  expect_refused("Stack::backward: gradients.norm_f.weight: expected f32, got bf16", half);
+  expect_refused("LanguageModel::backward: gradients.norm_f.weight: expected f32, got bf16", half);
   backward(model, inputs.dlogits);  // the tape has survived them all
   expect_error<ArgumentError>(
       "LanguageModel::backward: tape: expected a forward run that no backward has used, got none",

@@ -38,6 +38,11 @@ class Shape {
     return sizes_[static_cast<std::size_t>(i)];
   }
   std::int64_t back() const { return (*this)[rank_ - 1]; }
+  // No size is negative and no product of them can overflow: what nearly every shape is, for checks
+  // that are made often.
+  bool is_small() const {
+    return static_cast<std::uint64_t>(sizes_[0] | sizes_[1] | sizes_[2] | sizes_[3]) < 1u << 15;
+  }
   std::int64_t count() const;  // number of elements; 1 for rank 0; 2^63 and more: ArgumentError
   Shape with(int i, std::int64_t size) const;  // a copy in which size i is another
   std::string to_string() const;               // "[2, 5, 16]"
@@ -48,7 +53,9 @@ class Shape {
   friend bool operator!=(const Shape& a, const Shape& b) { return !(a == b); }
 
  private:
+  friend class ConstTensorView;
   [[noreturn]] void refuse(int i) const;
+  std::int64_t count_of_large() const;
 
   std::array<std::int64_t, max_rank> sizes_{};
   int rank_ = 0;
@@ -103,6 +110,7 @@ class ConstTensorView {
 
  protected:
   void check_dtype(DType dtype) const;
+  void pitches_of_large();
 
   const void* data_ = nullptr;
   Shape shape_;

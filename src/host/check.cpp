@@ -59,7 +59,9 @@ void storage(const char* where, const char* name, const ConstTensorView& view) {
   dtype(where, name, view, {DType::f32, DType::bf16, DType::f16});
 }
 
-std::int64_t bytes(const char* where, const char* name, const Shape& shape, DType dtype) {
+namespace {
+
+std::int64_t bytes_of_large(const char* where, const char* name, const Shape& shape, DType dtype) {
   std::int64_t bytes = size_of(dtype);
   bool zero = false;
   bool overflow = false;
@@ -70,6 +72,13 @@ std::int64_t bytes(const char* where, const char* name, const Shape& shape, DTyp
   }
   if (overflow) throw ArgumentError(where, name, "fewer than 2^63 bytes", shape.to_string());
   return zero ? 0 : bytes;
+}
+
+}  // namespace
+
+std::int64_t bytes(const char* where, const char* name, const Shape& shape, DType dtype) {
+  return shape.is_small() ? shape.count() * size_of(dtype)
+                          : bytes_of_large(where, name, shape, dtype);
 }
 
 void range(const char* where, const char* name, std::int64_t value, std::int64_t low,

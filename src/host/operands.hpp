@@ -15,21 +15,24 @@ namespace mamba {
 
 // Whether two views share an element, or may: false is sure.
 inline bool overlap(const ConstTensorView& a, const ConstTensorView& b) {
-  if (!a || !b || a.count() == 0 || b.count() == 0 || a.device() != b.device()) return false;
   struct Extent {
     std::uintptr_t first;
     std::int64_t row, step, width, steps, bytes;  // pitches, and what lies between them
-    explicit Extent(const ConstTensorView& v)
-        : first(reinterpret_cast<std::uintptr_t>(v.data())),
-          row(v.row_pitch() * size_of(v.dtype())),
-          step((v.rank() > 2 ? v.step_pitch() : v.row_pitch()) * size_of(v.dtype())),
-          width(v.count() / v.dim(0) / (v.rank() > 2 ? v.dim(1) : 1) * size_of(v.dtype())),
-          steps(v.rank() > 2 ? (v.dim(1) - 1) * step + width : width),
-          bytes((v.dim(0) - 1) * row + steps) {}
+    explicit Extent(const ConstTensorView& v) : first(reinterpret_cast<std::uintptr_t>(v.data())) {
+      const std::int64_t element = size_of(v.dtype());
+      width = element;
+      for (int i = v.rank() > 2 ? 2 : 1; i < v.rank(); ++i) width *= v.dim(i);
+      row = v.row_pitch() * element;
+      step = v.rank() > 2 ? v.step_pitch() * element : row;
+      steps = v.rank() > 2 ? (v.dim(1) - 1) * step + width : width;
+      bytes = (v.dim(0) - 1) * row + steps;
+    }
   };
+  if (!a || !b || a.device() != b.device()) return false;
   const Extent x(a), y(b);
   const auto distance = static_cast<std::int64_t>(y.first - x.first);
   if (distance >= x.bytes || -distance >= y.bytes) return false;
+  if (a.count() == 0 || b.count() == 0) return false;
   // Columns, or steps, of one larger tensor: apart within each of its rows.
   const auto apart = [distance](std::int64_t pitch, std::int64_t mine, std::int64_t its) {
     if (pitch <= 0) return false;
@@ -81,11 +84,10 @@ class Operands {
   // dtype or other pitches it would run over elements that are still to be read.
   void same_or_apart(const char* name, const ConstTensorView& out, const char* other,
                      const ConstTensorView& in) const {
-    if (!overlap(out, in)) return;
-    if (out.data() == in.data() && out.dtype() == in.dtype() && out.shape() == in.shape() &&
-        out.row_pitch() == in.row_pitch() && out.step_pitch() == in.step_pitch()) {
-      return;
-    }
+    const bool same = out.data() == in.data() && out.dtype() == in.dtype() &&
+                      out.shape() == in.shape() && out.row_pitch() == in.row_pitch() &&
+                      out.step_pitch() == in.step_pitch();
+    if (same || !overlap(out, in)) return;
     fail(name, fmt::format("the memory of {}, in its dtype and pitches, or other memory", other),
          "a part of it, or in another form");
   }

@@ -28,6 +28,24 @@ Shape::Shape(std::initializer_list<std::int64_t> sizes) : rank_(static_cast<int>
 }
 
 std::int64_t Shape::count() const {
+  if (is_small()) {
+    switch (rank_) {
+      case 1:
+        return sizes_[0];
+      case 2:
+        return sizes_[0] * sizes_[1];
+      case 3:
+        return sizes_[0] * sizes_[1] * sizes_[2];
+      case 4:
+        return sizes_[0] * sizes_[1] * sizes_[2] * sizes_[3];
+      default:
+        return 1;
+    }
+  }
+  return count_of_large();
+}
+
+std::int64_t Shape::count_of_large() const {
   std::int64_t product = 1;
   bool zero = false;
   bool overflow = false;
@@ -61,14 +79,24 @@ std::string Shape::to_string() const {
 
 ConstTensorView::ConstTensorView(const void* data, const Shape& shape, DType dtype, Device device)
     : data_(data), shape_(shape), dtype_(dtype), device_(device) {
+  row_pitch_ = step_pitch_ = 1;
+  if (!shape.is_small()) {
+    pitches_of_large();
+    return;
+  }
+  const auto& size = shape.sizes_;
+  if (shape.rank_ > 2) step_pitch_ = shape.rank_ > 3 ? size[2] * size[3] : size[2];
+  if (shape.rank_ > 1) row_pitch_ = size[1] * step_pitch_;
+}
+
+void ConstTensorView::pitches_of_large() {
   std::int64_t product = 1;
   bool zero = false;
   bool overflow = false;
-  row_pitch_ = step_pitch_ = 1;
-  for (int i = shape.rank() - 1; i >= 0; --i) {
-    const std::int64_t size = shape[i];
+  for (int i = rank() - 1; i >= 0; --i) {
+    const std::int64_t size = shape_[i];
     if (size < 0) {
-      throw ArgumentError("TensorView", "shape", "sizes of at least 0", shape.to_string());
+      throw ArgumentError("TensorView", "shape", "sizes of at least 0", shape_.to_string());
     }
     zero |= size == 0;
     overflow |= __builtin_mul_overflow(product, size, &product);  // no matter where one is 0
@@ -76,7 +104,7 @@ ConstTensorView::ConstTensorView(const void* data, const Shape& shape, DType dty
     if (i == 1) row_pitch_ = product;
   }
   if (overflow && !zero) {
-    throw ArgumentError("TensorView", "shape", "fewer than 2^63 elements", shape.to_string());
+    throw ArgumentError("TensorView", "shape", "fewer than 2^63 elements", shape_.to_string());
   }
 }
 

@@ -23,6 +23,9 @@ struct ScanLeg {
   std::int64_t begin, end;
 };
 
+// Shared memory that take() has, aligned as what follows it.
+constexpr int relay_bytes = 16;
+
 struct ScanRelay {
   std::int64_t groups = 0, steps = 0;  // steps of a leg
   int legs = 1;

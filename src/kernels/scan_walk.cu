@@ -396,7 +396,7 @@ int scan_walk_bytes(const SelectiveScan& op) {
     using T = typename decltype(type)::type;
     with_cut(op.A_log.dim(1), 8, [&](auto cut) {
       using C = decltype(cut);
-      bytes = static_cast<int>(sizeof(WalkMemory<T, C::states, C::lanes>));
+      bytes = static_cast<int>(sizeof(WalkMemory<T, C::states, C::lanes>)) + relay_bytes;
     });
   });
   return bytes;
