@@ -21,8 +21,8 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 constexpr float log2_e = 0x1.715476p+0f;
 
-// max(x, low) and min(x, high) that keep a NaN in x. x86 returns the second operand when one is NaN;
-// Highway's Arm, one-lane and emulated targets return the other operand.
+// max(x, low) and min(x, high) that keep a NaN in x. x86 returns the second operand when one is
+// NaN; Highway's Arm, one-lane and emulated targets return the other operand.
 template <class D, class V = hn::VFromD<D>>
 HWY_INLINE V at_least(D d, V x, float low) {
 #if HWY_TARGET == HWY_SCALAR || HWY_TARGET == HWY_EMU128 || HWY_ARCH_ARM
