@@ -43,6 +43,7 @@ class Child {
   const std::string& output() const { return result_.out; }  // so far
   void close_output();                                       // nobody reads it any more
   void signal(int number);
+  pid_t pid() const { return pid_; }
   Finished finish();
 
  private:
