@@ -117,7 +117,7 @@ BREAKS = {
     "the norm is clipped with its loss scale": (
         "src/host/ops/adamw.cpp", "op.max_norm * op.loss_scale", "op.max_norm", "AdamWStep*"),
     "a step that overflowed counts": (
-        "src/host/optimizer.cpp", "if (!finite) --steps_;", "", "LossScale*"),
+        "src/host/optimizer.cpp", "if (!std::isfinite(squares) && std::exchange(last_counts_, false)) --steps_;", "", "LossScale*"),
     "what followed from a failure hides it": (
         "src/detail/meeting.hpp", "    if (first_) return;\n", "", "Meeting*"),
     "text is not normalised": (
@@ -128,7 +128,7 @@ BREAKS = {
     "merges go from right to left among equals": (
         "src/host/bpe.cpp", ": a.left > b.left;", ": a.left < b.left;", "Tokenizer*"),
     "the shortest added token is found first": (
-        "src/host/bpe.cpp", "other.content.size() < token.content.size()", "other.content.size() > token.content.size()",
+        "src/host/bpe.cpp", "if (first->content.size() == length) longest", "if (longest == nullptr && first->content.size() == length) longest",
         "Tokenizer*"),
     "a batch reads its first row's prompt on": (
         "src/host/generator.cpp", "if (texts[i]->size() > done) continue;", "if (texts[0]->size() > done) continue;",
@@ -137,7 +137,7 @@ BREAKS = {
         "src/host/generator_step.cpp", "result.leading = rows.back() + 1 == result.count;", "result.leading = true;",
         "GeneratorPool*"),
     "a token chosen too much is not taken back": (
-        "src/host/generator.cpp", "if (tokens[row] >= 0) slots.unchoose(row, tokens[row], member.options_);", "",
+        "src/host/generator.cpp", "if (token >= 0) slots.unchoose(member.slot().row, token, member.options_);", "",
         "GeneratorPool*"),
     "every row chooses as the first does": (
         "src/host/ops/sample.cpp", "values ? values.data<float>()[b] : otherwise", "values ? values.data<float>()[0] : otherwise",
@@ -147,7 +147,7 @@ BREAKS = {
     "a row keeps what its last owner left": (
         "src/host/generator_pool.cpp", "{ zero(mine, *slots->stream); }", "{ (void)mine; }", "GeneratorPool*"),
     "half a character is not saved": (
-        "src/host/generator_file.cpp", "sampling.held.assign(held.begin(), held.end());", "", "GeneratorPool*"),
+        "src/host/generator_file.cpp", "sampling.held = held();", "", "GeneratorPool*"),
     "a refused proposal is replaced from the target's own odds": (
         "src/host/speculative.cpp", "if (left > 0) odds = std::move(rest);", "", "Speculation*"),
     "the state goes back one token too far": (
@@ -156,7 +156,9 @@ BREAKS = {
     "a known state is believed without its hash": (
         "src/host/known_prefix.cpp", "  check_seal(\"StateCache\", file, saved);\n", "", "StateCache*"),
     "the cache throws out what was used last": (
-        "src/host/state_cache.cpp", "      out.push_back(list.back());", "      out.push_back(list.front());", "StateCache*"),
+        "src/host/state_cache.cpp", "bytes[place] -= list.back().bytes;\n      indices[place].erase(list.back().key);\n"
+        "      out.splice(out.end(), list, std::prev(list.end()));", "bytes[place] -= list.front().bytes;\n      indices[place].erase(list.front().key);\n"
+        "      out.splice(out.end(), list, list.begin());", "StateCache*"),
     "memory agents are told one step late that an episode begins": (
         "examples/rl/environments.cpp", "states[b].step == 0", "states[b].step == 1", "RlEnvironments*"),
     "an advantage passes the end of its episode": (
@@ -185,8 +187,8 @@ BREAKS = {
     "a hash leaves out the ssm states": (
         "src/host/content_hash.cpp", "    add(hash, \"ssm\", layer.ssm);\n", "", "GeneratorFile*:StateCache*"),
     "a generation goes on from nothing on another device": (
-        "src/host/generator_file.cpp", "generator.put(state, logits.to(model.device()));",
-        "copy(logits, generator.slot_->logits(), generator.stream());", "*AGenerationSavedOnOneDevice*"),
+        "src/host/generator_file.cpp", "generator.put(state, device_logits);",
+        "copy(device_logits, generator.slot().logits(), generator.stream());", "*AGenerationSavedOnOneDevice*"),
     "every proposal is accepted": (
         "src/host/speculative.cpp", "if (at == proposals.size() || proposals[at] != best) break;",
         "if (at == proposals.size()) break;\n      result.back() = proposals[at];", "*GreedyTokensIn16Bits*"),
