@@ -17,10 +17,10 @@ fi
 
 # What a target says of itself at its end is in a log of its own.
 run() {
-  mkdir -p "$build/corpus/$1" "$build/seeds/$1" "tests/fuzz/seeds/$1" 2>/dev/null
+  mkdir -p "$build/corpus/$1" "$build/seeds/$1"
   "$build/tests/fuzz/$1" -dict=tests/fuzz/json.dict -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 \
     -malloc_limit_mb=1024 -max_len=32768 -print_final_stats=1 -artifact_prefix="$build/findings/$1-" \
-    "$build/corpus/$1" "$build/seeds/$1" "tests/fuzz/seeds/$1" >"$build/$1.log" 2>&1
+    "$build/corpus/$1" "$build/seeds/$1" >"$build/$1.log" 2>&1
 }
 export -f run
 export build seconds
