@@ -495,9 +495,9 @@ void Generator::run_ahead(const Group& group, const std::vector<GenerateOptions>
     for (const std::size_t i : which) list.push_back(group[i]);
     return in_order(where, list);
   };
-  std::vector<std::size_t> flying = active;
+  std::vector<std::size_t> flying = active;  // these lists are in ascending order
   const auto ended = [&](std::size_t i) {
-    return std::find(active.begin(), active.end(), i) == active.end();
+    return !std::binary_search(active.begin(), active.end(), i);
   };
   choose(members(flying));
   while (!flying.empty()) {
@@ -512,7 +512,7 @@ void Generator::run_ahead(const Group& group, const std::vector<GenerateOptions>
     for (const std::size_t i : flying) {
       Generator& member = *group[i];
       const std::int32_t token = tokens[member.slot().row];
-      const bool stepped = std::find(next.begin(), next.end(), i) != next.end();
+      const bool stepped = std::binary_search(next.begin(), next.end(), i);
       if (token < 0 && !error) error = no_token(*slots.stream);
       if (ended(i)) {
         if (token >= 0) slots.unchoose(member.slot().row, token, member.options_);
@@ -528,7 +528,7 @@ void Generator::run_ahead(const Group& group, const std::vector<GenerateOptions>
         member.pending_ = !stepped;
         more = goes_on(member, options_of(i), token, results[i]);
       }
-      if (!more) active.erase(std::find(active.begin(), active.end(), i));
+      if (!more) active.erase(std::lower_bound(active.begin(), active.end(), i));
     }
     flying = std::move(next);
   }
