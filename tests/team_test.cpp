@@ -17,22 +17,10 @@
 #include <mamba/error.hpp>
 #include <mamba/stream.hpp>
 
+#include "process_threads.hpp"
+
 namespace mamba::detail {
 namespace {
-
-// How many threads this process has.
-int thread_count() {
-  std::ifstream status("/proc/self/status");
-  for (std::string word; status >> word;) {
-    if (word == "Threads:") {
-      int count = 0;
-      status >> count;
-      return count;
-    }
-  }
-  ADD_FAILURE() << "no count of threads";
-  return 0;
-}
 
 TEST(TeamThreads, EveryPartRunsOnceInEveryJob) {
   for (int threads : {1, 2, 3, 8}) {
@@ -123,12 +111,12 @@ TEST(TeamThreads, MoreCallsAtOnceThanPlaces) {
 
 TEST(TeamThreads, StreamsHoldNoThreadsOfTheirOwn) {
   const Stream largest(Device::cpu(), 16);
-  const int before = thread_count();
+  const int before = testing::process_threads();
   std::vector<Stream> streams;
   for (int i = 0; i < 200; ++i) streams.emplace_back(Device::cpu(), 16);
   // As many as the cores take, on a machine with more than 16 of them.
   const auto cores = static_cast<int>(std::thread::hardware_concurrency());
-  EXPECT_LE(thread_count(), std::max(before, cores + before - 15));
+  EXPECT_LE(testing::process_threads(), std::max(before, cores + before - 15));
 }
 
 // Where the system starts no more threads the constructor says so, and calls work with those that

@@ -7,7 +7,6 @@
 #include <unistd.h>
 
 #include <atomic>
-#include <fstream>
 #include <functional>
 #include <future>
 #include <memory>
@@ -17,6 +16,7 @@
 #include <vector>
 
 #include "files.hpp"
+#include "process_threads.hpp"
 #include "testing.hpp"
 
 namespace mamba {
@@ -25,6 +25,7 @@ namespace {
 using testing::bits;
 using testing::devices;
 using testing::golden_folder;
+using testing::process_threads;
 using testing::TemporaryFolder;
 
 using Ids = Generator::Ids;
@@ -88,16 +89,6 @@ void everywhere(Body body) {
     SCOPED_TRACE(device.name());
     body(small(device));
   }
-}
-
-// Threads of this process.
-int threads_here() {
-  std::ifstream status("/proc/self/status");
-  for (std::string line; std::getline(status, line);) {
-    if (line.rfind("Threads:", 0) == 0) return std::stoi(line.substr(8));
-  }
-  ADD_FAILURE() << "no Threads: in /proc/self/status";
-  return 0;
 }
 
 // ---- generators ---------------------------------------------------------------------------------
@@ -298,16 +289,16 @@ TEST(Threads, AThousandGeneratorsAddNone) {
     Generator first(model);    // those that the process has are there from here on
     first.read(longer);
     const std::int32_t expected = first.next();
-    const int before = threads_here();
+    const int before = process_threads();
     std::vector<Generator> generators;
     generators.reserve(1000);
     for (int i = 0; i < 1000; ++i) generators.emplace_back(model);
-    EXPECT_EQ(threads_here(), before);
+    EXPECT_EQ(process_threads(), before);
     for (std::size_t i = 0; i < generators.size(); i += 10) {
       generators[i].read(longer);
       EXPECT_EQ(generators[i].next(), expected);
     }
-    EXPECT_EQ(threads_here(), before);
+    EXPECT_EQ(process_threads(), before);
   });
 }
 
@@ -317,13 +308,14 @@ TEST(Threads, StreamsShareTheWorkersOfTheProcess) {
   Sample sample;  // 64 rows keep 16 threads busy
   sample.logits = logits;
   sample.ids = ids;
-  const int before = threads_here();
+  const int before = process_threads();
   std::vector<Stream> streams;
   for (int i = 0; i < 200; ++i) {
     streams.emplace_back(Device::cpu(), 16);
     run(sample, streams.back());
   }
-  EXPECT_LE(threads_here(), before + 15) << "one call at a time, with 15 threads beside its caller";
+  EXPECT_LE(process_threads(), before + 15)
+      << "one call at a time, with 15 threads beside its caller";
 }
 
 // A stream that has nothing to do wakes nobody: the call is over without a thread and without
@@ -336,9 +328,9 @@ TEST(Threads, ACallOfTime0StartsNone) {
   const Tensor x({1, 0, 768}, DType::f32);
   Tensor y({1, 0, 768}, DType::f32);
   Stream stream(Device::cpu(), 64);
-  const int before = threads_here();
+  const int before = process_threads();
   layer.forward(x, state, y, stream);
-  EXPECT_EQ(threads_here(), before);
+  EXPECT_EQ(process_threads(), before);
 }
 
 // ---- what is constant ---------------------------------------------------------------------------
