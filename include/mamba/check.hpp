@@ -21,6 +21,10 @@ void is(const char* where, const char* name, const ConstTensorView& view, const 
 
 // The dtypes that activations and weights are stored in: f32, bf16, f16.
 void storage(const char* where, const char* name, const ConstTensorView& view);
+void storage(const char* where, const char* name, DType dtype);
+
+// The stream is one of the device.
+void stream(const char* where, const Stream& stream, Device expected);
 
 // The bytes of a dense tensor of this shape. A negative size, or 2^63 bytes and more, is an error.
 std::int64_t bytes(const char* where, const char* name, const Shape& shape, DType dtype);

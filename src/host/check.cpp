@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include <mamba/stream.hpp>
+
 namespace mamba::check {
 
 void present(const char* where, const char* name, const ConstTensorView& view) {
@@ -57,6 +59,15 @@ void is(const char* where, const char* name, const ConstTensorView& view, const 
 
 void storage(const char* where, const char* name, const ConstTensorView& view) {
   dtype(where, name, view, {DType::f32, DType::bf16, DType::f16});
+}
+
+void storage(const char* where, const char* name, DType dtype) {
+  if (dtype == DType::i32) throw ArgumentError(where, name, "f32, bf16 or f16", name_of(dtype));
+}
+
+void stream(const char* where, const Stream& stream, Device expected) {
+  if (stream.device() == expected) return;
+  throw ArgumentError(where, "stream", expected.name(), stream.device().name());
 }
 
 namespace {

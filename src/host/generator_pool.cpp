@@ -25,9 +25,7 @@ GeneratorSlots::GeneratorSlots(const LanguageModel& of, std::int64_t capacity, S
       stream(given == nullptr ? own.get() : given),
       out(of.device(), checked_capacity(capacity)),
       ahead(of.device().is_cuda()) {
-  if (stream->device() != of.device()) {
-    throw ArgumentError("Generator", "stream", of.device().name(), stream->device().name());
-  }
+  check::stream("Generator", *stream, of.device());
   synchronize(of.device());  // weights that are still being written
   const std::int64_t vocab = of.config().vocab_size;
   state = of.make_state(capacity);

@@ -118,9 +118,7 @@ void LanguageModel::check_call(const ConstTensorView& ids, const StackState& sta
   constexpr const char* where = "LanguageModel::forward";
   check::rank(where, "ids", ids, 2);
   check::is(where, "ids", ids, ids.shape(), DType::i32, device());
-  if (stream.device() != device()) {
-    throw ArgumentError(where, "stream", device().name(), stream.device().name());
-  }
+  check::stream(where, stream, device());
   const std::int64_t batch = ids.dim(0);
   const std::int64_t time = ids.dim(1);
   stack_.check_state(where, state, options.rows.read || options.rows.write ? state.batch() : batch);

@@ -52,9 +52,7 @@ void Layer::check_call(const ConstTensorView& x, const MambaState& state, const 
   check::rank(where, "x", x, 3);
   check::is(where, "x", x, x.shape().with(2, config_.d_model), dtype(), device());
   check::is(where, "y", y, x.shape(), dtype(), device());
-  if (stream.device() != device()) {
-    throw ArgumentError(where, "stream", device().name(), stream.device().name());
-  }
+  check::stream(where, stream, device());
   check_state(where, state, options.rows.read || options.rows.write ? state.batch() : x.dim(0));
   check_rows(where, options.rows, x.dim(0), state.batch(), stream);
   if (options.reset) {
@@ -92,9 +90,7 @@ void Layer::check_backward(const LayerTape& tape, const ConstTensorView& dy,
   check_tape(where, tape);
   check::is(where, "dy", dy, tape.x_.shape(), dtype(), device());
   if (dx) check::is(where, "dx", dx, tape.x_.shape(), dtype(), device());
-  if (stream.device() != device()) {
-    throw ArgumentError(where, "stream", device().name(), stream.device().name());
-  }
+  check::stream(where, stream, device());
   if (dstate != nullptr) check_state(where, *dstate, dy.dim(0));
   check_gradients(where, gradients);
 }

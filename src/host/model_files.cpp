@@ -6,6 +6,7 @@
 #include <set>
 #include <system_error>
 
+#include <mamba/check.hpp>
 #include <mamba/language_model.hpp>
 #include <mamba/safetensors.hpp>
 
@@ -161,9 +162,7 @@ DType stored_dtype(const Checkpoint& checkpoint) {
 
 LanguageModel LanguageModel::load(const std::string& folder, std::optional<DType> dtype,
                                   Device device) {
-  if (dtype == DType::i32) {
-    throw ArgumentError(where, "dtype", "f32, bf16 or f16", name_of(*dtype));
-  }
+  if (dtype) check::storage(where, "dtype", *dtype);
   const fs::path config_path = fs::path(folder) / "config.json";
   std::error_code error;
   if (!fs::is_directory(folder, error)) throw Error(where, folder, "a folder", "none");

@@ -75,9 +75,7 @@ void Stack::check_call(const ConstTensorView& x, const StackState& state, const 
   check::rank(where, "x", x, 3);
   check::is(where, "x", x, x.shape().with(2, d_model_), dtype(), device());
   check::is(where, "y", y, x.shape(), dtype(), device());
-  if (stream.device() != device()) {
-    throw ArgumentError(where, "stream", device().name(), stream.device().name());
-  }
+  check::stream(where, stream, device());
   check_state(where, state, options.rows.read || options.rows.write ? state.batch() : x.dim(0));
   check_rows(where, options.rows, x.dim(0), state.batch(), stream);
   if (options.reset) {
@@ -183,9 +181,7 @@ void Stack::check_backward(const StackTape& tape, const ConstTensorView& dy,
   for (std::size_t i = 0; i < size(); ++i) layers_[i].check_tape(where, tape.layers_[i]);
   check::is(where, "dy", dy, tape.sums_.back().shape(), dtype(), device());
   if (dx) check::is(where, "dx", dx, dy.shape(), dtype(), device());
-  if (stream.device() != device()) {
-    throw ArgumentError(where, "stream", device().name(), stream.device().name());
-  }
+  check::stream(where, stream, device());
   if (dstate != nullptr) check_state(where, *dstate, dy.dim(0));
   check_gradients(where, gradients);
 }

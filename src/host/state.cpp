@@ -52,21 +52,11 @@ void check_whole(const char* where, const StackState& state) {
   }
 }
 
-void check_stream(const char* where, Device device, const Stream& stream) {
-  if (stream.device() != device) {
-    throw ArgumentError(where, "stream", device.name(), stream.device().name());
-  }
-}
-
 void check_layers(const char* where, const StackState& state, const StackState& like) {
   if (state.layers.size() != like.layers.size()) {
     throw ArgumentError(where, "layers", fmt::format("{} layers", like.layers.size()),
                         fmt::format("{}", state.layers.size()));
   }
-}
-
-void check_dtype(const char* where, DType dtype) {
-  if (dtype == DType::i32) throw ArgumentError(where, "dtype", "f32, bf16 or f16", name_of(dtype));
 }
 
 }  // namespace
@@ -76,7 +66,7 @@ void check_dtype(const char* where, DType dtype) {
 MambaState::MambaState(const LayerConfig& config, std::int64_t batch, DType dtype, Device device) {
   const LayerConfig c = config.resolved();
   check::range("MambaState", "batch", batch, 0, INT32_MAX);  // row maps are i32
-  check_dtype("MambaState", dtype);
+  check::storage("MambaState", "dtype", dtype);
   conv = Tensor::zeros({batch, c.d_inner, c.d_conv - 1}, dtype, device);
   ssm = Tensor::zeros({batch, c.d_inner, c.d_state}, DType::f32, device);
 }
@@ -96,14 +86,14 @@ void MambaState::copy_from(const MambaState& other, Stream& stream) {
 
 void MambaState::reset(Stream& stream) {
   check_whole("MambaState::reset", *this);
-  check_stream("MambaState::reset", device(), stream);
+  check::stream("MambaState::reset", stream, device());
   zero(conv, stream);
   zero(ssm, stream);
 }
 
 void MambaState::reset(ConstTensorView mask, Stream& stream) {
   check_whole("MambaState::reset", *this);
-  check_stream("MambaState::reset", device(), stream);
+  check::stream("MambaState::reset", stream, device());
   check::is("MambaState::reset", "mask", mask, {batch()}, DType::i32, device());
   for (Tensor* tensor : {&conv, &ssm}) {
     ZeroRows rows;
@@ -114,7 +104,7 @@ void MambaState::reset(ConstTensorView mask, Stream& stream) {
 }
 
 MambaState MambaState::to(Device device, DType dtype, Stream& stream) const {
-  check_dtype("MambaState::to", dtype);
+  check::storage("MambaState::to", "dtype", dtype);
   MambaState moved;
   moved.conv = conv.to(device, dtype, stream);
   moved.ssm = ssm.to(device, DType::f32, stream);
@@ -141,7 +131,7 @@ MambaState MambaState::gather(ConstTensorView rows, Stream& stream) const {
 void MambaState::scatter(const MambaState& source, ConstTensorView rows, Stream& stream) {
   check_whole("MambaState::scatter", *this);
   check_row_shape("MambaState::scatter", source, *this);
-  check_stream("MambaState::scatter", device(), stream);
+  check::stream("MambaState::scatter", stream, device());
   check::is("MambaState::scatter", "rows", rows, {source.batch()}, DType::i32, device());
   const auto put = [&](const Tensor& from, Tensor& to) {
     CopyRows op;
@@ -249,13 +239,13 @@ void StackState::copy_from(const StackState& other, Stream& stream) {
 
 void StackState::reset(Stream& stream) {
   check_whole("StackState::reset", *this);
-  check_stream("StackState::reset", device(), stream);
+  check::stream("StackState::reset", stream, device());
   for (MambaState& layer : layers) layer.reset(stream);
 }
 
 void StackState::reset(ConstTensorView mask, Stream& stream) {
   check_whole("StackState::reset", *this);
-  check_stream("StackState::reset", device(), stream);
+  check::stream("StackState::reset", stream, device());
   for (MambaState& layer : layers) {
     check::is("StackState::reset", "mask", mask, {layer.batch()}, DType::i32, layer.device());
   }
@@ -274,7 +264,7 @@ StackState StackState::gather(ConstTensorView rows, Stream& stream) const {
 void StackState::scatter(const StackState& source, ConstTensorView rows, Stream& stream) {
   check_layers("StackState::scatter", source, *this);
   check_whole("StackState::scatter", *this);
-  check_stream("StackState::scatter", device(), stream);
+  check::stream("StackState::scatter", stream, device());
   for (std::size_t i = 0; i < layers.size(); ++i) {
     check_row_shape("StackState::scatter", source.layers[i], layers[i]);
     check::is("StackState::scatter", "rows", rows, {source.layers[i].batch()}, DType::i32,
@@ -392,7 +382,7 @@ void StepStates::check_restore(const char* where, std::int64_t t, const MambaSta
             conv.device());
   check::is(where, "ssm", state.ssm, {ssm.dim(0), ssm.dim(2), ssm.dim(3)}, DType::f32,
             ssm.device());
-  check_stream(where, ssm.device(), stream);
+  check::stream(where, stream, ssm.device());
 }
 
 void StepStates::restore(std::int64_t t, MambaState& state, Stream& stream) const {

@@ -60,12 +60,6 @@ Tensor dt_bias(const LayerConfig& c, Draws draws) {
   });
 }
 
-void check_dtype(DType dtype) {
-  if (dtype == DType::i32) {
-    throw ArgumentError("random weights", "dtype", "f32, bf16 or f16", name_of(dtype));
-  }
-}
-
 LayerWeights layer_weights(const LayerConfig& c, DType dtype, std::uint64_t seed,
                            std::uint64_t layer, std::int64_t n_layer) {
   const auto draws = [&](std::uint64_t tensor) { return Draws(seed, layer * 16 + tensor); };
@@ -119,13 +113,13 @@ ModelWeights zero_gradients(const ModelConfig& config, Device device) {
 
 LayerWeights random_layer_weights(const LayerConfig& config, DType dtype, std::uint64_t seed,
                                   std::int64_t n_layer) {
-  check_dtype(dtype);
+  check::storage("random weights", "dtype", dtype);
   check::range("random weights", "n_layer", n_layer, 1, INT32_MAX);
   return layer_weights(config.resolved(), dtype, seed, 0, n_layer);
 }
 
 ModelWeights random_model_weights(const ModelConfig& config, DType dtype, std::uint64_t seed) {
-  check_dtype(dtype);
+  check::storage("random weights", "dtype", dtype);
   const ModelConfig c = config.resolved();
   const Shape vocabulary{c.vocab_rows, c.layer.d_model};
   const Shape norm{c.layer.d_model};

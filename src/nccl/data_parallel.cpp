@@ -86,9 +86,7 @@ const std::vector<Rank::Call>& Rank::meet(Call call) {
 void Rank::together(const char* name, const std::vector<TensorView>& tensors, const Stream& stream,
                     const std::function<void(const TensorView&)>& call) {
   const std::string where = std::string("Rank::") + name;
-  if (stream.device() != device_) {
-    throw ArgumentError(where, "stream", device_.name(), stream.device().name());
-  }
+  check::stream(where.c_str(), stream, device_);
   for (const TensorView& tensor : tensors) {
     check::device(where.c_str(), "tensors", tensor, device_);
     if (!tensor.is_dense()) throw ArgumentError(where, "tensors", "dense ones", "a strided view");
