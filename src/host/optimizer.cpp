@@ -10,6 +10,8 @@
 #include <mamba/check.hpp>
 #include <mamba/train_ops.hpp>
 
+#include "host/finished.hpp"
+
 namespace mamba {
 
 namespace {
@@ -96,21 +98,20 @@ AdamW::AdamW(std::vector<Parameter> parameters, const AdamWOptions& options) : o
     }
   }
   const Device device = parameters[0].weight.device();
-  synchronize(device);
-  Stream& stream = default_stream(device);
-  for (Parameter& p : parameters) {
-    Slot slot;
-    slot.m = Tensor::zeros(p.weight.shape(), DType::f32, device);
-    slot.v = Tensor::zeros(p.weight.shape(), DType::f32, device);
-    if (p.weight.dtype() != DType::f32) {
-      slot.master = Tensor(p.weight.shape(), DType::f32, device);
-      copy(p.weight, slot.master, stream);
+  finished(device, [&](Stream& stream) {
+    for (Parameter& p : parameters) {
+      Slot slot;
+      slot.m = Tensor::zeros(p.weight.shape(), DType::f32, device);
+      slot.v = Tensor::zeros(p.weight.shape(), DType::f32, device);
+      if (p.weight.dtype() != DType::f32) {
+        slot.master = Tensor(p.weight.shape(), DType::f32, device);
+        copy(p.weight, slot.master, stream);
+      }
+      slot.parameter = std::move(p);
+      slots_.push_back(std::move(slot));
     }
-    slot.parameter = std::move(p);
-    slots_.push_back(std::move(slot));
-  }
+  });
   squares_ = Tensor::zeros({1}, DType::f32, device);
-  stream.synchronize();
 }
 
 void LossScale::update(bool finite) {
