@@ -1,7 +1,8 @@
 // A product of matrices of any size, in blocks that stay in the caches. Our own and not a
-// library's, because of what a library would take from the promises: oneDNN 2.6 allocates in every
-// call, writes code into memory while it runs and has neither bf16 for AVX2 nor vectors for NEON;
-// BLIS 0.9 chooses by the processor's family and falls back silently where it is younger.
+// library's, because of what a library would take from the promises. As tried: oneDNN 2.6.3
+// allocates 4 to 6 times in every call, takes other kernels for one thread than for two, and comes
+// as a shared library alone; BLIS 0.9 chooses by the processor's family and takes its AVX2 kernels
+// on a younger one with AVX-512.
 //
 // The factors meet in tiles. An element of `broadcast` meets a vector of `lanes`:
 //   sums[i, j] = sum over k of broadcast(i, k) lanes(j, k)
