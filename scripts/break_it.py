@@ -128,8 +128,11 @@ BREAKS = {
     "merges go from right to left among equals": (
         "src/host/bpe.cpp", ": a.left > b.left;", ": a.left < b.left;", "Tokenizer*"),
     "the shortest added token is found first": (
-        "src/host/bpe.cpp", "if (first->content.size() == length) longest", "if (longest == nullptr && first->content.size() == length) longest",
+        "src/host/added_tokens.cpp", "ends(begin, length + 1) ? begin : nodes_[index(child.shorter)].token",
+        "nodes_[index(child.shorter)].token >= 0 || !ends(begin, length + 1) ? nodes_[index(child.shorter)].token : begin",
         "Tokenizer*"),
+    "long runs of marks are not put in order first": (
+        "src/host/nfc.cpp", "marks.count() > many", "false", "HostileFiles.*Marks*"),
     "a batch reads its first row's prompt on": (
         "src/host/generator.cpp", "if (texts[i]->size() > done) continue;", "if (texts[0]->size() > done) continue;",
         "GeneratorPool*"),

@@ -1,36 +1,8 @@
-#include <algorithm>
 #include <queue>
 
 #include "host/tokenizer_tables.hpp"
 
 namespace mamba {
-
-AddedTokens::AddedTokens(std::vector<AddedToken> tokens) {
-  std::stable_sort(tokens.begin(), tokens.end(),
-                   [](const AddedToken& a, const AddedToken& b) { return a.content < b.content; });
-  for (AddedToken& token : tokens) {
-    by_first_byte_[static_cast<unsigned char>(token.content[0])].push_back(std::move(token));
-  }
-}
-
-// Those that begin as the text does lie beside each other, the shortest of them first.
-const AddedToken* AddedTokens::match(std::string_view text, std::size_t at) const {
-  const std::vector<AddedToken>& list = by_first_byte_[static_cast<unsigned char>(text[at])];
-  const AddedToken* longest = nullptr;
-  auto first = list.begin();
-  auto last = list.end();
-  for (std::size_t length = 1; first != last; ++length) {
-    if (first->content.size() == length) longest = &*first;
-    if (at + length == text.size()) break;
-    const auto byte = [length](const AddedToken& token) {
-      return token.content.size() > length ? static_cast<unsigned char>(token.content[length]) : -1;
-    };
-    const int next = static_cast<unsigned char>(text[at + length]);
-    first = std::partition_point(first, last, [&](const AddedToken& t) { return byte(t) < next; });
-    last = std::partition_point(first, last, [&](const AddedToken& t) { return byte(t) == next; });
-  }
-  return longest;
-}
 
 namespace {
 

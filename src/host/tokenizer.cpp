@@ -1,11 +1,8 @@
 #include <mamba/tokenizer.hpp>
 
 #include <fmt/format.h>
-#include <unicode/bytestream.h>
-#include <unicode/normalizer2.h>
 #include <unicode/uchar.h>
 
-#include <algorithm>
 #include <filesystem>
 #include <system_error>
 
@@ -17,45 +14,6 @@
 namespace mamba {
 
 // ---- Unicode ----------------------------------------------------------------------------------
-
-namespace {
-
-// The length of a beginning of `text` of at most `most` bytes that normalizing does not join with
-// what follows it.
-std::size_t normal_beginning(const icu::Normalizer2& nfc, std::string_view text, std::size_t most) {
-  if (text.size() <= most) return text.size();
-  for (std::size_t end = most; end > 0; --end) {
-    const Utf8Character next = first_character(text.substr(end));
-    if (next.kind == Utf8Character::whole &&
-        nfc.hasBoundaryBefore(static_cast<UChar32>(next.code)) != 0) {
-      return end;
-    }
-  }
-  throw ArgumentError("Tokenizer::encode", "text",
-                      fmt::format("a character without marks in {} bytes", most), "none");
-}
-
-}  // namespace
-
-std::string to_nfc(const std::string& text, std::size_t most) {
-  if (std::all_of(text.begin(), text.end(),
-                  [](char c) { return static_cast<signed char>(c) >= 0; }))
-    return text;  // ASCII
-  UErrorCode status = U_ZERO_ERROR;
-  const icu::Normalizer2* nfc = icu::Normalizer2::getNFCInstance(status);
-  std::string normal;
-  icu::StringByteSink<std::string> sink(&normal);
-  for (std::string_view rest = text; U_SUCCESS(status) && !rest.empty();) {
-    const std::string_view piece = rest.substr(0, normal_beginning(*nfc, rest, most));
-    nfc->normalizeUTF8(0, icu::StringPiece(piece.data(), static_cast<std::int32_t>(piece.size())),
-                       sink, nullptr, status);
-    rest.remove_prefix(piece.size());
-  }
-  if (U_FAILURE(status)) {
-    throw Error("Tokenizer", "ICU", "Unicode's data", u_errorName(status));
-  }
-  return normal;
-}
 
 namespace {
 
@@ -135,19 +93,12 @@ template <class Rest>
 void split(const AddedTokens& tokens, std::string_view text, std::vector<std::int32_t>& ids,
            Rest rest) {
   std::size_t begin = 0;
-  std::size_t at = 0;
-  while (at < text.size()) {
-    const AddedToken* token = tokens.match(text, at);
-    if (token == nullptr) {
-      ++at;
-      continue;
-    }
-    if (begin < at) rest(text.substr(begin, at - begin));
-    ids.push_back(token->id);
-    at += token->content.size();
-    begin = at;
+  for (const AddedTokens::Match& token : tokens.find(text)) {
+    if (begin < token.begin) rest(text.substr(begin, token.begin - begin));
+    ids.push_back(token.id);
+    begin = token.begin + token.bytes;
   }
-  if (begin < at) rest(text.substr(begin));
+  if (begin < text.size()) rest(text.substr(begin));
 }
 
 }  // namespace

@@ -7,24 +7,9 @@
 #include <unordered_map>
 #include <vector>
 
+#include "host/added_tokens.hpp"
+
 namespace mamba {
-
-struct AddedToken {
-  std::string content;
-  std::int32_t id = 0;
-};
-
-// Found in a text before anything else, leftmost first and the longest of those.
-class AddedTokens {
- public:
-  AddedTokens() = default;
-  explicit AddedTokens(std::vector<AddedToken> tokens);
-  // The longest that `text` has at `at`; nullptr if none.
-  const AddedToken* match(std::string_view text, std::size_t at) const;
-
- private:
-  std::array<std::vector<AddedToken>, 256> by_first_byte_;  // each in order
-};
 
 struct Merge {
   std::int32_t rank = 0;
