@@ -49,6 +49,10 @@ int each_line(const std::string& name, F f) {
   return lines;
 }
 
+// What the golden file says of how a text is cut.
+const std::string byte_level =
+    R"("pre_tokenizer":{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":true})";
+
 Tokenizer golden() { return Tokenizer::load(golden_folder("tokenizer")); }
 
 // All of `bytes` through a TextStream, `count` at a time.
@@ -182,25 +186,69 @@ class TokenizerFile : public ::testing::Test {
 
 TEST_F(TokenizerFile, OfAnotherPipelineIsRefusedByName) {
   expect_refused(R"("type":"NFC")", R"("type":"NFKC")",
-                 R"(normalizer.type: expected "NFC", got "NFKC")");
-  expect_refused(R"("pre_tokenizer":{"type":"ByteLevel")", R"("pre_tokenizer":{"type":"Metaspace")",
-                 R"(pre_tokenizer.type: expected "ByteLevel", got "Metaspace")");
-  expect_refused(R"("add_prefix_space":false)", R"("add_prefix_space":true)",
-                 "pre_tokenizer.add_prefix_space: expected false, got true");
-  expect_refused(R"("use_regex":true)", R"("use_regex":false)",
-                 "pre_tokenizer.use_regex: expected true, got false");
-  expect_refused(R"("post_processor":{"type":"ByteLevel")",
-                 R"("post_processor":{"type":"TemplateProcessing")",
-                 R"(post_processor.type: expected "ByteLevel", got "TemplateProcessing")");
+                 R"(normalizer.type: expected NFC or a Sequence of it, got "NFKC")");
+  expect_refused(R"("normalizer":{"type":"NFC"})",
+                 R"("normalizer":{"type":"Sequence","normalizers":[{"type":"Lowercase"}]})",
+                 R"(normalizer.normalizers[0].type: expected NFC or a Sequence of it, got )"
+                 R"("Lowercase")");
   expect_refused(R"("decoder":{"type":"ByteLevel")", R"("decoder":{"type":"WordPiece")",
                  R"(decoder.type: expected "ByteLevel", got "WordPiece")");
   expect_refused(R"("type":"BPE")", R"("type":"Unigram")",
                  R"(model.type: expected "BPE", got "Unigram")");
-  expect_refused(R"("unk_token":null)", R"("unk_token":"<unk>")",
-                 R"(model.unk_token: expected null, got "<unk>")");
+  expect_refused(R"("byte_fallback":false)", R"("byte_fallback":true)",
+                 "model.byte_fallback: expected false, got true");
   expect_refused(R"("dropout":null)", R"("dropout":0.5)", "model.dropout: expected 0.0, got 0.5");
   expect_refused(R"("lstrip":false)", R"("lstrip":true)",
                  "added_tokens[0].lstrip: expected false, got true");
+}
+
+TEST_F(TokenizerFile, OfAnotherPreTokenizerIsRefusedByName) {
+  const auto expect = [&](const std::string& pre_tokenizer, const std::string& error) {
+    expect_refused(byte_level, R"("pre_tokenizer":)" + pre_tokenizer, "pre_tokenizer" + error);
+  };
+  expect(R"({"type":"Metaspace"})",
+         R"(.type: expected ByteLevel, Split, Digits, Punctuation or a Sequence of them, got )"
+         R"("Metaspace")");
+  expect("null",
+         ".type: expected ByteLevel, Split, Digits, Punctuation or a Sequence of them, got "
+         "nothing");
+  expect(R"({"type":"Digits"})", ": expected ByteLevel, or a Sequence with it, got none");
+  const std::string bytes = R"({"type":"ByteLevel","add_prefix_space":false})";
+  expect(R"({"type":"Sequence","pretokenizers":[)" + bytes + "," + bytes + "]}",
+         ".pretokenizers[1].type: expected one ByteLevel, got another");
+  expect(R"({"type":"Punctuation","behavior":"Kept"})",
+         ".behavior: expected Removed, Isolated, MergedWithPrevious, MergedWithNext or "
+         R"(Contiguous, got "Kept")");
+  expect(R"({"type":"Split","behavior":"Isolated","pattern":{"String":""}})",
+         ".pattern: expected a String or Regex with text, got an object");
+  expect(R"({"type":"Split","behavior":"Isolated","pattern":{"Regex":"a(?=b"}})",
+         R"(.pattern.Regex: expected a regular expression without a group that does not end, got )"
+         R"("a(?=b")");
+  std::string many = R"({"type":"Digits"})";
+  for (int i = 0; i < 100; ++i) many += R"(,{"type":"Digits"})";
+  expect(R"({"type":"Sequence","pretokenizers":[)" + many + "]}",
+         ": expected at most 100 steps, got more");
+}
+
+TEST_F(TokenizerFile, OfAnotherPostProcessorIsRefusedByName) {
+  const std::string before = R"("post_processor":{"type":"ByteLevel")";
+  const auto expect = [&](const std::string& members, const std::string& error) {
+    expect_refused(before, R"("post_processor":{"type":"TemplateProcessing")" + members,
+                   "post_processor." + error);
+  };
+  expect_refused(before, R"("post_processor":{"type":"RobertaProcessing")",
+                 "post_processor.type: expected ByteLevel, TemplateProcessing or a Sequence of "
+                 R"(them, got "RobertaProcessing")");
+  expect("", "single: expected a list, got nothing");
+  expect(R"(,"single":[])", "single: expected the Sequence A, got none");
+  const std::string a = R"({"Sequence":{"id":"A","type_id":0}})";
+  const std::string special = R"({"SpecialToken":{"id":"x","type_id":0}})";
+  expect(R"(,"single":[)" + a + "," + a + "]",
+         "single[1]: expected a SpecialToken or, once, the Sequence A, got an object");
+  expect(R"(,"single":[)" + special + "," + a + R"(],"special_tokens":{})",
+         "single[0].SpecialToken.id: expected one of post_processor.special_tokens, got \"x\"");
+  expect(R"(,"single":[)" + special + "," + a + R"(],"special_tokens":{"x":{"ids":[5000]}})",
+         "special_tokens[\"x\"].ids: expected ids of tokens, got 5000");
 }
 
 TEST_F(TokenizerFile, ThatIsBrokenIsRefusedByName) {
@@ -212,7 +260,8 @@ TEST_F(TokenizerFile, ThatIsBrokenIsRefusedByName) {
   expect_refused(R"("vocab":{)", R"("vocab":[],"other":{)",
                  "model.vocab: expected an object, got a list");
   expect_refused(R"("!":)", R"("!!!!":)",
-                 "model.vocab: expected a token for every byte, got none for 0x21");
+                 "model.vocab: expected a token for every printable character of ASCII, got none "
+                 "for 0x21");
   expect_refused(R"("!":2)", R"("!":3)",
                  R"("\"": expected an id of its own, got 3, another token's)");
   expect_refused(R"("!":2)", R"("!":-2)", R"("!": expected an id, 0 to 2147483646, got -2)");

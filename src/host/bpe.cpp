@@ -3,11 +3,10 @@
 #include "host/tokenizer_tables.hpp"
 
 namespace mamba {
-
 namespace {
 
 // A piece of the word, in a list that merging shortens.
-struct Piece {
+struct Symbol {
   std::int32_t id;
   std::ptrdiff_t before;
   std::ptrdiff_t after;  // index of the neighbour; -1: none
@@ -37,11 +36,11 @@ class Merging {
     while (!candidates_.empty()) {
       const Candidate best = candidates_.top();
       candidates_.pop();
-      Piece& left = at(best.left);
+      Symbol& left = at(best.left);
       // Merging may have taken either piece away since; what counts is what the two make now.
       const Merge* merge = merge_of(best.left);
       if (merge == nullptr || merge->id != best.merge.id) continue;
-      Piece& right = at(left.after);
+      Symbol& right = at(left.after);
       left.id = best.merge.id;
       left.after = right.after;
       right.id = gone;
@@ -53,7 +52,7 @@ class Merging {
   }
 
   void append_to(std::vector<std::int32_t>& ids) const {
-    for (const Piece& piece : pieces_) {
+    for (const Symbol& piece : pieces_) {
       if (piece.id != gone) ids.push_back(piece.id);
     }
   }
@@ -61,10 +60,10 @@ class Merging {
  private:
   static constexpr std::int32_t gone = -1;
 
-  Piece& at(std::ptrdiff_t i) { return pieces_[static_cast<std::size_t>(i)]; }
+  Symbol& at(std::ptrdiff_t i) { return pieces_[static_cast<std::size_t>(i)]; }
 
   const Merge* merge_of(std::ptrdiff_t left) {
-    const Piece& piece = at(left);
+    const Symbol& piece = at(left);
     if (piece.id == gone || piece.after < 0) return nullptr;
     const auto found = tables_.merges.find(TokenizerTables::pair(piece.id, at(piece.after).id));
     return found == tables_.merges.end() ? nullptr : &found->second;
@@ -75,7 +74,7 @@ class Merging {
   }
 
   const TokenizerTables& tables_;
-  std::vector<Piece> pieces_;
+  std::vector<Symbol> pieces_;
   std::priority_queue<Candidate> candidates_;
 };
 
@@ -83,6 +82,10 @@ class Merging {
 
 void encode_word(const TokenizerTables& tables, std::string_view word,
                  std::vector<std::int32_t>& ids) {
+  if (tables.ignore_merges) {
+    const auto whole = tables.whole_words.find(std::string(word));
+    if (whole != tables.whole_words.end()) return ids.push_back(whole->second);
+  }
   Merging merging(tables);
   for (const char c : word) {
     const std::int32_t id = tables.byte_ids[static_cast<unsigned char>(c)];
