@@ -163,6 +163,27 @@ TEST(TextStreamTest, AnyCutGivesTheSameText) {
 
 // ---- files --------------------------------------------------------------------------------------
 
+// The member of this name in `object`, as it is written there; nothing if there is none.
+std::string member(const std::string& object, const std::string& name) {
+  const std::size_t begin = object.find("\"" + name + "\":");
+  if (begin == std::string::npos) return "";
+  int depth = 0;
+  bool quoted = false;
+  for (std::size_t at = begin; at < object.size(); ++at) {
+    const char c = object[at];
+    if (c == '\\' && quoted) {
+      ++at;
+    } else if (c == '"') {
+      quoted = !quoted;
+    } else if (!quoted && depth == 0 && (c == ',' || c == '}')) {
+      return object.substr(begin, at - begin);
+    } else if (!quoted) {
+      depth += c == '{' || c == '[' ? 1 : c == '}' || c == ']' ? -1 : 0;
+    }
+  }
+  return object.substr(begin);
+}
+
 class TokenizerFile : public ::testing::Test {
  protected:
   TokenizerFile() : text_(testing::read_file(golden_folder("tokenizer/tokenizer.json"))) {}
@@ -245,6 +266,10 @@ TEST_F(TokenizerFile, OfAnotherPostProcessorIsRefusedByName) {
   const std::string special = R"({"SpecialToken":{"id":"x","type_id":0}})";
   expect(R"(,"single":[)" + a + "," + a + "]",
          "single[1]: expected a SpecialToken or, once, the Sequence A, got an object");
+  const std::string one = R"({"type":"TemplateProcessing","single":[)" + a + "]}";
+  expect_refused(member(text_, "post_processor"),
+                 R"("post_processor":{"type":"Sequence","processors":[)" + one + "," + one + "]}",
+                 "post_processor.processors[1].type: expected one TemplateProcessing, got another");
   expect(R"(,"single":[)" + special + "," + a + R"(],"special_tokens":{})",
          "single[0].SpecialToken.id: expected one of post_processor.special_tokens, got \"x\"");
   expect(R"(,"single":[)" + special + "," + a + R"(],"special_tokens":{"x":{"ids":[5000]}})",
@@ -301,6 +326,78 @@ TEST_F(TokenizerFile, OfOlderFormIsRead) {
   each_line("encoded.txt", [&](const std::string& text, const std::string& ids) {
     EXPECT_EQ(tokenizer.encode(unescaped(text)), parsed(ids)) << text;
   });
+}
+
+// The golden file as a pipeline of pipelines.txt changes it.
+std::string changed(std::string text, const std::string& pipeline) {
+  const auto replace = [&](const std::string& from, const std::string& to) {
+    const std::size_t at = text.find(from);
+    ASSERT_NE(at, std::string::npos) << from;
+    text.replace(at, from.size(), to);
+  };
+  for (const char* name : {"normalizer", "pre_tokenizer", "post_processor"}) {
+    const std::string to = member(pipeline, name);
+    if (!to.empty()) replace(member(text, name), to);
+  }
+  if (!member(pipeline, "ignore_merges").empty()) {
+    replace(R"("ignore_merges":false)", R"("ignore_merges":true)");
+    replace(R"("merges":[["à","¸"],["à","¤"],["Ġ","s"],)", R"("merges":[)");
+  }
+  return text;
+}
+
+TEST_F(TokenizerFile, OtherPipelinesGiveWhatHuggingFaceDoes) {
+  int pipelines = 0;
+  int wrong = 0;
+  std::string pipeline;
+  Tokenizer tokenizer = Tokenizer::bytes();
+  each_line("pipelines.txt", [&](const std::string& text, const std::string& other) {
+    if (text == "\\pipeline") {
+      ++pipelines;
+      wrong = 0;
+      pipeline = other;
+      write_file(path(), changed(text_, pipeline));
+      tokenizer = Tokenizer::load(path());
+    } else if (wrong < 3) {
+      const bool same = tokenizer.encode(unescaped(text)) == parsed(other);
+      EXPECT_TRUE(same) << pipeline << "\n" << text << "\nexpected " << other;
+      wrong += same ? 0 : 1;
+    }
+  });
+  EXPECT_GT(pipelines, 25);
+}
+
+TEST_F(TokenizerFile, SpecialTokensGoAroundTheBeginningOfATextAlone) {
+  write(R"("post_processor":{"type":"ByteLevel")",
+        R"("post_processor":{"type":"TemplateProcessing","single":[{"SpecialToken":{"id":"b"}},)"
+        R"({"Sequence":{"id":"A"}},{"SpecialToken":{"id":"e"}}],)"
+        R"("special_tokens":{"b":{"ids":[1,0]},"e":{"ids":[0]}})");
+  const Tokenizer tokenizer = Tokenizer::load(path());
+  EXPECT_EQ(tokenizer.encode(""), (Ids{1, 0, 0}));
+  EXPECT_EQ(tokenizer.encode("", /*special_tokens=*/false), Ids{});
+  EXPECT_EQ(tokenizer.encode("the state", false), golden().encode("the state"));
+}
+
+// Falcon's file has no token for some control characters: Hugging Face leaves them out.
+TEST_F(TokenizerFile, BytesWithoutATokenAreLeftOut) {
+  write("\"\u0103\":", "\"\u0103\u0103\u0103\":");
+  const Tokenizer tokenizer = Tokenizer::load(path());
+  EXPECT_EQ(tokenizer.encode("the\x03"), golden().encode("the"));
+  text_ = testing::read_file(path());
+  expect_refused(R"("unk_token":null)", R"("unk_token":"?")",
+                 R"(model.unk_token: expected null, or a token for every byte, got "?")");
+}
+
+// A regular expression that goes back and forth gives up, and does so soon.
+TEST_F(TokenizerFile, ExpressionsThatTakeTooLongAreAnError) {
+  for (const char* pattern : {"(?:a|a)*b", "(?:a+)+b", "(?:a|aa)+$"}) {
+    write(byte_level, std::string(R"("pre_tokenizer":{"type":"Sequence","pretokenizers":[)") +
+                          R"({"type":"Split","behavior":"Isolated","pattern":{"Regex":")" +
+                          pattern + R"("}},{"type":"ByteLevel","add_prefix_space":false}]})");
+    const Tokenizer tokenizer = Tokenizer::load(path());
+    EXPECT_EQ(tokenizer.decode(tokenizer.encode("cab")), "cab");
+    EXPECT_THROW(tokenizer.encode(std::string(200, 'a') + "c"), ArgumentError) << pattern;
+  }
 }
 
 TEST_F(TokenizerFile, DamageIsRefusedOrHarmless) {

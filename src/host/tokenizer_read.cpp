@@ -93,16 +93,17 @@ class Reader {
     }
   }
 
-  // A later template goes around what an earlier one has put around the text.
   void read_template(const Json& value, const std::string& name) {
-    std::vector<std::int32_t> before;
+    if (has_template_) fields_.refuse(name + ".type", "one TemplateProcessing", "another");
+    has_template_ = true;
     bool after = false;
     const Json::Array& single = fields_.list(value, name, "single");
     for (std::size_t i = 0; i < single.size(); ++i) {
       const std::string item = fmt::format("{}.single[{}]", name, i);
       const Json& special = at(single[i], "SpecialToken");
       if (!special.is_null()) {
-        append_special(value, name, at(special, "id"), item, after ? tables_.after : before);
+        append_special(value, name, at(special, "id"), item,
+                       after ? tables_.after : tables_.before);
       } else if (at(at(single[i], "Sequence"), "id") == "A" && !after) {
         after = true;
       } else {
@@ -110,7 +111,6 @@ class Reader {
       }
     }
     if (!after) fields_.refuse(name + ".single", "the Sequence A", "none");
-    tables_.before.insert(tables_.before.begin(), before.begin(), before.end());
   }
 
   void append_special(const Json& value, const std::string& name, const Json& key,
@@ -256,6 +256,7 @@ class Reader {
   TokenizerFields fields_;
   Json file_;
   std::unordered_map<std::string, std::int32_t> ids_;
+  bool has_template_ = false;
   std::vector<AddedToken> exact_;
   std::vector<AddedToken> normalized_;
   TokenizerTables tables_;

@@ -28,7 +28,14 @@ CharacterClass class_of(char32_t code) {
 
 bool is_punctuation(char32_t code) {
   if (code < 0x80) return code > ' ' && code < 0x7F && class_of(code) == CharacterClass::other;
-  return (U_GET_GC_MASK(static_cast<UChar32>(code)) & U_GC_P_MASK) != 0;
+  const auto c = static_cast<UChar32>(code);
+  // Hugging Face's tokenizers have the table of Unicode 8. Two of its characters are no punctuation
+  // any more, and later ones are not in it.
+  if (c == 0x166D || c == 0x111C9) return true;
+  if ((U_GET_GC_MASK(c) & U_GC_P_MASK) == 0) return false;
+  UVersionInfo age;
+  u_charAge(c, age);
+  return age[0] <= 8;
 }
 
 }  // namespace mamba
