@@ -7,6 +7,7 @@
 
 #include <mamba/error.hpp>
 
+#include "host/json.hpp"
 #include "host/tokenizer_tables.hpp"
 #include "host/utf8.hpp"
 
@@ -31,12 +32,30 @@ void split(const AddedTokens& tokens, std::string_view text, std::vector<std::in
 
 // ---- Tokenizer --------------------------------------------------------------------------------
 
+namespace {
+
+// The file that `path` names.
+std::string tokenizer_file(const std::string& path) {
+  std::error_code error;  // what the system will not say of it, opening it will
+  if (!std::filesystem::is_directory(path, error)) return path;
+  const std::filesystem::path folder = path;
+  const auto has = [&](const char* name) { return std::filesystem::exists(folder / name, error); };
+  if (!has("tokenizer.json") && has("vocab.json") && has("merges.txt")) {
+    throw FormatError(
+        "Tokenizer::load", path, "tokenizer.json",
+        fmt::format(
+            "vocab.json and merges.txt, which do not say how a text is cut (Python's "
+            "transformers make one: AutoTokenizer.from_pretrained({0}).save_pretrained({0}))",
+            in_quotes(path)));
+  }
+  return (folder / "tokenizer.json").string();
+}
+
+}  // namespace
+
 Tokenizer Tokenizer::load(const std::string& path) {
   Tokenizer tokenizer;
-  std::error_code error;  // what the system will not say of it, opening it will
-  const bool folder = std::filesystem::is_directory(path, error);
-  tokenizer.tables_ = std::make_shared<const TokenizerTables>(
-      read_tokenizer(folder ? (std::filesystem::path(path) / "tokenizer.json").string() : path));
+  tokenizer.tables_ = std::make_shared<const TokenizerTables>(read_tokenizer(tokenizer_file(path)));
   return tokenizer;
 }
 
