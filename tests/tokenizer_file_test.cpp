@@ -202,7 +202,10 @@ std::string changed(std::string text, const std::string& pipeline) {
   }
   if (!member(pipeline, "ignore_merges").empty()) {
     replace(R"("ignore_merges":false)", R"("ignore_merges":true)");
-    replace(R"("merges":[["à","¸"],["à","¤"],["Ġ","s"],)", R"("merges":[)");
+    const std::size_t first = text.find("\"merges\":[") + 10;
+    std::size_t end = first;
+    for (int i = 0; i < 60; ++i) end = text.find("],[", end) + 2;
+    text.erase(first, end - first);
   }
   return text;
 }

@@ -51,7 +51,7 @@ Pieces occurrences(std::string_view text, const std::string& of) {
   return found;
 }
 
-Pieces matches(const Cut& step, std::string_view text) {
+Pieces matches(const Cut& step, std::string_view text, Patience& patience) {
   switch (step.at) {
     case Cut::At::words:
       return words(text);
@@ -64,17 +64,17 @@ Pieces matches(const Cut& step, std::string_view text) {
     case Cut::At::text:
       return occurrences(text, step.text);
     case Cut::At::expression:
-      return step.expression->matches(text);
+      return step.expression->matches(text, patience);
   }
   return {};
 }
 
 // ---- what becomes of it ----
 
-Parts parts(const Cut& step, std::string_view text) {
+Parts parts(const Cut& step, std::string_view text, Patience& patience) {
   Parts all;
   std::size_t end = 0;
-  for (const Piece& match : matches(step, text)) {
+  for (const Piece& match : matches(step, text, patience)) {
     if (end < match.begin) all.push_back({{end, match.begin}, step.invert});
     all.push_back({match, !step.invert});
     end = match.end;
@@ -115,8 +115,8 @@ Pieces joined_to_next(const Parts& all) {
   return pieces;
 }
 
-Pieces cut(const Cut& step, std::string_view text) {
-  const Parts all = parts(step, text);
+Pieces cut(const Cut& step, std::string_view text, Patience& patience) {
+  const Parts all = parts(step, text, patience);
   Pieces pieces;
   switch (step.matches) {
     case Cut::Matches::removed:
@@ -145,13 +145,14 @@ Pieces cut(const Cut& step, std::string_view text) {
 // A text on its way through the steps.
 class Pretokenized {
  public:
-  explicit Pretokenized(std::string_view text) : text_(text), pieces_{{0, text.size()}} {}
+  Pretokenized(std::string_view text, Patience& patience)
+      : text_(text), pieces_{{0, text.size()}}, patience_(patience) {}
 
   void apply(const Cut& step, bool last) {
     if (step.blank_in_front) put_blanks_in_front();
     Pieces smaller;
     for (const Piece& piece : pieces_) {
-      for (const Piece& part : cut(step, in(piece))) {
+      for (const Piece& part : cut(step, in(piece), patience_)) {
         if (part.begin == part.end) continue;
         smaller.push_back({piece.begin + part.begin, piece.begin + part.end});
       }
@@ -204,6 +205,7 @@ class Pretokenized {
   std::string_view text_;
   Pieces pieces_;  // in order, none of them empty
   bool in_alphabet_ = false;
+  Patience& patience_;
 };
 
 }  // namespace
@@ -213,7 +215,7 @@ PreTokenizer::PreTokenizer(std::vector<Cut> steps)
       words_alone_(steps_.size() == 1 && steps_[0].at == Cut::At::words &&
                    !steps_[0].blank_in_front) {}
 
-void PreTokenizer::each_word(std::string_view text,
+void PreTokenizer::each_word(std::string_view text, Patience& patience,
                              const std::function<void(std::string_view)>& word) const {
   if (text.empty()) return;
   if (words_alone_) {
@@ -221,7 +223,7 @@ void PreTokenizer::each_word(std::string_view text,
     for (std::string_view next = words.next(); !next.empty(); next = words.next()) word(next);
     return;
   }
-  Pretokenized pieces(text);
+  Pretokenized pieces(text, patience);
   for (const Cut& step : steps_) pieces.apply(step, &step == &steps_.back());
   pieces.each(word);
 }

@@ -34,7 +34,8 @@ class PreTokenizer {
   explicit PreTokenizer(std::vector<Cut> steps = {});
 
   // Calls word(bytes) for each word of `text` (UTF-8), in order.
-  void each_word(std::string_view text, const std::function<void(std::string_view)>& word) const;
+  void each_word(std::string_view text, Patience& patience,
+                 const std::function<void(std::string_view)>& word) const;
 
  private:
   std::vector<Cut> steps_;

@@ -38,9 +38,9 @@ namespace {
 constexpr std::size_t most_text = std::size_t{1} << 30;  // ICU counts in 32 bits
 constexpr std::int32_t stack_bytes = 64 << 20;
 
-// ICU's unit is ten thousand steps that may have to be taken back. Expressions as published take a
-// few for each character.
-std::int32_t time_limit(std::size_t bytes) { return 1000 + static_cast<std::int32_t>(bytes / 100); }
+UBool U_CALLCONV goes_on(const void* patience, std::int32_t) {
+  return static_cast<Patience*>(const_cast<void*>(patience))->take_one() ? 1 : 0;
+}
 
 // Places in UTF-16, which never go back, as places in the UTF-8 text.
 class Places {
@@ -64,7 +64,10 @@ class Places {
 
 }  // namespace
 
-std::vector<Piece> RegularExpression::matches(std::string_view text) const {
+// Expressions as published take a few steps for each character.
+Patience::Patience(std::size_t bytes) : left_(1000 + static_cast<std::int64_t>(bytes / 100)) {}
+
+std::vector<Piece> RegularExpression::matches(std::string_view text, Patience& patience) const {
   if (text.size() > most_text) {
     throw ArgumentError("Tokenizer::encode", "text", fmt::format("at most {} bytes", most_text),
                         fmt::format("{}", text.size()));
@@ -74,7 +77,7 @@ std::vector<Piece> RegularExpression::matches(std::string_view text) const {
   UErrorCode status = U_ZERO_ERROR;
   const std::unique_ptr<icu::RegexMatcher> matcher(compiled_->pattern->matcher(input, status));
   if (matcher) {
-    matcher->setTimeLimit(time_limit(text.size()), status);
+    matcher->setMatchCallback(goes_on, &patience, status);
     matcher->setStackLimit(stack_bytes, status);
   }
   std::vector<Piece> found;

@@ -71,12 +71,13 @@ std::vector<std::int32_t> Tokenizer::encode(std::string_view text, bool special_
   TextStream whole;
   std::string valid = whole.push(text);
   valid += whole.finish();
+  Patience patience(valid.size());
   if (special_tokens) ids = tables_->before;
   split(tables_->exact, valid, ids, [&](std::string_view piece) {
     const std::string normal = tables_->nfc ? to_nfc(std::string(piece)) : std::string(piece);
     split(tables_->normalized, normal, ids, [&](std::string_view words) {
       tables_->pre_tokenizer.each_word(
-          words, [&](std::string_view word) { encode_word(*tables_, word, ids); });
+          words, patience, [&](std::string_view word) { encode_word(*tables_, word, ids); });
     });
   });
   if (special_tokens) ids.insert(ids.end(), tables_->after.begin(), tables_->after.end());

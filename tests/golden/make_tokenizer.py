@@ -10,7 +10,7 @@ encoded.txt     a line per string: its bytes, a tab, its ids. Bytes outside prin
                 are \\xNN. A string that is not UTF-8 was read as Python reads it with errors="replace".
 pipelines.txt   what other pipelines make of some hundred strings each. A line "\\pipeline", a tab, and a JSON object
                 begins one: the members that it has in place of those of tokenizer.json. With "ignore_merges" the
-                model has that option, and lacks its first three merges. Then lines as in encoded.txt.
+                model has that option, and lacks its first 60 merges. Then lines as in encoded.txt.
 decoded.txt     a line per list of ids: the ids, a tab, the text (bytes as above). Without the added tokens that
                 hold Latin-1 letters after NFC: the library takes those letters for bytes.
 """
@@ -92,6 +92,7 @@ def template(before, after):
                                for id, name in enumerate(("<|endoftext|>", "<|padding|>"))}}
 
 
+LINES = ["a \nb\n", "a \n", "\n", "ab  \n\n c", " \n \n", "x\ny \nz ", "a\r\n b\t\n"]
 PIPELINES = [
     sequence({"type": "Punctuation", "behavior": "Contiguous"}, dict(BYTES, use_regex=True),  # Falcon
              {"type": "Digits", "individual_digits": False}, split("Isolated", Regex="[0-9][0-9][0-9]"))
@@ -153,10 +154,10 @@ def pipelines(made, texts, draw):
     for changes in PIPELINES:
         changed = {key: changes.get(key, value) for key, value in made.items()}
         if changes.get("ignore_merges"):
-            changed["model"] = made["model"] | {"ignore_merges": True, "merges": made["model"]["merges"][3:]}
+            changed["model"] = made["model"] | {"ignore_merges": True, "merges": made["model"]["merges"][60:]}
         tokenizer = Tokenizer.from_str(json.dumps(changed))
         yield f"\\pipeline\t{json.dumps(changes, separators=(',', ':'))}\n"
-        for text in draw.sample(texts, 150):
+        for text in [line.encode() for line in SENTENCES[::3] + LINES] + draw.sample(texts, 100):
             yield f"{escaped(text)}\t{' '.join(map(str, tokenizer.encode(text.decode(errors='replace')).ids))}\n"
 
 
