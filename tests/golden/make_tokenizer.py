@@ -92,7 +92,7 @@ def template(before, after):
                                for id, name in enumerate(("<|endoftext|>", "<|padding|>"))}}
 
 
-LINES = ["a \nb\n", "a \n", "\n", "ab  \n\n c", " \n \n", "x\ny \nz ", "a\r\n b\t\n"]
+LINES = ["a \nb\n", "a \n", "\n", "ab  \n\n c", " \n \n", "x\ny \nz ", "a\r\n b\t\n", "in the state\nin the\n"]
 PIPELINES = [
     sequence({"type": "Punctuation", "behavior": "Contiguous"}, dict(BYTES, use_regex=True),  # Falcon
              {"type": "Digits", "individual_digits": False}, split("Isolated", Regex="[0-9][0-9][0-9]"))
@@ -109,7 +109,7 @@ PIPELINES = [
     *[sequence(split(behavior, invert, **pattern), dict(BYTES, add_prefix_space=True))
       for behavior in ("Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous")
       for invert in (False, True) for pattern in ({"String": "e"}, {"Regex": "[aeiou\\-\\s]"})],
-    sequence(split("Isolated", Regex=r"^.|\s+$|(?<=\d)[^-a-m\]](?!\w)|\u0061++|x{2,}"),
+    sequence(split("Isolated", Regex=r"^.|\s+$|e$|(?<=\d)[^-a-m\]](?!\w)|\u0061++|x{2,}"),
              split("MergedWithNext", Regex=r"\p{Han}+|\P{Ll}\x{e9}|(?i:the|ss)|(b)*"), BYTES),
 ]
 
