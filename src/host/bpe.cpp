@@ -23,7 +23,9 @@ struct Candidate {
 
 class Merging {
  public:
-  explicit Merging(const TokenizerTables& tables) : tables_(tables) {}
+  Merging(const TokenizerTables& tables, std::size_t bytes) : tables_(tables) {
+    pieces_.reserve(bytes);
+  }
 
   void append(std::int32_t id) {
     const auto last = static_cast<std::ptrdiff_t>(pieces_.size()) - 1;
@@ -86,7 +88,7 @@ void encode_word(const TokenizerTables& tables, std::string_view word,
     const auto whole = tables.whole_words.find(std::string(word));
     if (whole != tables.whole_words.end()) return ids.push_back(whole->second);
   }
-  Merging merging(tables);
+  Merging merging(tables, word.size());
   for (const char c : word) {
     const std::int32_t id = tables.byte_ids[static_cast<unsigned char>(c)];
     if (id >= 0) merging.append(id);

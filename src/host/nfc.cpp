@@ -41,6 +41,15 @@ std::size_t normal_beginning(const icu::Normalizer2& nfc, std::string_view text,
                       fmt::format("a character without marks in {} bytes", most), "none");
 }
 
+bool is_nfc(const icu::Normalizer2& nfc, std::string_view text, std::size_t most) {
+  if (text.size() > most) return false;  // it is not worth the cutting
+  UErrorCode status = U_ZERO_ERROR;
+  const UBool is = nfc.isNormalizedUTF8(
+      icu::StringPiece(text.data(), static_cast<std::int32_t>(text.size())), status);
+  check(status);
+  return is != 0;
+}
+
 // ---- marks ------------------------------------------------------------------------------------
 
 // A run of combining marks, decomposed. ICU puts each mark in its place by walking back over all
@@ -52,10 +61,9 @@ class Marks {
 
   // False if `code` is no mark, not even once decomposed.
   bool take(char32_t code) {
-    constexpr char32_t first_mark = 0x300;
-    if (code < first_mark) return false;
-    icu::UnicodeString parts;
     const auto c = static_cast<UChar32>(code);
+    if (code < 0x80 || nfc_.hasBoundaryBefore(c) != 0) return false;
+    icu::UnicodeString parts;
     if (nfc_.getDecomposition(c, parts) == 0) parts.setTo(c);
     if (nfc_.getCombiningClass(parts.char32At(0)) == 0) return false;
     for (std::int32_t i = 0; i < parts.length(); i = parts.moveIndex32(i, 1)) {
@@ -122,7 +130,8 @@ std::string to_nfc(const std::string& text, std::size_t most) {
                   [](char c) { return static_cast<signed char>(c) >= 0; }))
     return text;  // ASCII
   const icu::Normalizer2& nfc = composing();
-  const std::string ordered = with_marks_in_order(nfc, text);
+  std::string ordered = with_marks_in_order(nfc, text);
+  if (is_nfc(nfc, ordered, most)) return ordered;
   std::string normal;
   icu::StringByteSink<std::string> sink(&normal);
   for (std::string_view rest = ordered; !rest.empty();) {
