@@ -124,12 +124,29 @@ BREAKS = {
         "src/host/tokenizer.cpp", "tables_->nfc ? to_nfc(std::string(piece)) : std::string(piece)", "std::string(piece)",
         "Tokenizer*"),
     "a word takes all blanks before it": (
-        "src/host/tokenizer.cpp", "return last == 0 ? end : last;", "return end;", "Tokenizer*"),
+        "src/host/words.cpp", "return last == 0 ? end : last;", "return end;", "Tokenizer*"),
     "merges go from right to left among equals": (
         "src/host/bpe.cpp", ": a.left > b.left;", ": a.left < b.left;", "Tokenizer*"),
     "the shortest added token is found first": (
-        "src/host/bpe.cpp", "if (first->content.size() == length) longest", "if (longest == nullptr && first->content.size() == length) longest",
+        "src/host/added_tokens.cpp", "ends(begin, length + 1) ? begin : nodes_[index(child.shorter)].token",
+        "nodes_[index(child.shorter)].token >= 0 || !ends(begin, length + 1) ? nodes_[index(child.shorter)].token : begin",
         "Tokenizer*"),
+    "three digits are cut before bytes are characters": (
+        "src/host/pre_tokenizer.cpp", "if (step.into_alphabet && !last) write_in_alphabet();", "", "TokenizerFile*"),
+    "a match of several is joined to the part before it": (
+        "src/host/pre_tokenizer.cpp", "return match && !previous;", "return match;", "TokenizerFile*"),
+    "a match is joined to the match after it": (
+        "src/host/pre_tokenizer.cpp", "part->match && !next", "part->match", "TokenizerFile*"),
+    "a line of a regular expression ends with the text alone": (
+        "src/host/regular_expression_translate.cpp", "(?:(?=\\\\n)|(?<!\\\\n)\\\\z)", "(?:\\\\z)", "TokenizerFile*"),
+    "a regular expression may take forever": (
+        "src/host/regular_expression.cpp", "->take_one() ? 1 : 0", "->take_one() ? 1 : 1", "TokenizerFile*Long*"),
+    "special tokens are put in front of every text": (
+        "src/host/tokenizer.cpp", "if (special_tokens) ids = tables_->before;", "ids = tables_->before;", "TokenizerFile*"),
+    "a word that is a token is merged all the same": (
+        "src/host/bpe.cpp", "if (tables.ignore_merges) {", "if (false) {", "TokenizerFile*"),
+    "long runs of marks are not put in order first": (
+        "src/host/nfc.cpp", "marks.count() > many", "false", "HostileFiles.*Marks*"),
     "a batch reads its first row's prompt on": (
         "src/host/generator.cpp", "if (texts[i]->size() > done) continue;", "if (texts[0]->size() > done) continue;",
         "GeneratorPool*"),

@@ -267,21 +267,44 @@ TEST(HostileFiles, TextsAreNormalizedInPieces) {
   EXPECT_THROW(to_nfc(marks, 64), ArgumentError);
 }
 
+// Marks of two kinds in turn have to change places; what is in order already has not.
+TEST(HostileFiles, AlternatingMarksTakeTimeOfTheText) {
+  const int pairs = 200000;
+  std::string text = "a";
+  std::string below;
+  std::string above;
+  for (int i = 0; i < pairs; ++i) {
+    text += "\u0301\u0F73\u0323";
+    below += "\u0323";
+    above += "\u0301";
+  }
+  std::string normal;
+  EXPECT_LT(seconds([&] { normal = to_nfc(text); }), linear);
+  std::string vowels;
+  for (int i = 0; i < pairs; ++i) vowels += "\u0F71";
+  for (int i = 0; i < pairs; ++i) vowels += "\u0F72";
+  EXPECT_EQ(normal, "\u1EA1" + vowels + below.substr(2) + above);
+}
+
 TEST(HostileFiles, ManyAddedTokensAreFoundInTimeOfTheText) {
   std::vector<AddedToken> tokens;
   for (int i = 0; i < 100000; ++i) tokens.push_back({"<" + std::to_string(i) + ">", i});
   tokens.push_back({"<1", 100000});
   tokens.push_back({"<", 100001});
+  for (int i = 1; i < 1000; ++i) tokens.push_back({std::string(2 * i, '='), 200000 + i});
   const AddedTokens added(tokens);
   std::string text;
   for (int i = 0; i < 10000; ++i) text += "<1x<77>";
   EXPECT_LT(seconds([&] {
-              for (std::size_t at = 0; at < text.size(); at += 7) {
-                ASSERT_EQ(added.match(text, at)->id, 100000);
-                ASSERT_EQ(added.match(text, at + 3)->id, 77);
-                ASSERT_EQ(added.match(text, at + 1), nullptr);
+              const std::vector<AddedTokens::Match> found = added.find(text);
+              ASSERT_EQ(found.size(), 20000u);
+              for (std::size_t i = 0; i < found.size(); i += 2) {
+                ASSERT_EQ(found[i].id, 100000);
+                ASSERT_EQ(found[i + 1].id, 77);
+                ASSERT_EQ(found[i + 1].begin, found[i].begin + 3);
               }
-              ASSERT_EQ(added.match("<", 0)->id, 100001);
+              ASSERT_EQ(added.find("x<").at(0).id, 100001);
+              ASSERT_EQ(added.find(std::string(2000001, '=')).size(), 1002u);
             }),
             linear);
 }

@@ -1,55 +1,20 @@
 // Text to ids and back, held against Hugging Face's tokenizers (golden/make_tokenizer.py).
 #include <mamba/tokenizer.hpp>
 
-#include <fstream>
-#include <sstream>
-
 #include <mamba/error.hpp>
 
-#include "files.hpp"
 #include "testing.hpp"
+#include "tokenizer_golden.hpp"
 
 namespace mamba {
 namespace {
 
+using testing::each_line;
 using testing::expect_error;
-using testing::golden_folder;
-using testing::TemporaryFolder;
-using testing::write_file;
-
-using Ids = std::vector<std::int32_t>;
-
-std::string unescaped(const std::string& line) {
-  std::string text;
-  for (std::size_t i = 0; i < line.size(); ++i) {
-    if (line[i] != '\\') {
-      text.push_back(line[i]);
-    } else {
-      text.push_back(static_cast<char>(std::stoi(line.substr(i + 2, 2), nullptr, 16)));
-      i += 3;
-    }
-  }
-  return text;
-}
-
-Ids parsed(const std::string& text) {
-  std::istringstream words(text);
-  return Ids(std::istream_iterator<std::int32_t>(words), {});
-}
-
-// f(first field, second field) of every line; returns how many.
-template <class F>
-int each_line(const std::string& name, F f) {
-  std::ifstream file(golden_folder("tokenizer/" + name));
-  int lines = 0;
-  for (std::string line; std::getline(file, line); ++lines) {
-    const std::size_t tab = line.find('\t');
-    f(line.substr(0, tab), line.substr(tab + 1));
-  }
-  return lines;
-}
-
-Tokenizer golden() { return Tokenizer::load(golden_folder("tokenizer")); }
+using testing::golden;
+using testing::Ids;
+using testing::parsed;
+using testing::unescaped;
 
 // All of `bytes` through a TextStream, `count` at a time.
 std::string streamed(const std::string& bytes, std::size_t count) {
@@ -155,109 +120,6 @@ TEST(TextStreamTest, AnyCutGivesTheSameText) {
     for (std::size_t count : {1, 2, 3, 5}) EXPECT_EQ(streamed(bytes, count), whole) << line;
     EXPECT_EQ(streamed(whole, 1), whole) << line;
   });
-}
-
-// ---- files --------------------------------------------------------------------------------------
-
-class TokenizerFile : public ::testing::Test {
- protected:
-  TokenizerFile() : text_(testing::read_file(golden_folder("tokenizer/tokenizer.json"))) {}
-
-  // The golden file with one change.
-  void write(const std::string& from, const std::string& to) const {
-    const std::size_t at = text_.find(from);
-    ASSERT_NE(at, std::string::npos) << from;
-    write_file(path(), text_.substr(0, at) + to + text_.substr(at + from.size()));
-  }
-  void expect_refused(const std::string& from, const std::string& to,
-                      const std::string& error) const {
-    write(from, to);
-    expect_error<FormatError>(path() + ": " + error, [&] { Tokenizer::load(path()); });
-  }
-  std::string path() const { return folder_.file("tokenizer.json"); }
-
-  TemporaryFolder folder_;
-  std::string text_;
-};
-
-TEST_F(TokenizerFile, OfAnotherPipelineIsRefusedByName) {
-  expect_refused(R"("type":"NFC")", R"("type":"NFKC")",
-                 R"(normalizer.type: expected "NFC", got "NFKC")");
-  expect_refused(R"("pre_tokenizer":{"type":"ByteLevel")", R"("pre_tokenizer":{"type":"Metaspace")",
-                 R"(pre_tokenizer.type: expected "ByteLevel", got "Metaspace")");
-  expect_refused(R"("add_prefix_space":false)", R"("add_prefix_space":true)",
-                 "pre_tokenizer.add_prefix_space: expected false, got true");
-  expect_refused(R"("use_regex":true)", R"("use_regex":false)",
-                 "pre_tokenizer.use_regex: expected true, got false");
-  expect_refused(R"("post_processor":{"type":"ByteLevel")",
-                 R"("post_processor":{"type":"TemplateProcessing")",
-                 R"(post_processor.type: expected "ByteLevel", got "TemplateProcessing")");
-  expect_refused(R"("decoder":{"type":"ByteLevel")", R"("decoder":{"type":"WordPiece")",
-                 R"(decoder.type: expected "ByteLevel", got "WordPiece")");
-  expect_refused(R"("type":"BPE")", R"("type":"Unigram")",
-                 R"(model.type: expected "BPE", got "Unigram")");
-  expect_refused(R"("unk_token":null)", R"("unk_token":"<unk>")",
-                 R"(model.unk_token: expected null, got "<unk>")");
-  expect_refused(R"("dropout":null)", R"("dropout":0.5)", "model.dropout: expected 0.0, got 0.5");
-  expect_refused(R"("lstrip":false)", R"("lstrip":true)",
-                 "added_tokens[0].lstrip: expected false, got true");
-}
-
-TEST_F(TokenizerFile, ThatIsBrokenIsRefusedByName) {
-  write_file(path(), text_.substr(0, text_.size() / 2));
-  EXPECT_THROW(Tokenizer::load(path()), FormatError);
-  write_file(path(), "[]");
-  expect_error<FormatError>(path() + ": JSON: expected an object, got a list",
-                            [&] { Tokenizer::load(folder_.path().string()); });
-  expect_refused(R"("vocab":{)", R"("vocab":[],"other":{)",
-                 "model.vocab: expected an object, got a list");
-  expect_refused(R"("!":)", R"("!!!!":)",
-                 "model.vocab: expected a token for every byte, got none for 0x21");
-  expect_refused(R"("!":2)", R"("!":3)",
-                 R"("\"": expected an id of its own, got 3, another token's)");
-  expect_refused(R"("!":2)", R"("!":-2)", R"("!": expected an id, 0 to 2147483646, got -2)");
-  expect_refused(R"("merges":[)", R"("merges":["a b c",)",
-                 R"(model.merges[0]: expected two tokens, got "a b c")");
-  expect_refused(R"("merges":[)", R"("merges":["z zz",)",
-                 R"(model.merges[0]: expected tokens of model.vocab, got "zzz")");
-  expect_refused(R"("id":0,)", R"("id":5,)",
-                 "added_tokens[0].id: expected 0, its id in model.vocab, got 5");
-  expect_refused(R"("content":"<|padding|>")", R"("content":"")",
-                 R"(added_tokens[1].content: expected text, got "")");
-  expect_error<Error>("Tokenizer::load: " + folder_.file("none") +
-                          ": expected a file that can be read, got No such file or directory",
-                      [&] { Tokenizer::load(folder_.file("none")); });
-}
-
-// Merges used to be one string, with a blank between the two tokens.
-TEST_F(TokenizerFile, OfOlderFormIsRead) {
-  const std::size_t first = text_.find("\"merges\":[") + 10;
-  std::string older = text_.substr(0, first);
-  bool quoted = false;
-  for (std::size_t at = first; at < text_.size(); ++at) {
-    const std::string rest = text_.substr(at, 3);
-    if (quoted && rest[0] == '\\') {
-      older += text_.substr(at++, 2);
-    } else if (quoted && rest == "\",\"") {
-      older += ' ';
-      at += 2;
-    } else if (quoted || (rest.substr(0, 2) != "[\"" && rest.substr(0, 2) != "],")) {
-      quoted = rest[0] == '"' ? !quoted : quoted;
-      older += rest[0];
-    }
-  }
-  older.replace(older.find("]]}}"), 4, "]}}");
-  write_file(path(), older);
-  const Tokenizer tokenizer = Tokenizer::load(path());
-  each_line("encoded.txt", [&](const std::string& text, const std::string& ids) {
-    EXPECT_EQ(tokenizer.encode(unescaped(text)), parsed(ids)) << text;
-  });
-}
-
-TEST_F(TokenizerFile, DamageIsRefusedOrHarmless) {
-  const int refused = testing::count_refused(
-      folder_, text_, text_.size(), 300, [](const std::string& path) { Tokenizer::load(path); });
-  EXPECT_GT(refused, 50);
 }
 
 }  // namespace

@@ -51,21 +51,19 @@ mamba::LanguageModel ModelFlags::load(const char* command) const {
 mamba::Tokenizer ModelFlags::load_tokenizer(const char* command, const char* flag,
                                             const mamba::LanguageModel& model,
                                             const char* hint) const {
-  const std::string beside = path(command) + "/tokenizer.json";
-  const std::string file = tokenizer.empty() ? beside : tokenizer;
-  const std::int64_t vocab = model.config().vocab_size;
-  if (tokenizer.empty() && !std::filesystem::exists(beside)) {
-    if (vocab == 256) return mamba::Tokenizer::bytes();
-    throw mamba::ArgumentError(command, flag, beside + ", or --tokenizer",
-                               std::string("neither") + hint);
+  const std::filesystem::path folder_of_model = path(command);
+  const auto has = [&](const char* name) {
+    return std::filesystem::exists(folder_of_model / name);
+  };
+  if (!tokenizer.empty()) return mamba::Tokenizer::load(tokenizer);
+  // A vocabulary alone is an error that says how to make the file.
+  if (has("tokenizer.json") || has("vocab.json")) {
+    return mamba::Tokenizer::load(folder_of_model.string());
   }
-  mamba::Tokenizer loaded = mamba::Tokenizer::load(file);
-  if (loaded.vocab_size() > vocab) {
-    throw mamba::ArgumentError(command, file,
-                               "ids below " + std::to_string(vocab) + ", the model's",
-                               "up to " + std::to_string(loaded.vocab_size() - 1));
-  }
-  return loaded;
+  if (model.config().vocab_size == 256) return mamba::Tokenizer::bytes();
+  throw mamba::ArgumentError(command, flag,
+                             (folder_of_model / "tokenizer.json").string() + ", or --tokenizer",
+                             std::string("neither") + hint);
 }
 
 mamba::Stream ModelFlags::stream() const {

@@ -19,9 +19,11 @@ class Tokenizer {
   // A move is a copy too: what was moved from is what it was.
   Tokenizer(const Tokenizer&) = default;
   Tokenizer& operator=(const Tokenizer&) = default;
-  // A tokenizer.json of Hugging Face's tokenizers, or the folder that it lies in, with the pipeline
-  // of GPT-NeoX (the published Mamba checkpoints') and GPT-2: NFC or no normalizer, ByteLevel, BPE.
-  // What is broken, or of another pipeline, is a FormatError naming file and field.
+  // A tokenizer.json of Hugging Face's tokenizers, or the folder that it lies in: byte-level BPE,
+  // as GPT-NeoX (the published Mamba checkpoints'), GPT-2, Falcon, Llama 3 and Qwen have it. NFC or
+  // no normalizer; ByteLevel, Split, Digits and Punctuation in any Sequence; special tokens before
+  // and after a text by TemplateProcessing. What is broken, or has a part that is not known here,
+  // is a FormatError naming file and field.
   static Tokenizer load(const std::string& path);
 
   // One more than the largest id. (A model may have more rows than its tokenizer has tokens.)
@@ -29,7 +31,10 @@ class Tokenizer {
 
   // As Hugging Face's encode(), without truncation or padding. Special tokens written out in the
   // text are taken for what they name. What is not UTF-8 is read as U+FFFD; bytes() takes any.
-  std::vector<std::int32_t> encode(std::string_view text) const;
+  // `special_tokens`: those that the file puts before and after a text are there (none in published
+  // Mamba checkpoints'); false for what goes on from an earlier text. A text that one of the file's
+  // regular expressions takes too long for is an ArgumentError.
+  std::vector<std::int32_t> encode(std::string_view text, bool special_tokens = true) const;
   // The bytes of the ids. A character of several bytes is whole only when all of its ids are there:
   // TextStream waits for that. An id without a token gives U+FFFD (models have more rows than their
   // tokenizers have tokens); a negative one is an ArgumentError.

@@ -1,41 +1,12 @@
-#include <algorithm>
 #include <queue>
 
 #include "host/tokenizer_tables.hpp"
 
 namespace mamba {
-
-AddedTokens::AddedTokens(std::vector<AddedToken> tokens) {
-  std::stable_sort(tokens.begin(), tokens.end(),
-                   [](const AddedToken& a, const AddedToken& b) { return a.content < b.content; });
-  for (AddedToken& token : tokens) {
-    by_first_byte_[static_cast<unsigned char>(token.content[0])].push_back(std::move(token));
-  }
-}
-
-// Those that begin as the text does lie beside each other, the shortest of them first.
-const AddedToken* AddedTokens::match(std::string_view text, std::size_t at) const {
-  const std::vector<AddedToken>& list = by_first_byte_[static_cast<unsigned char>(text[at])];
-  const AddedToken* longest = nullptr;
-  auto first = list.begin();
-  auto last = list.end();
-  for (std::size_t length = 1; first != last; ++length) {
-    if (first->content.size() == length) longest = &*first;
-    if (at + length == text.size()) break;
-    const auto byte = [length](const AddedToken& token) {
-      return token.content.size() > length ? static_cast<unsigned char>(token.content[length]) : -1;
-    };
-    const int next = static_cast<unsigned char>(text[at + length]);
-    first = std::partition_point(first, last, [&](const AddedToken& t) { return byte(t) < next; });
-    last = std::partition_point(first, last, [&](const AddedToken& t) { return byte(t) == next; });
-  }
-  return longest;
-}
-
 namespace {
 
 // A piece of the word, in a list that merging shortens.
-struct Piece {
+struct Symbol {
   std::int32_t id;
   std::ptrdiff_t before;
   std::ptrdiff_t after;  // index of the neighbour; -1: none
@@ -52,7 +23,9 @@ struct Candidate {
 
 class Merging {
  public:
-  explicit Merging(const TokenizerTables& tables) : tables_(tables) {}
+  Merging(const TokenizerTables& tables, std::size_t bytes) : tables_(tables) {
+    pieces_.reserve(bytes);
+  }
 
   void append(std::int32_t id) {
     const auto last = static_cast<std::ptrdiff_t>(pieces_.size()) - 1;
@@ -65,11 +38,11 @@ class Merging {
     while (!candidates_.empty()) {
       const Candidate best = candidates_.top();
       candidates_.pop();
-      Piece& left = at(best.left);
+      Symbol& left = at(best.left);
       // Merging may have taken either piece away since; what counts is what the two make now.
       const Merge* merge = merge_of(best.left);
       if (merge == nullptr || merge->id != best.merge.id) continue;
-      Piece& right = at(left.after);
+      Symbol& right = at(left.after);
       left.id = best.merge.id;
       left.after = right.after;
       right.id = gone;
@@ -81,7 +54,7 @@ class Merging {
   }
 
   void append_to(std::vector<std::int32_t>& ids) const {
-    for (const Piece& piece : pieces_) {
+    for (const Symbol& piece : pieces_) {
       if (piece.id != gone) ids.push_back(piece.id);
     }
   }
@@ -89,10 +62,10 @@ class Merging {
  private:
   static constexpr std::int32_t gone = -1;
 
-  Piece& at(std::ptrdiff_t i) { return pieces_[static_cast<std::size_t>(i)]; }
+  Symbol& at(std::ptrdiff_t i) { return pieces_[static_cast<std::size_t>(i)]; }
 
   const Merge* merge_of(std::ptrdiff_t left) {
-    const Piece& piece = at(left);
+    const Symbol& piece = at(left);
     if (piece.id == gone || piece.after < 0) return nullptr;
     const auto found = tables_.merges.find(TokenizerTables::pair(piece.id, at(piece.after).id));
     return found == tables_.merges.end() ? nullptr : &found->second;
@@ -103,7 +76,7 @@ class Merging {
   }
 
   const TokenizerTables& tables_;
-  std::vector<Piece> pieces_;
+  std::vector<Symbol> pieces_;
   std::priority_queue<Candidate> candidates_;
 };
 
@@ -111,7 +84,11 @@ class Merging {
 
 void encode_word(const TokenizerTables& tables, std::string_view word,
                  std::vector<std::int32_t>& ids) {
-  Merging merging(tables);
+  if (tables.ignore_merges) {
+    const auto whole = tables.whole_words.find(std::string(word));
+    if (whole != tables.whole_words.end()) return ids.push_back(whole->second);
+  }
+  Merging merging(tables, word.size());
   for (const char c : word) {
     const std::int32_t id = tables.byte_ids[static_cast<unsigned char>(c)];
     if (id >= 0) merging.append(id);

@@ -1,171 +1,67 @@
 #include <mamba/tokenizer.hpp>
 
 #include <fmt/format.h>
-#include <unicode/bytestream.h>
-#include <unicode/normalizer2.h>
-#include <unicode/uchar.h>
 
-#include <algorithm>
 #include <filesystem>
 #include <system_error>
 
 #include <mamba/error.hpp>
 
+#include "host/json.hpp"
 #include "host/tokenizer_tables.hpp"
 #include "host/utf8.hpp"
 
 namespace mamba {
 
-// ---- Unicode ----------------------------------------------------------------------------------
-
 namespace {
-
-// The length of a beginning of `text` of at most `most` bytes that normalizing does not join with
-// what follows it.
-std::size_t normal_beginning(const icu::Normalizer2& nfc, std::string_view text, std::size_t most) {
-  if (text.size() <= most) return text.size();
-  for (std::size_t end = most; end > 0; --end) {
-    const Utf8Character next = first_character(text.substr(end));
-    if (next.kind == Utf8Character::whole &&
-        nfc.hasBoundaryBefore(static_cast<UChar32>(next.code)) != 0) {
-      return end;
-    }
-  }
-  throw ArgumentError("Tokenizer::encode", "text",
-                      fmt::format("a character without marks in {} bytes", most), "none");
-}
-
-}  // namespace
-
-std::string to_nfc(const std::string& text, std::size_t most) {
-  if (std::all_of(text.begin(), text.end(),
-                  [](char c) { return static_cast<signed char>(c) >= 0; }))
-    return text;  // ASCII
-  UErrorCode status = U_ZERO_ERROR;
-  const icu::Normalizer2* nfc = icu::Normalizer2::getNFCInstance(status);
-  std::string normal;
-  icu::StringByteSink<std::string> sink(&normal);
-  for (std::string_view rest = text; U_SUCCESS(status) && !rest.empty();) {
-    const std::string_view piece = rest.substr(0, normal_beginning(*nfc, rest, most));
-    nfc->normalizeUTF8(0, icu::StringPiece(piece.data(), static_cast<std::int32_t>(piece.size())),
-                       sink, nullptr, status);
-    rest.remove_prefix(piece.size());
-  }
-  if (U_FAILURE(status)) {
-    throw Error("Tokenizer", "ICU", "Unicode's data", u_errorName(status));
-  }
-  return normal;
-}
-
-namespace {
-
-enum class Class { letter, number, space, other };
-
-Class class_of(char32_t code) {
-  const auto c = static_cast<UChar32>(code);
-  const auto category = U_GET_GC_MASK(c);
-  if ((category & U_GC_L_MASK) != 0) return Class::letter;
-  if ((category & U_GC_N_MASK) != 0) return Class::number;
-  return u_isUWhiteSpace(c) != 0 ? Class::space : Class::other;
-}
-
-// ---- words ------------------------------------------------------------------------------------
-
-// Cuts a text (UTF-8) as GPT-2's pattern does:
-//   's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
-class Words {
- public:
-  explicit Words(std::string_view text) : text_(text) {}
-
-  // The next word; empty at the end.
-  std::string_view next() {
-    const std::size_t length = this->length();
-    const std::string_view word = text_.substr(0, length);
-    text_.remove_prefix(length);
-    return word;
-  }
-
- private:
-  std::size_t length() const {
-    if (text_.empty()) return 0;
-    for (const std::string_view contraction : {"'s", "'t", "'re", "'ve", "'m", "'ll", "'d"}) {
-      if (text_.compare(0, contraction.size(), contraction) == 0) return contraction.size();
-    }
-    const std::size_t blank = text_[0] == ' ' ? 1 : 0;
-    if (blank < text_.size()) {
-      const Class kind = class_at(blank);
-      if (kind != Class::space) return run(blank, kind);
-    }
-    return spaces();
-  }
-
-  // All blanks, but the last one of several if a word follows: it may begin that word.
-  std::size_t spaces() const {
-    const std::size_t end = run(0, Class::space);
-    if (end == text_.size()) return end;
-    std::size_t last = end - 1;
-    while ((static_cast<unsigned char>(text_[last]) & 0xC0) == 0x80) --last;
-    return last == 0 ? end : last;
-  }
-
-  Class class_at(std::size_t at) const { return class_of(first_character(text_.substr(at)).code); }
-
-  std::size_t run(std::size_t at, Class kind) const {
-    while (at < text_.size()) {
-      const Utf8Character next = first_character(text_.substr(at));
-      if (class_of(next.code) != kind) break;
-      at += next.bytes;
-    }
-    return at;
-  }
-
-  std::string_view text_;
-};
-
-void encode_words(const TokenizerTables& tables, std::string_view text,
-                  std::vector<std::int32_t>& ids) {
-  Words words(text);
-  for (std::string_view word = words.next(); !word.empty(); word = words.next()) {
-    encode_word(tables, word, ids);
-  }
-}
 
 // Calls rest(piece) for what lies between the added tokens in `text`, whose ids are appended.
 template <class Rest>
 void split(const AddedTokens& tokens, std::string_view text, std::vector<std::int32_t>& ids,
            Rest rest) {
   std::size_t begin = 0;
-  std::size_t at = 0;
-  while (at < text.size()) {
-    const AddedToken* token = tokens.match(text, at);
-    if (token == nullptr) {
-      ++at;
-      continue;
-    }
-    if (begin < at) rest(text.substr(begin, at - begin));
-    ids.push_back(token->id);
-    at += token->content.size();
-    begin = at;
+  for (const AddedTokens::Match& token : tokens.find(text)) {
+    if (begin < token.begin) rest(text.substr(begin, token.begin - begin));
+    ids.push_back(token.id);
+    begin = token.begin + token.bytes;
   }
-  if (begin < at) rest(text.substr(begin));
+  if (begin < text.size()) rest(text.substr(begin));
 }
 
 }  // namespace
 
 // ---- Tokenizer --------------------------------------------------------------------------------
 
+namespace {
+
+// The file that `path` names.
+std::string tokenizer_file(const std::string& path) {
+  std::error_code error;  // what the system will not say of it, opening it will
+  if (!std::filesystem::is_directory(path, error)) return path;
+  const std::filesystem::path folder = path;
+  const auto has = [&](const char* name) { return std::filesystem::exists(folder / name, error); };
+  if (!has("tokenizer.json") && has("vocab.json") && has("merges.txt")) {
+    throw FormatError(
+        "Tokenizer::load", path, "tokenizer.json",
+        fmt::format(
+            "vocab.json and merges.txt, which do not say how a text is cut (Python's "
+            "transformers make one: AutoTokenizer.from_pretrained({0}).save_pretrained({0}))",
+            in_quotes(path)));
+  }
+  return (folder / "tokenizer.json").string();
+}
+
+}  // namespace
+
 Tokenizer Tokenizer::load(const std::string& path) {
   Tokenizer tokenizer;
-  std::error_code error;  // what the system will not say of it, opening it will
-  const bool folder = std::filesystem::is_directory(path, error);
-  tokenizer.tables_ = std::make_shared<const TokenizerTables>(
-      read_tokenizer(folder ? (std::filesystem::path(path) / "tokenizer.json").string() : path));
+  tokenizer.tables_ = std::make_shared<const TokenizerTables>(read_tokenizer(tokenizer_file(path)));
   return tokenizer;
 }
 
 std::int64_t Tokenizer::vocab_size() const { return tables_ ? tables_->vocab_size : 256; }
 
-std::vector<std::int32_t> Tokenizer::encode(std::string_view text) const {
+std::vector<std::int32_t> Tokenizer::encode(std::string_view text, bool special_tokens) const {
   std::vector<std::int32_t> ids;
   if (!tables_) {
     ids.reserve(text.size());
@@ -175,11 +71,16 @@ std::vector<std::int32_t> Tokenizer::encode(std::string_view text) const {
   TextStream whole;
   std::string valid = whole.push(text);
   valid += whole.finish();
+  Patience patience(valid.size());
+  if (special_tokens) ids = tables_->before;
   split(tables_->exact, valid, ids, [&](std::string_view piece) {
     const std::string normal = tables_->nfc ? to_nfc(std::string(piece)) : std::string(piece);
-    split(tables_->normalized, normal, ids,
-          [&](std::string_view words) { encode_words(*tables_, words, ids); });
+    split(tables_->normalized, normal, ids, [&](std::string_view words) {
+      tables_->pre_tokenizer.each_word(
+          words, patience, [&](std::string_view word) { encode_word(*tables_, word, ids); });
+    });
   });
+  if (special_tokens) ids.insert(ids.end(), tables_->after.begin(), tables_->after.end());
   return ids;
 }
 

@@ -7,24 +7,10 @@
 #include <unordered_map>
 #include <vector>
 
+#include "host/added_tokens.hpp"
+#include "host/pre_tokenizer.hpp"
+
 namespace mamba {
-
-struct AddedToken {
-  std::string content;
-  std::int32_t id = 0;
-};
-
-// Found in a text before anything else, leftmost first and the longest of those.
-class AddedTokens {
- public:
-  AddedTokens() = default;
-  explicit AddedTokens(std::vector<AddedToken> tokens);
-  // The longest that `text` has at `at`; nullptr if none.
-  const AddedToken* match(std::string_view text, std::size_t at) const;
-
- private:
-  std::array<std::vector<AddedToken>, 256> by_first_byte_;  // each in order
-};
 
 struct Merge {
   std::int32_t rank = 0;
@@ -33,11 +19,16 @@ struct Merge {
 
 struct TokenizerTables {
   bool nfc = false;
+  PreTokenizer pre_tokenizer;
   AddedTokens exact;                         // found in the text as it comes
   AddedTokens normalized;                    // found after NFC; their contents are in NFC too
   std::array<std::int32_t, 256> byte_ids{};  // -1: none
-  std::unordered_map<std::uint64_t, Merge> merges;      // of left << 32 | right
-  std::unordered_map<std::int32_t, std::string> bytes;  // of each id
+  std::unordered_map<std::uint64_t, Merge> merges;            // of left << 32 | right
+  bool ignore_merges = false;                                 // for words that are tokens
+  std::unordered_map<std::string, std::int32_t> whole_words;  // bytes of the tokens that are words
+  std::unordered_map<std::int32_t, std::string> bytes;        // of each id
+  std::vector<std::int32_t> before;                           // special tokens in front of a text
+  std::vector<std::int32_t> after;                            // and behind it
   std::int64_t vocab_size = 0;
 
   const std::string* bytes_of(std::int32_t id) const {
@@ -57,7 +48,7 @@ std::string to_nfc(const std::string& text, std::size_t most = std::size_t{1} <<
 // Checks everything; where: the path.
 TokenizerTables read_tokenizer(const std::string& path);
 
-// Byte pair encoding (Sennrich, Haddow & Birch 2016) of one word: its ids are appended.
+// The ids of one word (bytes) are appended: byte pair encoding (Sennrich, Haddow & Birch 2016).
 void encode_word(const TokenizerTables& tables, std::string_view word,
                  std::vector<std::int32_t>& ids);
 

@@ -8,9 +8,13 @@ tokenizer.json  NFC, byte-level BPE of 700 tokens; added tokens as published (tw
                 of spaces behind), and three whose content is not the same before and after NFC.
 encoded.txt     a line per string: its bytes, a tab, its ids. Bytes outside printable ASCII, and the backslash,
                 are \\xNN. A string that is not UTF-8 was read as Python reads it with errors="replace".
+pipelines.txt   what other pipelines make of some hundred strings each. A line "\\pipeline", a tab, and a JSON object
+                begins one: the members that it has in place of those of tokenizer.json. With "ignore_merges" the
+                model has that option, and lacks its first 60 merges. Then lines as in encoded.txt.
 decoded.txt     a line per list of ids: the ids, a tab, the text (bytes as above). Without the added tokens that
                 hold Latin-1 letters after NFC: the library takes those letters for bytes.
 """
+import json
 import pathlib
 import random
 import unicodedata
@@ -67,6 +71,49 @@ INVALID = [b"\x80", b"\xbf\xbf", b"\xc3", b"\xe2\x82", b"\xf0\x9f\x98", b"\xc0\x
            b"\xe2\xe2\x82\xac", b"\xf8\x88\x80\x80\x80"]
 
 
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+LLAMA_3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+           r"|\s+(?!\S)|\s+")
+
+
+def sequence(*steps):
+    return {"pre_tokenizer": {"type": "Sequence", "pretokenizers": list(steps)}}
+
+
+def split(behavior, invert=False, **pattern):
+    return {"type": "Split", "pattern": pattern, "behavior": behavior, "invert": invert}
+
+
+def template(before, after):
+    special = [{"SpecialToken": {"id": name, "type_id": 0}} for name in ("<|endoftext|>", "<|padding|>")]
+    single = [*special[:before], {"Sequence": {"id": "A", "type_id": 0}}, *special[:after]]
+    return {"type": "TemplateProcessing", "single": single, "pair": [*single, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {name: {"id": name, "ids": [id], "tokens": [name]}
+                               for id, name in enumerate(("<|endoftext|>", "<|padding|>"))}}
+
+
+LINES = ["a \nb\n", "a \n", "\n", "ab  \n\n c", " \n \n", "x\ny \nz ", "a\r\n b\t\n", "in the state\nin the\n"]
+PIPELINES = [
+    sequence({"type": "Punctuation", "behavior": "Contiguous"}, dict(BYTES, use_regex=True),  # Falcon
+             {"type": "Digits", "individual_digits": False}, split("Isolated", Regex="[0-9][0-9][0-9]"))
+    | {"normalizer": None, "post_processor": None},
+    sequence(split("Isolated", Regex=LLAMA_3), BYTES)
+    | {"normalizer": None, "ignore_merges": True,
+       "post_processor": {"type": "Sequence", "processors": [dict(BYTES, use_regex=True), template(1, 0)]}},
+    sequence(split("Isolated", Regex=LLAMA_3.replace("{1,3}", "")), BYTES),  # Qwen
+    {"post_processor": template(0, 0)},  # as transformers saves GPT-NeoX
+    {"post_processor": template(1, 2)},
+    {"pre_tokenizer": dict(BYTES, use_regex=True, add_prefix_space=True), "normalizer": {"type": "Sequence", "normalizers": []}},
+    {"pre_tokenizer": BYTES, "normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}]}},
+    sequence({"type": "Digits", "individual_digits": True}, {"type": "Punctuation"}, dict(BYTES, add_prefix_space=True)),
+    *[sequence(split(behavior, invert, **pattern), dict(BYTES, add_prefix_space=True))
+      for behavior in ("Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous")
+      for invert in (False, True) for pattern in ({"String": "e"}, {"Regex": "[aeiou\\-\\s]"})],
+    sequence(split("Isolated", Regex=r"^.|\s+$|e$|(?<=\d)[^-a-m\]](?!\w)|\u0061++|x{2,}"),
+             split("MergedWithNext", Regex=r"\p{Han}+|\P{Ll}\x{e9}|(?i:the|ss)|(b)*"), BYTES),
+]
+
+
 def train():
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
@@ -103,6 +150,17 @@ def strings(draw):
         yield b"".join(parts)
 
 
+def pipelines(made, texts, draw):
+    for changes in PIPELINES:
+        changed = {key: changes.get(key, value) for key, value in made.items()}
+        if changes.get("ignore_merges"):
+            changed["model"] = made["model"] | {"ignore_merges": True, "merges": made["model"]["merges"][60:]}
+        tokenizer = Tokenizer.from_str(json.dumps(changed))
+        yield f"\\pipeline\t{json.dumps(changes, separators=(',', ':'))}\n"
+        for text in [line.encode() for line in SENTENCES[::3] + LINES] + draw.sample(texts, 100):
+            yield f"{escaped(text)}\t{' '.join(map(str, tokenizer.encode(text.decode(errors='replace')).ids))}\n"
+
+
 def escaped(text):
     return "".join(chr(b) if 0x20 <= b < 0x7F and b != 0x5C else f"\\x{b:02x}" for b in text)
 
@@ -114,10 +172,13 @@ def main():
     tokenizer = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
     draw = random.Random(7)
     lines = []
-    for text in dict.fromkeys(strings(draw)):
+    texts = list(dict.fromkeys(strings(draw)))
+    for text in texts:
         ids = tokenizer.encode(text.decode(errors="replace")).ids
         lines.append(f"{escaped(text)}\t{' '.join(map(str, ids))}\n")
     (FOLDER / "encoded.txt").write_text("".join(lines))
+    made = json.loads((FOLDER / "tokenizer.json").read_text())
+    (FOLDER / "pipelines.txt").write_text("".join(pipelines(made, texts, random.Random(8))))
     count = tokenizer.get_vocab_size()
     known = [id for id in range(count) if tokenizer.id_to_token(id) not in ("Zoe\u0308", "Zo\u00eb", "\u212b\u212b", "\u00c5\u00c5")]
     lists = [[id] for id in known]
