@@ -97,9 +97,10 @@ struct Json::Member {
   }
 };
 
-// All of `text` as one JSON value. Malformed text, a key that is there twice, and nesting so deep
-// that walking it could overflow the stack are FormatErrors; `where` names the file, `name` the
-// text in it. Takes O(n log n) time for n keys.
+// All of `text` as one JSON value, in which NaN, Infinity and -Infinity are numbers, as Python's
+// json writes them; dump() does so too. Malformed text, a key that is there twice, and nesting so
+// deep that walking it could overflow the stack are FormatErrors; `where` names the file, `name`
+// the text in it. Takes O(n log n) time for n keys.
 Json parse_json(std::string_view text, const std::string& where, const std::string& name = "JSON");
 
 // What an error message says came: "3", "\"text\"", "true", "a list", cut short if long.
