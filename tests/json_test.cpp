@@ -35,6 +35,8 @@ TEST(Json, WordsOfPythonAreNumbers) {
   std::string expected = text;
   expected.erase(expected.find(' '), 1);
   EXPECT_EQ(json.dump(), expected);
+  EXPECT_EQ(parse_json(expected, "t"), json);
+  EXPECT_NE(parse_json("[NaN]", "t"), parse_json("[1.5]", "t"));
   EXPECT_EQ(parse_json("Infinity", "t").number(), HUGE_VAL);
   EXPECT_EQ(describe(parse_json("[NaN]", "t").elements()[0]), "NaN");
 }

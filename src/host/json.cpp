@@ -232,6 +232,9 @@ bool operator==(const Json& a, const Json& b) {
   if (a.is_number() && b.is_number() && a.value_.index() != b.value_.index()) {
     return a.number() == b.number();
   }
+  if (a.is<double>() && b.is<double>() && std::isnan(a.number()) && std::isnan(b.number())) {
+    return true;
+  }
   return a.value_ == b.value_;
 }
 

@@ -72,7 +72,7 @@ class Json {
   // In one line without blanks, or in lines indented by so many blanks a level.
   std::string dump(int indent = -1) const;
 
-  // Numbers are equal if they are the same number; members count in their order.
+  // Numbers are equal if they are the same number, and NaN is NaN; members count in their order.
   friend bool operator==(const Json& a, const Json& b);
   friend bool operator!=(const Json& a, const Json& b) { return !(a == b); }
 
