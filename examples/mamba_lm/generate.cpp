@@ -324,7 +324,10 @@ int generate(const GenerateFlags& flags) {
 
 void add_prompt_flags(CLI::App& sub, GenerateFlags& flags) {
   CLI::Option* ids = sub.add_option("--prompt-ids", flags.prompt_ids, "Token ids: 1,2,3");
-  sub.add_option("--prompt", flags.prompt, "Text")->excludes(ids);
+  sub.add_option(
+         "--prompt", flags.prompt,
+         "Text, with the marks of its chat template if the model is one of chats: none are added")
+      ->excludes(ids);
   flags.model.add_tokenizer(sub);
   sub.add_option("--as", flags.form,
                  "Print the new tokens as ids or as text (default: as the prompt was given; ids "

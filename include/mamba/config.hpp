@@ -52,7 +52,9 @@ struct ModelConfig {
 
 // config.json as published, with the keys of Hugging Face (model_type mamba and falcon_mamba) or of
 // mamba_ssm. What this library alone knows (a vocabulary smaller than its padding, gated_norm and
-// its epsilon, initial_D) is under one key, "mamba_cpp"; absent, a model is as published. `where`
+// its epsilon, initial_D, ids that end a text in spite of a generation_config.json) is under one
+// key, "mamba_cpp"; absent, a model is as published. A missing eos_token_id is 0, as to
+// transformers; null or an empty list means none. A head of which nothing is said is tied. `where`
 // names the file in errors. A mistyped, zero, negative or absurdly large field, or a missing one
 // that has no published default, is a FormatError naming it.
 ModelConfig parse_config(const std::string& json_text, const std::string& where);

@@ -36,13 +36,18 @@ class LanguageModel {
                               DType dtype = DType::f32, Device device = Device::cpu());
 
   // A folder with config.json and model.safetensors, or shards and model.safetensors.index.json,
-  // with the tensor names of Hugging Face or of mamba_ssm. `dtype` is of matrices and activations;
-  // absent, as in the file. What is missing, surplus or of a wrong shape is a FormatError naming
-  // it.
+  // with the tensor names of Hugging Face or of mamba_ssm, also without "backbone." or after
+  // "model.". The ids that end a text are those of generation_config.json, if that names any.
+  // `dtype` is of matrices and activations; absent, as in the file. What config.json does not say
+  // of biases and of the head follows from the tensors; a head beside a config that ties it must
+  // hold the embedding's values. What is missing, surplus or of a wrong shape is a FormatError
+  // naming it; a tensor of a dtype that no parameter has (8-bit floats, say) and of no parameter's
+  // name is passed over.
   static LanguageModel load(const std::string& folder, std::optional<DType> dtype = std::nullopt,
                             Device device = Device::cpu());
   // config.json (with the keys that were read and not understood) and model.safetensors, names of
-  // Hugging Face, each tensor in the dtype it was read from.
+  // Hugging Face, each tensor in the dtype it was read from. One change: after a crash at any
+  // moment load() reads the old model or the new one. In between the new config is config.json.new.
   void save(const std::string& folder) const;
 
   const ModelConfig& config() const { return config_; }  // resolved

@@ -13,7 +13,9 @@
 
 namespace mamba {
 
-// What the header says of one tensor. Files may hold dtypes and ranks that a Tensor cannot.
+// What the header says of one tensor. Files may hold dtypes and ranks that a Tensor cannot: 8-bit
+// and smaller floats, complex numbers, small and unsigned integers. Those are opened, and their
+// bytes() given, but not read().
 struct SafetensorsEntry {
   std::string name;
   std::string dtype;  // as in the file: "F32", "BF16", "F16", "I32", "I64", "F64", ...
@@ -72,7 +74,8 @@ struct SafetensorsItem {
 // after a crash or a full disk the old file or the new one is there, whole. Throws Error if the
 // system refuses; what cannot be saved (a name given twice, a dtype that does not convert) is an
 // ArgumentError. Data is in the order of `items`, or wider elements first where alignment needs it;
-// the same items give the same bytes. A symbolic link at `path` is replaced and not followed.
+// the same items give the same bytes. A symbolic link at `path` is replaced and not followed; a
+// file that is replaced keeps its permissions.
 void save_safetensors(const std::string& path, const std::vector<SafetensorsItem>& items,
                       const std::map<std::string, std::string>& metadata = {});
 

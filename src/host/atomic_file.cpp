@@ -65,6 +65,7 @@ void AtomicFile::create() {
   if (fstatat(folder_, name_.c_str(), &existing, AT_SYMLINK_NOFOLLOW) == 0) {
     if (S_ISDIR(existing.st_mode)) fail(EISDIR);
     if (!S_ISREG(existing.st_mode) && !S_ISLNK(existing.st_mode)) fail(EEXIST);
+    if (S_ISREG(existing.st_mode)) mode_ = existing.st_mode & 0777;
   } else if (errno != ENOENT) {
     fail(errno);
   }
@@ -73,7 +74,8 @@ void AtomicFile::create() {
   std::random_device random;
   for (int attempt = 0; attempt < attempts; ++attempt) {
     temporary_ = fmt::format("{}{:08x}{:08x}{}", prefix, random(), random(), suffix);
-    file_ = openat(folder_, temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    file_ = openat(folder_, temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC,
+                   mode_.value_or(0666));
     if (file_ >= 0) return;
     if (errno != EEXIST && errno != EINTR) break;
   }
@@ -102,6 +104,8 @@ void AtomicFile::commit() {
     } while (result != 0 && errno == EINTR);
     return result == 0;
   };
+  // The umask took bits of it away. EPERM: this file system has no permissions to keep.
+  if (mode_ && fchmod(file_, *mode_) != 0 && errno != EPERM) fail(errno);
   if (!flush(file_)) fail(errno);
   // Linux closes the descriptor even when interrupted.
   if (close(std::exchange(file_, -1)) != 0 && errno != EINTR) fail(errno);

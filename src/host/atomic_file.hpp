@@ -1,15 +1,18 @@
 // A file that appears whole or not at all.
 #pragma once
 
+#include <sys/types.h>
+
 #include <cstddef>
+#include <optional>
 #include <string>
 
 namespace mamba {
 
 // Everything is written to a temporary file in the folder of `path`; commit() flushes it to the
-// disk and renames it. Without commit() the destructor removes it, so an exception leaves no trace.
-// What the system refuses is an Error "where: path: expected a file that can be written, got <its
-// reason>".
+// disk and renames it. A file that is replaced keeps its permissions. Without commit() the
+// destructor removes it, so an exception leaves no trace. What the system refuses is an Error
+// "where: path: expected a file that can be written, got <its reason>".
 class AtomicFile {
  public:
   AtomicFile(std::string where, std::string path);
@@ -26,8 +29,9 @@ class AtomicFile {
 
   std::string where_;
   std::string path_;
-  std::string name_;       // within the folder
-  std::string temporary_;  // within the folder; empty: there is none
+  std::string name_;            // within the folder
+  std::string temporary_;       // within the folder; empty: there is none
+  std::optional<mode_t> mode_;  // of the file that is replaced
   int folder_ = -1;
   int file_ = -1;
 };

@@ -9,6 +9,7 @@
 #include <mamba/error.hpp>
 
 #include "host/config_checks.hpp"
+#include "host/config_files.hpp"
 #include "host/json.hpp"
 
 namespace mamba {
@@ -69,8 +70,9 @@ class Fields {
   }
 
   // One id, a list of them, or null for none.
-  std::vector<std::int32_t> ids(const char* key) const {
-    if (!has(key) || at(key).is_null()) return {};
+  std::vector<std::int32_t> ids_or(const char* key, std::vector<std::int32_t> fallback) const {
+    if (!has(key)) return fallback;
+    if (at(key).is_null()) return {};
     std::vector<std::int32_t> result;
     const auto add = [&](const Json& id) {
       if (!id.is_count() || id.count() > std::uint64_t{limits::size}) {
@@ -122,6 +124,10 @@ class Fields {
   std::string prefix_;
 };
 
+// The end of text of a file that names none: what transformers takes, and its conversion of a file
+// of mamba_ssm, whose models were trained on texts that end so.
+const std::vector<std::int32_t> usual_end{0};
+
 // What is missing has the value that transformers gives it, except that its default of biases is
 // true while every published checkpoint has none.
 ModelConfig read_hugging_face(const Fields& file, bool falcon) {
@@ -146,9 +152,9 @@ ModelConfig read_hugging_face(const Fields& file, bool falcon) {
   config.n_layer = file.size("num_hidden_layers", limits::n_layer);
   config.vocab_rows = file.size("vocab_size");
   config.vocab_size = config.vocab_rows;
-  config.tie_embeddings = file.flag_or("tie_word_embeddings", !falcon);
+  config.tie_embeddings = file.flag_or("tie_word_embeddings", true);
   config.norm_epsilon = file.positive_or("layer_norm_epsilon", config.norm_epsilon);
-  config.eos_token_ids = file.ids("eos_token_id");
+  config.eos_token_ids = file.ids_or("eos_token_id", usual_end);
   file.only("hidden_act", {"silu", "swish"}, "silu");
   return config;
 }
@@ -177,30 +183,46 @@ ModelConfig read_mamba_ssm(const Fields& file) {
   const std::int64_t multiple = file.size_or("pad_vocab_size_multiple", 8);
   config.vocab_rows = (config.vocab_size + multiple - 1) / multiple * multiple;
   config.tie_embeddings = file.flag_or("tie_embeddings", true);
-  config.eos_token_ids = file.ids("eos_token_id");
+  config.eos_token_ids = file.ids_or("eos_token_id", usual_end);
   file.only("attn_layer_idx", {Json::array()}, "an empty list (this library has no attention)");
   file.only("d_intermediate", {0}, "0 (this library has no MLP layers)");
   return config;
 }
 
 // "mamba_cpp" holds what this library alone knows: how many of the embedding's rows are real ids,
-// and the options of a layer that no published model has.
+// the options of a layer that no published model has, and ids that end a text in spite of a
+// generation_config.json.
 void read_own_options(const Fields& file, ModelConfig& config) {
   const Fields own = file.within("mamba_cpp");
-  own.no_others({"vocab_size", "gated_norm", "gated_norm_epsilon", "initial_D"},
+  own.no_others({"vocab_size", "eos_token_id", "gated_norm", "gated_norm_epsilon", "initial_D"},
                 "an option of this version");
   config.vocab_size = own.size_or("vocab_size", config.vocab_size, config.vocab_rows);
+  config.eos_token_ids = own.ids_or("eos_token_id", std::move(config.eos_token_ids));
   LayerConfig& layer = config.layer;
   layer.gated_norm = own.flag_or("gated_norm", false);
   layer.gated_norm_epsilon = own.positive_or("gated_norm_epsilon", layer.gated_norm_epsilon);
   layer.initial_D = own.number_or("initial_D", layer.initial_D);
 }
 
+Json parse_object(const std::string& json_text, const std::string& where) {
+  Json json = parse_json(json_text, where);
+  if (!json.is_object()) throw FormatError(where, "JSON", "an object", describe(json));
+  return json;
+}
+
 }  // namespace
 
+std::optional<std::vector<std::int32_t>> parse_generation_config(const std::string& json_text,
+                                                                 const std::string& where) {
+  constexpr const char* key = "eos_token_id";
+  const Json json = parse_object(json_text, where);
+  const Json* ids = json.find(key);
+  if (ids == nullptr || ids->is_null()) return std::nullopt;
+  return Fields(json, where).ids_or(key, {});
+}
+
 ModelConfig parse_config(const std::string& json_text, const std::string& where) {
-  const Json json = parse_json(json_text, where);
-  if (!json.is_object()) throw FormatError(where, "JSON", "an object", describe(json));
+  const Json json = parse_object(json_text, where);
   const Fields file(json, where);
   const bool original = !file.has("model_type") && (file.has("d_model") || file.has("ssm_cfg"));
   if (!original && !file.has("model_type")) {

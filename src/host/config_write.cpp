@@ -4,6 +4,7 @@
 
 #include <mamba/error.hpp>
 
+#include "host/config_files.hpp"
 #include "host/json.hpp"
 
 namespace mamba {
@@ -62,22 +63,26 @@ void write_layer(const LayerConfig& layer, Json& json) {
   }
 }
 
+Json end_of_text(const ModelConfig& config) {
+  const auto& ids = config.eos_token_ids;
+  if (ids.size() == 1) return ids[0];
+  return ids.empty() ? Json() : Json(Json::Array(ids.begin(), ids.end()));
+}
+
 // transformers sizes the embedding by vocab_size, so that must be its rows. How many of them are
 // real ids has no key there.
 void write_vocabulary(const ModelConfig& config, Json& json) {
   json.set("vocab_size", config.vocab_rows);
-  const auto& ids = config.eos_token_ids;
   // null is written out, because a missing key means 0 to transformers.
-  json.set("eos_token_id", ids.size() == 1 ? Json(ids[0])
-                           : ids.empty()   ? Json()
-                                           : Json(Json::Array(ids.begin(), ids.end())));
+  json.set("eos_token_id", end_of_text(config));
 }
 
 // "mamba_cpp", only where something differs from every published model.
-void write_own_options(const ModelConfig& config, Json& json) {
+void write_own_options(const ModelConfig& config, bool with_own_end, Json& json) {
   const LayerConfig published, &layer = config.layer;
   Json own = Json::object();
   if (config.vocab_size != config.vocab_rows) own.set("vocab_size", config.vocab_size);
+  if (with_own_end) own.set("eos_token_id", end_of_text(config));
   if (layer.gated_norm) {
     own.set("gated_norm", true);
     own.set("gated_norm_epsilon", number(layer.gated_norm_epsilon));
@@ -90,9 +95,7 @@ void write_own_options(const ModelConfig& config, Json& json) {
   }
 }
 
-}  // namespace
-
-std::string to_json(const ModelConfig& given) {
+std::string text_of(const ModelConfig& given, bool with_own_end) {
   const ModelConfig config = given.resolved();
   Json json = source_of(config);
   const std::string type = config.layer.norm_dt_b_c ? "falcon_mamba" : "mamba";
@@ -108,7 +111,7 @@ std::string to_json(const ModelConfig& given) {
   json.set("layer_norm_epsilon", number(config.norm_epsilon));
   json.set("tie_word_embeddings", config.tie_embeddings);
   write_vocabulary(config, json);
-  write_own_options(config, json);
+  write_own_options(config, with_own_end, json);
   // Published files carry these older names beside the others.
   if (json.contains("d_model")) json.set("d_model", config.layer.d_model);
   if (json.contains("n_layer")) json.set("n_layer", config.n_layer);
@@ -121,5 +124,11 @@ std::string to_json(const ModelConfig& given) {
   set_if_missing(json, "use_cache", true);
   return json.dump(2) + "\n";
 }
+
+}  // namespace
+
+std::string to_json(const ModelConfig& config) { return text_of(config, false); }
+
+std::string to_json_with_own_end(const ModelConfig& config) { return text_of(config, true); }
 
 }  // namespace mamba

@@ -1,6 +1,5 @@
 #include "host/elements.hpp"
 
-#include <array>
 #include <cstring>
 #include <limits>
 
@@ -15,22 +14,40 @@ namespace {
 
 struct Known {
   std::string_view name;
-  std::int64_t bytes;
+  std::int64_t bits;
+  std::string_view words = {};  // of those that no tensor is made of
 };
 
-constexpr std::array<Known, 13> known_types{{{"F64", 8},
-                                             {"F32", 4},
-                                             {"F16", 2},
-                                             {"BF16", 2},
-                                             {"I64", 8},
-                                             {"I32", 4},
-                                             {"I16", 2},
-                                             {"I8", 1},
-                                             {"U64", 8},
-                                             {"U32", 4},
-                                             {"U16", 2},
-                                             {"U8", 1},
-                                             {"BOOL", 1}}};
+// All that the reference implementation knows.
+constexpr Known known_types[] = {{"F64", 64},
+                                 {"F32", 32},
+                                 {"F16", 16},
+                                 {"BF16", 16},
+                                 {"I64", 64},
+                                 {"I32", 32},
+                                 {"I16", 16},
+                                 {"I8", 8},
+                                 {"U64", 64},
+                                 {"U32", 32},
+                                 {"U16", 16},
+                                 {"U8", 8},
+                                 {"BOOL", 8},
+                                 {"C64", 64, "complex numbers of two 32-bit floats"},
+                                 {"F8_E4M3", 8, "8-bit floats"},
+                                 {"F8_E5M2", 8, "8-bit floats"},
+                                 {"F8_E4M3FNUZ", 8, "8-bit floats"},
+                                 {"F8_E5M2FNUZ", 8, "8-bit floats"},
+                                 {"F8_E8M0", 8, "8-bit scales"},
+                                 {"F6_E2M3", 6, "6-bit floats"},
+                                 {"F6_E3M2", 6, "6-bit floats"},
+                                 {"F4", 4, "4-bit floats"}};
+
+const Known* find(std::string_view dtype) {
+  for (const Known& known : known_types) {
+    if (known.name == dtype) return &known;
+  }
+  return nullptr;
+}
 
 bool is_float(std::string_view dtype) {
   return dtype == "F64" || dtype == "F32" || dtype == "F16" || dtype == "BF16";
@@ -100,11 +117,18 @@ std::optional<std::int64_t> narrow(const void* source, void* target, std::int64_
 
 }  // namespace
 
-std::int64_t size_of(std::string_view dtype) {
-  for (const Known& known : known_types) {
-    if (known.name == dtype) return known.bytes;
-  }
-  return 0;
+std::int64_t bits_of(std::string_view dtype) {
+  const Known* known = find(dtype);
+  return known != nullptr ? known->bits : 0;
+}
+
+std::int64_t size_of(std::string_view dtype) { return bits_of(dtype) / 8; }
+
+std::string spoken(std::string_view dtype) {
+  const Known* known = find(dtype);
+  std::string text(dtype);
+  if (known != nullptr && !known->words.empty()) text.append(" (").append(known->words).append(")");
+  return text;
 }
 
 const char* file_name_of(DType dtype) {

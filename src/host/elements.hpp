@@ -3,14 +3,21 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <string_view>
 
 #include <mamba/dtype.hpp>
 
 namespace mamba::elements {
 
-// Bytes of one element: "F32" is 4. 0 for a name that is not known.
+// Bits of one element: 32 of "F32", 4 of "F4". 0 for a name that is not known.
+std::int64_t bits_of(std::string_view dtype);
+
+// Bytes of one element of at least 8 bits, else 0.
 std::int64_t size_of(std::string_view dtype);
+
+// For messages: the name, with what it is in words where the name alone does not say it.
+std::string spoken(std::string_view dtype);
 
 // f32 is "F32", and so on.
 const char* file_name_of(DType dtype);

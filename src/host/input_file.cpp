@@ -6,7 +6,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
+#include <filesystem>
+#include <string_view>
 #include <system_error>
 #include <utility>
 
@@ -29,6 +32,20 @@ InputFile::InputFile(std::string where, std::string path)
     fail(reason);
   }
   bytes_ = status.st_size;
+  refuse_pointer();
+}
+
+// The text that Git leaves in place of a file that git-lfs was to download.
+void InputFile::refuse_pointer() const {
+  constexpr std::string_view beginning = "version https://git-lfs.github.com/spec/";
+  constexpr std::int64_t longest = 1024;  // of a pointer, by its specification
+  std::array<char, beginning.size()> text;
+  if (bytes_ > longest || bytes_ < static_cast<std::int64_t>(text.size())) return;
+  if (pread(file_, text.data(), text.size(), 0) != static_cast<ssize_t>(text.size())) return;
+  if (std::string_view(text.data(), text.size()) != beginning) return;
+  close(file_);
+  throw FormatError(path_, "file", "its contents",
+                    "a Git LFS pointer: the file was not downloaded (git lfs pull does it)");
 }
 
 InputFile::~InputFile() { close(file_); }
@@ -68,6 +85,12 @@ std::string InputFile::text() const {
 void InputFile::expect_all_read() const { posix_fadvise(file_, 0, 0, POSIX_FADV_SEQUENTIAL); }
 
 void InputFile::fail(int reason) const {
+  std::error_code error;
+  const auto target = std::filesystem::read_symlink(path_, error);
+  if (reason == ENOENT && !error) {
+    throw Error(where_, path_, "a file that can be read",
+                "a link to " + target.string() + ", where nothing is");
+  }
   throw Error(where_, path_, "a file that can be read", std::generic_category().message(reason));
 }
 

@@ -7,7 +7,8 @@
 namespace mamba {
 
 // A file that is open. What the system refuses is an Error "where: path: expected a file that can
-// be read, got <its reason>"; so is a folder, and a pipe or device, for which it does not wait.
+// be read, got <its reason>"; so is a folder, a link to nothing, and a pipe or device, for which it
+// does not wait. A Git LFS pointer in a file's place is a FormatError.
 class InputFile {
  public:
   InputFile(std::string where, std::string path);
@@ -25,6 +26,7 @@ class InputFile {
   void expect_all_read() const;
 
  private:
+  void refuse_pointer() const;
   [[noreturn]] void fail(int reason) const;
 
   std::string where_;

@@ -3,6 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include <mamba/error.hpp>
@@ -12,10 +15,72 @@ namespace {
 
 constexpr std::size_t deepest = 64;
 
+// What Python's json writes for numbers that JSON has no words for.
+struct Word {
+  std::string_view text;
+  double value;
+};
+constexpr Word words[] = {{"NaN", std::numeric_limits<double>::quiet_NaN()},
+                          {"Infinity", std::numeric_limits<double>::infinity()},
+                          {"-Infinity", -std::numeric_limits<double>::infinity()}};
+
+// A text of JSON in which each of these words has become a string of the same length, so that a
+// parser of strict JSON takes it and tells the same places. Which strings are such words follows
+// from their number in the text and not from what they say: no other string is mistaken for one.
+struct StrictText {
+  std::string text;
+  std::map<std::size_t, double> numbers;  // by how many strings and keys come before
+
+  explicit StrictText(std::string_view source) : text(source) {
+    std::size_t strings = 0;
+    for (std::size_t at = 0; at < text.size();) {
+      if (text[at] == '"') {
+        at = end_of_string(at + 1);
+        ++strings;
+        continue;
+      }
+      const Word* word = word_at(source.substr(at));
+      if (word != nullptr) {
+        text.replace(at, word->text.size(), word->text.size(), 'x');
+        text[at] = text[at + word->text.size() - 1] = '"';
+        numbers.emplace(strings++, word->value);
+      }
+      at += word != nullptr ? word->text.size() : 1;
+    }
+  }
+
+  // False for almost every text, also where a vocabulary has "NaN" in quotes.
+  static bool needed(std::string_view source) {
+    for (const std::string_view word : {"NaN", "Infinity"}) {
+      for (auto at = source.find(word); at != source.npos; at = source.find(word, at + 1)) {
+        if (at == 0 || std::string_view(" \t\r\n:,[-").find(source[at - 1]) != source.npos)
+          return true;
+      }
+    }
+    return false;
+  }
+
+ private:
+  static const Word* word_at(std::string_view rest) {
+    if (rest[0] != 'N' && rest[0] != 'I' && rest[0] != '-') return nullptr;
+    for (const Word& word : words) {
+      if (rest.substr(0, word.text.size()) == word.text) return &word;
+    }
+    return nullptr;
+  }
+
+  std::size_t end_of_string(std::size_t at) const {
+    while (at < text.size() && text[at] != '"') at += text[at] == '\\' ? 2 : 1;
+    return at + 1;
+  }
+};
+
 // Builds the tree from nlohmann's events and refuses what its parser would let pass.
 class TreeBuilder : public nlohmann::json_sax<nlohmann::json> {
  public:
-  TreeBuilder(const std::string& where, const std::string& name) : where_(where), name_(name) {}
+  TreeBuilder(const std::string& where, const std::string& name,
+              const std::map<std::size_t, double>& numbers)
+      : where_(where), name_(name), numbers_(numbers) {}
 
   Json result;
 
@@ -24,10 +89,16 @@ class TreeBuilder : public nlohmann::json_sax<nlohmann::json> {
   bool number_integer(number_integer_t value) override { return add(value); }
   bool number_unsigned(number_unsigned_t value) override { return add(value); }
   bool number_float(number_float_t value, const string_t&) override { return add(value); }
-  bool string(string_t& value) override { return add(std::move(value)); }
+  bool string(string_t& value) override {
+    const auto word = numbers_.find(strings_++);
+    return word != numbers_.end() ? add(word->second) : add(std::move(value));
+  }
   bool binary(binary_t&) override { return false; }  // JSON has none
 
   bool key(string_t& text) override {
+    if (numbers_.count(strings_++) != 0) {
+      throw FormatError(where_, name_, "keys in quotes", "a number for one");
+    }
     open_.back().key = std::move(text);
     return true;
   }
@@ -95,7 +166,9 @@ class TreeBuilder : public nlohmann::json_sax<nlohmann::json> {
 
   const std::string& where_;
   const std::string& name_;
-  std::vector<Level> open_;  // the objects and lists around what comes next
+  const std::map<std::size_t, double>& numbers_;  // that stand in the place of a string
+  std::size_t strings_ = 0;                       // strings and keys so far
+  std::vector<Level> open_;                       // the objects and lists around what comes next
 };
 
 using Handler = nlohmann::json::error_handler_t;
@@ -159,6 +232,9 @@ bool operator==(const Json& a, const Json& b) {
   if (a.is_number() && b.is_number() && a.value_.index() != b.value_.index()) {
     return a.number() == b.number();
   }
+  if (a.is<double>() && b.is<double>() && std::isnan(a.number()) && std::isnan(b.number())) {
+    return true;
+  }
   return a.value_ == b.value_;
 }
 
@@ -204,6 +280,11 @@ std::string Json::scalar() const {
   if (is_boolean()) return boolean() ? "true" : "false";
   if (is_count()) return fmt::format("{}", count());
   if (is_number()) {
+    for (const Word& word : words) {
+      if (word.value == number() || (std::isnan(word.value) && std::isnan(number()))) {
+        return std::string(word.text);
+      }
+    }
     const auto* whole = std::get_if<std::int64_t>(&value_);
     return whole != nullptr ? fmt::format("{}", *whole) : scalar_text(number());
   }
@@ -217,7 +298,10 @@ Json parse_json(std::string_view text, const std::string& where, const std::stri
   if (const auto nul = text.find('\0'); nul != std::string_view::npos) {
     throw FormatError(where, name, "text", fmt::format("a NUL at byte {}", nul));
   }
-  TreeBuilder builder(where, name);
+  std::optional<StrictText> strict;
+  if (StrictText::needed(text)) text = strict.emplace(text).text;
+  const std::map<std::size_t, double> none;
+  TreeBuilder builder(where, name, strict ? strict->numbers : none);
   nlohmann::json::sax_parse(text.begin(), text.end(), &builder);
   return std::move(builder.result);
 }

@@ -72,7 +72,7 @@ class Json {
   // In one line without blanks, or in lines indented by so many blanks a level.
   std::string dump(int indent = -1) const;
 
-  // Numbers are equal if they are the same number; members count in their order.
+  // Numbers are equal if they are the same number, and NaN is NaN; members count in their order.
   friend bool operator==(const Json& a, const Json& b);
   friend bool operator!=(const Json& a, const Json& b) { return !(a == b); }
 
@@ -97,9 +97,10 @@ struct Json::Member {
   }
 };
 
-// All of `text` as one JSON value. Malformed text, a key that is there twice, and nesting so deep
-// that walking it could overflow the stack are FormatErrors; `where` names the file, `name` the
-// text in it. Takes O(n log n) time for n keys.
+// All of `text` as one JSON value, in which NaN, Infinity and -Infinity are numbers, as Python's
+// json writes them; dump() does so too. Malformed text, a key that is there twice, and nesting so
+// deep that walking it could overflow the stack are FormatErrors; `where` names the file, `name`
+// the text in it. Takes O(n log n) time for n keys.
 Json parse_json(std::string_view text, const std::string& where, const std::string& name = "JSON");
 
 // What an error message says came: "3", "\"text\"", "true", "a list", cut short if long.

@@ -1,8 +1,5 @@
 // LanguageModel::load and save: folders as published.
-#include <fmt/format.h>
-
 #include <filesystem>
-#include <list>
 #include <set>
 #include <system_error>
 
@@ -10,10 +7,11 @@
 #include <mamba/language_model.hpp>
 #include <mamba/safetensors.hpp>
 
+#include "host/config_files.hpp"
 #include "host/fingerprint.hpp"
 #include "host/folder.hpp"
-#include "host/input_file.hpp"
 #include "host/json.hpp"
+#include "host/model_folder.hpp"
 
 namespace mamba {
 
@@ -22,122 +20,34 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr const char* where = "LanguageModel::load";
+constexpr const char* head_name = "lm_head.weight";
 
-std::string read_text(const fs::path& path) { return InputFile(where, path.string()).text(); }
-
-// Whether there is such a file. What the system will not say of it, opening it will.
-bool is_there(const fs::path& path) {
-  std::error_code error;
-  return fs::exists(path, error);
+// The ids that end a text by generation_config.json, if it says any.
+std::optional<std::vector<std::int32_t>> generation_end(const std::string& folder) {
+  const std::string path = (fs::path(folder) / "generation_config.json").string();
+  const std::optional<std::string> text = text_if_there(path);
+  return text ? parse_generation_config(*text, path) : std::nullopt;
 }
 
-// The safetensors file or files of a folder, seen as one.
-class Checkpoint {
- public:
-  explicit Checkpoint(const fs::path& folder) {
-    const fs::path single = folder / "model.safetensors";
-    const fs::path index = folder / "model.safetensors.index.json";
-    if (is_there(single)) {
-      add(single);
-    } else if (is_there(index)) {
-      add_shards(folder, index);
-    } else if (is_there(folder / "pytorch_model.bin") ||
-               is_there(folder / "pytorch_model.bin.index.json")) {
-      throw FormatError(where, folder.string(), "model.safetensors",
-                        "only pytorch_model.bin; scripts/bin_to_safetensors.py converts it");
-    } else {
-      throw FormatError(where, folder.string(), "model.safetensors or its index", "neither");
-    }
+// A head that is not the embedding is never passed over: what was not said follows from it, and
+// what was said and is not so is an error.
+void settle_head(ModelConfig& config, const Checkpoint& checkpoint, const char* key, bool said) {
+  const Checkpoint::Found head = checkpoint.find(head_name);
+  if (!head || !config.tie_embeddings) return;
+  if (same_values(checkpoint.get("backbone.embeddings.weight"), head)) return;
+  if (said) {
+    throw FormatError(where, head.entry->name,
+                      std::string("the embedding's values, as config.json ties them (the file's "
+                                  "own are read with \"") +
+                          key + "\": false)",
+                      "others");
   }
+  config.tie_embeddings = false;
+}
 
-  struct Found {
-    const SafetensorsFile* file = nullptr;
-    const SafetensorsEntry* entry = nullptr;
-    explicit operator bool() const { return entry != nullptr; }
-  };
-
-  // mamba_ssm calls the embedding differently.
-  Found find(const std::string& name) const {
-    const std::string second =
-        name == "backbone.embeddings.weight" ? "backbone.embedding.weight" : name;
-    for (const std::string& one : {name, second}) {
-      const auto found = tensors_.find(one);
-      if (found != tensors_.end()) return found->second;
-    }
-    return {};
-  }
-
-  Found get(const std::string& name) const {
-    const Found found = find(name);
-    if (!found) throw FormatError(where, files_.front().path(), name, "no tensor of that name");
-    return found;
-  }
-
-  // Every tensor must have been used: an ignored bias would give silently wrong logits.
-  void check_all_used(const std::set<const SafetensorsEntry*>& used) const {
-    for (const auto& [name, found] : tensors_) {
-      if (used.count(found.entry) == 0) {
-        throw FormatError(where, name, "only tensors that the config has", "a surplus one");
-      }
-    }
-  }
-
- private:
-  void add(const fs::path& path) { index(*files_.emplace(files_.end(), path.string())); }
-
-  void index(const SafetensorsFile& file) {
-    for (const SafetensorsEntry& entry : file.entries()) {
-      if (!tensors_.emplace(entry.name, Found{&file, &entry}).second) {
-        throw FormatError(where, file.path(), "every tensor in one shard", entry.name + " twice");
-      }
-    }
-  }
-
-  void add_shards(const fs::path& folder, const fs::path& index) {
-    const std::map<std::string, std::string> shard_of = read_index(index);
-    std::set<std::string> names;
-    for (const auto& [tensor, shard] : shard_of) {
-      if (fs::path(shard).filename() != fs::path(shard) || shard == "..") {
-        throw FormatError(where, index.string(), "shards in the same folder", shard);
-      }
-      names.insert(shard);
-    }
-    for (const std::string& name : names) add(folder / name);
-    for (const auto& [tensor, shard] : shard_of) {
-      const auto found = tensors_.find(tensor);
-      if (found == tensors_.end() ||
-          fs::path(found->second.file->path()).filename() != fs::path(shard)) {
-        throw FormatError(where, index.string(), fmt::format("{} in {}", tensor, shard),
-                          "no such tensor there");
-      }
-    }
-  }
-
-  // Which shard has which tensor.
-  static std::map<std::string, std::string> read_index(const fs::path& path) {
-    constexpr const char* expected = "an index with a weight_map of names";
-    const Json index = parse_json(read_text(path), path.string(), expected);
-    const auto refuse = [&](const std::string& got) {
-      throw FormatError(where, path.string(), expected, got);
-    };
-    const Json* map = index.find("weight_map");
-    if (map == nullptr) refuse(describe(index));
-    if (!map->is_object()) refuse("a weight_map that is " + describe(*map));
-    std::map<std::string, std::string> shard_of;
-    for (const auto& [tensor, shard] : map->members()) {
-      if (!shard.is_text()) refuse(describe(shard) + " for " + in_quotes(tensor));
-      shard_of.emplace(tensor, shard.text());
-    }
-    return shard_of;
-  }
-
-  std::list<SafetensorsFile> files_;  // entries are pointed to: they must not move
-  std::map<std::string, Found> tensors_;
-};
-
-// What a config may leave to the tensors: whether there are biases, and how the vocabulary is
-// padded.
-void settle(ModelConfig& config, const Checkpoint& checkpoint) {
+// What a config may leave to the tensors: whether there are biases and a head, and how the
+// vocabulary is padded.
+void settle(ModelConfig& config, const Checkpoint& checkpoint, const std::string& folder) {
   const Json json = parse_json(config.source_json, where, "config.json");
   const std::string mixer = "backbone.layers.0.mixer.";
   if (!json.contains("use_bias") && !json.contains("ssm_cfg")) {
@@ -150,6 +60,26 @@ void settle(ModelConfig& config, const Checkpoint& checkpoint) {
   if (!embedding.entry->shape.empty()) {
     config.vocab_rows = std::max(config.vocab_size, embedding.entry->shape.front());
   }
+  const char* tie = json.contains("model_type") ? "tie_word_embeddings" : "tie_embeddings";
+  settle_head(config, checkpoint, tie, json.contains(tie));
+  const Json* own = json.find("mamba_cpp");
+  if (own == nullptr || !own->contains("eos_token_id")) {
+    if (auto ids = generation_end(folder)) config.eos_token_ids = std::move(*ids);
+  }
+}
+
+// The names that parameters of some Mamba of as many layers have.
+std::set<std::string> parameter_names(ModelConfig config) {
+  config.layer.use_bias = config.layer.use_conv_bias = config.layer.gated_norm = true;
+  config.tie_embeddings = false;
+  ModelWeights none;
+  none.stack.layers.resize(static_cast<std::size_t>(config.n_layer));
+  none.stack.norms.resize(static_cast<std::size_t>(config.n_layer));
+  std::set<std::string> names;
+  ModelWeights::each(
+      none, config, DType::f32,
+      [&](const std::string& name, const Tensor&, const Shape&, DType) { names.insert(name); });
+  return names;
 }
 
 DType stored_dtype(const Checkpoint& checkpoint) {
@@ -163,13 +93,19 @@ DType stored_dtype(const Checkpoint& checkpoint) {
 LanguageModel LanguageModel::load(const std::string& folder, std::optional<DType> dtype,
                                   Device device) {
   if (dtype) check::storage(where, "dtype", *dtype);
-  const fs::path config_path = fs::path(folder) / "config.json";
   std::error_code error;
   if (!fs::is_directory(folder, error)) throw Error(where, folder, "a folder", "none");
-  if (!is_there(config_path)) throw FormatError(where, folder, "config.json", "none");
-  ModelConfig config = parse_config(read_text(config_path), config_path.string());
-  const Checkpoint checkpoint(folder);
-  settle(config, checkpoint);
+  const std::string config_path = (fs::path(folder) / "config.json").string();
+  // Another process may save meanwhile: config and weights are those of one moment where the config
+  // is the same before and after the weights were opened.
+  std::string text = first_config(folder);
+  ModelConfig config = parse_config(text, config_path);
+  std::optional<Checkpoint> opened(folder);
+  for (std::string again; (again = config_of(folder, *opened)) != text; opened.emplace(folder)) {
+    config = parse_config(text = std::move(again), config_path);
+  }
+  const Checkpoint& checkpoint = *opened;
+  settle(config, checkpoint, folder);
   config = config.resolved();
   const DType type = dtype ? *dtype : stored_dtype(checkpoint);
 
@@ -194,8 +130,8 @@ LanguageModel LanguageModel::load(const std::string& folder, std::optional<DType
         used.insert(entry);
         file_dtypes[name] = entry->dtype;
       });
-  if (config.tie_embeddings) used.insert(checkpoint.find("lm_head.weight").entry);  // a copy
-  checkpoint.check_all_used(used);
+  if (config.tie_embeddings) used.insert(checkpoint.find(head_name).entry);  // a copy
+  checkpoint.check_all_used(used, parameter_names(config));
 
   LanguageModel model(config, std::move(weights));
   model.loaded_fingerprint_ = fingerprint.text();
@@ -215,8 +151,9 @@ void LanguageModel::save(const std::string& folder) const {
     }
     items.push_back(std::move(item));
   });
-  save_safetensors((fs::path(folder) / "model.safetensors").string(), items, {{"format", "pt"}});
-  save_text((fs::path(folder) / "config.json").string(), to_json(config_));
+  const auto end = generation_end(folder);
+  const bool other_end = end && *end != config_.eos_token_ids;
+  save_model(folder, items, other_end ? to_json_with_own_end(config_) : to_json(config_));
 }
 
 }  // namespace mamba

@@ -141,7 +141,8 @@ Tensor SafetensorsFile::read(const SafetensorsEntry& wanted, const Shape& shape,
   const char* to = elements::file_name_of(dtype);
   if (!elements::convertible(own.dtype, to)) {
     throw FormatError(impl().file.path(), own.name,
-                      dtype == DType::i32 ? "I32 or I64" : "F32, BF16, F16 or F64", own.dtype);
+                      dtype == DType::i32 ? "I32 or I64" : "F32, BF16, F16 or F64",
+                      elements::spoken(own.dtype));
   }
   Tensor tensor(shape, dtype);
   if (own.dtype == to) {
@@ -158,7 +159,8 @@ Tensor SafetensorsFile::read(const SafetensorsEntry& wanted) const {
   if (own.dtype == "F64") dtype = DType::f32;
   if (own.dtype == "I64") dtype = DType::i32;
   if (!dtype) {
-    throw FormatError(impl().file.path(), own.name, "F32, BF16, F16, F64, I32 or I64", own.dtype);
+    throw FormatError(impl().file.path(), own.name, "F32, BF16, F16, F64, I32 or I64",
+                      elements::spoken(own.dtype));
   }
   if (own.shape.size() > static_cast<std::size_t>(Shape::max_rank)) {
     throw FormatError(impl().file.path(), own.name,

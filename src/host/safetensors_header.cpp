@@ -67,7 +67,7 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
     if (place_ == Place::metadata) {
       header.metadata.emplace(key_, text);
     } else if (place_ == Place::tensor && key_ == "dtype") {
-      if (elements::size_of(text) == 0) refuse(name_, "a known dtype", in_quotes(text));
+      if (elements::bits_of(text) == 0) refuse(name_, "a known dtype", in_quotes(text));
       entry_.dtype = text;
     } else {
       unexpected(in_quotes(text));
@@ -138,7 +138,9 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
 
   // A size of 0 does not excuse the others: their product must fit as well.
   void check_size() const {
-    std::int64_t bytes = elements::size_of(entry_.dtype);
+    const std::int64_t bits = elements::bits_of(entry_.dtype);
+    const std::int64_t parts = bits % 8 == 0 ? 1 : 8;  // of a byte: elements may share one
+    std::int64_t bytes = bits * parts / 8;
     bool empty = false;
     for (const std::int64_t size : entry_.shape) {
       empty |= size == 0;
@@ -147,6 +149,8 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
       }
     }
     if (empty) bytes = 0;
+    if (bytes % parts != 0) refuse(name_, "whole bytes", entry_.dtype + " " + entry_.shape_text());
+    bytes /= parts;
     if (bytes != entry_.bytes) {
       refuse(name_, fmt::format("{} bytes for {} {}", bytes, entry_.dtype, entry_.shape_text()),
              fmt::format("{}", entry_.bytes));

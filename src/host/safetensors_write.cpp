@@ -1,4 +1,4 @@
-#include <mamba/safetensors.hpp>
+#include "host/safetensors_write.hpp"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -9,7 +9,6 @@
 #include <mamba/check.hpp>
 #include <mamba/stream.hpp>
 
-#include "host/atomic_file.hpp"
 #include "host/elements.hpp"
 #include "host/finished.hpp"
 #include "host/json.hpp"
@@ -149,15 +148,20 @@ void write_data(AtomicFile& file, const Planned& planned) {
 
 }  // namespace
 
-void save_safetensors(const std::string& path, const std::vector<SafetensorsItem>& items,
-                      const std::map<std::string, std::string>& metadata) {
+void write_safetensors(AtomicFile& file, const std::vector<SafetensorsItem>& items,
+                       const std::map<std::string, std::string>& metadata) {
   const std::vector<Planned> all = plan_all(items);
   const std::string header = header_text(all, metadata);
-  AtomicFile file(where, path);
   const std::uint64_t length = header.size();
   file.write(&length, sizeof length);
   file.write(header.data(), header.size());
   for (const Planned& planned : all) write_data(file, planned);
+}
+
+void save_safetensors(const std::string& path, const std::vector<SafetensorsItem>& items,
+                      const std::map<std::string, std::string>& metadata) {
+  AtomicFile file(where, path);
+  write_safetensors(file, items, metadata);
   file.commit();
 }
 
