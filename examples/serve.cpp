@@ -30,7 +30,9 @@
 #include <mamba/state_cache.hpp>
 
 #include "programs/interrupt.hpp"
+#include "programs/memory.hpp"
 #include "programs/model_flags.hpp"
+#include "programs/output.hpp"
 #include "programs/program.hpp"
 #include "serve_request.hpp"
 
@@ -51,10 +53,7 @@ struct Answer {
 // whatever ends this program, no reader sees half of one.
 void put(const Request& request, const Json& rest) {
   const std::string others = rest.dump(-1, ' ', false, Json::error_handler_t::replace);
-  const std::string text = "{\"id\":" + request.id + "," + others.substr(1) + "\n";
-  if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0) {
-    throw mamba::Error("serve", "standard output", "that it can be written", "a failure");
-  }
+  write_output("serve", "{\"id\":" + request.id + "," + others.substr(1) + "\n");
 }
 
 // Standard input in lines, of which it takes what is there and waits only if told to.
@@ -222,6 +221,9 @@ int serve(const ModelFlags& flags, std::int64_t capacity, const std::string& fol
   catch_interrupts();
   const mamba::LanguageModel model = flags.load("serve");
   const mamba::Tokenizer tokenizer = flags.load_tokenizer("serve", "tokenizer", model);
+  check_memory("serve", "--capacity", "as many answers at a time",
+               static_cast<double>(capacity) * bytes_of_generator(model.config(), model.dtype()),
+               model.device());
   std::optional<mamba::StateCache> cache;
   if (!folder.empty()) cache.emplace(model, file_cache("serve", folder));
   mamba::Stream stream = flags.stream();

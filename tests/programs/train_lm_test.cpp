@@ -130,7 +130,7 @@ TEST_F(TrainLm, DevicesThatCannotShareABatchAreNamed) {
   expect_error(train("run", {"--device", "cpu,cpu"}),
                HAS_NCCL ? "expected CUDA devices, got cpu" : "this build has no NCCL");
   expect_error(train("run", {"--device", "cpu,cuda:x"}), "expected cpu, cuda or cuda:N");
-  expect_error(train("run", {"--device", ""}), "--device: expected a device, got none");
+  expect_error(train("run", {"--device", ""}), "--device: expected a value, got an empty one");
   expect_error(train("run", {"--device", "cuda:0,cuda:1", "--batch", "1"}),
                "--batch: expected a row for each of 2 devices, got 1");
 }
