@@ -1,6 +1,10 @@
 // What was read once is not read again, wherever it is kept, and nothing false is ever believed.
 #include <mamba/state_cache.hpp>
 
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
 #include <atomic>
 #include <memory>
 #include <thread>
@@ -278,10 +282,14 @@ TEST_F(StateCacheFiles, WhatAKilledProcessLeftIsRemovedAndNothingElse) {
       std::filesystem::last_write_time(folder_.file(name),
                                        std::filesystem::file_time_type::clock::now() - age);
     };
-    make(left, std::chrono::minutes(61));
-    make(at_work, std::chrono::minutes(50));
+    make(left, std::chrono::minutes(0));
+    make(at_work, std::chrono::hours(100));
     for (const std::string& name : others) make(name, std::chrono::hours(100));
+    // Another process would have it open like this.
+    const int file = open(folder_.file(at_work).c_str(), O_WRONLY | O_CLOEXEC);
+    ASSERT_EQ(flock(file, LOCK_EX), 0);
     const StateCache cache(model, on_disk());
+    close(file);
     const std::vector<std::string> kept = names(folder_);
     EXPECT_EQ(kept.size(), 4u);
     EXPECT_EQ(std::count(kept.begin(), kept.end(), left), 0);

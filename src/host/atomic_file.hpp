@@ -2,14 +2,18 @@
 #pragma once
 
 #include <cstddef>
+#include <initializer_list>
 #include <string>
 
 namespace mamba {
 
 // Everything is written to a temporary file in the folder of `path`; commit() flushes it to the
 // disk and renames it. Without commit() the destructor removes it, so an exception leaves no trace.
-// What the system refuses is an Error "where: path: expected a file that can be written, got <its
-// reason>".
+// A file that is replaced keeps its mode. What the system refuses is an Error "where: path:
+// expected a file that can be written, got <its reason>".
+//
+// A program that is killed leaves its temporary file. It is locked as long as its writer lives, so
+// that the next one that writes into the folder can tell, and removes it.
 class AtomicFile {
  public:
   AtomicFile(std::string where, std::string path);
@@ -19,9 +23,16 @@ class AtomicFile {
 
   void write(const void* data, std::size_t bytes);
   void commit();
+  // All of them, in one folder, as nearly at once as a file system can: whatever can fail or take
+  // time is done before the first is renamed.
+  static void commit_together(std::initializer_list<AtomicFile*> files);
 
  private:
   void create();
+  bool create_temporary(int mode);
+  void flush();
+  void rename();
+  void flush_folder();
   [[noreturn]] void fail(int reason) const;
 
   std::string where_;
@@ -32,8 +43,8 @@ class AtomicFile {
   int file_ = -1;
 };
 
-// Removes what programs that were killed left in a folder: temporary files that were last written
-// more than an hour ago. Others may be another process's, at work.
+// Removes what programs that were killed left in a folder: temporary files that nobody has locked.
+// Where the file system has no locks, those that were last written more than an hour ago.
 void remove_stale_temporaries(const std::string& folder);
 
 }  // namespace mamba

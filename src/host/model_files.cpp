@@ -14,6 +14,7 @@
 #include "host/folder.hpp"
 #include "host/input_file.hpp"
 #include "host/json.hpp"
+#include "host/safetensors_write.hpp"
 
 namespace mamba {
 
@@ -215,8 +216,14 @@ void LanguageModel::save(const std::string& folder) const {
     }
     items.push_back(std::move(item));
   });
-  save_safetensors((fs::path(folder) / "model.safetensors").string(), items, {{"format", "pt"}});
-  save_text((fs::path(folder) / "config.json").string(), to_json(config_));
+  // Both are whole on the disk before either takes its name: no failure leaves new weights beside
+  // an old configuration.
+  AtomicFile weights("save_safetensors", (fs::path(folder) / "model.safetensors").string());
+  AtomicFile config("save_text", (fs::path(folder) / "config.json").string());
+  write_safetensors(weights, items, {{"format", "pt"}});
+  const std::string text = to_json(config_);
+  config.write(text.data(), text.size());
+  AtomicFile::commit_together({&weights, &config});
 }
 
 }  // namespace mamba

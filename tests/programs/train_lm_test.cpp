@@ -2,11 +2,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
+#include <csignal>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <map>
 #include <sstream>
+#include <thread>
 
 #include <mamba/device.hpp>
 
@@ -226,6 +229,43 @@ TEST_F(TrainLm, MetricsThatAreTornOrComeAgainAreCut) {
   EXPECT_EQ(lines.size(), 9u + 4u) << "and validations at 3, 4, 6 and 9";
   for (const auto& [line, count] : lines) EXPECT_EQ(count, 1) << line;
   EXPECT_EQ(read_file(metrics).find("\"loss\": 1.0,"), std::string::npos);
+}
+
+// Killed anywhere, it leaves no more than the next run clears away.
+TEST_F(TrainLm, WhatAKilledRunLeftIsRemovedByTheNext) {
+  const auto temporaries = [&] {
+    std::size_t count = 0;
+    for (const auto& entry : fs::directory_iterator(file("run"))) {
+      count += entry.path().extension() == ".tmp" ? 1 : 0;
+    }
+    return count;
+  };
+  const Arguments arguments = {file("text"), "--out",         file("run"), "--d-model",
+                               "64",         "--layers",      "2",         "--batch",
+                               "2",          "--time",        "8",         "--threads",
+                               "1",          "--steps",       "100000",    "--save-every",
+                               "1",          "--valid-every", "100000"};
+  std::size_t left = 0;
+  for (int i = 0; i < 30; ++i) {
+    Arguments all = arguments;
+    if (fs::exists(file("run/checkpoint")))
+      all.push_back("--resume");
+    else
+      all.push_back("--overwrite");
+    Child child(all, false, place_of(TRAIN_LM));
+    std::this_thread::sleep_for(std::chrono::milliseconds(40 + 7 * i % 50));
+    child.signal(SIGKILL);
+    child.finish();
+    if (fs::exists(file("run"))) {
+      left += temporaries();
+      EXPECT_LE(temporaries(), 1u);
+    }
+  }
+  EXPECT_GT(left, 0u) << "no kill came while it wrote";
+  Arguments last = arguments;
+  last.insert(last.end(), {"--resume", "--stop-at", "1"});
+  EXPECT_EQ(run(last, place_of(TRAIN_LM)).code, 0);
+  EXPECT_EQ(temporaries(), 0u);
 }
 
 TEST_F(TrainLm, NumbersOutOfRangeArePrintedAsNumbers) {
