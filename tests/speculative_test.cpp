@@ -108,8 +108,8 @@ TEST_F(SpeculationTest, StatesGoBackToTheLastTokenTaken) {
       draft.read(more);
       target.next();
       expect_error<ArgumentError>("Speculation: draft: expected " +
-                                      std::to_string(target.tokens_seen()) +
-                                      " tokens seen, got " + std::to_string(draft.tokens_seen()),
+                                      std::to_string(target.tokens_seen()) + " tokens seen, got " +
+                                      std::to_string(draft.tokens_seen()),
                                   [&] { speculation.next(); });
     }
   });

@@ -146,16 +146,16 @@ struct StateCache::Impl {
     return out;
   }
 
-  // As last used, wherever they are, the first of them last of all. `keys`: beginnings of one text,
-  // which ascend. The longest has been made use of if `proven`.
-  void refresh(const std::vector<PrefixKey>& keys, bool proven) {
+  // As last used, wherever they are, the first of them last of all; and the last as what has been
+  // made use of. `keys`: beginnings of one text, which ascend.
+  void refresh(const std::vector<PrefixKey>& keys) {
     const std::lock_guard<std::mutex> lock(mutex);
     for (auto key = keys.rbegin(); key != keys.rend(); ++key) {
       for (const Place place : {on_device, on_host, on_disk}) {
         const auto found = indices[place].find(*key);
         if (found == indices[place].end()) continue;
         Entry& entry = *found->second;
-        if (proven && key == keys.rbegin() && !entry.proven) {
+        if (key == keys.rbegin() && !entry.proven) {
           entry.proven = true;
           proven_bytes[place] += entry.bytes;
         }
@@ -331,7 +331,7 @@ std::int64_t StateCache::find(Generator& generator, const Ids& prompt) {
                            : cache.at(entry, cache.model.device());
     if (place != cache.top()) cache.settle(near, cache.top());
     if (place == on_host && cache.top() == on_device) cache.forget(key, on_host);
-    cache.refresh(candidates, true);
+    cache.refresh(candidates);
     if (cache.files) cache.files->mark_used(cache.on_files(candidates));
     const Ids known(prompt.begin(), prompt.begin() + static_cast<std::ptrdiff_t>(key.length));
     generator.assume(known, near.prefix->state, near.prefix->logits);
@@ -363,7 +363,6 @@ void StateCache::keep(Generator& generator, const Ids& ids) {
   if (cache.knows(key)) return;
   std::vector<PrefixKey> beginnings = cache.candidates(ids);
   if (!beginnings.empty() && beginnings.back().length == length) beginnings.pop_back();
-  cache.refresh(beginnings, false);
   auto prefix = std::make_shared<KnownPrefix>();
   prefix->prove(ids.data(), length);
   prefix->state = generator.state();
