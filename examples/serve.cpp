@@ -4,11 +4,13 @@
 //   in   {"id": 1, "prompt": "In the beginning", "max_tokens": 50, "temperature": 0.8}
 //   out  {"id":1,"text":" was the"}                                as it is written
 //        {"id":1,"done":"max_tokens","prompt_tokens":16,"tokens":50}
-//        {"id":1,"error":"..."}                                    a line that asks nothing
+//        {"id":1,"error":"..."}                                    a line that asks nothing, or
+//                                                                  an answer that cannot go on
 //
-// Further keys: seed, top_k, top_p, min_p, repetition_penalty, stop (a list), ignore_eos. The id
-// may be any JSON value. Ends at the end of its input, when all is answered; Ctrl-C ends every
-// answer with "done":"interrupted", also those that had not begun.
+// Further keys: seed, top_k, top_p, min_p, repetition_penalty, stop (a text or a list of them),
+// ignore_eos. null is as if the key were not there; a temperature of 0 is greedy, whatever else is
+// said. The id may be any JSON value. Ends at the end of its input, when all is answered; Ctrl-C
+// ends every answer with "done":"interrupted", also those that had not begun.
 //
 //   serve [MODEL] [--capacity N] [--cache FOLDER] < prompts.jsonl
 //
@@ -20,17 +22,22 @@
 #include <algorithm>
 #include <cstdio>
 #include <deque>
+#include <exception>
 #include <list>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <stdexcept>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <mamba/generator.hpp>
 #include <mamba/state_cache.hpp>
 
 #include "programs/interrupt.hpp"
+#include "programs/memory.hpp"
 #include "programs/model_flags.hpp"
+#include "programs/output.hpp"
 #include "programs/program.hpp"
 #include "serve_request.hpp"
 
@@ -38,6 +45,9 @@ namespace {
 
 using Json = nlohmann::ordered_json;  // keys stay as they are written here
 using Ids = std::vector<std::int32_t>;
+
+// The longest line that is looked at, so that one without an end takes no more memory than this.
+constexpr std::size_t most_line_bytes = std::size_t{64} << 20;
 
 struct Answer {
   Request request;
@@ -51,10 +61,7 @@ struct Answer {
 // whatever ends this program, no reader sees half of one.
 void put(const Request& request, const Json& rest) {
   const std::string others = rest.dump(-1, ' ', false, Json::error_handler_t::replace);
-  const std::string text = "{\"id\":" + request.id + "," + others.substr(1) + "\n";
-  if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0) {
-    throw mamba::Error("serve", "standard output", "that it can be written", "a failure");
-  }
+  write_output("serve", "{\"id\":" + request.id + "," + others.substr(1) + "\n");
 }
 
 // Standard input in lines, of which it takes what is there and waits only if told to.
@@ -67,15 +74,23 @@ class Input {
     if (poll(either, 2, wait ? -1 : 0) <= 0 || either[0].revents == 0) return;
     char buffer[65536];
     const ssize_t count = ::read(STDIN_FILENO, buffer, sizeof buffer);
-    if (count > 0) part_.append(buffer, static_cast<std::size_t>(count));
-    if (count <= 0) open_ = false;
-    if (!open_ && !part_.empty()) part_ += '\n';  // the last line may have no end
-    for (std::size_t end; (end = part_.find('\n')) != std::string::npos; part_.erase(0, end + 1)) {
-      lines.push_back(part_.substr(0, end));
+    std::string_view left(buffer, static_cast<std::size_t>(std::max<ssize_t>(count, 0)));
+    for (std::size_t end; (end = left.find('\n')) != std::string_view::npos;) {
+      add(left.substr(0, end));
+      lines.push_back(std::move(part_));
+      part_.clear();
+      left.remove_prefix(end + 1);
     }
+    add(left);
+    if (count > 0) return;
+    open_ = false;
+    if (!part_.empty()) lines.push_back(std::move(part_));  // the last line may have no end
   }
 
  private:
+  // What a line has beyond its most is passed over: it is refused as a whole when it is parsed.
+  void add(std::string_view bytes) { part_ += bytes.substr(0, most_line_bytes + 1 - part_.size()); }
+
   std::string part_;
   bool open_ = true;
 };
@@ -112,6 +127,9 @@ class Server {
       if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
       Request request;
       try {
+        if (line.size() > most_line_bytes) {
+          throw std::invalid_argument("expected a line of at most 64 MiB, got more");
+        }
         parse(line, tokenizer_, request);
         return request;
       } catch (const std::exception& error) {
@@ -177,8 +195,17 @@ class Server {
     const std::vector<mamba::Chosen> chosen = mamba::Generator::next(group);
     for (std::size_t i = 0; i < writing.size(); ++i) {
       const auto answer = writing[i];
-      if (chosen[i].error) finish(*answer, "error");
+      if (chosen[i].error) fail(*answer, chosen[i].error);
       if (chosen[i].error || hear(*answer)) answers_.erase(answer);
+    }
+  }
+
+  // One answer ends with an error; the others know nothing of it.
+  static void fail(const Answer& answer, const std::exception_ptr& error) {
+    try {
+      std::rethrow_exception(error);
+    } catch (const std::exception& what) {
+      put(answer.request, {{"error", what.what()}});
     }
   }
 
@@ -222,6 +249,9 @@ int serve(const ModelFlags& flags, std::int64_t capacity, const std::string& fol
   catch_interrupts();
   const mamba::LanguageModel model = flags.load("serve");
   const mamba::Tokenizer tokenizer = flags.load_tokenizer("serve", "tokenizer", model);
+  check_memory("serve", "--capacity", "as many answers at a time",
+               static_cast<double>(capacity) * bytes_of_generator(model.config(), model.dtype()),
+               model.device());
   std::optional<mamba::StateCache> cache;
   if (!folder.empty()) cache.emplace(model, file_cache("serve", folder));
   mamba::Stream stream = flags.stream();

@@ -173,9 +173,31 @@ BREAKS = {
     "a known state is believed without its hash": (
         "src/host/known_prefix.cpp", "  check_seal(\"StateCache\", file, saved);\n", "", "StateCache*"),
     "the cache throws out what was used last": (
-        "src/host/state_cache.cpp", "bytes[place] -= list.back().bytes;\n      indices[place].erase(list.back().key);\n"
-        "      out.splice(out.end(), list, std::prev(list.end()));", "bytes[place] -= list.front().bytes;\n      indices[place].erase(list.front().key);\n"
-        "      out.splice(out.end(), list, list.begin());", "StateCache*"),
+        "src/host/state_cache.cpp", "for (auto entry = list.end(); entry != list.begin();) {\n      --entry;\n"
+        "      if (entry->proven == of_proven) return entry;",
+        "for (auto entry = list.begin(); entry != list.end(); ++entry) {\n      if (entry->proven == of_proven) return entry;",
+        "StateCache*"),
+    "a long prompt pushes out what others share": (
+        "src/host/state_cache.cpp", "if (entry->proven == of_proven) return entry;", "return entry;", "StateCache*"),
+    "a long prompt pushes out its own beginning": (
+        "src/host/state_cache.cpp", "before = std::next(parent->second);", "before = list.begin();", "StateCache*"),
+    "a known state of another text is believed": (
+        "src/host/known_prefix.cpp", "XXH128_isEqual(proof, proof_of(ids.data(), length, salt)) != 0;", "true;", "KnownPrefix*"),
+    "a stop string is seen only at the end of a token": (
+        "src/host/generator_text.cpp", "if (at == std::string::npos) continue;",
+        "if (at == std::string::npos || at + stop.size() != text.size()) continue;", "StopString*"),
+    "text behind a stop string is given out": (
+        "src/host/generator_text.cpp", "after_stop_ + last.substr(0, end);", "after_stop_ + last;", "StopString*"),
+    "text behind a stop string is lost with the process": (
+        "src/host/generator_file.cpp", "generator.after_stop_ = sampling.after_stop;", "", "StopString*"),
+    "a stop string ends a text twice": (
+        "src/host/generator_text.cpp", "before >= stop.size() ? before - stop.size() + 1 : 0;", "0;", "StopString*"),
+    "a file that is being written is taken for one that was left": (
+        "src/host/atomic_file.cpp", "S_ISREG(found.st_mode) && lock(file, LOCK_EX | LOCK_NB)", "S_ISREG(found.st_mode)",
+        "AtomicFile*"),
+    "a replaced file gets the mode of a new one": (
+        "src/host/atomic_file.cpp", "if (mode >= 0) static_cast<void>(fchmod(file_, static_cast<mode_t>(mode)) == 0);", "",
+        "AtomicFile*"),
     "memory agents are told one step late that an episode begins": (
         "examples/rl/environments.cpp", "states[b].step == 0", "states[b].step == 1", "RlEnvironments*"),
     "an advantage passes the end of its episode": (

@@ -24,6 +24,9 @@ def points(path):
             continue
         sizes = tuple((key, int(value)) for key, value in re.findall(r"(\w+):(\d+)", run["name"])
                       if key in ("batch", "d_inner", "time", "d_state"))
+        if "us" not in run or len(sizes) != 4:
+            print(f"{path}: a run that cannot be read is left out: {run['name']}", file=sys.stderr)
+            continue
         found[sizes] = run["us"]
     return [(dict(sizes), us) for sizes, us in found.items()]
 

@@ -17,9 +17,17 @@ def tables(lines):
         if not line.startswith("|"):
             rows = None
         elif rows is None:
+            header = cells
             rows = found.setdefault(tuple(cells), [])
         elif not cells[0].startswith("-"):
-            rows.append([float(cell) for cell in cells])
+            try:
+                row = [float(cell) for cell in cells]
+            except ValueError:
+                row = []
+            if len(row) == len(header):
+                rows.append(row)
+            else:
+                print(f"a row that cannot be read is left out: {line}", file=sys.stderr)
     return found
 
 

@@ -4,15 +4,37 @@
 Points are means over a fiftieth of the run; validation is drawn as dots. Needs nothing but Python.
 """
 import json
+import math
 import sys
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 720, 360, 50, 40, 20
 
 
+def points(line):
+    """{name: (step, value)} of what a line says; None where it cannot be read: a kill tears the last one."""
+    try:
+        found = dict(json.loads(line))
+        values = {name: (found["step"], found[name]) for name in ("bits_per_byte", "valid_bits_per_byte")
+                  if name in found}
+        return values if all(math.isfinite(number) for pair in values.values() for number in pair) else None
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
 def main():
-    lines = [json.loads(line) for line in open(sys.argv[1], encoding="utf-8")]
-    train = [(line["step"], line["bits_per_byte"]) for line in lines if "bits_per_byte" in line]
-    valid = [(line["step"], line["valid_bits_per_byte"]) for line in lines if "valid_bits_per_byte" in line]
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    try:
+        lines = [points(line) for line in open(sys.argv[1], encoding="utf-8", errors="replace")]
+    except OSError as error:
+        sys.exit(f"{sys.argv[1]}: {error.strerror}")
+    skipped = [str(number) for number, line in enumerate(lines, 1) if line is None]
+    if skipped:
+        print(f"{sys.argv[1]}: {len(skipped)} lines that cannot be read are left out: {', '.join(skipped[:10])}"
+              + (", ..." if len(skipped) > 10 else ""), file=sys.stderr)
+    # A step that was said twice, before and after a resume, counts as it was said last.
+    train = sorted(dict(line["bits_per_byte"] for line in lines if line and "bits_per_byte" in line).items())
+    valid = sorted(dict(line["valid_bits_per_byte"] for line in lines if line and "valid_bits_per_byte" in line).items())
     if not train:
         sys.exit(f"{sys.argv[1]}: no steps in it")
     size = max(1, len(train) // 50)

@@ -16,21 +16,31 @@ COLOURS = {"mamba": "#1f6fb2", "gru": "#c0392b"}
 ENOUGH = 0.95  # "learned" in the table
 
 
-def read(path):
-    """The lines of a file, of none if there is no such file. A line that was cut off is left out."""
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+def read(path, needed):
+    """The lines of a file that have what is needed, of none if there is no such file. A line that a kill has torn is
+    left out, and that is said."""
+    lines, skipped = [], []
+    texts = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    for number, text in enumerate(texts, 1):
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
+            line = json.loads(text)
+        except ValueError:
+            line = None
+        if isinstance(line, dict) and all(key in line for key in needed):
+            lines.append(line)
+        else:
+            skipped.append(str(number))
+    if skipped:
+        print(f"{path}: {len(skipped)} lines that cannot be read are left out: {', '.join(skipped[:10])}"
+              + (", ..." if len(skipped) > 10 else ""), file=sys.stderr)
     return lines
 
 
 def runs(folder):
     """{(num_envs, horizon, agent): {seed: {update: line}}}; a run that was resumed says a line once."""
     found = collections.defaultdict(lambda: collections.defaultdict(dict))
-    for line in read(folder / "metrics.jsonl"):
+    for line in read(folder / "metrics.jsonl", ("controller", "num_envs", "horizon", "seed", "update", "seconds",
+                                                "rollout_steps_per_s")):
         agent = line["controller"]
         agent += ", published block" if line.get("published_block") else ""
         agent += "" if line.get("curriculum", True) else ", fixed horizon"
@@ -75,7 +85,7 @@ def elsewhere(folder):
     """Agents at delays that they were not trained for: the last evaluation of each counts."""
     found = {}
     for path in sorted([folder / "evaluations.jsonl", *folder.glob("*/evaluations.jsonl")]):
-        for line in read(path):
+        for line in read(path, ("horizon", "evaluated_at", "controller", "seed", "eval_success", "eval_sampled")):
             key = line["horizon"], line["evaluated_at"], line["controller"]
             found.setdefault(key, {})[line["seed"]] = line
     if not found:

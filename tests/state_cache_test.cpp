@@ -1,11 +1,20 @@
 // What was read once is not read again, wherever it is kept, and nothing false is ever believed.
 #include <mamba/state_cache.hpp>
 
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
 #include <atomic>
 #include <memory>
+#include <optional>
 #include <thread>
 
+#include <mamba/state_file.hpp>
+
 #include "files.hpp"
+#include "host/content_hash.hpp"
+#include "host/known_prefix.hpp"
 #include "testing.hpp"
 
 namespace mamba {
@@ -60,8 +69,9 @@ std::int64_t read(StateCache& cache, const LanguageModel& model, const Ids& ids)
   return known;
 }
 
-std::int64_t bytes_of_one(const LanguageModel& model, std::int64_t length) {
-  return model.make_state(1).bytes() + 4 * model.config().vocab_size + 4 * length;
+std::int64_t bytes_of_one(const LanguageModel& model) {
+  constexpr std::int64_t salt_and_proof = 8 + 16;
+  return model.make_state(1).bytes() + 4 * model.config().vocab_size + salt_and_proof;
 }
 
 TEST(StateCacheTest, AHitGoesOnFromTheLongestKnownPrefix) {
@@ -131,7 +141,7 @@ TEST(StateCacheTest, WhatWasNotUsedForLongestGoesFirst) {
     SCOPED_TRACE(device.name());
     const LanguageModel model = golden(device);
     CacheOptions options;
-    options.host_bytes = 3 * bytes_of_one(model, 10);
+    options.host_bytes = 3 * bytes_of_one(model);
     StateCache cache(model, options);
     for (std::int64_t i = 0; i < 3; ++i) read(cache, model, text(0, i, 10));
     EXPECT_EQ(cache.counts().host_bytes, options.host_bytes);
@@ -150,11 +160,11 @@ TEST(StateCacheTest, WhatWasNotUsedForLongestGoesFirst) {
 TEST(StateCacheTest, OnTheCpuBothMemoriesAreOne) {
   const LanguageModel model = golden();
   CacheOptions options;
-  options.device_bytes = 2 * bytes_of_one(model, 10);
-  options.host_bytes = bytes_of_one(model, 10);
+  options.device_bytes = 2 * bytes_of_one(model);
+  options.host_bytes = bytes_of_one(model);
   StateCache cache(model, options);
   for (std::int64_t i = 0; i < 4; ++i) read(cache, model, text(0, i, 10));
-  EXPECT_EQ(cache.counts().host_bytes, 3 * bytes_of_one(model, 10));
+  EXPECT_EQ(cache.counts().host_bytes, 3 * bytes_of_one(model));
   EXPECT_EQ(cache.counts().device_bytes, 0);
   for (std::int64_t i = 1; i < 4; ++i) EXPECT_EQ(read(cache, model, text(0, i, 10)), 10);
   options.device_bytes = options.host_bytes = INT64_MAX;
@@ -169,7 +179,7 @@ TEST(StateCacheTest, WhatFallsOutIsFoundFurtherDown) {
     const LanguageModel model = golden(device);
     const TemporaryFolder folder;
     CacheOptions options;
-    const std::int64_t one = bytes_of_one(model, 10);
+    const std::int64_t one = bytes_of_one(model);
     options.device_bytes = device.is_cuda() ? 2 * one : 0;
     options.host_bytes = 2 * one;
     options.disk_bytes = 10 * one;
@@ -278,10 +288,14 @@ TEST_F(StateCacheFiles, WhatAKilledProcessLeftIsRemovedAndNothingElse) {
       std::filesystem::last_write_time(folder_.file(name),
                                        std::filesystem::file_time_type::clock::now() - age);
     };
-    make(left, std::chrono::minutes(61));
-    make(at_work, std::chrono::minutes(50));
+    make(left, std::chrono::minutes(0));
+    make(at_work, std::chrono::hours(100));
     for (const std::string& name : others) make(name, std::chrono::hours(100));
+    // Another process would have it open like this.
+    const int file = open(folder_.file(at_work).c_str(), O_WRONLY | O_CLOEXEC);
+    ASSERT_EQ(flock(file, LOCK_EX), 0);
     const StateCache cache(model, on_disk());
+    close(file);
     const std::vector<std::string> kept = names(folder_);
     EXPECT_EQ(kept.size(), 4u);
     EXPECT_EQ(std::count(kept.begin(), kept.end(), left), 0);
@@ -400,12 +414,158 @@ TEST_F(StateCacheFiles, AReadOnlyFolderIsSaid) {
   });
 }
 
+// ---- long prompts -------------------------------------------------------------------------------
+
+TEST_F(StateCacheFiles, EachPieceOfALongPromptTakesTheSameRoom) {
+  everywhere([&](const LanguageModel& model) {
+    CacheOptions options = on_disk();
+    options.keep_every = 64;
+    StateCache cache(model, options);
+    read(cache, model, text(64 * 60));
+    const std::vector<std::string> files = names(folder_);
+    EXPECT_EQ(files.size(), 60u);
+    std::uintmax_t least = UINTMAX_MAX, most = 0;
+    for (const std::string& name : files) {
+      const auto size = std::filesystem::file_size(folder_.file(name));
+      least = std::min(least, size);
+      most = std::max(most, size);
+    }
+    EXPECT_LE(most - least, 64u) << "but for the digits of a length";
+    EXPECT_EQ(cache.counts().disk_bytes, [&] {
+      std::int64_t sum = 0;
+      for (const std::string& name : files) {
+        sum += static_cast<std::int64_t>(std::filesystem::file_size(folder_.file(name)));
+      }
+      return sum;
+    }());
+  });
+}
+
+// Ten times as long as there is room for, in this process or in the next, in files or in memory.
+TEST_F(StateCacheFiles, ALongPromptPushesOutNeitherItsBeginningNorWhatOthersShare) {
+  everywhere([&](const LanguageModel& model) {
+    for (const bool in_files : {true, false}) {
+      for (const bool one_process : {true, false}) {
+        if (!in_files && !one_process) continue;
+        clear(folder_);
+        CacheOptions options = on_disk(12 * 3 * bytes_of_one(model) / 2);
+        if (!in_files) {
+          options = {};
+          options.host_bytes = 12 * bytes_of_one(model);
+        }
+        options.keep_every = 16;
+        std::optional<StateCache> cache(std::in_place, model, options);
+        const auto next = [&] {
+          if (!one_process) cache.emplace(model, options);
+        };
+        read(*cache, model, text(0, 1, 40));  // 16, 32, 40
+        next();
+        Ids other = text(0, 1, 33);
+        other.back() = 7;
+        EXPECT_EQ(read(*cache, model, other), 32);
+        next();
+        read(*cache, model, text(16 * 120));
+        next();
+        EXPECT_EQ(read(*cache, model, text(16 * 3, 2, 5)), 48) << "where the long one begins";
+        next();
+        other.back() = 8;
+        EXPECT_EQ(read(*cache, model, other), 32) << "what two have shared";
+        EXPECT_EQ(problems_.size(), 0u);
+      }
+    }
+  });
+}
+
+// What nobody uses any more makes room in the end, though somebody has used it once.
+TEST_F(StateCacheFiles, WhatWasUsedOnceDoesNotStayForEver) {
+  everywhere([&](const LanguageModel& model) {
+    CacheOptions options;
+    options.host_bytes = 8 * bytes_of_one(model);
+    StateCache cache(model, options);
+    for (std::int64_t i = 0; i < 40; ++i) {
+      EXPECT_EQ(read(cache, model, text(0, i, 10)), 0);
+      EXPECT_EQ(read(cache, model, text(0, i, 10)), 10) << "the new finds room too";
+    }
+  });
+}
+
+TEST_F(StateCacheFiles, OlderOnesWithAllTheirIdsAreRead) {
+  everywhere([&](const LanguageModel& model) {
+    {
+      StateCache cache(model, on_disk());
+      read(cache, model, text(30));
+    }
+    const std::string file = only_file();
+    SavedState saved = load_state(file);
+    ASSERT_EQ(saved.metadata.notes.erase("prefix"), 1u);
+    saved.metadata.notes.erase("hash");
+    const Tensor ids = Tensor::from(text(30), {30});
+    const StateExtras extras{{"prefix.ids", ids},
+                             {"prefix.logits", saved.extras.at("prefix.logits")}};
+    seal(saved.state, saved.metadata, extras);
+    save(file, saved.state, saved.metadata, extras);
+    StateCache cache(model, on_disk());
+    EXPECT_EQ(read(cache, model, text(30, 1, 5)), 30);
+    EXPECT_EQ(problems_.size(), 0u);
+  });
+}
+
+// Two texts whose keys were equal would still not be taken for each other.
+TEST(KnownPrefixTest, IsProvenByItsIds) {
+  KnownPrefix prefix, again;
+  const Ids ids = text(300);
+  prefix.prove(ids.data(), 256);
+  again.prove(ids.data(), 256);
+  EXPECT_NE(prefix.salt, again.salt);
+  EXPECT_TRUE(prefix.begins(ids, 256));
+  EXPECT_FALSE(prefix.begins(ids, 255));
+  EXPECT_FALSE(prefix.begins(text(200), 256));
+  for (const std::size_t at : {0u, 100u, 255u}) {
+    Ids other = ids;
+    ++other[at];
+    EXPECT_FALSE(prefix.begins(other, 256));
+  }
+}
+
+// Each with lists of its own, as processes have them: what one removes, another may just read.
+TEST_F(StateCacheFiles, SeveralCachesOnOneFolderRaiseNoAlarm) {
+  everywhere([&](const LanguageModel& model) {
+    CacheOptions options = on_disk(5 * bytes_of_one(model));
+    options.keep_every = 8;
+    std::atomic<int> alarms{0};
+    options.on_problem = [&](const std::string& problem) {
+      ++alarms;
+      ADD_FAILURE() << problem;
+    };
+    std::vector<std::thread> threads;
+    for (int t = 0; t < 4; ++t) {
+      threads.emplace_back([&, t] {
+        Stream stream(model.device(), 1);
+        testing::Random random(static_cast<std::uint64_t>(t));
+        for (int i = 0; i < 40; ++i) {
+          StateCache cache(model, options);
+          for (int j = 0; j < 3; ++j) {
+            Generator generator(model, {}, stream);
+            cache.read(generator, text(16, random.integer(0, 3), 12));
+            stream.synchronize();
+          }
+        }
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    EXPECT_EQ(alarms, 0);
+    for (const std::string& name : names(folder_)) {
+      EXPECT_EQ(std::filesystem::path(name).extension(), ".prefix");
+    }
+  });
+}
+
 // ---- threads ------------------------------------------------------------------------------------
 
 TEST_F(StateCacheFiles, AnyNumberOfThreadsMayUseOne) {
   everywhere([&](const LanguageModel& model) {
-    CacheOptions options = on_disk(6 * bytes_of_one(model, 40));
-    options.host_bytes = 5 * bytes_of_one(model, 40);
+    CacheOptions options = on_disk(6 * bytes_of_one(model));
+    options.host_bytes = 5 * bytes_of_one(model);
     options.keep_every = 8;
     options.on_problem = [](const std::string& problem) { ADD_FAILURE() << problem; };
     StateCache cache(model, options);

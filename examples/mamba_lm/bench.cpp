@@ -15,6 +15,8 @@
 #include <mamba/version.hpp>
 
 #include "../programs/interrupt.hpp"
+#include "../programs/memory.hpp"
+#include "../programs/output.hpp"
 #include "commands.hpp"
 
 namespace {
@@ -31,16 +33,34 @@ struct BenchFlags {
   bool random_weights = false;
 };
 
+// All rows of both tables, before anything is timed: the largest batch with the longest prompt.
+void check_fits(const BenchFlags& flags, const mamba::ModelConfig& config, mamba::DType dtype,
+                mamba::Device device) {
+  const auto largest = [](const std::vector<std::int64_t>& list) {
+    return static_cast<double>(*std::max_element(list.begin(), list.end()));
+  };
+  const double batch = largest(flags.batches);
+  check_memory("bench", "--batches", "that many sequences",
+               batch * bytes_of_generator(config, dtype), device);
+  check_memory("bench", "--prompts", "the largest batch of the longest prompt",
+               batch * bytes_of_generator(config, dtype) +
+                   bytes_of_call(config, batch * largest(flags.prompts)),
+               device);
+}
+
 // Only the configuration is read: speed does not depend on what the weights are.
 mamba::LanguageModel with_random_weights(const ModelFlags& flags) {
   const std::string path = flags.path("bench") + "/config.json";
   std::ifstream file(path);
   if (!file) throw mamba::FormatError("bench", path, "a configuration", "no such file");
   const std::string text{std::istreambuf_iterator<char>(file), {}};
-  return mamba::LanguageModel::random(
-      mamba::parse_config(text, path), 1,
-      flags.dtype.empty() ? mamba::DType::f32 : mamba::parse_storage_dtype(flags.dtype),
-      mamba::Device::parse(flags.device));
+  const mamba::ModelConfig config = mamba::parse_config(text, path);
+  const mamba::DType dtype =
+      flags.dtype.empty() ? mamba::DType::f32 : mamba::parse_storage_dtype(flags.dtype);
+  // The weights are made in the host's memory, wherever they go then.
+  check_memory("bench", "--random-weights", "the weights of this shape",
+               bytes_of_model(config, dtype), mamba::Device::cpu());
+  return mamba::LanguageModel::random(config, 1, dtype, mamba::Device::parse(flags.device));
 }
 
 Ids some_prompt(std::int64_t length, std::int64_t vocab) {
@@ -104,7 +124,7 @@ void show_prefill(const BenchFlags& flags, const mamba::LanguageModel& model,
       std::printf("| %lld | %lld | %.2f | %.0f |\n", static_cast<long long>(batch),
                   static_cast<long long>(length), *seconds * 1e3,
                   static_cast<double>(batch * length) / *seconds);
-      std::fflush(stdout);
+      write_output("bench", "");
     }
   }
 }
@@ -118,7 +138,8 @@ void show_decode(const BenchFlags& flags, const mamba::LanguageModel& model,
   for (const std::int64_t batch : flags.batches) {
     Batch writers(model, batch, stream);
     mamba::Generator::read(writers.group,
-                           std::vector<Ids>(static_cast<std::size_t>(batch), some_prompt(8, 8)));
+                           std::vector<Ids>(static_cast<std::size_t>(batch),
+                                            some_prompt(8, model.config().vocab_size)));
     const auto seconds = median_seconds(flags.repeats, [&] {
       return seconds_of([&] { mamba::Generator::generate(writers.group, {options}); });
     });
@@ -126,7 +147,7 @@ void show_decode(const BenchFlags& flags, const mamba::LanguageModel& model,
     const double step = *seconds / static_cast<double>(flags.tokens);
     std::printf("| %lld | %.3f | %.1f |\n", static_cast<long long>(batch), step * 1e3,
                 static_cast<double>(batch) / step);
-    std::fflush(stdout);
+    write_output("bench", "");
   }
 }
 
@@ -134,6 +155,7 @@ int bench(const BenchFlags& flags) {
   catch_interrupts();
   const mamba::LanguageModel model =
       flags.random_weights ? with_random_weights(flags.model) : flags.model.load("bench");
+  check_fits(flags, model.config(), model.dtype(), model.device());
   mamba::Stream stream = flags.model.stream();
   std::printf("mamba-lm %s, %s%s, %.1f M parameters, %s, %s", mamba::version,
               flags.model.path("bench").c_str(), flags.random_weights ? " (random weights)" : "",
@@ -143,7 +165,7 @@ int bench(const BenchFlags& flags) {
     std::printf(", %d threads, %s", stream.threads(), mamba::cpu_kernels().c_str());
   }
   std::printf("; medians of %d\n\n", flags.repeats);
-  std::fflush(stdout);
+  write_output("bench", "");
   show_prefill(flags, model, stream);
   if (!interrupted()) show_decode(flags, model, stream);
   return interrupted() ? exit_interrupted : 0;

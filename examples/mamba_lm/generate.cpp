@@ -3,10 +3,10 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <charconv>
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
+#include <exception>
 #include <memory>
 #include <optional>
 #include <string>
@@ -18,7 +18,9 @@
 #include <mamba/state_cache.hpp>
 
 #include "../programs/interrupt.hpp"
+#include "../programs/output.hpp"
 #include "commands.hpp"
+#include "prompt_flags.hpp"
 #include "sampling_flags.hpp"
 
 namespace {
@@ -29,8 +31,7 @@ using Ids = std::vector<std::int32_t>;
 struct GenerateFlags {
   ModelFlags model;
   SamplingFlags sampling;
-  std::optional<std::string> prompt_ids;
-  std::optional<std::string> prompt;
+  PromptFlags prompt;
   std::string form;  // "ids", "text"; empty: as the prompt was given
   std::int64_t max_tokens = 128;
   std::int64_t chunk = 512;
@@ -47,29 +48,10 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-// "1,2,3", or "1 2 3" as this program prints them.
-Ids parse_ids(const std::string& text) {
-  Ids ids;
-  const char* at = text.data();
-  const char* const end = at + text.size();
-  while (at != end) {
-    std::int32_t id = 0;
-    const auto [after, error] = std::from_chars(at, end, id);
-    const bool separated = after == end || *after == ',' || *after == ' ';
-    if (error != std::errc() || !separated) {
-      throw mamba::ArgumentError("generate", "--prompt-ids", "token ids separated by commas",
-                                 "\"" + std::string(at, std::find(at, end, ',')) + "\"");
-    }
-    ids.push_back(id);
-    at = after == end ? end : after + 1;
-  }
-  return ids;
-}
-
 // What turns text into ids for this model, read only where text is wanted: ids need none.
 std::optional<mamba::Tokenizer> tokenizer_of(const GenerateFlags& flags,
                                              const mamba::LanguageModel& model) {
-  const char* flag = flags.prompt           ? "--prompt"
+  const char* flag = flags.prompt.is_text() ? flags.prompt.name()
                      : !flags.stop.empty()  ? "--stop"
                      : flags.form == "text" ? "--as text"
                                             : nullptr;
@@ -78,35 +60,25 @@ std::optional<mamba::Tokenizer> tokenizer_of(const GenerateFlags& flags,
                                     " (--prompt-ids and --as ids do without)");
 }
 
-Ids prompt_of(const GenerateFlags& flags, const mamba::LanguageModel& model,
-              const mamba::Tokenizer* tokenizer) {
-  if (flags.prompt) return tokenizer->encode(*flags.prompt);
-  if (!flags.prompt_ids) return {};
-  const Ids ids = parse_ids(*flags.prompt_ids);
-  const std::int64_t vocab = model.config().vocab_size;
-  for (const std::int32_t id : ids) {  // all of them before the first piece is read
-    if (id >= 0 && id < vocab) continue;
-    throw mamba::ArgumentError("generate", "--prompt-ids", "0 to " + std::to_string(vocab - 1),
-                               std::to_string(id));
-  }
-  return ids;
-}
-
 // What was generated, on standard output, as soon as it is there.
 class Output {
  public:
-  // False if nobody can read it any more.
+  // False if it cannot be written any more.
   bool id(std::int32_t token) {
     ids_ = true;
     return text((any_ ? " " : "") + std::to_string(token));
   }
 
   bool text(std::string_view text) {
+    if (failure_) return false;
     any_ = true;
     if (!text.empty()) last_ = text.back();
-    good_ = std::fwrite(text.data(), 1, text.size(), stdout) == text.size() &&
-            std::fflush(stdout) == 0 && good_;
-    return good_;
+    try {
+      write_output("generate", text);
+    } catch (...) {
+      failure_ = std::current_exception();
+    }
+    return !failure_;
   }
 
   void end_line() {
@@ -115,15 +87,14 @@ class Output {
   bool inside_line() const { return any_ && last_ != '\n'; }
 
   void check() const {
-    if (good_) return;
-    throw mamba::Error("generate", "standard output", "that it can be written", "a failure");
+    if (failure_) std::rethrow_exception(failure_);
   }
 
  private:
   bool any_ = false;
   char last_ = '\n';
   bool ids_ = false;
-  bool good_ = true;
+  std::exception_ptr failure_;
 };
 
 // A line on a terminal that is rewritten while a long prompt is read. Nothing where nobody watches.
@@ -208,7 +179,7 @@ Read read_prompt(mamba::Generator& generator, mamba::StateCache* cache, const Id
 
 std::size_t write_tokens(mamba::Generator& generator, Helpers& helpers, const GenerateFlags& flags,
                          const mamba::Tokenizer* tokenizer, Output& output) {
-  const bool as_text = flags.form.empty() ? flags.prompt.has_value() : flags.form == "text";
+  const bool as_text = flags.form.empty() ? flags.prompt.is_text() : flags.form == "text";
   mamba::GenerateOptions options;
   options.max_tokens = flags.max_tokens;
   options.ignore_eos = flags.ignore_eos;
@@ -271,11 +242,9 @@ void report(const Work& work, std::size_t prompt, const Helpers& helpers) {
 }
 
 void check_flags(const GenerateFlags& flags) {
-  const bool has_prompt =
-      (flags.prompt && !flags.prompt->empty()) || (flags.prompt_ids && !flags.prompt_ids->empty());
-  if (!has_prompt && flags.resume.empty()) {
-    throw mamba::ArgumentError("generate", "prompt", "--prompt-ids, --prompt or --resume",
-                               flags.prompt || flags.prompt_ids ? "an empty prompt" : "none");
+  if (!flags.prompt.any() && flags.resume.empty()) {
+    throw mamba::ArgumentError("generate", "prompt",
+                               "--prompt, --prompt-file, --prompt-ids or --resume", "none");
   }
   const auto without_resume = [&](const char* flag, const std::string& value, const char* why) {
     if (value.empty() || flags.resume.empty()) return;
@@ -286,12 +255,15 @@ void check_flags(const GenerateFlags& flags) {
   if (!flags.save_state.empty()) check_can_write("generate", "--save-state", flags.save_state);
 }
 
-int generate(const GenerateFlags& flags) {
-  catch_interrupts();
+int generate(GenerateFlags& flags) {
   check_flags(flags);
+  flags.prompt.load();  // an interrupt ends a wait for standard input
+  catch_interrupts();
   const mamba::LanguageModel model = flags.model.load("generate");
   const std::optional<mamba::Tokenizer> tokenizer = tokenizer_of(flags, model);
-  const Ids prompt = prompt_of(flags, model, tokenizer ? &*tokenizer : nullptr);
+  const Ids prompt =
+      flags.prompt.read(tokenizer ? &*tokenizer : nullptr, model.config().vocab_size,
+                        !flags.resume.empty());
   mamba::Stream stream = flags.model.stream();
   mamba::Generator generator = make_generator(flags, model, stream);
 
@@ -323,11 +295,7 @@ int generate(const GenerateFlags& flags) {
 }
 
 void add_prompt_flags(CLI::App& sub, GenerateFlags& flags) {
-  CLI::Option* ids = sub.add_option("--prompt-ids", flags.prompt_ids, "Token ids: 1,2,3");
-  sub.add_option(
-         "--prompt", flags.prompt,
-         "Text, with the marks of its chat template if the model is one of chats: none are added")
-      ->excludes(ids);
+  flags.prompt.add(sub);
   flags.model.add_tokenizer(sub);
   sub.add_option("--as", flags.form,
                  "Print the new tokens as ids or as text (default: as the prompt was given; ids "

@@ -10,6 +10,7 @@
 #include <mamba/safetensors.hpp>
 
 #include "../programs/interrupt.hpp"
+#include "../programs/memory.hpp"
 #include "commands.hpp"
 
 namespace {
@@ -61,10 +62,23 @@ int logits(const LogitsFlags& flags) {
   const std::int64_t time = ids.dim(1);
   const std::int64_t vocab = model.config().vocab_size;
 
+  const auto rows = static_cast<double>(batch);
+  const auto tokens = rows * static_cast<double>(time);
+  const std::int64_t chunk = flags.chunk.value_or(time);
+  // The whole on the host, and a piece wherever the model is.
+  const double host = tokens * static_cast<double>(vocab) * sizeof(float) +
+                      rows * bytes_of_state(model.config(), DType::f32);
+  const double piece_tokens = rows * static_cast<double>(std::min(chunk, time));
+  check_memory(
+      "logits", "--tokens", "the logits of all tokens",
+      host + (model.device().is_cpu() ? piece_tokens * static_cast<double>(vocab) * sizeof(float) +
+                                            bytes_of_call(model.config(), piece_tokens)
+                                      : 0),
+      mamba::Device::cpu());
+
   const auto start = std::chrono::steady_clock::now();
   mamba::StackState state = model.make_state(batch);
   Tensor all({batch, time, vocab}, DType::f32);
-  const std::int64_t chunk = flags.chunk.value_or(time);
   for (std::int64_t first = 0; first < time; first += chunk) {
     const std::int64_t count = std::min(chunk, time - first);
     Tensor piece({batch, count, vocab}, DType::f32, model.device());

@@ -50,6 +50,18 @@ CLI::Validator whole_number(T low) {
   return CLI::Validator(check, "", "");
 }
 
+// A number that is good; `expected` says which are. CLI11's own print the bounds of a double in
+// full.
+inline CLI::Validator number(const char* expected, bool (*good)(double)) {
+  return CLI::Validator(
+      [=](const std::string& text) {
+        double value = 0;
+        const bool fits = CLI::detail::lexical_cast(text, value) && good(value);
+        return fits ? std::string() : std::string("expected ") + expected + ", got " + text;
+      },
+      "NUMBER");
+}
+
 // Throws unless a file can be made at `path`: known before hours of work, not after them.
 void check_can_write(const char* command, const char* flag, const std::string& path);
 

@@ -5,6 +5,8 @@
 #include <new>
 #include <string>
 
+#include "output.hpp"
+
 namespace {
 
 // Whatever a message contains, an error is one line. Errors of a program without commands have its
@@ -19,16 +21,30 @@ int report(const std::string& program, std::string message) {
   return exit_error;
 }
 
+// An empty argument is most often a variable of a script that was not set; to take it for an absent
+// one would begin a new text, or keep nothing, without a word.
+void refuse_empty(const CLI::App& app) {
+  for (const CLI::Option* option : app.get_options()) {
+    for (const std::string& value : option->results()) {
+      if (!value.empty()) continue;
+      throw CLI::ValidationError(option->get_name(), "expected a value, got an empty one");
+    }
+  }
+  for (const CLI::App* command : app.get_subcommands()) refuse_empty(*command);
+}
+
 }  // namespace
 
 int run_program(CLI::App& app, int argc, char** argv, const std::function<int()>& body) {
   const std::string name = app.get_name();
   try {
     app.parse(argc, argv);
+    refuse_empty(app);
     const int code = body();
-    // Output to a full disk is no success.
-    if (std::fflush(stdout) != 0) return report(name, "standard output cannot be written");
+    write_output(name.c_str(), "");  // output to a full disk is no success
     return code;
+  } catch (const OutputClosed&) {
+    return exit_closed;
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
     return report(name, std::string(error.what()) + " (" + name + " --help tells more)");

@@ -5,10 +5,16 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <system_error>
 
 #include <mamba/error.hpp>
 
 namespace {
+
+using Json = nlohmann::json;
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -17,14 +23,61 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 }  // namespace
 
 MetricsFile::MetricsFile(const std::string& program, const std::string& path)
-    : program_(program), path_(path), file_(std::fopen(path.c_str(), "a"), std::fclose) {
+    : program_(program), path_(path), file_(nullptr, std::fclose) {
+  keep_lines([](const Json&, const std::string&) { return true; });
+  open();
+}
+
+void MetricsFile::open() {
+  file_.reset(std::fopen(path_.c_str(), "a"));
   if (!file_) {
-    throw mamba::Error(program_, path, "a file that can be written", std::strerror(errno));
+    throw mamba::Error(program_, path_, "a file that can be written", std::strerror(errno));
   }
 }
 
 void MetricsFile::line(const std::string& json) {
+  const std::lock_guard<std::mutex> lock(mutex_);
   if (std::fprintf(file_.get(), "%s\n", json.c_str()) < 0 || std::fflush(file_.get()) != 0) {
+    throw mamba::Error(program_, path_, "a file that can be written", std::strerror(errno));
+  }
+}
+
+void MetricsFile::cut(const std::string& field, const Repeated& repeated) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  keep_lines([&](const Json& json, const std::string& text) {
+    const auto found = json.find(field);
+    const bool numbered = found != json.end() && found->is_number_integer();
+    return !numbered || !repeated(found->get<std::int64_t>(), text);
+  });
+  open();
+}
+
+// The file is replaced as a whole, and only where it changes: whatever ends the program meanwhile,
+// no line that is to stay is lost.
+template <class Keep>
+void MetricsFile::keep_lines(const Keep& keep) {
+  std::error_code none;
+  if (!std::filesystem::is_regular_file(path_, none)) return;
+  std::string kept;
+  bool changed = false;
+  {
+    std::ifstream file(path_, std::ios::binary);
+    for (std::string text; std::getline(file, text);) {
+      const bool torn = file.eof();  // no end of line
+      const Json json = torn ? Json() : Json::parse(text, nullptr, /*allow_exceptions=*/false);
+      if (json.is_object() && keep(json, text)) {
+        kept += text + "\n";
+      } else {
+        changed = true;
+      }
+    }
+  }
+  if (!changed) return;
+  const std::string other = path_ + ".new";
+  std::ofstream file(other, std::ios::binary);
+  file << kept;
+  file.close();
+  if (!file || std::rename(other.c_str(), path_.c_str()) != 0) {
     throw mamba::Error(program_, path_, "a file that can be written", std::strerror(errno));
   }
 }

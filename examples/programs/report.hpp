@@ -5,7 +5,9 @@
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
+#include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 
 // std::snprintf into a string.
@@ -19,14 +21,24 @@ std::string format(const char* text, Values... values) {
 }
 
 // JSON lines, each on the disk's side when the call returns. A file that cannot be written is an
-// Error of `program`.
+// Error of `program`. Any number of threads may use one at once.
 class MetricsFile {
  public:
-  // Goes on after what is there.
+  // Goes on after what is there, but for what is no line of JSON: a kill tears the last one, and
+  // what is written after that must not be glued to it.
   MetricsFile(const std::string& program, const std::string& path);
   void line(const std::string& json);
+  // Leaves out lines that a run which goes on from a checkpoint writes again: those with `field`,
+  // a number, of which repeated(that number, the line) is true.
+  using Repeated = std::function<bool(std::int64_t number, const std::string& line)>;
+  void cut(const std::string& field, const Repeated& repeated);
 
  private:
+  void open();
+  template <class Keep>
+  void keep_lines(const Keep& keep);
+
+  std::mutex mutex_;
   std::string program_, path_;
   std::unique_ptr<std::FILE, int (*)(std::FILE*)> file_;
 };

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <map>
 
+#include "../programs/model_flags.hpp"
+
 namespace {
 
 const std::map<std::string, mamba_rl::Task> tasks = [] {
@@ -14,16 +16,6 @@ const std::map<std::string, mamba_rl::Task> tasks = [] {
   return named;
 }();
 
-// CLI11's own print the largest double, in full.
-CLI::Validator number(const char* expected, bool (*good)(double)) {
-  return CLI::Validator(
-      [=](const std::string& text) {
-        double value = 0;
-        const bool fits = CLI::detail::lexical_cast(text, value) && good(value);
-        return fits ? std::string() : std::string("expected ") + expected + ", got " + text;
-      },
-      "NUMBER");
-}
 const CLI::Validator positive = number("a number above 0", [](double v) { return v > 0; });
 const CLI::Validator not_negative = number("0 or more", [](double v) { return v >= 0; });
 

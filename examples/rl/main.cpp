@@ -3,15 +3,20 @@
 //   mamba-rl --horizon 200 --controller gru --out run             one run
 //   mamba-rl --horizon 200 --controller gru --out run --resume    goes on as if it never stopped
 //   mamba-rl --mode scale --horizons 1000 5000 --seeds 3 --out scale
+//   mamba-rl --mode evaluate --horizons 500 --out run             its agent at another horizon
 //   scripts/rl_report.py scale                                    a plot and a table
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
+#include <sstream>
 #include <string>
+
+#include <mamba/error.hpp>
 
 #include "../programs/interrupt.hpp"
 #include "../programs/program.hpp"
 #include "flags.hpp"
+#include "run_configuration.hpp"
 #include "scale.hpp"
 
 namespace {
@@ -26,13 +31,42 @@ int quick(const Flags& flags) {
   return exit_code(run(options, flags.seconds, metrics));
 }
 
-// The agent of a run, at delays that it was not trained for.
-int evaluate(const Flags& flags) {
-  if (flags.horizon == 0) throw CLI::RequiredError("--horizon");
+// A flag of the run that is given all the same must say what the run says.
+void check_agrees(const CLI::App& app, const Flags& flags, const mamba_rl::TrainerOptions& run) {
+  const mamba_rl::TrainerOptions& given = flags.run.trainer;
+  const auto check = [&](const char* flag, const auto& got, const auto& expected) {
+    if (app.count(flag) == 0 || got == expected) return;
+    std::ostringstream in_run, here;
+    in_run << expected;
+    here << got;
+    throw mamba::ArgumentError("mamba-rl", flag, in_run.str() + " as in the run, or none",
+                               here.str());
+  };
+  const mamba_rl::ControllerConfig& controller = run.controller;
+  check("--controller", flags.controller, controller.kind);
+  check("--horizon", flags.horizon, std::int64_t{run.environment.delay});
+  check("--seed", static_cast<std::uint64_t>(flags.seed), run.environment.seed);
+  check("--task", flags.task, std::string(name_of(run.environment.task)));
+  check("--num-bits", given.environment.num_bits, run.environment.num_bits);
+  check("--num-envs", given.num_envs, run.num_envs);
+  check("--chunk-len", given.chunk_len, run.chunk_len);
+  check("--chunks", given.chunks, run.chunks);
+  check("--width", given.controller.width, controller.width);
+  check("--layers", given.controller.layers, controller.layers);
+  check("--published-block", given.controller.published_block, controller.published_block);
+  check("--fixed-horizon", flags.fixed_horizon, !run.curriculum);
+}
+
+// The agent of a run, at delays that it was not trained for. What it is, its checkpoint says.
+int evaluate(const CLI::App& app, const Flags& flags) {
   if (flags.horizons.empty()) throw CLI::RequiredError("--horizons");
-  const std::string controller = flags.controller.empty() ? "mamba" : flags.controller;
-  mamba_rl::Trainer trainer(options_of(flags, controller, flags.horizon, flags.seed).trainer);
-  trainer.load(flags.out + "/checkpoint");
+  const std::string checkpoint = flags.out + "/checkpoint";
+  mamba_rl::TrainerOptions options = mamba_rl::configuration_of(checkpoint);
+  check_agrees(app, flags, options);
+  options.device = mamba::Device::parse(flags.device);
+  options.threads = flags.run.trainer.threads;
+  mamba_rl::Trainer trainer(options);
+  trainer.load(checkpoint);
   MetricsFile metrics("mamba-rl", flags.out + "/evaluations.jsonl");
   for (const std::int64_t delay : flags.horizons) {
     if (interrupted()) return exit_interrupted;
@@ -40,11 +74,11 @@ int evaluate(const Flags& flags) {
     const double greedy = trainer.evaluate(at, true, flags.run.evaluations).success();
     const double sampled = trainer.evaluate(at, false, flags.run.evaluations).success();
     metrics.line(format(
-        "{\"controller\": \"%s\", \"seed\": %lld, \"num_envs\": %lld, \"horizon\": "
+        "{\"controller\": \"%s\", \"seed\": %llu, \"num_envs\": %lld, \"horizon\": "
         "%lld, \"evaluated_at\": %lld, \"eval_success\": %.5f, \"eval_sampled\": "
         "%.5f}",
-        controller.c_str(), static_cast<long long>(flags.seed),
-        static_cast<long long>(flags.run.trainer.num_envs), static_cast<long long>(flags.horizon),
+        options.controller.kind.c_str(), static_cast<unsigned long long>(options.environment.seed),
+        static_cast<long long>(options.num_envs), static_cast<long long>(options.environment.delay),
         static_cast<long long>(delay), greedy, sampled));
     std::fprintf(stderr, "delay %lld: %.1f %% greedy, %.1f %% sampled\n",
                  static_cast<long long>(delay), 100 * greedy, 100 * sampled);
@@ -55,9 +89,9 @@ int evaluate(const Flags& flags) {
 int start(const CLI::App& app, const Flags& flags) {
   check_mode(app, flags);
   catch_interrupts();
+  if (flags.mode == "evaluate") return evaluate(app, flags);
   std::filesystem::create_directories(flags.out);
-  if (flags.mode == "scale") return scale(flags);
-  return flags.mode == "evaluate" ? evaluate(flags) : quick(flags);
+  return flags.mode == "scale" ? scale(flags) : quick(flags);
 }
 
 }  // namespace

@@ -62,7 +62,15 @@ RunEnd run(const RunOptions& options, double seconds, MetricsFile& metrics) {
   std::filesystem::create_directories(options.folder);
   const std::string checkpoint = options.folder + "/checkpoint";
   Clock clock;
-  if (options.resume) clock.read(trainer.load(checkpoint));
+  if (options.resume) {
+    clock.read(trainer.load(checkpoint));
+    // Lines of updates after the checkpoint come again; those of other runs in the file stay.
+    const std::string any = line_of(trainer.options(), {}, 0, 0, 0, "");
+    const std::string ours = any.substr(0, any.find("\"update\": "));
+    metrics.cut("update", [&](std::int64_t update, const std::string& line) {
+      return update > trainer.updates() && line.compare(0, ours.size(), ours) == 0;
+    });
+  }
   const auto finished = [&] {
     return clock.successes >= 2 || trainer.updates() >= options.updates;
   };

@@ -10,6 +10,8 @@
 
 #include <mamba/error.hpp>
 
+#include "../programs/report.hpp"
+
 namespace {
 
 namespace fs = std::filesystem;
@@ -31,13 +33,32 @@ std::string read(const fs::path& path) {
   return bytes;
 }
 
-std::vector<fs::path> files_of(const std::string& path) {
+bool same(const fs::path& a, const fs::path& b) {
+  std::error_code none;  // one of them is not there
+  return fs::equivalent(a, b, none);
+}
+
+bool is_run(const fs::path& folder) {
+  std::error_code none;
+  return fs::exists(folder / "checkpoint", none) && fs::exists(folder / "metrics.jsonl", none);
+}
+
+std::vector<fs::path> files_of(const std::string& path, const std::string& out,
+                               std::vector<std::string>& left_out) {
   std::error_code error;
   if (!fs::exists(path, error)) throw mamba::Error(where, path, "a file or folder", "nothing");
   if (!fs::is_directory(path)) return {path};
+  if (same(path, out) || is_run(path)) {
+    throw mamba::Error(where, path, "a folder of text", "one that this program writes to");
+  }
   std::vector<fs::path> files;
-  for (const auto& entry : fs::recursive_directory_iterator(path)) {
-    if (entry.is_regular_file()) files.push_back(entry.path());
+  for (auto entry = fs::recursive_directory_iterator(path); entry != fs::end(entry); ++entry) {
+    if (entry->is_directory() && (same(entry->path(), out) || is_run(entry->path()))) {
+      left_out.push_back(entry->path().string());
+      entry.disable_recursion_pending();
+    } else if (entry->is_regular_file()) {
+      files.push_back(entry->path());
+    }
   }
   std::sort(files.begin(), files.end());
   return files;
@@ -63,19 +84,39 @@ void Text::add(const std::string& document) {
   begins_[bytes_.size()] = true;
   bytes_ += document;
   ++documents_;
+  constexpr std::uint64_t prime = 0x100000001B3u;
+  for (const char byte : document) {
+    hash_ = (hash_ ^ static_cast<unsigned char>(byte)) * prime;
+  }
+  hash_ = (hash_ ^ 0x100u) * prime;  // no byte: the document ends
 }
 
-Corpus Corpus::load(const std::string& path, const std::string& separator, double share) {
+std::string Text::name() const {
+  return format("%lld bytes, hash %016llx", static_cast<long long>(size()),
+                static_cast<unsigned long long>(hash_));
+}
+
+bool holds_a_run(const std::string& folder, std::string& what) {
+  for (const char* name : {"checkpoint", "metrics.jsonl", "model.safetensors"}) {
+    std::error_code none;
+    what = (fs::path(folder) / name).string();
+    if (fs::exists(what, none) && fs::file_size(what, none) > 0) return true;
+  }
+  return false;
+}
+
+Corpus Corpus::load(const std::string& path, const std::string& separator, double share,
+                    const std::string& out) {
+  Corpus corpus;
   std::vector<std::string> documents;
   std::size_t total = 0;
-  for (const fs::path& file : files_of(path)) {
+  for (const fs::path& file : files_of(path, out, corpus.left_out)) {
     for (std::string& document : split(read(file), separator)) {
       total += document.size();
       documents.push_back(std::move(document));
     }
   }
   const auto kept = static_cast<std::size_t>(static_cast<double>(total) * (1 - share));
-  Corpus corpus;
   std::size_t seen = 0;
   for (const std::string& document : documents) {  // the one that the cut falls into is cut
     const std::size_t count = std::min(document.size(), kept > seen ? kept - seen : 0);

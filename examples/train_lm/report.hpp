@@ -8,7 +8,8 @@
 
 class Report {
  public:
-  // Metrics are appended to the file at `path`. Bytes are counted from here on.
+  // Metrics are appended to the file at `path`, in which those that this run will write again are
+  // left out. Bytes are counted from here on.
   Report(const std::string& path, std::int64_t first_step, std::int64_t steps,
          std::int64_t bytes_per_step);
 

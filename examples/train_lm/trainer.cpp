@@ -50,7 +50,7 @@ Trainer::Trainer(const TrainerOptions& options, const Text& text, Ranks& ranks,
   const mamba::Shape whole = logits_.shape().with(0, options.batch);
   progress_.notes["config"] = mamba::to_json(model_.config());
   progress_.notes["shape"] = whole.to_string();
-  progress_.notes["text"] = std::to_string(text.size()) + " bytes";
+  progress_.notes["text"] = text.name();
   tape_.stack.recompute = options.recompute;
 }
 
@@ -158,7 +158,9 @@ void Trainer::load(const std::string& path) {
   for (const auto& [key, value] : ours.notes) {
     const auto note = found.notes.find(key);
     const std::string got = note == found.notes.end() ? "nothing" : note->second;
-    if (got != value) throw mamba::Error(where, path, key + " " + value, got);
+    // Checkpoints of before texts had hashes name theirs by its length alone.
+    const bool older = key == "text" && got == std::to_string(text_.size()) + " bytes";
+    if (got != value && !older) throw mamba::Error(where, path, key + " " + value, got);
   }
   if (found.positions.size() != ours.positions.size()) {
     throw mamba::Error(where, path, std::to_string(ours.positions.size()) + " positions",
@@ -170,4 +172,5 @@ void Trainer::load(const std::string& path) {
   const mamba::StackState mine = all.gather(mamba::Tensor::from(rows, {rows_}));
   state_ = mine.to(options_.device, options_.dtype);
   progress_ = found;
+  progress_.notes["text"] = text_.name();
 }

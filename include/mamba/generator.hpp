@@ -24,8 +24,10 @@ namespace mamba {
 struct GenerateOptions {
   std::int64_t max_tokens = 128;
   bool ignore_eos = false;  // false: after one of config().eos_token_ids
-  // After the token that completes one of these in the decoded text of this and earlier calls.
-  // Needs a tokenizer; each 1 to Generator::longest_stop bytes.
+  // After the token that completes one of these in the decoded text of this and earlier calls; it
+  // may lie inside of a token, or across several. on_text gets the text up to the end of the stop
+  // string. What the token holds after that comes first in a later call's text, since the state has
+  // seen it. Needs a tokenizer; each 1 to Generator::longest_stop bytes.
   std::vector<std::string> stop;
   const Tokenizer* tokenizer = nullptr;
   // Called with every token as soon as it is chosen; false ends after it.
@@ -91,8 +93,9 @@ class Generator {
   std::optional<StopReason> stopped(const GenerateOptions& options) const;
   // The same text that on_text gets, for the last chosen token.
   std::string text(const GenerateOptions& options);
-  // U+FFFD if a character is incomplete, which is then given up; else nothing.
-  std::string finish_text() { return text_.finish(); }
+  // The text ends here: U+FFFD if a character is incomplete, else nothing. That character, and what
+  // was held back after a stop string, are given up.
+  std::string finish_text();
 
   // The same verbs for several of one pool: one run of the model for all. No member knows of the
   // others, and prompts may be of any lengths: nothing is padded. A Generator that is there twice
@@ -130,7 +133,8 @@ class Generator {
   const LanguageModel& model() const;
   Stream& stream() const;
   const SamplingOptions& options() const { return options_; }
-  std::int64_t tokens_seen() const { return slot_ ? tokens_seen_ : 0; }  // read and generated
+  // Every token read and generated, also the last one chosen.
+  std::int64_t tokens_seen() const { return slot_ ? tokens_seen_ + (pending_ ? 1 : 0) : 0; }
   StackState state();        // after every token; a copy
   ConstTensorView logits();  // [1, vocab_size] f32, for the next token; until that is chosen
 
@@ -161,13 +165,16 @@ class Generator {
   static bool goes_on(Generator& member, const GenerateOptions& options, std::int32_t token,
                       Generated& result);
   bool is_eos(std::int32_t token) const;
+  std::optional<std::size_t> stop_end(const GenerateOptions& options,
+                                      const std::string& last) const;
 
   std::unique_ptr<GeneratorSlot> slot_;
   SamplingOptions options_;
-  Ids recent_;       // the last generated tokens, longest_stop at most
-  TextStream text_;  // the bytes of a character that has only begun
-  std::int64_t tokens_seen_ = 0;
-  bool pending_ = false;  // the last of recent_ has not been through the model
+  Ids recent_;                    // the last generated tokens, longest_stop at most
+  TextStream text_;               // the bytes of a character that has only begun
+  std::string after_stop_;        // what the last token holds after a stop string
+  std::int64_t tokens_seen_ = 0;  // that have been through the model
+  bool pending_ = false;          // the last of recent_ has not been through the model
 };
 
 struct GeneratorSlots;

@@ -13,7 +13,9 @@ namespace mamba {
 
 struct CacheOptions {
   // Bytes that may be taken: in the model's device memory, in host memory, and in files. What was
-  // not used for longest moves on to the next of the three, and out of the last. 0: none there.
+  // not used for longest moves on to the next of the three, and out of the last: first what nobody
+  // has made use of, and of one text what is longest, so that a long prompt pushes out neither its
+  // own beginning nor those that others share. 0: none there.
   // The memory of a model on the CPU is the host's: device_bytes is then added to host_bytes.
   std::int64_t device_bytes = 0;
   std::int64_t host_bytes = std::int64_t{1} << 30;
@@ -23,7 +25,8 @@ struct CacheOptions {
   // finds what others had left there when its cache was made, but not what they write after that,
   // and keeps disk_bytes for what it knows of, so that n processes may come to take n times as
   // much. Files of other models are not touched and do not count. Temporary files that a killed
-  // process left are removed when a cache is made, an hour after they were last written.
+  // process left are removed when a cache is made. A prompt takes the room of a state and of logits
+  // for each piece that is kept, however long it is.
   std::string folder;
   // read() keeps a state after each multiple of this many tokens, and at the end of the prompt.
   std::int64_t keep_every = 256;

@@ -2,16 +2,20 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
-#include <chrono>
+#include <ctime>
 #include <filesystem>
+#include <mutex>
 #include <random>
+#include <set>
 #include <string_view>
 #include <system_error>
+#include <tuple>
 #include <utility>
 
 #include <mamba/error.hpp>
@@ -33,6 +37,47 @@ bool is_temporary(std::string_view name) {
          name.find_first_not_of("0123456789abcdef", prefix.size()) == prefix.size() + digits;
 }
 
+// The lock of a temporary file; false if another process has it. A file system without locks gives
+// it to everybody.
+bool lock(int file, int how) {
+  int result;
+  do {
+    result = flock(file, how);
+  } while (result != 0 && errno == EINTR);
+  return result == 0 || errno != EWOULDBLOCK;
+}
+
+bool has_locks(int file) {
+  const bool had = flock(file, LOCK_EX | LOCK_NB) == 0;
+  return had || errno == EWOULDBLOCK;
+}
+
+// Who has the lock removes: a writer that has made the file and not locked it yet sees that it is
+// gone, and makes another.
+void remove_if_left(const std::filesystem::path& path) {
+  const int file = open(path.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+  if (file < 0) return;
+  struct stat found;
+  if (fstat(file, &found) == 0 && S_ISREG(found.st_mode) && lock(file, LOCK_EX | LOCK_NB)) {
+    constexpr time_t hour = 3600;
+    if (has_locks(file) || time(nullptr) - found.st_mtime > hour) unlink(path.c_str());
+  }
+  close(file);
+}
+
+// Once for each folder that this process writes into. Its name counts too: a folder that is made
+// after another has gone may get the other's number.
+bool is_new_folder(int folder, const std::string& name) {
+  static std::mutex mutex;
+  static std::set<std::tuple<dev_t, ino_t, std::string>> known;
+  struct stat found;
+  if (fstat(folder, &found) != 0) return false;
+  const std::lock_guard<std::mutex> guard(mutex);
+  constexpr std::size_t most = 1024;
+  if (known.size() == most) known.clear();
+  return known.emplace(found.st_dev, found.st_ino, name).second;
+}
+
 }  // namespace
 
 // The folder is held open: its name may change or be relative to a folder that does.
@@ -46,6 +91,7 @@ AtomicFile::AtomicFile(std::string where, std::string path)
   folder_ = open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (folder_ < 0) fail(errno);
   try {
+    if (is_new_folder(folder_, folder)) remove_stale_temporaries(folder);
     create();
   } catch (...) {
     close(folder_);
@@ -54,32 +100,55 @@ AtomicFile::AtomicFile(std::string where, std::string path)
 }
 
 AtomicFile::~AtomicFile() {
-  if (file_ >= 0) close(file_);
   if (!temporary_.empty()) unlinkat(folder_, temporary_.c_str(), 0);
+  if (file_ >= 0) close(file_);
   close(folder_);
 }
 
 void AtomicFile::create() {
+  constexpr int mode_bits = 07777;
+  int mode = -1;
   // Renaming over a device or a pipe would replace it. A symbolic link is replaced, not followed.
   struct stat existing;
   if (fstatat(folder_, name_.c_str(), &existing, AT_SYMLINK_NOFOLLOW) == 0) {
     if (S_ISDIR(existing.st_mode)) fail(EISDIR);
     if (!S_ISREG(existing.st_mode) && !S_ISLNK(existing.st_mode)) fail(EEXIST);
-    if (S_ISREG(existing.st_mode)) mode_ = existing.st_mode & 0777;
+    if (S_ISREG(existing.st_mode)) mode = static_cast<int>(existing.st_mode) & mode_bits;
   } else if (errno != ENOENT) {
     fail(errno);
   }
-  // Not mkstemp: its files are private to the user, and only open() applies the umask.
   constexpr int attempts = 100;
-  std::random_device random;
   for (int attempt = 0; attempt < attempts; ++attempt) {
-    temporary_ = fmt::format("{}{:08x}{:08x}{}", prefix, random(), random(), suffix);
-    file_ = openat(folder_, temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC,
-                   mode_.value_or(0666));
-    if (file_ >= 0) return;
+    if (create_temporary(mode)) return;
     if (errno != EEXIST && errno != EINTR) break;
   }
   fail(errno);
+}
+
+// Not mkstemp: its files are private to the user, and only open() applies the umask. False, with
+// errno, if there is no file.
+bool AtomicFile::create_temporary(int mode) {
+  std::random_device random;
+  temporary_ = fmt::format("{}{:08x}{:08x}{}", prefix, random(), random(), suffix);
+  file_ = openat(folder_, temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC,
+                 mode < 0 ? 0666 : mode & 0666);
+  if (file_ < 0) {
+    const int reason = errno;
+    temporary_.clear();
+    errno = reason;
+    return false;
+  }
+  lock(file_, LOCK_EX);
+  struct stat made;
+  if (fstat(file_, &made) == 0 && made.st_nlink == 0) {  // taken for one that was left
+    close(std::exchange(file_, -1));
+    temporary_.clear();
+    errno = EEXIST;
+    return false;
+  }
+  // Past the umask. A file system that has no modes cannot keep one.
+  if (mode >= 0) static_cast<void>(fchmod(file_, static_cast<mode_t>(mode)) == 0);
+  return true;
 }
 
 void AtomicFile::write(const void* data, std::size_t bytes) {
@@ -96,33 +165,31 @@ void AtomicFile::write(const void* data, std::size_t bytes) {
   }
 }
 
+namespace {
+
+bool synchronized(int descriptor) {
+  int result;
+  do {
+    result = fsync(descriptor);
+  } while (result != 0 && errno == EINTR);
+  return result == 0;
+}
+
+}  // namespace
+
 void AtomicFile::commit() {
-  const auto flush = [](int descriptor) {
-    int result;
-    do {
-      result = fsync(descriptor);
-    } while (result != 0 && errno == EINTR);
-    return result == 0;
-  };
-  // The umask took bits of it away. EPERM: this file system has no permissions to keep.
-  if (mode_ && fchmod(file_, *mode_) != 0 && errno != EPERM) fail(errno);
-  if (!flush(file_)) fail(errno);
-  // Linux closes the descriptor even when interrupted.
-  if (close(std::exchange(file_, -1)) != 0 && errno != EINTR) fail(errno);
+  if (!synchronized(file_)) fail(errno);
   if (renameat(folder_, temporary_.c_str(), folder_, name_.c_str()) != 0) fail(errno);
   temporary_.clear();
+  // The lock was held until the file had its name. What closing could say, fsync has said.
+  close(std::exchange(file_, -1));
   // EINVAL: this file system cannot flush a folder, so there is nothing to wait for.
-  if (!flush(folder_) && errno != EINVAL) fail(errno);
+  if (!synchronized(folder_) && errno != EINVAL) fail(errno);
 }
 
 void remove_stale_temporaries(const std::string& folder) {
-  namespace fs = std::filesystem;
-  const auto now = fs::file_time_type::clock::now();
-  each_entry(folder, [&](const fs::directory_entry& entry) {
-    if (!is_temporary(entry.path().filename().string())) return;
-    std::error_code error;
-    const auto written = entry.last_write_time(error);
-    if (!error && now - written > std::chrono::hours(1)) fs::remove(entry.path(), error);
+  each_entry(folder, [&](const std::filesystem::directory_entry& entry) {
+    if (is_temporary(entry.path().filename().string())) remove_if_left(entry.path());
   });
 }
 

@@ -29,22 +29,6 @@ void SamplingOptions::check() const {
   }
 }
 
-void GenerateOptions::check() const {
-  constexpr const char* where = "Generator::generate";
-  mamba::check::range(where, "max_tokens", max_tokens, 0, INT64_MAX);
-  for (const std::string& text : stop) {
-    mamba::check::range(where, "stop (bytes)", static_cast<std::int64_t>(text.size()), 1,
-                        Generator::longest_stop);
-  }
-  if (tokenizer != nullptr) return;
-  if (!stop.empty()) {
-    throw ArgumentError(where, "tokenizer", "one, to find stop strings with", "none");
-  }
-  if (on_text) {
-    throw ArgumentError(where, "tokenizer", "one, to make text with", "none");
-  }
-}
-
 namespace {
 
 std::unique_ptr<GeneratorSlot> slot_alone(const LanguageModel& model, Stream* stream) {
@@ -123,58 +107,6 @@ void Generator::push(std::int32_t token) {
   pending_ = true;
 }
 
-bool Generator::is_eos(std::int32_t token) const {
-  const Ids& eos = model().config().eos_token_ids;
-  return std::find(eos.begin(), eos.end(), token) != eos.end();
-}
-
-std::optional<StopReason> Generator::stopped(const GenerateOptions& options) const {
-  if (recent_.empty()) return std::nullopt;
-  if (!options.ignore_eos && is_eos(recent_.back())) return StopReason::eos;
-  if (options.stop.empty()) return std::nullopt;
-  options.check();
-  const std::string text = options.tokenizer->decode(recent_);
-  const bool complete =
-      std::any_of(options.stop.begin(), options.stop.end(), [&](const std::string& stop) {
-        return text.size() >= stop.size() &&
-               text.compare(text.size() - stop.size(), stop.size(), stop) == 0;
-      });
-  return complete ? std::optional(StopReason::stop_string) : std::nullopt;
-}
-
-// A token just chosen: kept, told, and the reason to end after it if there is one.
-std::optional<StopReason> Generator::hear(const GenerateOptions& options, std::int32_t token,
-                                          Generated& result) {
-  result.tokens.push_back(token);
-  // First, so that no character is lost where on_token throws.
-  const std::string text = options.on_text ? this->text(options) : "";
-  const bool heard = !options.on_token || options.on_token(token);
-  const bool read = text.empty() || options.on_text(text);
-  return heard && read ? stopped(options) : StopReason::callback;
-}
-
-// hear(), whatever happens in it; whether more is wanted.
-bool Generator::goes_on(Generator& member, const GenerateOptions& options, std::int32_t token,
-                        Generated& result) {
-  try {
-    const std::optional<StopReason> reason = member.hear(options, token, result);
-    if (reason) result.reason = *reason;
-    return !reason && static_cast<std::int64_t>(result.tokens.size()) < options.max_tokens;
-  } catch (...) {
-    result.reason = StopReason::error;
-    result.error = std::current_exception();
-    return false;
-  }
-}
-
-std::string Generator::text(const GenerateOptions& options) {
-  if (options.tokenizer == nullptr) {
-    throw ArgumentError("Generator::text", "tokenizer", "one, to make text with", "none");
-  }
-  if (recent_.empty() || (!options.ignore_eos && is_eos(recent_.back()))) return "";
-  return text_.push(options.tokenizer->decode({recent_.back()}));
-}
-
 StackState Generator::state() {
   settle();
   return slot().copy_state();
@@ -223,6 +155,7 @@ void Generator::copy_to(Generator& other) const {
   copy(slot().seen(), to.seen(), stream());
   other.recent_ = recent_;
   other.text_ = text_;
+  other.after_stop_ = after_stop_;
   other.tokens_seen_ = tokens_seen_;
 }
 

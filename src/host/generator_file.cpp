@@ -27,13 +27,21 @@ Tensor id_list(const std::vector<std::int32_t>& ids) {
   return Tensor::from(ids, {static_cast<std::int64_t>(ids.size())});
 }
 
-// What is not a tensor. `held`: the bytes of a character that has only begun.
-std::string to_note(const SamplingOptions& options, std::int32_t draws, const std::string& held) {
+Json::Array byte_list(const std::string& text) {
   Json::Array bytes;
-  for (const char byte : held) bytes.push_back(static_cast<unsigned char>(byte));
+  for (const char byte : text) bytes.push_back(static_cast<unsigned char>(byte));
+  return bytes;
+}
+
+// What is not a tensor. `held`: the bytes of a character that has only begun. `after_stop`: what
+// the last token holds after a stop string; only where there is any, so that a file without it is
+// as before there was such a thing.
+std::string to_note(const SamplingOptions& options, std::int32_t draws, const std::string& held,
+                    const std::string& after_stop) {
   Json json = Json::object();
+  if (!after_stop.empty()) json.set("after_stop", byte_list(after_stop));
   json.set("draws", draws);
-  json.set("held", std::move(bytes));
+  json.set("held", byte_list(held));
   json.set("min_p", options.min_p);
   json.set("repetition_penalty", options.repetition_penalty);
   json.set("seed", options.seed);
@@ -47,6 +55,7 @@ struct Sampling {
   SamplingOptions options;
   std::int32_t draws = 0;
   std::string held;
+  std::string after_stop;
 };
 
 class Note {
@@ -65,6 +74,7 @@ class Note {
     options.seed = count<std::uint64_t>("seed");
     sampling.draws = count<std::int32_t>("draws");
     sampling.held = held();
+    if (json_.find("after_stop") != nullptr) sampling.after_stop = bytes("after_stop");
     try {
       options.check();
     } catch (const ArgumentError& error) {
@@ -98,15 +108,20 @@ class Note {
     return static_cast<Integer>(value.count());
   }
 
-  // The beginning of a character.
-  std::string held() const {
-    const Json& bytes = field("held");
+  std::string bytes(const char* name) const {
+    const Json& list = field(name);
     std::string result;
-    if (!bytes.is_array()) refuse(describe(bytes) + " for held");
-    for (const Json& byte : bytes.elements()) {
-      if (!byte.is_count() || byte.count() > 0xFF) refuse(describe(byte) + " in held");
+    if (!list.is_array()) refuse(describe(list) + " for " + name);
+    for (const Json& byte : list.elements()) {
+      if (!byte.is_count() || byte.count() > 0xFF) refuse(describe(byte) + " in " + name);
       result.push_back(static_cast<char>(byte.count()));
     }
+    return result;
+  }
+
+  // The beginning of a character.
+  std::string held() const {
+    const std::string result = bytes("held");
     if (result.size() > 3 || !TextStream().push(result).empty()) {
       refuse("held bytes that begin no character");
     }
@@ -178,8 +193,8 @@ void Generator::save(const std::string& path) {
   StateMetadata metadata;
   metadata.fingerprint = model().fingerprint();
   metadata.tokens_seen = {tokens_seen_};
-  metadata.notes[note] =
-      to_note(options_, *on_host(slot().draws(), stream()).data<std::int32_t>(), text_.held());
+  metadata.notes[note] = to_note(options_, *on_host(slot().draws(), stream()).data<std::int32_t>(),
+                                 text_.held(), after_stop_);
   const StateExtras extras{
       {logits_name, host_logits}, {seen_name, seen_list}, {recent_name, recent_list}};
   seal(state, metadata, extras);
@@ -211,6 +226,7 @@ Generator Generator::restore(const std::string& path, std::unique_ptr<GeneratorS
   copy(draws, generator.slot().draws(), generator.stream());
   generator.stream().synchronize();
   generator.text_ = TextStream(sampling.held);
+  generator.after_stop_ = sampling.after_stop;
   generator.tokens_seen_ = saved.metadata.tokens_seen.front();
   return generator;
 }

@@ -1,10 +1,17 @@
 #include "host/known_prefix.hpp"
 
 #include <fmt/format.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <charconv>
+#include <chrono>
+#include <cstdio>
 #include <filesystem>
+#include <optional>
+#include <random>
+#include <sstream>
 
 #include <mamba/error.hpp>
 #include <mamba/state_file.hpp>
@@ -20,7 +27,8 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr const char* suffix = ".prefix";
-constexpr const char* ids_name = "prefix.ids";
+constexpr const char* note = "prefix";
+constexpr const char* ids_name = "prefix.ids";  // files of before, which have no such note
 constexpr const char* logits_name = "prefix.logits";
 
 bool same_form(const StackState& a, const StackState& b) {
@@ -30,6 +38,36 @@ bool same_form(const StackState& a, const StackState& b) {
                              x.conv.dtype() == y.conv.dtype();
                     });
 }
+
+XXH128_hash_t proof_of(const std::int32_t* ids, std::int64_t length, std::uint64_t salt) {
+  return XXH3_128bits_withSeed(ids, static_cast<std::size_t>(length) * sizeof(*ids), salt);
+}
+
+// Which file has a name: the numbers of its file system and of itself there; none if there is none.
+std::optional<std::pair<dev_t, ino_t>> identity(const std::string& path) {
+  struct stat found;
+  if (stat(path.c_str(), &found) != 0) return std::nullopt;
+  return std::pair(found.st_dev, found.st_ino);
+}
+
+// Removes a file that was found damaged, but not a good one that another process has put in its
+// place since.
+void discard(const std::string& path, const std::pair<dev_t, ino_t>& damaged) {
+  const std::string aside = path + ".damaged";
+  if (std::rename(path.c_str(), aside.c_str()) != 0) return;
+  if (identity(aside) != damaged) static_cast<void>(link(aside.c_str(), path.c_str()) == 0);
+  unlink(aside.c_str());
+}
+
+std::string key_text(const PrefixKey& key) {
+  return fmt::format("{}-{}", key.length, text_of(key.hash));
+}
+
+// Between the times of a beginning and of what is longer.
+constexpr auto step = std::chrono::microseconds(10);
+// A file of which somebody made use. It says so in its mode, since to write it again would take the
+// time of all its bytes.
+constexpr auto used_mark = fs::perms::owner_exec;
 
 // "<length>-<hash>", as path() writes it; false for anything else.
 bool parse(const std::string& text, PrefixKey& key) {
@@ -42,6 +80,19 @@ bool parse(const std::string& text, PrefixKey& key) {
   return number(0, dash, 10, key.length) && key.length > 0 &&
          number(dash + 1, dash + 17, 16, key.hash.high64) &&
          number(dash + 17, dash + 33, 16, key.hash.low64);
+}
+
+// "<length>-<hash> <salt> <proof>"
+bool parse_note(const std::string& text, PrefixKey& key, KnownPrefix& prefix) {
+  std::istringstream words(text);
+  std::string name, salt, proof;
+  if (!(words >> name >> salt >> proof) || !parse(name, key)) return false;
+  PrefixKey parsed;
+  if (salt.size() != 16 || !parse("1-" + salt + salt, parsed)) return false;
+  prefix.salt = parsed.hash.low64;
+  if (!parse("1-" + proof, parsed)) return false;
+  prefix.proof = parsed.hash;
+  return true;
 }
 
 }  // namespace
@@ -59,8 +110,19 @@ std::vector<PrefixKey> keys_of(const std::vector<std::int32_t>& ids,
   return keys;
 }
 
+void KnownPrefix::prove(const std::int32_t* ids, std::int64_t length) {
+  std::random_device random;
+  salt = std::uint64_t{random()} << 32 | random();
+  proof = proof_of(ids, length, salt);
+}
+
+bool KnownPrefix::begins(const std::vector<std::int32_t>& ids, std::int64_t length) const {
+  return length <= static_cast<std::int64_t>(ids.size()) &&
+         XXH128_isEqual(proof, proof_of(ids.data(), length, salt)) != 0;
+}
+
 std::int64_t KnownPrefix::bytes() const {
-  return state.bytes() + logits.bytes() + static_cast<std::int64_t>(ids.size() * sizeof(ids[0]));
+  return state.bytes() + logits.bytes() + static_cast<std::int64_t>(sizeof salt + sizeof proof);
 }
 
 PrefixFiles::PrefixFiles(const LanguageModel& model, std::string folder)
@@ -70,8 +132,8 @@ PrefixFiles::PrefixFiles(const LanguageModel& model, std::string folder)
 }
 
 std::string PrefixFiles::path(const PrefixKey& key) const {
-  const std::string name = fmt::format("{}-{}-{}-{}{}", fingerprint_, name_of(model_.dtype()),
-                                       key.length, text_of(key.hash), suffix);
+  const std::string name =
+      fmt::format("{}-{}-{}{}", fingerprint_, name_of(model_.dtype()), key_text(key), suffix);
   return (fs::path(folder_) / name).string();
 }
 
@@ -92,64 +154,105 @@ std::vector<PrefixFiles::Found> PrefixFiles::list() const {
     if (error) return;
     const auto time = entry.last_write_time(error);
     if (error) return;
+    file.proven = (entry.status(error).permissions() & used_mark) != fs::perms::none;
     file.bytes = static_cast<std::int64_t>(size);
     found.emplace_back(time, file);
   });
-  std::sort(found.begin(), found.end(),
-            [](const auto& a, const auto& b) { return a.first < b.first; });
+  std::sort(found.begin(), found.end(), [](const auto& a, const auto& b) {
+    if (a.first != b.first) return a.first < b.first;
+    return a.second.key.length > b.second.key.length;  // times of a file system may be coarse
+  });
   std::vector<Found> files;
   for (const auto& [time, file] : found) files.push_back(file);
   return files;
 }
 
-std::int64_t PrefixFiles::write(const PrefixKey& key, const KnownPrefix& prefix) const {
+std::int64_t PrefixFiles::write(const PrefixKey& key, const KnownPrefix& prefix,
+                                const PrefixKey* parent) const {
   StateMetadata metadata;
   metadata.fingerprint = fingerprint_;
   metadata.tokens_seen = {key.length};
-  const Tensor ids = Tensor::from(prefix.ids, {key.length});
-  const StateExtras extras{{ids_name, ids}, {logits_name, prefix.logits}};
+  metadata.notes[note] =
+      fmt::format("{} {:016x} {}", key_text(key), prefix.salt, text_of(prefix.proof));
+  const StateExtras extras{{logits_name, prefix.logits}};
   seal(prefix.state, metadata, extras);
   save(path(key), prefix.state, metadata, extras);
   std::error_code gone;  // by another thread or process that had no room for it
+  if (parent != nullptr) {
+    const auto used = fs::last_write_time(path(*parent), gone);
+    if (!gone) fs::last_write_time(path(key), used - step, gone);
+  }
   const auto size = fs::file_size(path(key), gone);
   return gone ? prefix.bytes() : static_cast<std::int64_t>(size);
 }
 
 std::shared_ptr<const KnownPrefix> PrefixFiles::read(const PrefixKey& key) const {
   const std::string file = path(key);
-  std::error_code ignored;
-  SavedState saved;
-  try {
-    saved = load_state(file);
-  } catch (const Error&) {
-    if (!fs::exists(file, ignored)) return nullptr;
-    throw;
+  constexpr int attempts = 10;
+  for (int attempt = 1;; ++attempt) {
+    const auto before = identity(file);
+    if (!before) return nullptr;
+    try {
+      return read_whole(file, key);
+    } catch (const FormatError&) {
+      if (identity(file) == before) {
+        discard(file, *before);
+        throw;
+      }
+    } catch (const Error&) {
+      if (identity(file) == before) throw;
+    }
+    // Another process has removed or replaced it while it was read.
+    if (attempt == attempts) return nullptr;
   }
+}
+
+std::shared_ptr<const KnownPrefix> PrefixFiles::read_whole(const std::string& file,
+                                                           const PrefixKey& key) const {
+  SavedState saved = load_state(file);
   check_seal("StateCache", file, saved);
   const auto ids = saved.extras.find(ids_name);
   const auto logits = saved.extras.find(logits_name);
-  if (ids == saved.extras.end() || logits == saved.extras.end() ||
-      ids->second.dtype() != DType::i32 || logits->second.dtype() != DType::f32 ||
-      logits->second.shape() != Shape{1, model_.config().vocab_size}) {
+  const auto noted = saved.metadata.notes.find(note);
+  const bool older = noted == saved.metadata.notes.end();
+  if (logits == saved.extras.end() || logits->second.dtype() != DType::f32 ||
+      logits->second.shape() != Shape{1, model_.config().vocab_size} ||
+      (older && (ids == saved.extras.end() || ids->second.dtype() != DType::i32))) {
     throw FormatError("StateCache", file, "a known prefix", "a state without one");
   }
   auto prefix = std::make_shared<KnownPrefix>();
-  const auto* first = ids->second.data<std::int32_t>();
-  prefix->ids.assign(first, first + ids->second.count());
+  PrefixKey named;
+  if (older) {
+    const auto* first = ids->second.data<std::int32_t>();
+    const std::vector<std::int32_t> list(first, first + ids->second.count());
+    named = keys_of(list, {static_cast<std::int64_t>(list.size())}).front();
+    prefix->prove(first, named.length);
+  } else if (!parse_note(noted->second, named, *prefix)) {
+    throw FormatError("StateCache", file, "a known prefix", "\"" + noted->second + "\"");
+  }
   prefix->logits = std::move(logits->second);
   prefix->state = std::move(saved.state);
   if (!same_form(prefix->state,
                  StackState(model_.config().layer, model_.config().n_layer, 1, model_.dtype()))) {
     throw FormatError("StateCache", file, "a state of this model", "one of other shapes");
   }
-  const bool named_so =
-      ids->second.count() == key.length &&
-      text_of(keys_of(prefix->ids, {key.length}).front().hash) == text_of(key.hash);
-  if (!named_so || saved.metadata.fingerprint != fingerprint_) {
+  if (key_text(named) != key_text(key) || saved.metadata.fingerprint != fingerprint_) {
     throw FormatError("StateCache", file, "the prefix that its name says", "another");
   }
-  fs::last_write_time(file, fs::file_time_type::clock::now(), ignored);  // used, for list()
   return prefix;
+}
+
+void PrefixFiles::mark_used(const std::vector<PrefixKey>& keys) const {
+  auto time = fs::file_time_type::clock::now();
+  for (const PrefixKey& key : keys) {
+    std::error_code ignored;  // another process has removed it
+    fs::last_write_time(path(key), time, ignored);
+    time -= step;
+  }
+  std::error_code ignored;
+  if (!keys.empty()) {
+    fs::permissions(path(keys.back()), used_mark, fs::perm_options::add, ignored);
+  }
 }
 
 void PrefixFiles::remove(const PrefixKey& key) const {

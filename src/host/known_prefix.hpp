@@ -27,10 +27,17 @@ struct PrefixKey {
 std::vector<PrefixKey> keys_of(const std::vector<std::int32_t>& ids,
                                const std::vector<std::int64_t>& lengths);
 
+// The ids themselves are not kept, which would be all of them with every piece of a long prompt:
+// the prompt in which the prefix is looked for has them. Beside the hash in the key there is one
+// whose seed nobody knows beforehand, so that no text can be made that is taken for another.
 struct KnownPrefix {
-  std::vector<std::int32_t> ids;
-  StackState state;  // of one row
-  Tensor logits;     // [1, vocab_size] f32
+  std::uint64_t salt = 0;
+  XXH128_hash_t proof{0, 0};  // of the ids, seeded with `salt`
+  StackState state;           // of one row
+  Tensor logits;              // [1, vocab_size] f32
+
+  void prove(const std::int32_t* ids, std::int64_t length);  // with a salt of its own
+  bool begins(const std::vector<std::int32_t>& ids, std::int64_t length) const;
   std::int64_t bytes() const;
 };
 
@@ -43,17 +50,26 @@ class PrefixFiles {
   struct Found {
     PrefixKey key;
     std::int64_t bytes;
+    bool proven;  // somebody has made use of it
   };
   std::vector<Found> list() const;  // the one that was not used for longest first
 
   std::string path(const PrefixKey& key) const;
-  // Written whole or not at all; returns its bytes. What the system refuses is an Error.
-  std::int64_t write(const PrefixKey& key, const KnownPrefix& prefix) const;
-  // nullptr if there is no such file (any more); FormatError if it is damaged.
+  // Written whole or not at all; returns its bytes. What the system refuses is an Error. `parent`,
+  // if not nullptr, is a beginning of it: its file counts as used after this one's.
+  std::int64_t write(const PrefixKey& key, const KnownPrefix& prefix,
+                     const PrefixKey* parent) const;
+  // nullptr if there is no such file (any more). A damaged one is a FormatError and gone; what the
+  // system refuses is an Error.
   std::shared_ptr<const KnownPrefix> read(const PrefixKey& key) const;
+  // As used now, the first of them last of all; and the last as what somebody has made use of.
+  // Beginnings of one text, which ascend.
+  void mark_used(const std::vector<PrefixKey>& keys) const;
   void remove(const PrefixKey& key) const;
 
  private:
+  std::shared_ptr<const KnownPrefix> read_whole(const std::string& file,
+                                                const PrefixKey& key) const;
   const LanguageModel& model_;
   std::string folder_;
   std::string fingerprint_;

@@ -13,6 +13,7 @@
 #include "host/finished.hpp"
 #include "host/json.hpp"
 #include "host/safetensors_header.hpp"
+#include "host/safetensors_write.hpp"
 
 namespace mamba {
 namespace {
@@ -148,21 +149,39 @@ void write_data(AtomicFile& file, const Planned& planned) {
 
 }  // namespace
 
-void write_safetensors(AtomicFile& file, const std::vector<SafetensorsItem>& items,
-                       const std::map<std::string, std::string>& metadata) {
-  const std::vector<Planned> all = plan_all(items);
-  const std::string header = header_text(all, metadata);
-  const std::uint64_t length = header.size();
-  file.write(&length, sizeof length);
-  file.write(header.data(), header.size());
-  for (const Planned& planned : all) write_data(file, planned);
-}
+namespace {
+
+// The header is checked before there is a file.
+class Plan {
+ public:
+  Plan(const std::vector<SafetensorsItem>& items,
+       const std::map<std::string, std::string>& metadata)
+      : all_(plan_all(items)), header_(header_text(all_, metadata)) {}
+  void write(AtomicFile& file) const {
+    const std::uint64_t length = header_.size();
+    file.write(&length, sizeof length);
+    file.write(header_.data(), header_.size());
+    for (const Planned& planned : all_) write_data(file, planned);
+  }
+
+ private:
+  std::vector<Planned> all_;
+  std::string header_;
+};
+
+}  // namespace
 
 void save_safetensors(const std::string& path, const std::vector<SafetensorsItem>& items,
                       const std::map<std::string, std::string>& metadata) {
+  const Plan plan(items, metadata);
   AtomicFile file(where, path);
-  write_safetensors(file, items, metadata);
+  plan.write(file);
   file.commit();
+}
+
+void write_safetensors(AtomicFile& file, const std::vector<SafetensorsItem>& items,
+                       const std::map<std::string, std::string>& metadata) {
+  Plan(items, metadata).write(file);
 }
 
 void save_text(const std::string& path, const std::string& text) {

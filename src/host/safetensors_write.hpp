@@ -11,8 +11,7 @@
 
 namespace mamba {
 
-// All of the file's bytes; it appears under its name with file.commit(). Errors are those of
-// save_safetensors.
+// What save_safetensors() writes, without commit().
 void write_safetensors(AtomicFile& file, const std::vector<SafetensorsItem>& items,
                        const std::map<std::string, std::string>& metadata);
 

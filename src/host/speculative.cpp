@@ -80,10 +80,9 @@ Speculation::Speculation(Generator& target, Generator& draft, std::int64_t propo
 
 void Speculation::check() const {
   if (!judged_) throw ArgumentError(where, "speculation", "one", "one that was moved from");
-  const auto seen = [](const Generator& g) { return g.tokens_seen_ + (g.pending_ ? 1 : 0); };
-  if (seen(*target_) == seen(*draft_)) return;
-  throw ArgumentError(where, "draft", fmt::format("{} tokens seen", seen(*target_)),
-                      fmt::format("{}", seen(*draft_)));
+  if (target_->tokens_seen() == draft_->tokens_seen()) return;
+  throw ArgumentError(where, "draft", fmt::format("{} tokens seen", target_->tokens_seen()),
+                      fmt::format("{}", draft_->tokens_seen()));
 }
 
 void Speculation::read(const Ids& ids) {

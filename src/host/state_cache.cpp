@@ -29,6 +29,9 @@ struct Entry {
   PrefixKey key;
   std::shared_ptr<const KnownPrefix> prefix;  // none on disk
   std::int64_t bytes = 0;
+  bool proven = false;  // somebody has made use of it
+  // The longest beginning that was known when this was kept.
+  std::optional<PrefixKey> parent;
 };
 
 }  // namespace
@@ -38,6 +41,7 @@ struct StateCache::Impl {
     Place place = nowhere;
     std::shared_ptr<const KnownPrefix> prefix;
   };
+  using List = std::list<Entry>;
 
   const LanguageModel& model;
   CacheOptions options;
@@ -47,7 +51,7 @@ struct StateCache::Impl {
   mutable std::mutex mutex;               // of everything below
   std::array<std::list<Entry>, 3> lists;  // last used first
   std::array<std::map<PrefixKey, std::list<Entry>::iterator>, 3> indices;
-  std::array<std::int64_t, 3> bytes{};
+  std::array<std::int64_t, 3> bytes{}, proven_bytes{};
   CacheCounts counts;
 
   Impl(const LanguageModel& of, CacheOptions with) : model(of), options(std::move(with)) {
@@ -68,7 +72,7 @@ struct StateCache::Impl {
     if (options.folder.empty()) return;
     files.emplace(model, options.folder);
     for (const PrefixFiles::Found& file : files->list()) {
-      drop(put({file.key, nullptr, file.bytes}, on_disk));
+      drop(put({file.key, nullptr, file.bytes, file.proven, std::nullopt}, on_disk));
     }
   }
 
@@ -78,10 +82,15 @@ struct StateCache::Impl {
 
   // ---- lists ----
 
+  void count(const Entry& entry, Place place, std::int64_t sign) {
+    bytes[place] += sign * entry.bytes;
+    if (entry.proven) proven_bytes[place] += sign * entry.bytes;
+  }
+
   void forget_locked(const PrefixKey& key, Place place) {
     const auto found = indices[place].find(key);
     if (found == indices[place].end()) return;
-    bytes[place] -= found->second->bytes;
+    count(*found->second, place, -1);
     lists[place].erase(found->second);
     indices[place].erase(found);
   }
@@ -91,28 +100,68 @@ struct StateCache::Impl {
     forget_locked(key, place);
   }
 
-  // Puts an entry in front of a list and returns what there is no room for any more.
-  // Takes all memory it needs before it changes a list.
-  std::list<Entry> put(const Entry& entry, Place place) {
-    std::list<Entry> in{entry};
+  // Who goes where there is no room: of those that nobody has made use of, the one that was not
+  // used for longest, so that a long prompt, which is read once, does not push out the beginnings
+  // that others share. What was made use of may take three quarters, so that there is room for the
+  // new.
+  List::iterator victim(Place place) {
+    const bool of_proven = proven_bytes[place] > limits[place] / 4 * 3;
+    List& list = lists[place];
+    for (auto entry = list.end(); entry != list.begin();) {
+      --entry;
+      if (entry->proven == of_proven) return entry;
+    }
+    return std::prev(list.end());
+  }
+
+  // Puts an entry in front of a list, or behind its beginning: of one text, what is longer goes
+  // first. Returns what there is no room for any more, perhaps the entry itself. Takes all memory
+  // it needs before it changes a list.
+  List put(const Entry& entry, Place place) {
+    List in{entry};
     if (entry.bytes > limits[place]) return in;
     const std::lock_guard<std::mutex> lock(mutex);
-    std::list<Entry>& list = lists[place];
+    List& list = lists[place];
     const auto [indexed, is_new] = indices[place].try_emplace(entry.key);
     if (!is_new) {
-      bytes[place] -= indexed->second->bytes;
+      in.front().proven = entry.proven || indexed->second->proven;
+      count(*indexed->second, place, -1);
       list.erase(indexed->second);
     }
     indexed->second = in.begin();
-    list.splice(list.begin(), in);
-    bytes[place] += entry.bytes;
-    std::list<Entry> out;
+    auto before = list.begin();
+    if (entry.parent) {
+      const auto parent = indices[place].find(*entry.parent);
+      if (parent != indices[place].end()) before = std::next(parent->second);
+    }
+    list.splice(before, in);
+    count(*indexed->second, place, 1);
+    List out;
     while (bytes[place] > limits[place]) {
-      bytes[place] -= list.back().bytes;
-      indices[place].erase(list.back().key);
-      out.splice(out.end(), list, std::prev(list.end()));
+      const auto gone = victim(place);
+      count(*gone, place, -1);
+      indices[place].erase(gone->key);
+      out.splice(out.end(), list, gone);
     }
     return out;
+  }
+
+  // As last used, wherever they are, the first of them last of all; and the last as what has been
+  // made use of. `keys`: beginnings of one text, which ascend.
+  void refresh(const std::vector<PrefixKey>& keys) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    for (auto key = keys.rbegin(); key != keys.rend(); ++key) {
+      for (const Place place : {on_device, on_host, on_disk}) {
+        const auto found = indices[place].find(*key);
+        if (found == indices[place].end()) continue;
+        Entry& entry = *found->second;
+        if (key == keys.rbegin() && !entry.proven) {
+          entry.proven = true;
+          proven_bytes[place] += entry.bytes;
+        }
+        lists[place].splice(lists[place].begin(), lists[place], found->second);
+      }
+    }
   }
 
   // As last used there; whether it is there at all.
@@ -140,17 +189,20 @@ struct StateCache::Impl {
 
   Entry at(const Entry& entry, Device device) const {
     auto moved = std::make_shared<KnownPrefix>();
-    moved->ids = entry.prefix->ids;
+    moved->salt = entry.prefix->salt;
+    moved->proof = entry.prefix->proof;
     moved->state = entry.prefix->state.to(device, model.dtype());
     moved->logits = entry.prefix->logits.to(device);
-    return {entry.key, moved, entry.bytes};
+    return {entry.key, moved, entry.bytes, entry.proven, entry.parent};
   }
 
   void write(const Entry& entry) {
     if (!files || entry.bytes > limits[on_disk] || touch(entry.key, on_disk)) return;
     try {
-      const std::int64_t size = files->write(entry.key, *entry.prefix);
-      drop(put({entry.key, nullptr, size}, on_disk));
+      const std::int64_t size =
+          files->write(entry.key, *entry.prefix, entry.parent ? &*entry.parent : nullptr);
+      if (entry.proven) files->mark_used({entry.key});
+      drop(put({entry.key, nullptr, size, entry.proven, entry.parent}, on_disk));
     } catch (const Error& error) {
       report(error.what());
     }
@@ -164,7 +216,29 @@ struct StateCache::Impl {
 
   // ---- finding ----
 
-  // What may be a known beginning of `ids`, the longest first.
+  // Those of `keys` that have files.
+  std::vector<PrefixKey> on_files(const std::vector<PrefixKey>& keys) const {
+    const std::lock_guard<std::mutex> lock(mutex);
+    std::vector<PrefixKey> found;
+    for (const PrefixKey& key : keys) {
+      if (indices[on_disk].count(key) > 0) found.push_back(key);
+    }
+    return found;
+  }
+
+  // Of `keys`, those that are known anywhere.
+  std::vector<PrefixKey> known(const std::vector<PrefixKey>& keys) const {
+    const std::lock_guard<std::mutex> lock(mutex);
+    std::vector<PrefixKey> found;
+    for (const PrefixKey& key : keys) {
+      const bool any = std::any_of(indices.begin(), indices.end(),
+                                   [&](const auto& index) { return index.count(key) > 0; });
+      if (any) found.push_back(key);
+    }
+    return found;
+  }
+
+  // What may be a known beginning of `ids`, in ascending order.
   std::vector<PrefixKey> candidates(const Ids& ids) const {
     std::set<std::int64_t> lengths;
     {
@@ -176,9 +250,7 @@ struct StateCache::Impl {
         }
       }
     }
-    std::vector<PrefixKey> keys = keys_of(ids, {lengths.begin(), lengths.end()});
-    std::reverse(keys.begin(), keys.end());
-    return keys;
+    return known(keys_of(ids, {lengths.begin(), lengths.end()}));
   }
 
   // From wherever it is: nowhere if it is not known, not any more, or damaged.
@@ -194,7 +266,6 @@ struct StateCache::Impl {
       if (auto prefix = files->read(key)) return {on_disk, std::move(prefix)};
     } catch (const Error& error) {
       report(error.what());
-      files->remove(key);
     }
     forget(key, on_disk);  // damaged, or removed by another process
     return {};
@@ -246,16 +317,24 @@ std::int64_t StateCache::find(Generator& generator, const Ids& prompt) {
     throw ArgumentError("StateCache::find", "generator", "one that has read nothing",
                         fmt::format("{} tokens", generator.tokens_seen()));
   }
-  for (const PrefixKey& key : cache.candidates(prompt)) {
+  std::vector<PrefixKey> candidates = cache.candidates(prompt);
+  while (!candidates.empty()) {
+    const PrefixKey key = candidates.back();
     const auto [place, prefix] = cache.fetch(key);
-    if (!prefix || !std::equal(prefix->ids.begin(), prefix->ids.end(), prompt.begin())) continue;
-    const Entry entry{key, prefix, prefix->bytes()};
+    if (!prefix || !prefix->begins(prompt, key.length)) {
+      candidates.pop_back();
+      continue;
+    }
+    const Entry entry{key, prefix, prefix->bytes(), true, std::nullopt};
     const Entry near = prefix->logits.device() == cache.model.device()
                            ? entry
                            : cache.at(entry, cache.model.device());
     if (place != cache.top()) cache.settle(near, cache.top());
     if (place == on_host && cache.top() == on_device) cache.forget(key, on_host);
-    generator.assume(near.prefix->ids, near.prefix->state, near.prefix->logits);
+    cache.refresh(candidates);
+    if (cache.files) cache.files->mark_used(cache.on_files(candidates));
+    const Ids known(prompt.begin(), prompt.begin() + static_cast<std::ptrdiff_t>(key.length));
+    generator.assume(known, near.prefix->state, near.prefix->logits);
     const std::lock_guard<std::mutex> lock(cache.mutex);
     ++cache.counts.hits;
     cache.counts.tokens += key.length;
@@ -282,13 +361,17 @@ void StateCache::keep(Generator& generator, const Ids& ids) {
   }
   const PrefixKey key = keys_of(ids, {length}).front();
   if (cache.knows(key)) return;
+  std::vector<PrefixKey> beginnings = cache.candidates(ids);
+  if (!beginnings.empty() && beginnings.back().length == length) beginnings.pop_back();
   auto prefix = std::make_shared<KnownPrefix>();
-  prefix->ids = ids;
+  prefix->prove(ids.data(), length);
   prefix->state = generator.state();
   prefix->logits = Tensor(logits.shape(), DType::f32, logits.device());
   copy(logits, prefix->logits, generator.stream());
   generator.stream().synchronize();
-  cache.settle({key, prefix, prefix->bytes()}, cache.top());
+  Entry entry{key, prefix, prefix->bytes(), false, std::nullopt};
+  if (!beginnings.empty()) entry.parent = beginnings.back();
+  cache.settle(entry, cache.top());
 }
 
 std::int64_t StateCache::read(Generator& generator, const Ids& prompt) {

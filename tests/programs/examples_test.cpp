@@ -197,7 +197,7 @@ TEST_F(Serve, a_bad_line_is_answered_by_an_error_and_the_others_go_on) {
       "{\"id\":11,\"prompt\":\"A\",\"max_tokens\":true}\n"
       "{\"id\":12,\"prompt\":\"A\",\"max_tokens\":18446744073709551615}\n"
       "{\"id\":13,\"prompt\":[\"A\"]}\n"
-      "{\"id\":14,\"prompt\":\"A\",\"stop\":\"x\"}\n"
+      "{\"id\":14,\"prompt\":\"A\",\"stop\":7}\n"
       "{\"id\":15,\"prompt\":\"A\",\"stop\":[1]}\n"
       "{\"id\":16,\"prompt\":\"A\",\"ignore_eos\":1}\n"
       "{\"id\":17,\"prompt\":\"A\",\"temperature\":\"hot\"}\n"
@@ -223,7 +223,7 @@ TEST_F(Serve, a_bad_line_is_answered_by_an_error_and_the_others_go_on) {
   EXPECT_THAT(errors["11"], HasSubstr("max_tokens: expected a whole number below 2^63, got true"));
   EXPECT_THAT(errors["12"], HasSubstr("max_tokens: expected a whole number below 2^63, got 1844"));
   EXPECT_EQ(errors["13"], "prompt: expected a text, got [\"A\"]");
-  EXPECT_EQ(errors["14"], "stop: expected a list of texts, got \"x\"");
+  EXPECT_EQ(errors["14"], "stop: expected a text, or a list of texts, got 7");
   EXPECT_EQ(errors["15"], "stop: expected a text, got 1");
   EXPECT_EQ(errors["16"], "ignore_eos: expected true or false, got 1");
   EXPECT_EQ(errors["17"], "temperature: expected a number, got \"hot\"");
@@ -232,6 +232,55 @@ TEST_F(Serve, a_bad_line_is_answered_by_an_error_and_the_others_go_on) {
   EXPECT_EQ(errors.size(), 17u) << finished.out;
   EXPECT_THAT(finished.out, HasSubstr("{\"id\":1,\"done\":\"max_tokens\""));
   EXPECT_THAT(finished.out, HasSubstr("{\"id\":{\"any\":[\"value\"]},\"done\":\"max_tokens\""));
+}
+
+// What clients write for "not given", for one of a list, and for greedy.
+TEST_F(Serve, null_one_stop_and_temperature_0_are_taken_as_they_are_meant) {
+  const std::string plain = answers(serve(request(1, "And the", 12)).out)["1"].text;
+  const std::size_t end = plain.find(' ', 1) + 1;
+  const Json nulls = {{"stop", nullptr},
+                      {"seed", nullptr},
+                      {"temperature", nullptr},
+                      {"top_p", nullptr},
+                      {"ignore_eos", nullptr}};
+  const Finished finished =
+      serve(request(1, "And the", 12, nulls) +
+            request(2, "And the", 12,
+                    {{"temperature", 0}, {"top_p", 0.5}, {"top_k", 3}, {"min_p", 0.1}}) +
+            request(3, "And the", 12, {{"stop", plain.substr(1, end - 1)}}) +
+            request(4, "And the", 12, {{"temperature", 0}, {"top_p", 1.5}}) +
+            "{\"id\":5,\"prompt\":null}\n");
+  auto got = answers(finished.out);
+  EXPECT_EQ(got["1"].text, plain);
+  EXPECT_EQ(got["2"].text, plain);
+  EXPECT_EQ(got["3"].text, plain.substr(0, end));
+  EXPECT_EQ(got["3"].done, "stop");
+  EXPECT_THAT(got["4"].error, HasSubstr("top_p: expected 0 to 1, got 1.5"));
+  EXPECT_THAT(got["5"].error, HasSubstr("prompt: none"));
+}
+
+// Half a surrogate pair, and bytes that are no UTF-8, are one wrong character and no wrong request.
+TEST_F(Serve, what_is_no_character_is_read_as_one_that_is_wrong) {
+  const std::string wrong = "\xEF\xBF\xBD";
+  const auto text = [&](const std::string& json) {
+    const Finished finished = serve("{\"id\":7,\"max_tokens\":8,\"prompt\":\"" + json + "\"}\n");
+    return answers(finished.out)["7"].text;
+  };
+  EXPECT_EQ(text("half \\ud83d pair"), text("half " + wrong + " pair"));
+  EXPECT_EQ(text("half \\uDE00 pair"), text("half " + wrong + " pair"));
+  EXPECT_EQ(text("\\ud83d\\ud83d\\ude00"), text(wrong + "\xF0\x9F\x98\x80"));
+  EXPECT_EQ(text("bytes \xFF end"), text("bytes " + wrong + " end"));
+  EXPECT_EQ(text("no escape: \\\\ud83d"), text("no escape: \\u005cud83d"));
+}
+
+TEST_F(Serve, an_error_names_the_request_as_far_as_the_line_is_json) {
+  const Finished finished = serve(
+      "{\"id\":1,\"prompt\":\"a\",\"temperature\":1e999}\n{\"id\":\"two\",\"prompt\":[\n"
+      "{\"prompt\":{\"id\":3},\"x\"\n");
+  auto got = answers(finished.out);
+  EXPECT_THAT(got["1"].error, HasSubstr("JSON"));
+  EXPECT_THAT(got["\"two\""].error, HasSubstr("JSON"));
+  EXPECT_THAT(got["null"].error, HasSubstr("JSON"));
 }
 
 class ServeSignals : public Serve, public ::testing::WithParamInterface<int> {};
@@ -291,14 +340,14 @@ INSTANTIATE_TEST_SUITE_P(Signals, ServeSignals, ::testing::Values(SIGINT, SIGTER
                            return signal.param == SIGINT ? "int" : "term";
                          });
 
-TEST_F(Serve, output_that_nobody_reads_ends_it) {
+TEST_F(Serve, output_that_nobody_reads_ends_it_quietly) {
   Child child(flags(), false, place_of(SERVE));
   child.write(request(1, "And", 100000000));
   child.wait_for_output(100);
   child.close_output();
   const Finished finished = child.finish();
-  EXPECT_EQ(finished.code, 1);
-  EXPECT_THAT(finished.err, HasSubstr("standard output"));
+  EXPECT_EQ(finished.code, 141);  // 128 + SIGPIPE
+  EXPECT_EQ(finished.err, "");
 }
 
 // A prompt that begins as an earlier one did, in this process or in another, is not read again.
@@ -393,7 +442,7 @@ TEST_F(Forks, bad_input_is_one_line_and_exit_code_1) {
       expect_error(program, {"A", count}, name);
     }
     expect_error(program, {"A", "0"}, "expected a whole number from 1 to 2147483647, got 0");
-    expect_error(program, {"", "3"}, name + "PROMPT: expected a text, got an empty one");
+    expect_error(program, {"", "3"}, name + "PROMPT: expected a value, got an empty one");
     expect_error(program, {"A", "2", "/nofolder"},
                  "LanguageModel::load: /nofolder: expected a folder");
     expect_error(program, {"A", "2", base}, name + "tokenizer: expected " + base);

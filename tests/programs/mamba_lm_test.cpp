@@ -537,14 +537,14 @@ INSTANTIATE_TEST_SUITE_P(Signals, MambaLmSignals, ::testing::Values(SIGINT, SIGT
                            return signal.param == SIGINT ? "int" : "term";
                          });
 
-TEST_F(MambaLm, output_that_nobody_reads_is_an_error_after_the_state_is_saved) {
+TEST_F(MambaLm, output_that_nobody_reads_ends_it_quietly_after_the_state_is_saved) {
   Child child(generate(golden_folder("base"), {"--prompt-ids", "1,2,3", "-n", "100000000",
                                                "--ignore-eos", "--save-state", path("state")}));
   child.wait_for_output(100);
   child.close_output();
   const Finished finished = child.finish();
-  EXPECT_EQ(finished.code, 1);
-  EXPECT_THAT(finished.err, HasSubstr("standard output"));
+  EXPECT_EQ(finished.code, 141);  // 128 + SIGPIPE
+  EXPECT_EQ(finished.err, "");
   EXPECT_GT(mamba::load_state(path("state")).metadata.tokens_seen.at(0), 3);
 }
 
@@ -840,7 +840,7 @@ TEST_F(MambaLm, a_wrong_command_line_is_one_line_and_exit_code_1) {
   expect_error(run({}), "subcommand");
   expect_error(run({"translate"}), "subcommand");
   expect_error(run({"generate", base}), "--prompt-ids");
-  expect_error(run({"generate", base, "--prompt-ids", ""}), "empty prompt");
+  expect_error(run({"generate", base, "--prompt-ids", ""}), "--prompt-ids: expected a value");
   expect_error(run({"generate", base, "--prompt-ids", "1,two"}), "\"two\"");
   expect_error(run({"generate", base, "--prompt-ids", "99999999999"}), "--prompt-ids");
   expect_error(run({"logits", base}), "--tokens");

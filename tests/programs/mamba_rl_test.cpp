@@ -194,6 +194,60 @@ TEST_F(MambaRl, EvaluatesElsewhere) {
   });
 }
 
+// Its checkpoint says how the agent was trained.
+TEST_F(MambaRl, EvaluatesWithoutTheFlagsOfTheRun) {
+  everywhere([&] {
+    for (const Arguments& how :
+         {Arguments{},
+          {"--controller", "gru", "--chunk-len", "5", "--chunks", "2", "--across-chunks"},
+          {"--published-block", "--fixed-horizon", "--rate", "0.0003", "--task", "t-maze"}}) {
+      mamba::testing::clear(folder_);
+      Arguments more = {"--total-updates", "1"};
+      more.insert(more.end(), how.begin(), how.end());
+      EXPECT_EQ(agent("run", more).code, 0);
+      const auto evaluate = [&](const Arguments& flags) {
+        Arguments all = {"--mode", "evaluate",  "--horizons", "12",    "--eval-envs",
+                         "32",     "--threads", "1",          "--out", file("run")};
+        all.insert(all.end(), on_.begin(), on_.end());
+        all.insert(all.end(), flags.begin(), flags.end());
+        return run(all, place_of(MAMBA_RL));
+      };
+      const Finished finished = evaluate({});
+      EXPECT_EQ(finished.code, 0) << finished.err;
+      EXPECT_THAT(read_file(file("run/evaluations.jsonl")),
+                  HasSubstr("\"seed\": 3, \"num_envs\": 8, \"horizon\": 6, \"evaluated_at\": 12"));
+      EXPECT_EQ(evaluate({"--num-envs", "8"}).code, 0);
+      expect_error(evaluate({"--num-envs", "64"}),
+                   "--num-envs: expected 8 as in the run, or none, got 64");
+    }
+    expect_error(
+        run({"--mode", "evaluate", "--horizons", "5", "--out", file("none")}, place_of(MAMBA_RL)),
+        file("none") + "/checkpoint");
+    EXPECT_FALSE(fs::exists(file("none")));
+  });
+}
+
+// A kill tears the last line, and leaves lines of updates after the last checkpoint.
+TEST_F(MambaRl, MetricsThatAreTornOrComeAgainAreCut) {
+  everywhere([&] {
+    EXPECT_EQ(agent("run", {"--total-updates", "6", "--stop-at", "2"}).code, 0);
+    const std::string metrics = file("run/metrics.jsonl");
+    std::string text = read_file(metrics);
+    const std::size_t second = text.find('\n') + 1;
+    std::string third = text.substr(second);
+    third.replace(third.find("\"update\": 2"), 11, "\"update\": 3");
+    std::string other = third;  // of another run of a scale
+    other.replace(other.find("\"seed\": 3"), 9, "\"seed\": 4");
+    std::ofstream(metrics, std::ios::app) << third << other << third.substr(0, 100);
+    EXPECT_EQ(agent("run", {"--total-updates", "6", "--stop-at", "4", "--resume"}).code, 0);
+    text = read_file(metrics);
+    EXPECT_EQ(lines_of("run/metrics.jsonl"), 5u) << text;
+    EXPECT_EQ(text.substr(text.find(other), other.size()), other);
+    EXPECT_EQ(text.find("\"update\": 3", text.find("\"update\": 3") + 1),
+              text.rfind("\"update\": 3"));
+  });
+}
+
 TEST_F(MambaRl, WhatCannotBeIsNamed) {
   expect_error(agent("run", {"--horizon", "0"}), "--horizon");
   expect_error(agent("run", {"--num-bits", "17"}), "--num-bits");

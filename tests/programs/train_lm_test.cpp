@@ -2,8 +2,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
+#include <csignal>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <map>
+#include <sstream>
+#include <thread>
 
 #include <mamba/device.hpp>
 
@@ -21,9 +27,8 @@ using Arguments = std::vector<std::string>;
 class TrainLm : public ProgramTest {
  protected:
   TrainLm() {
-    std::string text;
-    for (int i = 0; i < 200; ++i) text += "one two three four five six seven. ";
-    write("text", text);
+    for (int i = 0; i < 200; ++i) text_ += "one two three four five six seven. ";
+    write("text", text_);
   }
 
   std::string file(const std::string& name) const { return folder_.file(name); }
@@ -43,6 +48,7 @@ class TrainLm : public ProgramTest {
   }
 
   mamba::testing::TemporaryFolder folder_;
+  std::string text_;
 };
 
 TEST_F(TrainLm, LearnsAndWritesAModelThatMambaLmReads) {
@@ -65,6 +71,8 @@ TEST_F(TrainLm, LearnsAndWritesAModelThatMambaLmReads) {
 
 TEST_F(TrainLm, ResumedIsTheSameToTheByte) {
   everywhere([&] {
+    mamba::testing::clear(folder_);
+    write("text", text_);
     for (const std::string dtype : {"f32", "bf16", "f16"}) {
       EXPECT_EQ(train("whole" + dtype, {"--dtype", dtype}).code, 0);
       EXPECT_EQ(train("parts" + dtype, {"--dtype", dtype, "--stop-at", "13"}).code, 0);
@@ -108,7 +116,7 @@ TEST_F(TrainLm, WhatCannotBeIsNamed) {
 // A rate that no training survives: the run stops, names the step, and the checkpoint stays.
 TEST_F(TrainLm, ALossThatIsNotFiniteStopsTheRunAndKeepsTheCheckpoint) {
   everywhere([&] {
-    EXPECT_EQ(train("run", {"--stop-at", "5"}).code, 0);
+    EXPECT_EQ(train("run", {"--stop-at", "5", "--overwrite"}).code, 0);
     const std::string before = read_file(file("run/checkpoint"));
     const Finished broken = train("run", {"--resume", "--rate", "1e30", "--clip", "0"});
     expect_error(broken, "expected a finite loss and gradient, got a loss of ");
@@ -121,7 +129,8 @@ TEST_F(TrainLm, ALossThatIsNotFiniteStopsTheRunAndKeepsTheCheckpoint) {
 // As the last test, where what is not finite might also be a loss scale that is too large.
 TEST_F(TrainLm, InF16ALossThatIsNotFiniteStopsTheRunToo) {
   everywhere([&] {
-    const Finished broken = train("run", {"--dtype", "f16", "--rate", "1e30", "--clip", "0"});
+    const Finished broken =
+        train("run", {"--dtype", "f16", "--rate", "1e30", "--clip", "0", "--overwrite"});
     expect_error(broken, "expected a finite loss and gradient, got a loss of ");
   });
 }
@@ -130,9 +139,183 @@ TEST_F(TrainLm, DevicesThatCannotShareABatchAreNamed) {
   expect_error(train("run", {"--device", "cpu,cpu"}),
                HAS_NCCL ? "expected CUDA devices, got cpu" : "this build has no NCCL");
   expect_error(train("run", {"--device", "cpu,cuda:x"}), "expected cpu, cuda or cuda:N");
-  expect_error(train("run", {"--device", ""}), "--device: expected a device, got none");
+  expect_error(train("run", {"--device", ""}), "--device: expected a value, got an empty one");
   expect_error(train("run", {"--device", "cuda:0,cuda:1", "--batch", "1"}),
                "--batch: expected a row for each of 2 devices, got 1");
+}
+
+// ---- what a run has left ------------------------------------------------------------------------
+
+TEST_F(TrainLm, ARunIsNeverOverwrittenUnlessTold) {
+  EXPECT_EQ(train("run", {"--steps", "2"}).code, 0);
+  const auto whole = [&] {
+    return read_file(file("run/model.safetensors")) + read_file(file("run/checkpoint")) +
+           read_file(file("run/metrics.jsonl"));
+  };
+  const std::string before = whole();
+  expect_error(train("run", {"--steps", "2", "--seed", "7"}),
+               "--out: expected a folder without a run in it, --resume or --overwrite, got " +
+                   file("run/checkpoint"));
+  expect_error(train("run", {"--resume", "--overwrite"}), "--overwrite");
+  EXPECT_EQ(whole(), before);
+  fs::remove(file("run/checkpoint"));  // each of its files is enough
+  fs::remove(file("run/metrics.jsonl"));
+  expect_error(train("run", {}), file("run/model.safetensors"));
+  EXPECT_EQ(train("run", {"--steps", "2", "--seed", "7", "--overwrite"}).code, 0);
+  EXPECT_NE(whole(), before);
+  const std::string metrics = read_file(file("run/metrics.jsonl"));
+  EXPECT_EQ(metrics.find("{\"step\": 1,"), metrics.rfind("{\"step\": 1,")) << "of one run";
+}
+
+TEST_F(TrainLm, WhatItWritesIsNoText) {
+  fs::create_directories(file("texts/sub"));
+  write("texts/a", text_);
+  write("texts/sub/b", text_);
+  const Finished first = train("texts/run", {"--steps", "3", "--stop-at", "2"}, "texts");
+  EXPECT_THAT(first.err, HasSubstr("in 2 documents"));
+  const Finished resumed = train("texts/run", {"--steps", "3", "--resume"}, "texts");
+  EXPECT_EQ(resumed.code, 0) << resumed.err;
+  const Finished second = train("texts/sub/other", {"--steps", "1"}, "texts");
+  EXPECT_THAT(second.err, HasSubstr("in 2 documents"));
+  EXPECT_THAT(second.err, HasSubstr(file("texts/run") + " is left out: a run, and no text"));
+  expect_error(train("texts", {}, "texts"), "expected a folder of text");
+  expect_error(train("new", {}, "texts/run"), "expected a folder of text");
+}
+
+TEST_F(TrainLm, AResumeKnowsItsTextByContent) {
+  EXPECT_EQ(train("run", {"--stop-at", "2"}).code, 0);
+  std::string other = text_;
+  std::swap(other[10], other[12]);
+  write("other", other);
+  expect_error(train("run", {"--resume"}, "other"), "checkpoint: expected text ");
+  write("cut", text_);
+  expect_error(train("run", {"--resume", "--separator", "seven"}, "cut"), "expected text ");
+  write("moved", text_);  // the name of the file is no matter
+  EXPECT_EQ(train("run", {"--resume", "--stop-at", "3"}, "moved").code, 0);
+}
+
+// One of before that says of its text how long it is.
+TEST_F(TrainLm, AnOlderCheckpointIsGoneOnWith) {
+  EXPECT_EQ(train("run", {"--stop-at", "2"}).code, 0);
+  std::string bytes = read_file(file("run/checkpoint"));
+  const std::size_t at = bytes.find(", hash ", bytes.find("\"note.text\""));
+  ASSERT_NE(at, std::string::npos);
+  const std::size_t length = 7 + 16;
+  bytes.erase(at, length);
+  const std::size_t end = bytes.find("}}");  // the header keeps its length
+  bytes.insert(end + 2, length, ' ');
+  write("run/checkpoint", bytes);
+  const Finished resumed = train("run", {"--resume", "--stop-at", "3"});
+  EXPECT_EQ(resumed.code, 0) << resumed.err;
+  EXPECT_THAT(read_file(file("run/checkpoint")), HasSubstr(", hash "));
+}
+
+TEST_F(TrainLm, MetricsThatAreTornOrComeAgainAreCut) {
+  EXPECT_EQ(train("whole", {"--steps", "9", "--valid-every", "3"}).code, 0);
+  EXPECT_EQ(train("run", {"--steps", "9", "--valid-every", "3", "--stop-at", "4"}).code, 0);
+  const std::string metrics = file("run/metrics.jsonl");
+  // As if it had gone on after its checkpoint and been killed.
+  std::ofstream(metrics, std::ios::app)
+      << "{\"step\": 5, \"loss\": 1.0, \"bits_per_byte\": 1.0}\n"
+      << "{\"step\": 6, \"valid_bits_per_byte\": 1.0}\n{\"step\": 7, \"lo";
+  EXPECT_EQ(train("run", {"--steps", "9", "--valid-every", "3", "--resume"}).code, 0);
+  EXPECT_EQ(train("run", {"--steps", "9", "--valid-every", "3", "--resume"}).code, 0);  // done
+  std::map<std::string, int> lines;
+  std::istringstream text(read_file(metrics));
+  for (std::string line; std::getline(text, line);) {
+    EXPECT_EQ(line.back(), '}') << line;
+    ++lines[line.substr(0, line.find(',') + 8)];  // the step and the kind
+  }
+  EXPECT_EQ(lines.size(), 9u + 4u) << "and validations at 3, 4, 6 and 9";
+  for (const auto& [line, count] : lines) EXPECT_EQ(count, 1) << line;
+  EXPECT_EQ(read_file(metrics).find("\"loss\": 1.0,"), std::string::npos);
+}
+
+// Killed anywhere, it leaves no more than the next run clears away.
+TEST_F(TrainLm, WhatAKilledRunLeftIsRemovedByTheNext) {
+  const auto temporaries = [&] {
+    std::size_t count = 0;
+    for (const auto& entry : fs::directory_iterator(file("run"))) {
+      count += entry.path().extension() == ".tmp" ? 1 : 0;
+    }
+    return count;
+  };
+  const Arguments arguments = {file("text"), "--out",         file("run"), "--d-model",
+                               "64",         "--layers",      "2",         "--batch",
+                               "2",          "--time",        "8",         "--threads",
+                               "1",          "--steps",       "100000",    "--save-every",
+                               "1",          "--valid-every", "100000"};
+  std::size_t left = 0;
+  for (int i = 0; i < 30; ++i) {
+    Arguments all = arguments;
+    if (fs::exists(file("run/checkpoint")))
+      all.push_back("--resume");
+    else
+      all.push_back("--overwrite");
+    Child child(all, false, place_of(TRAIN_LM));
+    std::this_thread::sleep_for(std::chrono::milliseconds(40 + 7 * i % 50));
+    child.signal(SIGKILL);
+    child.finish();
+    if (fs::exists(file("run"))) {
+      left += temporaries();
+      EXPECT_LE(temporaries(), 1u);
+    }
+  }
+  EXPECT_GT(left, 0u) << "no kill came while it wrote";
+  Arguments last = arguments;
+  last.insert(last.end(), {"--resume", "--stop-at", "1"});
+  EXPECT_EQ(run(last, place_of(TRAIN_LM)).code, 0);
+  EXPECT_EQ(temporaries(), 0u);
+}
+
+TEST_F(TrainLm, NumbersOutOfRangeArePrintedAsNumbers) {
+  for (const char* flag : {"--steps", "--batch", "--time", "--d-model", "--save-every"}) {
+    for (const char* number : {"0", "-1", "1e30", "99999999999999999999"}) {
+      const Finished finished = train("run", {flag, number});
+      expect_error(finished, std::string(flag) + ": expected a whole number from 1 to ");
+      EXPECT_THAT(finished.err, HasSubstr(std::string(", got ") + number));
+      EXPECT_LT(finished.err.size(), 200u);
+    }
+  }
+  expect_error(train("run", {"--rate", "1e999"}), "--rate: expected a number of at least 0, got");
+  expect_error(train("run", {"--valid-share", "0.7"}),
+               "--valid-share: expected a number from 0.0001 to 0.5, got 0.7");
+}
+
+// ---- plots --------------------------------------------------------------------------------------
+
+class Scripts : public TrainLm {
+ protected:
+  void SetUp() override {
+    const bool python = std::system("python3 -c '' > /dev/null 2>&1") == 0;
+    if (!python || !fs::exists(path("plot_metrics.py")))
+      GTEST_SKIP() << "needs Python, and scripts/";
+  }
+  static std::string path(const std::string& name) {
+    return mamba::testing::golden_folder("../../scripts/" + name);
+  }
+  Finished script(const std::string& name, const Arguments& arguments) const {
+    Arguments all = {"python3", path(name)};
+    all.insert(all.end(), arguments.begin(), arguments.end());
+    return run(all, "/usr/bin/env");
+  }
+};
+
+TEST_F(Scripts, PlotsSkipWhatTheyCannotReadAndSaySo) {
+  write("metrics.jsonl",
+        "{\"step\": 1, \"bits_per_byte\": 4.5}\n{\"step\": 2, \"bits_per{\"step\": 2}\n[7]\n"
+        "{\"step\": \"three\", \"bits_per_byte\": 4}\n{\"step\": 4, \"bits_per_byte\": NaN}\n"
+        "{\"step\": 5, \"bits_per_byte\": 4.25}\n{\"step\": 6, \"valid_bits");
+  const Finished plot = script("plot_metrics.py", {file("metrics.jsonl")});
+  EXPECT_EQ(plot.code, 0) << plot.err;
+  EXPECT_THAT(plot.out, HasSubstr("</svg>"));
+  EXPECT_THAT(plot.err, HasSubstr("5 lines that cannot be read are left out: 2, 3, 4, 5, 7"));
+  write("none.jsonl", "{\"step\"");
+  const Finished none = script("plot_metrics.py", {file("none.jsonl")});
+  EXPECT_EQ(none.code, 1);
+  EXPECT_THAT(none.err, HasSubstr("no steps in it"));
+  EXPECT_EQ(none.err.find("Traceback"), std::string::npos);
+  EXPECT_EQ(script("plot_metrics.py", {file("nowhere")}).err.find("Traceback"), std::string::npos);
 }
 
 class TrainLmOnTwo : public TrainLm {
