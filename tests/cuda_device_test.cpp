@@ -4,6 +4,8 @@
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -14,8 +16,10 @@
 #include <mamba/generator.hpp>
 #include <mamba/graph.hpp>
 #include <mamba/language_model.hpp>
+#include <mamba/state_file.hpp>
 
 #include "detail/limits.hpp"
+#include "files.hpp"
 #include "testing.hpp"
 
 namespace mamba {
@@ -525,6 +529,34 @@ TEST_F(TwoDevices, AThreadThatChoseNoDeviceHasStillChosenNone) {
     EXPECT_EQ(attributes.device, 1);
     cudaFree(memory);
   }).join();
+}
+
+// CUDA itself does not go on in a forked process; all of the CPU does.
+TEST(CudaFork, TheCopyWorksOnTheCpu) {
+  each_cuda_device([](Device device) {
+    const LanguageModel model = LanguageModel::load(golden_folder("bytes"), DType::f32, device);
+    StackState state = model.make_state(2);
+    model.forward(some_ids(2, 40).to(device), state, {}, default_stream(device));
+    const testing::TemporaryFolder folder;
+    const pid_t child = fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+      alarm(60);
+      const auto work = [&]() noexcept {  // an error ends the process
+        const LanguageModel own = LanguageModel::load(golden_folder("bytes"));
+        StackState on_cpu = own.make_state(2);
+        own.forward(some_ids(2, 40), on_cpu, {}, default_stream(Device::cpu()));
+        save(folder.file("state"), on_cpu.clone());
+      };
+      work();
+      _exit(0);
+    }
+    int status = 0;
+    ASSERT_EQ(waitpid(child, &status, 0), child);
+    EXPECT_TRUE(WIFEXITED(status)) << "signal " << WTERMSIG(status);
+    EXPECT_EQ(bits(load_state(folder.file("state")).state.layers[0].ssm.view()).size(),
+              bits(state.layers[0].ssm.view()).size());
+  });
 }
 
 // ---- limits -------------------------------------------------------------------------------------

@@ -55,6 +55,11 @@ class ModelSave : public ::testing::Test {
     write_file(file("config.json"), old_config);
   }
 
+  // In a process of its own, which tests nothing more whatever happens.
+  [[noreturn]] void save_forever(const LanguageModel* models, int count, int first) const noexcept {
+    for (int i = first;; ++i) models[i % count].save(model());
+  }
+
   TemporaryFolder folder_;
 };
 
@@ -127,9 +132,7 @@ TEST_F(ModelSave, AKillAtAnyTimeLeavesOneWholeModel) {
   for (int kill_number = 0; kill_number < 40; ++kill_number) {
     const pid_t child = fork();
     ASSERT_GE(child, 0);
-    if (child == 0) {
-      for (int i = kill_number;; ++i) models[i % 3].save(model());
-    }
+    if (child == 0) save_forever(models, 3, kill_number);
     std::this_thread::sleep_for(std::chrono::microseconds(random.integer(500, 60'000)));
     kill(child, SIGKILL);
     int status;
@@ -144,9 +147,7 @@ TEST_F(ModelSave, WhoReadsMeanwhileHasOneWholeModel) {
   models[0].save(model());
   const pid_t child = fork();
   ASSERT_GE(child, 0);
-  if (child == 0) {
-    for (int i = 0;; ++i) models[i % 2].save(model());
-  }
+  if (child == 0) save_forever(models, 2, 0);
   for (int i = 0; i < 200; ++i) number();
   kill(child, SIGKILL);
   int status;

@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 #include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <condition_variable>
@@ -84,6 +86,40 @@ TEST(TeamThreads, ManyTeamsAtOnceOnFewCores) {
   }
   for (std::thread& caller : callers) caller.join();
   EXPECT_EQ(total, 6 * 200 * 3);
+}
+
+// What a server does that forks after it has loaded its model.
+TEST(TeamThreads, AForkedProcessHasThreadsOfItsOwn) {
+  const Team team(3);
+  const auto whole = [](const Team& by) {
+    std::vector<int> runs(1000);
+    by.run(1000, [&](int i) { ++runs[static_cast<std::size_t>(i)]; });
+    return std::count(runs.begin(), runs.end(), 1) == 1000;
+  };
+  ASSERT_TRUE(whole(team));
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    alarm(20);
+    bool good = whole(team) && testing::process_threads() == 1;
+    const Team own(3);
+    good = good && testing::process_threads() == 3;
+    for (int i = 0; i < 100; ++i) {
+      good = good && whole(own) && whole(team);
+      if (i % 10 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));  // they sleep
+    }
+    std::atomic<int> inside{0};  // both come, or the alarm does
+    own.run(3, [&](int) {
+      ++inside;
+      while (inside < 3) std::this_thread::yield();
+    });
+    _exit(good ? 0 : 1);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFEXITED(status)) << "signal " << WTERMSIG(status);
+  EXPECT_EQ(WEXITSTATUS(status), 0);
+  EXPECT_TRUE(whole(team));
 }
 
 // More calls at once than there are places for: those without one do their work alone.

@@ -75,11 +75,24 @@ struct Stream::Impl {
     std::vector<Impl*> streams;
 
     static Live& all() {
-      static Live& live = *new Live;  // streams of static objects may end after any static object
+      static Live& live = made();
       return live;
     }
+    static Live& made();
   };
 };
+
+// Never freed: streams of static objects may end after any static object. CUDA does not survive
+// fork(): in the copy of the process, no stream of a device has anything to wait for.
+Stream::Impl::Live& Stream::Impl::Live::made() {
+  static Live& live = *new Live;
+  pthread_atfork([] { live.mutex.lock(); }, [] { live.mutex.unlock(); },
+                 [] {
+                   live.streams.clear();
+                   live.mutex.unlock();
+                 });
+  return live;
+}
 
 Stream::Impl::~Impl() {
   if (!owned && !mark) return;  // of the CPU, or not attached

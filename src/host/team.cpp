@@ -1,5 +1,7 @@
 #include "detail/team.hpp"
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -7,6 +9,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
+#include <new>
 #include <string>
 #include <system_error>
 #include <thread>
@@ -73,7 +76,7 @@ class Workers {
  public:
   // For as long as the process lives: a thread may still sleep here while static objects end.
   static Workers& all() {
-    static Workers& workers = *new Workers;
+    static Workers& workers = made();
     return workers;
   }
 
@@ -89,6 +92,8 @@ class Workers {
  private:
   static constexpr int place_count = 64;  // more calls than this at once work without helpers
 
+  static Workers& made();
+  void forget_threads();
   int take_place();
   bool take_piece(Place& place, std::uint32_t number, int& piece);
   void work_on(Place& place, std::uint32_t number);
@@ -105,6 +110,24 @@ class Workers {
   int started_ = 0;        // with mutex_
   std::int64_t lent_ = 0;  // with mutex_: helpers of all teams together
 };
+
+// fork() copies one thread alone: the copy of the process starts its own when a team comes.
+Workers& Workers::made() {
+  static Workers& workers = *new Workers;
+  pthread_atfork([] { workers.mutex_.lock(); }, [] { workers.mutex_.unlock(); },
+                 [] {
+                   workers.forget_threads();
+                   workers.mutex_.unlock();
+                 });
+  return workers;
+}
+
+void Workers::forget_threads() {
+  started_ = 0;
+  sleepers_ = 0;
+  open_ = 0;                             // calls of the other threads
+  new (&wake_) std::condition_variable;  // which would wake the threads that waited for it first
+}
 
 // As many threads as the largest team uses; more for several teams, up to what there are cores for.
 void Workers::add(int helpers) {

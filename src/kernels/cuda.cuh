@@ -48,6 +48,10 @@ class OnDevice {
   }
   // For destructors: where the device cannot be entered, nothing is changed.
   OnDevice(Device device, std::nothrow_t) noexcept;
+  // For what belongs to no device, pinned memory or waiting for an event, but needs a context: the
+  // thread's if it has one, else that of the first device that has one, or of cuda:0.
+  explicit OnDevice(const char* where);
+  explicit OnDevice(std::nothrow_t) noexcept;
   ~OnDevice() {
     if (entered_) leave();
   }
@@ -60,10 +64,6 @@ class OnDevice {
 
   bool entered_ = false;
 };
-
-// For what belongs to no device, pinned memory or waiting for an event, but needs a context: the
-// current device if the thread has a context, else the first that has one; cuda:0 if none has.
-Device device_in_use() noexcept;
 
 // While it lives, this thread may do what recording a graph forbids, for it says that it knows:
 // what is made stays, and not with the graph.

@@ -138,14 +138,49 @@ Limits limits(Device device, const char* where) {
   return found;
 }
 
-OnDevice::OnDevice(Device device, std::nothrow_t) noexcept {
-  int current = 0;
-  if (cudaGetDevice(&current) == cudaSuccess && current == device.index()) return;
+namespace {
+
+bool has_context() {
+  CUcontext current = nullptr;
+  return driver().complete && driver().current(&current) == CUDA_SUCCESS && current != nullptr;
+}
+
+Device first_in_use() {
+  for (int index = 0, count = driver().complete ? device_count() : 0; index < count; ++index) {
+    CUdevice device = 0;
+    unsigned flags = 0;
+    int active = 0;
+    if (driver().device(&device, index) == CUDA_SUCCESS &&
+        driver().state(device, &flags, &active) == CUDA_SUCCESS && active != 0) {
+      return Device::cuda(index);
+    }
+  }
+  return Device::cuda(0);
+}
+
+template <class Enter>
+void without_errors(Enter enter) noexcept {
   try {
-    enter(device, "");
+    enter();
   } catch (const std::exception&) {
     cudaGetLastError();
   }
+}
+
+}  // namespace
+
+OnDevice::OnDevice(Device device, std::nothrow_t) noexcept {
+  int current = 0;
+  if (cudaGetDevice(&current) == cudaSuccess && current == device.index()) return;
+  without_errors([&] { enter(device, ""); });
+}
+
+OnDevice::OnDevice(const char* where) {
+  if (!has_context()) enter(first_in_use(), where);
+}
+
+OnDevice::OnDevice(std::nothrow_t) noexcept {
+  if (!has_context()) without_errors([&] { enter(first_in_use(), ""); });
 }
 
 void OnDevice::enter(Device device, const char* where) {
@@ -167,25 +202,6 @@ void OnDevice::enter(Device device, const char* where) {
 void OnDevice::leave() noexcept {
   CUcontext left = nullptr;
   driver().pop(&left);
-}
-
-Device device_in_use() noexcept {
-  int index = 0;
-  if (!driver().complete) return Device::cuda(0);
-  CUcontext current = nullptr;
-  if (driver().current(&current) == CUDA_SUCCESS && current != nullptr) {
-    if (cudaGetDevice(&index) == cudaSuccess) return Device::cuda(index);
-  }
-  for (const int count = device_count(); index < count; ++index) {
-    CUdevice device = 0;
-    unsigned flags = 0;
-    int active = 0;
-    if (driver().device(&device, index) == CUDA_SUCCESS &&
-        driver().state(device, &flags, &active) == CUDA_SUCCESS && active != 0) {
-      return Device::cuda(index);
-    }
-  }
-  return Device::cuda(0);
 }
 
 // ---- what a kernel may ask for ------------------------------------------------------------------

@@ -22,7 +22,7 @@ void record_event(void* event, Device device, void* cuda_stream) {
 }
 
 void wait_event(void* event) {
-  const OnDevice current(device_in_use(), "Event");
+  const OnDevice current("Event");
   check(cudaEventSynchronize(static_cast<cudaEvent_t>(event)), "Event");
 }
 

@@ -49,7 +49,7 @@ void* allocate_pinned(std::int64_t bytes) {
   check_present("Tensor::pinned", Device::cuda());
   void* memory = nullptr;
   if (bytes == 0) return memory;
-  const OnDevice current(device_in_use(), "Tensor::pinned");
+  const OnDevice current("Tensor::pinned");
   if (cudaMallocHost(&memory, static_cast<std::size_t>(bytes)) != cudaSuccess) {
     cudaGetLastError();
     throw DeviceError("Tensor::pinned", "memory",
@@ -59,7 +59,7 @@ void* allocate_pinned(std::int64_t bytes) {
 }
 
 void release_pinned(void* memory) noexcept {
-  const OnDevice current(device_in_use(), std::nothrow);
+  const OnDevice current(std::nothrow);
   cudaFreeHost(memory);
 }
 

@@ -1,6 +1,9 @@
 // Writes what the fuzzers begin with: make_seeds FOLDER. A folder in it for each target.
 #include <fstream>
 #include <iterator>
+#include <sstream>
+
+#include <nlohmann/json.hpp>
 
 #include <mamba/checkpoint.hpp>
 #include <mamba/generator.hpp>
@@ -81,6 +84,11 @@ void make(Seeds& seeds) {
     for (const auto& entry : fs::directory_iterator(folder.path())) {
       seeds.write("prefix_fuzz", read_file(entry.path()));
     }
+    const mamba::Tensor ids = mamba::Tensor::from<std::int32_t>({1, 2, 3}, {3});
+    const mamba::Tensor logits =
+        mamba::Tensor::zeros({1, model.config().vocab_size}, mamba::DType::f32);
+    save(seeds.next("prefix_fuzz"), model.make_state(1), {},  // as it was written before
+         {{"prefix.ids", ids}, {"prefix.logits", logits}});
   }
   mamba::LanguageModel trained = mamba::LanguageModel::load(one.string());
   mamba::ModelWeights gradients = zero_gradients(trained.config());
@@ -92,7 +100,15 @@ void make(Seeds& seeds) {
 
   const std::string text =
       "In the beginning, e\xCC\x81 \xF0\x9F\x98\x80 \xFF<|endoftext|>it's  12\n";
-  seeds.write("tokenizer_fuzz", read_file(golden / "tokenizer" / "tokenizer.json") + nul + text);
+  const auto tokenizer = nlohmann::json::parse(read_file(golden / "tokenizer" / "tokenizer.json"));
+  std::istringstream pipelines(read_file(golden / "tokenizer" / "pipelines.txt"));
+  for (std::string line; std::getline(pipelines, line);) {
+    const std::string mark = "\\pipeline\t";
+    if (line.rfind(mark, 0) != 0) continue;
+    nlohmann::json other = tokenizer;
+    other.update(nlohmann::json::parse(line.substr(mark.size())));
+    seeds.write("tokenizer_fuzz", other.dump() + nul + text);
+  }
   seeds.write("encode_fuzz", text);
   seeds.write("text_stream_fuzz", text);
   seeds.write("serve_line_fuzz",
