@@ -238,6 +238,7 @@ TEST(Config, FieldsThatCannotBeAreNamed) {
        "attn_layer_idx: expected an empty list (this library has no attention), got a list"},
       {mamba_130m, "d_intermediate", "64",
        "d_intermediate: expected 0 (this library has no MLP layers), got 64"},
+      {mamba_130m, "hidden_act", "\"gelu\"", "hidden_act: expected silu, got \"gelu\""},
       {mamba_130m, "rms_norm", "false", "rms_norm: expected true, got false"},
   };
   for (const Wrong& wrong : wrongs) {

@@ -263,6 +263,9 @@ TEST(RlGru, SlicesAreTheSame) {
       run(dense.forward(), stream);
       run(dense.backward(), stream);
       std::vector<Tensor> wide;
+      for (Tensor* output : {&sliced.y, &sliced.before, &sliced.slopes, &sliced.dgates}) {
+        mamba::zero(*output, stream);  // they are copied before they are written
+      }
       const auto slice = [&](Tensor& tensor) {
         const std::int64_t width = tensor.dim(2);
         wide.emplace_back(tensor.shape().with(2, width + 8), DType::f32, device);

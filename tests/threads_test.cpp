@@ -70,7 +70,7 @@ void at_once(int count, const std::function<void(int)>& work) {
     threads.emplace_back([&, i] {
       --waiting;
       while (waiting > 0) std::this_thread::yield();
-      work(i);
+      EXPECT_NO_THROW(work(i));
     });
   }
   for (std::thread& thread : threads) thread.join();

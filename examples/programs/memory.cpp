@@ -1,12 +1,12 @@
 #include "memory.hpp"
 
-#include <unistd.h>
-
 #include <cstdint>
 #include <cstdio>
 #include <string>
 
 #include <mamba/error.hpp>
+
+#include "../host_memory.hpp"
 
 namespace {
 
@@ -55,8 +55,7 @@ double bytes_of_call(const mamba::ModelConfig& config, double tokens) {
 void check_memory(const char* command, const char* flag, const char* what, double bytes,
                   mamba::Device device) {
   if (device.is_cuda()) return;
-  const double there =
-      static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGE_SIZE));
+  const auto there = static_cast<double>(host_memory());
   if (bytes <= there) return;
   throw mamba::Error(command, flag, "what fits in the " + gib(there) + " of memory of this machine",
                      gib(bytes) + " for " + what);

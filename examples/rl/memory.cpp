@@ -1,14 +1,13 @@
 #include "memory.hpp"
 
-#include <unistd.h>
-
 #include "cuda.hpp"
+#include "../host_memory.hpp"
 
 namespace mamba_rl {
 
 std::int64_t memory_of(mamba::Device device) {
   if (device.is_cuda()) return cuda::memory_of(device);
-  return std::int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGE_SIZE);
+  return host_memory();
 }
 
 }  // namespace mamba_rl

@@ -155,7 +155,6 @@ ModelConfig read_hugging_face(const Fields& file, bool falcon) {
   config.tie_embeddings = file.flag_or("tie_word_embeddings", true);
   config.norm_epsilon = file.positive_or("layer_norm_epsilon", config.norm_epsilon);
   config.eos_token_ids = file.ids_or("eos_token_id", usual_end);
-  file.only("hidden_act", {"silu", "swish"}, "silu");
   return config;
 }
 
@@ -229,6 +228,7 @@ ModelConfig parse_config(const std::string& json_text, const std::string& where)
     file.refuse("model_type", "mamba or falcon_mamba", "nothing");
   }
   file.only("model_type", {"mamba", "falcon_mamba"}, "mamba or falcon_mamba");
+  file.only("hidden_act", {"silu", "swish"}, "silu");
   file.flag_or("residual_in_fp32", true);
   file.flag_or("fused_add_norm", true);
   if (!file.flag_or("rms_norm", true)) file.refuse("rms_norm", "true", "false");

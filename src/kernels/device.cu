@@ -145,15 +145,18 @@ bool has_context() {
   return driver().complete && driver().current(&current) == CUDA_SUCCESS && current != nullptr;
 }
 
+// Whether its primary context exists.
+bool is_active(Device device) {
+  CUdevice handle = 0;
+  unsigned flags = 0;
+  int active = 0;
+  return driver().complete && driver().device(&handle, device.index()) == CUDA_SUCCESS &&
+         driver().state(handle, &flags, &active) == CUDA_SUCCESS && active != 0;
+}
+
 Device first_in_use() {
-  for (int index = 0, count = driver().complete ? device_count() : 0; index < count; ++index) {
-    CUdevice device = 0;
-    unsigned flags = 0;
-    int active = 0;
-    if (driver().device(&device, index) == CUDA_SUCCESS &&
-        driver().state(device, &flags, &active) == CUDA_SUCCESS && active != 0) {
-      return Device::cuda(index);
-    }
+  for (int index = 0, count = device_count(); index < count; ++index) {
+    if (is_active(Device::cuda(index))) return Device::cuda(index);
   }
   return Device::cuda(0);
 }
@@ -186,7 +189,8 @@ OnDevice::OnDevice(std::nothrow_t) noexcept {
 void OnDevice::enter(Device device, const char* where) {
   Known& one = known(device, where);
   std::call_once(one.retained, [&] {
-    check(cudaInitDevice(device.index(), 0, 0), where);  // not made current
+    // Another thread may be recording where there is a context already.
+    if (!is_active(device)) check(cudaInitDevice(device.index(), 0, 0), where);  // not made current
     CUdevice handle = 0;
     if (!driver().complete || driver().device(&handle, device.index()) != CUDA_SUCCESS ||
         driver().retain(&one.context, handle) != CUDA_SUCCESS) {

@@ -14,6 +14,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   valid += stream.finish();
   const std::string back = tokenizer.decode(tokenizer.encode(text));
   fuzz::expect(mamba::to_nfc(back) == mamba::to_nfc(valid));
-  fuzz::expect(mamba::to_nfc(valid, 8 + size / 4) == mamba::to_nfc(valid));
+  fuzz::accepted([&] {  // marks without an end are refused
+    fuzz::expect(mamba::to_nfc(valid, 8 + size / 4) == mamba::to_nfc(valid));
+  });
   return 0;
 }

@@ -259,11 +259,11 @@ TEST_F(MambaRl, WhatCannotBeIsNamed) {
   expect_error(agents("run", {}), "--horizons");
   expect_error(agents("run", {"--horizons", "3", "3"}), "--horizons");
   expect_error(agent("run", {"--resume"}), "checkpoint");
-  for (const Arguments& large : {Arguments{"--chunk-len", "100000000"},
-                                 {"--chunk-len", "100000000", "--num-envs", "64"},
-                                 {"--num-envs", "1000000", "--width", "512"},
-                                 {"--width", "200000"},
-                                 {"--num-bits", "16", "--chunk-len", "1000000"}}) {
+  for (const Arguments& large : {Arguments{"--chunk-len", "1000000000000"},
+                                 {"--chunk-len", "1000000000000", "--num-envs", "64"},
+                                 {"--num-envs", "1000000", "--chunk-len", "1000000"},
+                                 {"--width", "20000000"},
+                                 {"--num-bits", "16", "--chunk-len", "10000000000"}}) {
     expect_error(agent("large", large), "bytes");
   }
   EXPECT_FALSE(fs::exists(file("large/checkpoint")));
