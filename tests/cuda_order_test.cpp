@@ -294,46 +294,76 @@ TEST(CudaOrder, AModelIsSavedAndIdentifiedAsTheQueuedStepLeavesIt) {
   });
 }
 
+// Calls `body` while another thread records and replays, again and again, always with one result.
+void beside_a_recorder(Device device, const std::function<void()>& body) {
+  std::atomic<bool> done{false}, ended{false};
+  std::atomic<int> recordings{0};
+  std::string problem;
+  std::thread recorder([&] {
+    try {
+      const LanguageModel model =
+          LanguageModel::random(TrainingRun::config(), 1, DType::bf16, device);
+      Stream stream(device);
+      StackState state = model.make_state(2);
+      const Tensor ids = Tensor::zeros({2, 1}, DType::i32, device);
+      Tensor logits({2, TrainingRun::vocab}, DType::f32, device);
+      const auto step = [&](Stream& on) { model.forward(ids, state, logits, on); };
+      for (int i = 0; i < 2; ++i) step(stream);
+      stream.synchronize();
+      const Bytes expected = bits(logits);
+      while (!done) {
+        state.reset(stream);
+        const Graph graph = Graph::record(stream, step);
+        graph.replay();
+        graph.replay();
+        stream.synchronize();
+        if (bits(logits) != expected) throw std::runtime_error("another result");
+        ++recordings;
+      }
+    } catch (const std::exception& error) {
+      problem = error.what();
+    }
+    ended = true;
+  });
+  while (recordings == 0 && !ended) std::this_thread::yield();
+  body();
+  done = true;
+  recorder.join();
+  EXPECT_EQ(problem, "");
+  EXPECT_GT(recordings, 0);
+}
+
 // Waiting for all streams ends nobody's recording and is itself not recorded.
 TEST(CudaOrder, OneThreadRecordsWhileAnotherCallsEveryVerb) {
   each_cuda_device([](Device device) {
-    std::atomic<bool> done{false};
-    std::atomic<int> recordings{0};
-    std::string problem;
-    std::thread recorder([&] {
-      try {
-        const LanguageModel model =
-            LanguageModel::random(TrainingRun::config(), 1, DType::bf16, device);
-        Stream stream(device);
-        StackState state = model.make_state(2);
-        const Tensor ids = Tensor::zeros({2, 1}, DType::i32, device);
-        Tensor logits({2, TrainingRun::vocab}, DType::f32, device);
-        const auto step = [&](Stream& on) { model.forward(ids, state, logits, on); };
-        for (int i = 0; i < 2; ++i) step(stream);
-        stream.synchronize();
-        const Bytes expected = bits(logits);
-        while (!done) {
-          state.reset(stream);
-          const Graph graph = Graph::record(stream, step);
-          graph.replay();
-          graph.replay();
-          stream.synchronize();
-          if (bits(logits) != expected) throw std::runtime_error("another result");
-          ++recordings;
-        }
-      } catch (const std::exception& error) {
-        problem = error.what();
+    beside_a_recorder(device, [&] {
+      for (const Verb& verb : verbs()) {
+        SCOPED_TRACE(verb.name);
+        Scene scene(device);
+        EXPECT_NO_THROW(verb.call(scene));
       }
     });
-    for (const Verb& verb : verbs()) {
-      SCOPED_TRACE(verb.name);
-      Scene scene(device);
-      EXPECT_NO_THROW(verb.call(scene));
-    }
-    done = true;
-    recorder.join();
-    EXPECT_EQ(problem, "");
-    EXPECT_GT(recordings, 0);
+  });
+}
+
+// Nor does the end of a stream, with all that it kept for its products.
+TEST(CudaOrder, OneThreadRecordsWhileStreamsComeAndGo) {
+  each_cuda_device([](Device device) {
+    Random random(6);
+    const Tensor x = random.normal_tensor({300, 768}, DType::bf16).to(device);
+    const Tensor weight = random.normal_tensor({80, 768}, DType::bf16).to(device);
+    beside_a_recorder(device, [&] {
+      for (int i = 0; i < 300; ++i) {
+        Tensor y({300, 80}, DType::f32, device);
+        Stream stream(device);
+        Matmul op;
+        op.x = x;
+        op.weight = weight;
+        op.y = y;
+        run(op, stream);
+        stream.synchronize();
+      }
+    });
   });
 }
 

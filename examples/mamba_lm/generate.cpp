@@ -261,9 +261,8 @@ int generate(GenerateFlags& flags) {
   catch_interrupts();
   const mamba::LanguageModel model = flags.model.load("generate");
   const std::optional<mamba::Tokenizer> tokenizer = tokenizer_of(flags, model);
-  const Ids prompt =
-      flags.prompt.read(tokenizer ? &*tokenizer : nullptr, model.config().vocab_size,
-                        !flags.resume.empty());
+  const Ids prompt = flags.prompt.read(tokenizer ? &*tokenizer : nullptr, model.config().vocab_size,
+                                       !flags.resume.empty());
   mamba::Stream stream = flags.model.stream();
   mamba::Generator generator = make_generator(flags, model, stream);
 

@@ -101,8 +101,8 @@ void PromptFlags::load() {
   }
 }
 
-std::vector<std::int32_t> PromptFlags::read(const mamba::Tokenizer* tokenizer,
-                                            std::int64_t vocab, bool goes_on) const {
+std::vector<std::int32_t> PromptFlags::read(const mamba::Tokenizer* tokenizer, std::int64_t vocab,
+                                            bool goes_on) const {
   if (is_text()) return tokenizer->encode(loaded_, !goes_on);
   if (!ids_) return {};
   const std::vector<std::int32_t> ids = parse_ids(loaded_);

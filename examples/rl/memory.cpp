@@ -1,7 +1,7 @@
 #include "memory.hpp"
 
-#include "cuda.hpp"
 #include "../host_memory.hpp"
+#include "cuda.hpp"
 
 namespace mamba_rl {
 

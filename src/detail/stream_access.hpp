@@ -39,7 +39,7 @@ struct StreamAccess {
   // What a call without a stream does for an operand: synchronize() for its device, or for all
   // devices where it is pinned host memory, to which they copy.
   static void wait_for(const ConstTensorView& operand);
-  // A place for the matrix product's handle and plans, kept as long as the stream.
+  // A place for the matrix product's algorithms, kept as long as the stream.
   static std::shared_ptr<void>& matmul(Stream& stream);
   // At least `count` i32 for what the blocks of one kernel hand each other, kept as long as the
   // stream. Zeros at first; then what the kernel before has left there.

@@ -1,5 +1,7 @@
 // The Matmul on CUDA: which of the four ways, and the one through cuBLASLt.
+#include <mutex>
 #include <unordered_map>
+#include <vector>
 
 #include "detail/stream_access.hpp"
 #include "detail/visit.hpp"
@@ -63,19 +65,25 @@ Algorithm choose(cublasLtHandle_t handle, const Product& product, const void* bi
   return algorithm;
 }
 
-// What a stream keeps: the handle, and one algorithm for each key ever asked for.
+// One for each device, which any thread may use. None is ever destroyed: that waits for all of the
+// device, and so ends what another thread is recording with an error.
+cublasLtHandle_t handle_of(Device device) {
+  struct One {
+    std::once_flag made;
+    cublasLtHandle_t handle = nullptr;
+  };
+  static auto& all = *new std::vector<One>(static_cast<std::size_t>(device_count()));
+  One& one = all.at(static_cast<std::size_t>(device.index()));
+  std::call_once(one.made, [&] { check_blas(cublasLtCreate(&one.handle)); });
+  return one.handle;
+}
+
+// What a stream keeps: one algorithm for each key ever asked for.
 struct BlasLt {
-  Device device;
-  cublasLtHandle_t handle = nullptr;
+  cublasLtHandle_t handle;
   std::unordered_map<Key, Algorithm, KeyHash> algorithms;
 
-  explicit BlasLt(Device device_) : device(device_) { check_blas(cublasLtCreate(&handle)); }
-  ~BlasLt() {
-    const OnDevice current(device, std::nothrow);
-    cublasLtDestroy(handle);
-  }
-  BlasLt(const BlasLt&) = delete;
-  BlasLt& operator=(const BlasLt&) = delete;
+  explicit BlasLt(Device device) : handle(handle_of(device)) {}
 
   static BlasLt& of(Stream& stream) {
     std::shared_ptr<void>& slot = StreamAccess::matmul(stream);
@@ -110,7 +118,7 @@ ConstTensorView even_rows(const ConstTensorView& view, Scratch& scratch, Stream&
 bool blaslt(Matmul op, Stream& stream) {
   // Its epilogue rounds between the bias and what is there already.
   if (op.bias && op.accumulate && op.y.dtype() != DType::f32) return false;
-  const AllocationsInCapture allowed;  // a stream's first product makes a handle and scratch memory
+  const AllocationsInCapture allowed;  // a first product makes a handle and scratch memory
   BlasLt& blas = BlasLt::of(stream);
   Scratch scratch(stream);
   if (op.transpose_x) {  // sums over all rows
