@@ -22,6 +22,7 @@ namespace {
 
 using testing::bits;
 using testing::each_cuda_device;
+using testing::Random;
 using testing::TemporaryFolder;
 using testing::TrainingRun;
 
