@@ -1,6 +1,7 @@
 #include "flags.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 
 #include "../programs/model_flags.hpp"
@@ -53,7 +54,8 @@ void add_flags(CLI::App& app, Flags& flags) {
                  "Steps that a fresh controller remembers (default: ten horizons)")
       ->check(positive);
   app.add_option("--rate", flags.rate, "Learning rate")->check(positive);
-  app.add_option("--entropy", t.ppo.entropy_weight, "Its weight in the loss");
+  app.add_option("--entropy", t.ppo.entropy_weight, "Its weight in the loss")
+      ->check(number("a finite number", [](double value) { return std::isfinite(value); }));
   app.add_option("--epochs", t.ppo.epochs)->check(positive);
   app.add_option("--minibatches", t.ppo.minibatches)->check(positive);
   app.add_option("--eval-every", flags.run.evaluate_every, "Updates")->check(positive);

@@ -253,6 +253,7 @@ TEST_F(MambaRl, WhatCannotBeIsNamed) {
   expect_error(agent("run", {"--num-bits", "17"}), "--num-bits");
   expect_error(agent("run", {"--num-envs", "0"}), "--num-envs: expected a number above 0, got 0");
   expect_error(agent("run", {"--controller", "lstm"}), "--controller");
+  expect_error(agent("run", {"--entropy", "nan"}), "--entropy: expected a finite number, got nan");
   expect_error(agent("run", {"--memory", "5"}), "memory: expected 10 steps or more");
   expect_error(agent("run", {"--jobs", "2"}), "--jobs");
   expect_error(run({"--out", file("run")}, place_of(MAMBA_RL)), "--horizon");
