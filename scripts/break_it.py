@@ -19,63 +19,63 @@ COPY = ROOT / "build/broken"
 # name: (file, what stands there, what is planted, the tests that must see it)
 BREAKS = {
     "scan forgets faster": (
-        "src/host/ops/selective_scan.cpp", "h = hn::MulAdd(decay, h,",
+        "src/host/ops/scan/selective_scan.cpp", "h = hn::MulAdd(decay, h,",
         "h = hn::MulAdd(hn::Mul(decay, hn::Set(d, 0.9999f)), h,", "SelectiveScan*"),
     "scan ignores resets": (
-        "src/host/ops/selective_scan.cpp", "if (resets.at(t)) panel_.clear(h_, channels_);", "", "SelectiveScan*"),
+        "src/host/ops/scan/selective_scan.cpp", "if (resets.at(t)) panel_.clear(h_, channels_);", "", "SelectiveScan*"),
     "scan writes the row it read": (
-        "src/host/ops/selective_scan.cpp", "float* final_state = op_.final_state.data<float>() + rows_.write(b_)",
+        "src/host/ops/scan/selective_scan.cpp", "float* final_state = op_.final_state.data<float>() + rows_.write(b_)",
         "float* final_state = op_.final_state.data<float>() + rows_.read(b_)", "SelectiveScan*:LayerTest*"),
     "scan has no log1p": (
         "src/host/ops/vector_math-inl.h", "hn::Set(d, -0x1.ffffd2p-2f)", "hn::Set(d, -0x1.fff0p-2f)",
         "SelectiveScan*:VectorMath*"),
     "conv looks one step across a reset": (
-        "src/host/ops/causal_conv.cpp", "if (t < start_) return zeros_;", "if (t < start_ - 1) return zeros_;",
+        "src/host/ops/conv/causal_conv.cpp", "if (t < start_) return zeros_;", "if (t < start_ - 1) return zeros_;",
         "CausalConv*"),
     "conv state newest first": (
-        "src/host/ops/causal_conv.cpp", "to[c * past_ + k] = x[c];", "to[c * past_ + past_ - 1 - k] = x[c];",
+        "src/host/ops/conv/causal_conv.cpp", "to[c * past_ + k] = x[c];", "to[c * past_ + past_ - 1 - k] = x[c];",
         "CausalConv*"),
     "product without its bias": (
-        "src/host/ops/matmul.cpp", "op.bias ? at(op.bias, first) : nullptr", "nullptr", "Matmul*"),
+        "src/host/ops/matmul/matmul.cpp", "op.bias ? at(op.bias, first) : nullptr", "nullptr", "Matmul*"),
     "product drops the last inputs": (
-        "src/host/ops/gemv.cpp", "if (i + lanes <= gemv.in) {\n    add(even", "if (false) {\n    add(even", "Matmul*"),
+        "src/host/ops/matmul/gemv.cpp", "if (i + lanes <= gemv.in) {\n    add(even", "if (false) {\n    add(even", "Matmul*"),
     "norm without epsilon": (
-        "src/host/ops/add_rms_norm.cpp", "mean + op.epsilon", "mean", "AddRmsNorm*"),
+        "src/host/ops/norm/add_rms_norm.cpp", "mean + op.epsilon", "mean", "AddRmsNorm*"),
     "embedding lets the first id too many in": (
-        "src/host/ops/embedding.cpp", "id >= vocab", "id > vocab", "Embedding*"),
+        "src/host/ops/memory/embedding.cpp", "id >= vocab", "id > vocab", "Embedding*"),
     "penalty the wrong way round": (
-        "src/host/ops/sample.cpp", "hn::IfThenElse(hn::Gt(v, hn::Zero(d)),", "hn::IfThenElse(hn::Lt(v, hn::Zero(d)),",
+        "src/host/ops/sample/sample.cpp", "hn::IfThenElse(hn::Gt(v, hn::Zero(d)),", "hn::IfThenElse(hn::Lt(v, hn::Zero(d)),",
         "Sample*"),
     "top_p keeps one more": (
-        "src/host/ops/sample.cpp", "if (above >= target) return false;", "if (above > target) return false;", "Sample*"),
+        "src/host/ops/sample/sample.cpp", "if (above >= target) return false;", "if (above > target) return false;", "Sample*"),
     "reset of a mask leaves the conv state": (
-        "src/host/state.cpp", "for (Tensor* tensor : {&conv, &ssm}) {", "for (Tensor* tensor : {&ssm}) {", "StateTest*"),
+        "src/host/model/state.cpp", "for (Tensor* tensor : {&conv, &ssm}) {", "for (Tensor* tensor : {&ssm}) {", "StateTest*"),
     "scatter takes its rows for the source's": (
-        "src/host/state.cpp", "op.to_rows = rows;", "op.from_rows = rows;", "StateTest*"),
+        "src/host/model/state.cpp", "op.to_rows = rows;", "op.from_rows = rows;", "StateTest*"),
     "a call in more pieces than are counted": (
-        "src/host/team.cpp", "const int pieces = std::min(parts, Place::most_pieces);", "const int pieces = parts;",
+        "src/host/core/team.cpp", "const int pieces = std::min(parts, Place::most_pieces);", "const int pieces = parts;",
         "TeamThreads.AnyNumber*"),
     "each stream starts threads of its own": (
-        "src/host/team.cpp", "std::max<std::int64_t>(helpers, std::min(lent_ + helpers, cores - 1))", "lent_ + helpers",
+        "src/host/core/team.cpp", "std::max<std::int64_t>(helpers, std::min(lent_ + helpers, cores - 1))", "lent_ + helpers",
         "TeamThreads.Streams*"),
     "a generator runs on the stream of the thread that made it": (
-        "src/host/generator_pool.cpp", "stream(given == nullptr ? own.get() : given),",
+        "src/host/generate/generator_pool.cpp", "stream(given == nullptr ? own.get() : given),",
         "stream(given == nullptr ? &default_stream(of.device()) : given),", "*Thread*"),
     "a stack takes any row map": (
-        "src/host/stack.cpp", "  check_rows(where, options.rows, x.dim(0), state.batch(), stream);\n", "", "*RowMap*"),
+        "src/host/model/stack.cpp", "  check_rows(where, options.rows, x.dim(0), state.batch(), stream);\n", "", "*RowMap*"),
     "a row may be read that another batch row writes": (
-        "src/host/row_map.cpp", "if (written.has(read[b]) && write[b] != read[b]) add_wrong(read[b]);", "", "*RowMap*"),
+        "src/host/core/row_map.cpp", "if (written.has(read[b]) && write[b] != read[b]) add_wrong(read[b]);", "", "*RowMap*"),
     "a stack's layers differ after a refused copy": (
-        "src/host/state.cpp", "    check_same(\"StackState::copy_from\", other.layers[i], layers[i]);\n", "", "StateTest*"),
+        "src/host/model/state.cpp", "    check_same(\"StackState::copy_from\", other.layers[i], layers[i]);\n", "", "StateTest*"),
     "a state of another model is taken": (
-        "src/host/generator_file.cpp", "metadata.fingerprint != fingerprint", "metadata.fingerprint.empty()",
+        "src/host/generate/generator_file.cpp", "metadata.fingerprint != fingerprint", "metadata.fingerprint.empty()",
         "Generator*"),
     "a surplus tensor is ignored": (
-        "src/host/model_files.cpp", "checkpoint.check_all_used(used);", "", "BadFolder*"),
+        "src/host/files/model_files.cpp", "checkpoint.check_all_used(used);", "", "BadFolder*"),
     "random weights are not divided by the depth": (
-        "src/host/weights.cpp", "fan_in(c.d_inner) * fan_in(n_layer)", "fan_in(c.d_inner) * fan_in(n_layer > 0 ? 1 : 2)", "LayerInit*"),
+        "src/host/model/weights.cpp", "fan_in(c.d_inner) * fan_in(n_layer)", "fan_in(c.d_inner) * fan_in(n_layer > 0 ? 1 : 2)", "LayerInit*"),
     "a step state is one step late": (
-        "src/host/state.cpp", "all.view().steps(t, 1)", "all.view().steps(t > 0 ? t - 1 : t, 1)", "LayerTest*"),
+        "src/host/model/state.cpp", "all.view().steps(t, 1)", "all.view().steps(t > 0 ? t - 1 : t, 1)", "LayerTest*"),
     "pieces of a prompt share the first piece's resets": (
         "include/mamba/language_model.hpp", "options.reset.columns(first, count)", "options.reset.columns(0, count)",
         "LanguageModel*"),
@@ -84,7 +84,7 @@ BREAKS = {
     "a norm does not go on from the sum before it": (
         "include/mamba/stack.hpp", "norm.residual = norm.sum;", "", "NormMatmulConv*:*Golden*"),
     "a sum that goes elsewhere is left in the residual too": (
-        "src/host/ops/add_rms_norm.cpp", "op.sum ? op.sum : op.x ? op.residual : TensorView()", "op.x ? op.residual : op.sum",
+        "src/host/ops/norm/add_rms_norm.cpp", "op.sum ? op.sum : op.x ? op.residual : TensorView()", "op.x ? op.residual : op.sum",
         "AddRmsNorm*"),
     "B and C change places": (
         "include/mamba/layer.hpp", "scan.B = a.selection.columns(c.dt_rank, c.d_state);\n"
@@ -92,199 +92,199 @@ BREAKS = {
         "scan.C = a.selection.columns(c.dt_rank, c.d_state);\n"
         "  scan.B = a.selection.columns(c.dt_rank + c.d_state, c.d_state);", "LayerTest*:*Golden*"),
     "a gradient crosses a reset of the scan": (
-        "src/host/ops/selective_scan_grad.cpp", "if (resets.at(t)) panel_.clear(dh_, channels_);", "",
+        "src/host/ops/scan/selective_scan_grad.cpp", "if (resets.at(t)) panel_.clear(dh_, channels_);", "",
         "SelectiveScanGrad*"),
     "the scan's gradient forgets faster": (
-        "src/host/ops/scan_grad_block-inl.h", "carry[k] = hn::Mul(hn::Load(d_, decay_ + at), dh);",
+        "src/host/ops/scan/scan_grad_block-inl.h", "carry[k] = hn::Mul(hn::Load(d_, decay_ + at), dh);",
         "carry[k] = hn::Mul(hn::Mul(hn::Load(d_, decay_ + at), dh), hn::Set(d_, 0.99999f));", "SelectiveScanGrad*"),
     "a segment after a reset starts from the chunk's state": (
-        "src/host/ops/selective_scan_grad.cpp", "segment(chunk, t, end - t, resets.at(t));",
+        "src/host/ops/scan/selective_scan_grad.cpp", "segment(chunk, t, end - t, resets.at(t));",
         "segment(chunk, t, end - t, false);", "SelectiveScanGrad*"),
     "the conv's final gradient crosses a reset": (
-        "src/host/ops/causal_conv_grad.cpp", "limit_ == time_ && t >= time_ - past_", "t >= time_ - past_",
+        "src/host/ops/conv/causal_conv_grad.cpp", "limit_ == time_ && t >= time_ - past_", "t >= time_ - past_",
         "CausalConvGrad*"),
     "a gradient crosses a reset of the conv": (
-        "src/host/ops/causal_conv_grad.cpp", "output < limit_", "output < time_", "CausalConvGrad*"),
+        "src/host/ops/conv/causal_conv_grad.cpp", "output < limit_", "output < time_", "CausalConvGrad*"),
     "the norm's gradient pulls too hard": (
-        "src/host/ops/layer_norm.cpp", "sum_of(product) / n * scale * scale", "sum_of(product) / n * scale",
+        "src/host/ops/norm/layer_norm.cpp", "sum_of(product) / n * scale * scale", "sum_of(product) / n * scale",
         "AddRmsNormGrad*"),
     "a product keeps its last block alone": (
-        "src/host/ops/matmul.cpp", "op.accumulate || k > 0", "op.accumulate", "MatmulTransposed*"),
+        "src/host/ops/matmul/matmul.cpp", "op.accumulate || k > 0", "op.accumulate", "MatmulTransposed*"),
     "the target's logit is not raised": (
-        "src/host/ops/cross_entropy.cpp", "op.scale * (p - 1)", "op.scale * p", "CrossEntropy*"),
+        "src/host/ops/train/cross_entropy.cpp", "op.scale * (p - 1)", "op.scale * p", "CrossEntropy*"),
     "the second moment is not corrected": (
-        "src/host/ops/adamw.cpp", "std::sqrt(v[i] * constants.v_correction)", "std::sqrt(v[i])", "AdamWStep*"),
+        "src/host/ops/train/adamw.cpp", "std::sqrt(v[i] * constants.v_correction)", "std::sqrt(v[i])", "AdamWStep*"),
     "the norm is clipped with its loss scale": (
-        "src/host/ops/adamw.cpp", "op.max_norm * op.loss_scale", "op.max_norm", "AdamWStep*"),
+        "src/host/ops/train/adamw.cpp", "op.max_norm * op.loss_scale", "op.max_norm", "AdamWStep*"),
     "a step that overflowed counts": (
-        "src/host/optimizer.cpp", "if (!std::isfinite(squares) && std::exchange(last_counts_, false)) --steps_;", "", "LossScale*"),
+        "src/host/model/optimizer.cpp", "if (!std::isfinite(squares) && std::exchange(last_counts_, false)) --steps_;", "", "LossScale*"),
     "what followed from a failure hides it": (
         "src/detail/meeting.hpp", "    if (first_) return;\n", "", "Meeting*"),
     "text is not normalised": (
-        "src/host/tokenizer.cpp", "tables_->nfc ? to_nfc(std::string(piece)) : std::string(piece)", "std::string(piece)",
+        "src/host/text/tokenizer.cpp", "tables_->nfc ? to_nfc(std::string(piece)) : std::string(piece)", "std::string(piece)",
         "Tokenizer*"),
     "a word takes all blanks before it": (
-        "src/host/words.cpp", "return last == 0 ? end : last;", "return end;", "Tokenizer*"),
+        "src/host/text/words.cpp", "return last == 0 ? end : last;", "return end;", "Tokenizer*"),
     "merges go from right to left among equals": (
-        "src/host/bpe.cpp", ": a.left > b.left;", ": a.left < b.left;", "Tokenizer*"),
+        "src/host/text/bpe.cpp", ": a.left > b.left;", ": a.left < b.left;", "Tokenizer*"),
     "the shortest added token is found first": (
-        "src/host/added_tokens.cpp", "ends(begin, length + 1) ? begin : nodes_[index(child.shorter)].token",
+        "src/host/text/added_tokens.cpp", "ends(begin, length + 1) ? begin : nodes_[index(child.shorter)].token",
         "nodes_[index(child.shorter)].token >= 0 || !ends(begin, length + 1) ? nodes_[index(child.shorter)].token : begin",
         "Tokenizer*"),
     "three digits are cut before bytes are characters": (
-        "src/host/pre_tokenizer.cpp", "if (step.into_alphabet && !last) write_in_alphabet();", "", "TokenizerFile*"),
+        "src/host/text/pre_tokenizer.cpp", "if (step.into_alphabet && !last) write_in_alphabet();", "", "TokenizerFile*"),
     "a match of several is joined to the part before it": (
-        "src/host/pre_tokenizer.cpp", "return match && !previous;", "return match;", "TokenizerFile*"),
+        "src/host/text/pre_tokenizer.cpp", "return match && !previous;", "return match;", "TokenizerFile*"),
     "a match is joined to the match after it": (
-        "src/host/pre_tokenizer.cpp", "part->match && !next", "part->match", "TokenizerFile*"),
+        "src/host/text/pre_tokenizer.cpp", "part->match && !next", "part->match", "TokenizerFile*"),
     "a line of a regular expression ends with the text alone": (
-        "src/host/regular_expression_translate.cpp", "(?:(?=\\\\n)|(?<!\\\\n)\\\\z)", "(?:\\\\z)", "TokenizerFile*"),
+        "src/host/text/regular_expression_translate.cpp", "(?:(?=\\\\n)|(?<!\\\\n)\\\\z)", "(?:\\\\z)", "TokenizerFile*"),
     "a regular expression may take forever": (
-        "src/host/regular_expression.cpp", "->take_one() ? 1 : 0", "->take_one() ? 1 : 1", "TokenizerFile*Long*"),
+        "src/host/text/regular_expression.cpp", "->take_one() ? 1 : 0", "->take_one() ? 1 : 1", "TokenizerFile*Long*"),
     "special tokens are put in front of every text": (
-        "src/host/tokenizer.cpp", "if (special_tokens) ids = tables_->before;", "ids = tables_->before;", "TokenizerFile*"),
+        "src/host/text/tokenizer.cpp", "if (special_tokens) ids = tables_->before;", "ids = tables_->before;", "TokenizerFile*"),
     "a word that is a token is merged all the same": (
-        "src/host/bpe.cpp", "if (tables.ignore_merges) {", "if (false) {", "TokenizerFile*"),
+        "src/host/text/bpe.cpp", "if (tables.ignore_merges) {", "if (false) {", "TokenizerFile*"),
     "long runs of marks are not put in order first": (
-        "src/host/nfc.cpp", "marks.count() > many", "false", "HostileFiles.*Marks*"),
+        "src/host/text/nfc.cpp", "marks.count() > many", "false", "HostileFiles.*Marks*"),
     "a batch reads its first row's prompt on": (
-        "src/host/generator.cpp", "if (texts[i]->size() > done) continue;", "if (texts[0]->size() > done) continue;",
+        "src/host/generate/generator.cpp", "if (texts[i]->size() > done) continue;", "if (texts[0]->size() > done) continue;",
         "GeneratorPool*"),
     "rows with a gap are taken for adjacent": (
-        "src/host/generator_step.cpp", "result.leading = rows.back() + 1 == result.count;", "result.leading = true;",
+        "src/host/generate/generator_step.cpp", "result.leading = rows.back() + 1 == result.count;", "result.leading = true;",
         "GeneratorPool*"),
     "a token chosen too much is not taken back": (
-        "src/host/generator.cpp", "if (token >= 0) slots.unchoose(member.slot().row, token, member.options_);", "",
+        "src/host/generate/generator.cpp", "if (token >= 0) slots.unchoose(member.slot().row, token, member.options_);", "",
         "GeneratorPool*"),
     "every row chooses as the first does": (
-        "src/host/ops/sample.cpp", "values ? values.data<float>()[b] : otherwise", "values ? values.data<float>()[0] : otherwise",
+        "src/host/ops/sample/sample.cpp", "values ? values.data<float>()[b] : otherwise", "values ? values.data<float>()[0] : otherwise",
         "Sample*"),
     "a fork keeps the trunk's random numbers": (
-        "src/host/generator.cpp", "options.seed = std::uint64_t{words[0]} << 32 | words[1];", "", "GeneratorPool*"),
+        "src/host/generate/generator.cpp", "options.seed = std::uint64_t{words[0]} << 32 | words[1];", "", "GeneratorPool*"),
     "a row keeps what its last owner left": (
-        "src/host/generator_pool.cpp", "{ zero(mine, *slots->stream); }", "{ (void)mine; }", "GeneratorPool*"),
+        "src/host/generate/generator_pool.cpp", "{ zero(mine, *slots->stream); }", "{ (void)mine; }", "GeneratorPool*"),
     "half a character is not saved": (
-        "src/host/generator_file.cpp", "sampling.held = held();", "", "GeneratorPool*"),
+        "src/host/generate/generator_file.cpp", "sampling.held = held();", "", "GeneratorPool*"),
     "a refused proposal is replaced from the target's own odds": (
-        "src/host/speculative.cpp", "if (left > 0) odds = std::move(rest);", "", "Speculation*"),
+        "src/host/generate/speculative.cpp", "if (left > 0) odds = std::move(rest);", "", "Speculation*"),
     "the state goes back one token too far": (
-        "src/host/speculative.cpp", "steps_.restore(taken - 1, target_", "steps_.restore(taken > 1 ? taken - 2 : 0, target_",
+        "src/host/generate/speculative.cpp", "steps_.restore(taken - 1, target_", "steps_.restore(taken > 1 ? taken - 2 : 0, target_",
         "Speculation*"),
     "a known state is believed without its hash": (
-        "src/host/known_prefix.cpp", "  check_seal(\"StateCache\", file, saved);\n", "", "StateCache*"),
+        "src/host/generate/known_prefix.cpp", "  check_seal(\"StateCache\", file, saved);\n", "", "StateCache*"),
     "the cache throws out what was used last": (
-        "src/host/state_cache.cpp", "for (auto entry = list.end(); entry != list.begin();) {\n      --entry;\n"
+        "src/host/generate/state_cache.cpp", "for (auto entry = list.end(); entry != list.begin();) {\n      --entry;\n"
         "      if (entry->proven == of_proven) return entry;",
         "for (auto entry = list.begin(); entry != list.end(); ++entry) {\n      if (entry->proven == of_proven) return entry;",
         "StateCache*"),
     "a long prompt pushes out what others share": (
-        "src/host/state_cache.cpp", "if (entry->proven == of_proven) return entry;", "return entry;", "StateCache*"),
+        "src/host/generate/state_cache.cpp", "if (entry->proven == of_proven) return entry;", "return entry;", "StateCache*"),
     "a long prompt pushes out its own beginning": (
-        "src/host/state_cache.cpp", "before = std::next(parent->second);", "before = list.begin();", "StateCache*"),
+        "src/host/generate/state_cache.cpp", "before = std::next(parent->second);", "before = list.begin();", "StateCache*"),
     "a known state of another text is believed": (
-        "src/host/known_prefix.cpp", "XXH128_isEqual(proof, proof_of(ids.data(), length, salt)) != 0;", "true;", "KnownPrefix*"),
+        "src/host/generate/known_prefix.cpp", "XXH128_isEqual(proof, proof_of(ids.data(), length, salt)) != 0;", "true;", "KnownPrefix*"),
     "a stop string is seen only at the end of a token": (
-        "src/host/generator_text.cpp", "if (at == std::string::npos) continue;",
+        "src/host/generate/generator_text.cpp", "if (at == std::string::npos) continue;",
         "if (at == std::string::npos || at + stop.size() != text.size()) continue;", "StopString*"),
     "text behind a stop string is given out": (
-        "src/host/generator_text.cpp", "after_stop_ + last.substr(0, end);", "after_stop_ + last;", "StopString*"),
+        "src/host/generate/generator_text.cpp", "after_stop_ + last.substr(0, end);", "after_stop_ + last;", "StopString*"),
     "text behind a stop string is lost with the process": (
-        "src/host/generator_file.cpp", "generator.after_stop_ = sampling.after_stop;", "", "StopString*"),
+        "src/host/generate/generator_file.cpp", "generator.after_stop_ = sampling.after_stop;", "", "StopString*"),
     "a stop string ends a text twice": (
-        "src/host/generator_text.cpp", "before >= stop.size() ? before - stop.size() + 1 : 0;", "0;", "StopString*"),
+        "src/host/generate/generator_text.cpp", "before >= stop.size() ? before - stop.size() + 1 : 0;", "0;", "StopString*"),
     "a file that is being written is taken for one that was left": (
-        "src/host/atomic_file.cpp", "S_ISREG(found.st_mode) && lock(file, LOCK_EX | LOCK_NB)", "S_ISREG(found.st_mode)",
+        "src/host/files/atomic_file.cpp", "S_ISREG(found.st_mode) && lock(file, LOCK_EX | LOCK_NB)", "S_ISREG(found.st_mode)",
         "AtomicFile*"),
     "a replaced file gets the mode of a new one": (
-        "src/host/atomic_file.cpp", "if (mode >= 0) static_cast<void>(fchmod(file_, static_cast<mode_t>(mode)) == 0);", "",
+        "src/host/files/atomic_file.cpp", "if (mode >= 0) static_cast<void>(fchmod(file_, static_cast<mode_t>(mode)) == 0);", "",
         "AtomicFile*"),
     "memory agents are told one step late that an episode begins": (
-        "examples/rl/environments.cpp", "states[b].step == 0", "states[b].step == 1", "RlEnvironments*"),
+        "examples/rl/env/environments.cpp", "states[b].step == 0", "states[b].step == 1", "RlEnvironments*"),
     "an advantage passes the end of its episode": (
-        "examples/rl/ppo_scalar.hpp", "ended ? 0.0f : gamma", "false ? 0.0f : gamma", "RlAdvantages*"),
+        "examples/rl/ppo/ppo_scalar.hpp", "ended ? 0.0f : gamma", "false ? 0.0f : gamma", "RlAdvantages*"),
     "advantages are normalised over steps that decide nothing": (
-        "examples/rl/ppo.cpp", "    if (!decides) return;\n", "", "RlNormaliseAdvantages*"),
+        "examples/rl/ppo/ppo.cpp", "    if (!decides) return;\n", "", "RlNormaliseAdvantages*"),
     "the policy's ratio is not clipped": (
-        "examples/rl/ppo_scalar.hpp", "ratio < 1 - clip ? 1 - clip : ratio > 1 + clip ? 1 + clip : ratio", "ratio",
+        "examples/rl/ppo/ppo_scalar.hpp", "ratio < 1 - clip ? 1 - clip : ratio > 1 + clip ? 1 + clip : ratio", "ratio",
         "RlPpoLoss*"),
     "a GRU's weights of n learn from the wrong gate": (
-        "examples/rl/gru.cpp", "of(3 * hidden, 2 * hidden, hidden);", "of(2 * hidden, 2 * hidden, hidden);", "RlGru*"),
+        "examples/rl/gru/gru.cpp", "of(3 * hidden, 2 * hidden, hidden);", "of(2 * hidden, 2 * hidden, hidden);", "RlGru*"),
     "a GRU's gradient passes a reset": (
-        "examples/rl/gru.cpp", "if (begins(op.reset, b, t)) std::fill_n(at<float>(dh, b, 0), hidden, 0.0f);", "",
+        "examples/rl/gru/gru.cpp", "if (begins(op.reset, b, t)) std::fill_n(at<float>(dh, b, 0), hidden, 0.0f);", "",
         "RlGru*"),
     "no gradient from one chunk to the next": (
-        "examples/rl/learn.cpp", "options_.across_chunks ? &dstate : nullptr", "nullptr",
+        "examples/rl/ppo/learn.cpp", "options_.across_chunks ? &dstate : nullptr", "nullptr",
         "RlTrainer.GradientsAcrossChunks*"),
     "a rollout keeps the state after its chunk": (
-        "examples/rl/rollout.cpp", "    initial.copy_from(state, stream);\n    chunk(first);\n",
+        "examples/rl/rollout/rollout.cpp", "    initial.copy_from(state, stream);\n    chunk(first);\n",
         "    chunk(first);\n    initial.copy_from(state, stream);\n", "RlCollect*"),
     "a checkpoint forgets where the curriculum is": (
-        "examples/rl/trainer.cpp", "saved.positions = {progress_.updates, delay(),",
+        "examples/rl/ppo/trainer.cpp", "saved.positions = {progress_.updates, delay(),",
         "saved.positions = {progress_.updates, 3,", "RlTrainer.GoesOnToTheBit"),
     "a generation file is believed without its hash": (
-        "src/host/generator_file.cpp", "  check_seal(where, path, saved);\n", "", "GeneratorFile*"),
+        "src/host/generate/generator_file.cpp", "  check_seal(where, path, saved);\n", "", "GeneratorFile*"),
     "a hash leaves out the ssm states": (
-        "src/host/content_hash.cpp", "    add(hash, \"ssm\", layer.ssm);\n", "", "GeneratorFile*:StateCache*"),
+        "src/host/files/content_hash.cpp", "    add(hash, \"ssm\", layer.ssm);\n", "", "GeneratorFile*:StateCache*"),
     "a generation goes on from nothing on another device": (
-        "src/host/generator_file.cpp", "generator.put(state, device_logits);",
+        "src/host/generate/generator_file.cpp", "generator.put(state, device_logits);",
         "copy(device_logits, generator.slot().logits(), generator.stream());", "*AGenerationSavedOnOneDevice*"),
     "every proposal is accepted": (
-        "src/host/speculative.cpp", "if (at == proposals.size() || proposals[at] != best) break;",
+        "src/host/generate/speculative.cpp", "if (at == proposals.size() || proposals[at] != best) break;",
         "if (at == proposals.size()) break;\n      result.back() = proposals[at];", "*GreedyTokensIn16Bits*"),
     "speculation goes on after the end of text": (
-        "src/host/speculative.cpp", "      ended = reason || static_cast",
+        "src/host/generate/speculative.cpp", "      ended = reason || static_cast",
         "      ended = (reason && *reason != StopReason::eos) || static_cast", "*EndOfTextEndsIt*"),
     "device memory is lost to a cache on the CPU": (
-        "src/host/state_cache.cpp", "      limits[on_host] += std::min(limits[on_device], INT64_MAX - limits[on_host]);\n",
+        "src/host/generate/state_cache.cpp", "      limits[on_host] += std::min(limits[on_device], INT64_MAX - limits[on_host]);\n",
         "", "StateCache*"),
     "training forgets no episode": (
-        "examples/rl/learn.cpp", "part(observations), state, part(reset),", "part(observations), state, {},",
+        "examples/rl/ppo/learn.cpp", "part(observations), state, part(reset),", "part(observations), state, {},",
         "RlTrainer.TrainsThePolicyThatActed"),
     "no layer is added to what it reads": (
-        "examples/rl/ppo.cpp", "y[c] += x[c];", "y[c] += 0 * x[c];", "RlController.Adds*:RlAgent*"),
+        "examples/rl/ppo/ppo.cpp", "y[c] += x[c];", "y[c] += 0 * x[c];", "RlController.Adds*:RlAgent*"),
     "no gradient past the last layer": (
-        "examples/rl/mamba_controller.cpp", "    residual.y = dx;\n    run(residual, stream);\n",
+        "examples/rl/agent/mamba_controller.cpp", "    residual.y = dx;\n    run(residual, stream);\n",
         "    residual.y = dx;\n    if (!last) run(residual, stream);\n", "RlAgent*"),
     "a GRU's input learns from the wrong gates": (
-        "examples/rl/gru_controller.cpp", "sequence.dgates.columns(0, 3 * width_)",
+        "examples/rl/agent/gru_controller.cpp", "sequence.dgates.columns(0, 3 * width_)",
         "sequence.dgates.columns(width_, 3 * width_)", "RlAgent*"),
     "a GRU's input forgets the later chunks": (
-        "examples/rl/gru_controller.cpp", "  input.accumulate = options.accumulate;\n", "", "RlAgent*"),
+        "examples/rl/agent/gru_controller.cpp", "  input.accumulate = options.accumulate;\n", "", "RlAgent*"),
     "an agent's norm goes back from what it gave": (
-        "examples/rl/agent.cpp", "norm.x = hidden;", "norm.x = normed;", "RlAgent*"),
+        "examples/rl/agent/agent.cpp", "norm.x = hidden;", "norm.x = normed;", "RlAgent*"),
     "an agent's heads forget the later chunks": (
-        "examples/rl/agent.cpp", "  heads.accumulate = options.accumulate;\n", "", "RlAgent*"),
+        "examples/rl/agent/agent.cpp", "  heads.accumulate = options.accumulate;\n", "", "RlAgent*"),
     "an update without a query counts as a failure": (
-        "examples/rl/trainer.cpp", "if (score.queries == 0) return;", "", "RlTrainer.*"),
+        "examples/rl/ppo/trainer.cpp", "if (score.queries == 0) return;", "", "RlTrainer.*"),
     "a checkpoint forgets how long the horizon is mastered": (
-        "examples/rl/trainer.cpp", "progress_.mastered};", "0};", "RlTrainer.*"),
+        "examples/rl/ppo/trainer.cpp", "progress_.mastered};", "0};", "RlTrainer.*"),
 }
 
 GPU_BREAKS = {
     "kernels wait for nothing": (
-        "src/kernels/chained.cuh", 'asm volatile("griddepcontrol.wait;" ::: "memory");', "", "CudaMatmul.AChain*"),
+        "src/kernels/gpu/chained.cuh", 'asm volatile("griddepcontrol.wait;" ::: "memory");', "", "CudaMatmul.AChain*"),
     "clusters on every device": (
-        "src/kernels/skinny.cu", "capability >= sm_90 ? skinny_most_splits : 1", "capability > 0 ? skinny_most_splits : 1",
+        "src/kernels/matmul/skinny.cu", "capability >= sm_90 ? skinny_most_splits : 1", "capability > 0 ? skinny_most_splits : 1",
         "*CudaMatmulLimits*"),
     "the scan's warps fit into what an H200 has": (
-        "src/kernels/scan_chunked.cu", "while (warps > 1 && bytes() > most) --warps;",
+        "src/kernels/scan/scan_chunked.cu", "while (warps > 1 && bytes() > most) --warps;",
         "while (warps > 1 && bytes() > most + 128 * 1024) --warps;", "*CudaScanLimits*"),
     "the gradient's warps fit into what an H200 has": (
-        "src/kernels/selective_scan_grad.cu", "Block::shared_bytes(warps, operands.d_state) > most) --warps;",
+        "src/kernels/scan/selective_scan_grad.cu", "Block::shared_bytes(warps, operands.d_state) > most) --warps;",
         "Block::shared_bytes(warps, operands.d_state) > most + 128 * 1024) --warps;", "*CudaScanGradLimits*"),
     "the stack's kernel where blocks do not run together": (
-        "src/kernels/stack_step.cu", "if (!most.cooperative || !sizes ||", "if (!sizes ||", "*StackStepLimits*"),
+        "src/kernels/step/stack_step.cu", "if (!most.cooperative || !sizes ||", "if (!sizes ||", "*StackStepLimits*"),
     "the stack's kernel whatever the code was built for": (
-        "src/kernels/stack_step.cu", "device, where) >= sm_90;", "device, where) > 0;", "*StackStepLimits*"),
+        "src/kernels/step/stack_step.cu", "device, where) >= sm_90;", "device, where) > 0;", "*StackStepLimits*"),
     "each launch sets its own shared memory": (
-        "src/kernels/device.cu", "limits_of(device, where).shared_memory - one.static_shared),\n          where);\n"
+        "src/kernels/gpu/device.cu", "limits_of(device, where).shared_memory - one.static_shared),\n          where);\n"
         "    one.raised = true;",
         "static_cast<int>(dynamic)),\n          where);", "CudaThreads*"),
     "a stack's step takes any row map": (
-        "src/host/stack.cpp", "  check_rows(where, options.rows, x.dim(0), state.batch(), stream);\n", "",
+        "src/host/model/stack.cpp", "  check_rows(where, options.rows, x.dim(0), state.batch(), stream);\n", "",
         "*WrongRowMap.IsRefusedByAStack*"),
     "a copy leaves the last word": (
-        "src/kernels/memory.cu", "count = t.outer * t.middle * t.inner;", "count = t.outer * t.middle * t.inner - 1;",
+        "src/kernels/memory/memory.cu", "count = t.outer * t.middle * t.inner;", "count = t.outer * t.middle * t.inner - 1;",
         "CudaCopy*"),
 }
 

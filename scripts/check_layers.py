@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Checks who includes whom: headers only what lies above them, kernels only L0-L2, programs only <mamba/...>."""
+"""Checks who includes whom: headers only what lies above them, kernels only L0-L2, programs only <mamba/...>, and the
+folders of src/ and examples/rl/ only those that their rows below name."""
 import pathlib
 import re
 import sys
@@ -15,6 +16,31 @@ LAYERS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 KERNEL_LEVEL = 2
+# Folders, and which others their files include. All of src/ includes detail/ and <mamba/...>.
+HOST = {
+    "core": set(),
+    "model": {"core"},
+    "files": {"core", "model"},
+    "text": {"core", "files"},
+    "generate": {"core", "files"},
+    "ops": {"core"},
+}
+FAMILIES = {"scan", "conv", "matmul", "norm", "sample", "train", "memory"}  # of operations, on both devices
+KERNELS = {"gpu": set(), **{family: {"gpu"} for family in FAMILIES},
+           "step": {"gpu", "scan", "conv", "matmul", "norm"}}
+HOST_OPS = {family: {"."} for family in FAMILIES}  # "." is src/host/ops itself
+RL = {
+    ".": set(),
+    "env": {"."},
+    "gru": {"."},
+    "agent": {".", "gru"},
+    "rollout": {".", "env", "gru", "agent"},
+    "ppo": {".", "env", "agent", "rollout"},
+    "app": {"ppo"},
+}
+SUFFIXES = {".cpp", ".cu", ".hpp", ".cuh", ".h"}
+INCLUDED_AS = {"src/host": "host/", "src/kernels": "kernels/", "src/host/ops": "host/ops/", "examples/rl": "rl/"}
+MOST_FILES = 24  # of a folder under src/ or examples/rl/
 PUBLIC = re.compile(r"mamba/(\w+)\.hpp")
 NOT_IN_HEADERS = re.compile(r"(fmt|hwy|nlohmann|unicode|cuda|cub|cublas|nccl|CLI|omp)[/._]")
 
@@ -23,7 +49,33 @@ def includes(path):
     return re.findall(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', path.read_text(), re.MULTILINE)
 
 
+def folders(root, base, allowed):
+    """Includes from one folder of base/ to another that its row does not name; folders without a row."""
+    for source in sorted(p for p in (root / base).rglob("*") if p.suffix in SUFFIXES):
+        own = source.relative_to(root / base).parent.parts
+        own = own[0] if own else "."
+        if own not in allowed:
+            yield f"{source}: a folder that is not in the table"
+            continue
+        for name in includes(source):
+            prefix = INCLUDED_AS[base]
+            if not name.startswith(prefix):
+                continue
+            rest = name[len(prefix):].split("/")
+            other = rest[0] if len(rest) > 1 else "."
+            if other != own and other not in allowed[own]:
+                yield f"{source}: {base}/{own} does not know {name}"
+
+
 def problems(root):
+    for base, allowed in (("src/host", HOST), ("src/kernels", KERNELS), ("examples/rl", RL)):
+        yield from folders(root, base, allowed)
+    yield from folders(root, "src/host/ops", {".": set(), **HOST_OPS})
+    for base in ("src", "examples/rl"):
+        for folder in [root / base, *sorted(p for p in (root / base).rglob("*") if p.is_dir())]:
+            count = sum(p.is_file() for p in folder.iterdir())
+            if count > MOST_FILES:
+                yield f"{folder}: {count} files, more than {MOST_FILES}"
     for header in sorted((root / "include/mamba").glob("*.hpp")):
         if header.stem not in LEVEL:
             yield f"{header}: not in the table of layers"
@@ -34,7 +86,7 @@ def problems(root):
                 yield f"{header}: includes {name} from a layer above its own"
             if NOT_IN_HEADERS.match(name):
                 yield f"{header}: a public header is plain C++17, but includes {name}"
-    sources = [p for p in (root / "src").rglob("*") if p.suffix in {".cpp", ".cu", ".hpp", ".cuh", ".h"}]
+    sources = [p for p in (root / "src").rglob("*") if p.suffix in SUFFIXES]
     for source in sorted(sources):
         part = source.relative_to(root / "src").parts
         kernel = part[0] == "kernels" or part[:2] == ("host", "ops")
@@ -44,7 +96,7 @@ def problems(root):
                 yield f"{source}: a kernel includes {name}"
             if part[0] == "host" and name.startswith("kernels/") or part[0] == "kernels" and name.startswith("host/"):
                 yield f"{source}: host and kernels include each other ({name})"
-            if part[0] == "detail" and (name.startswith("host/") or name.startswith("kernels/")):
+            if part[0] == "detail" and name.startswith(("host/", "kernels/")):
                 yield f"{source}: detail includes {name}"
     for folder in ("examples", "bench"):
         for source in sorted(p for p in (root / folder).rglob("*") if p.suffix in {".cpp", ".hpp", ".cu", ".cuh"}):

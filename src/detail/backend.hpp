@@ -36,8 +36,8 @@ void run(const AdamWStep& op, Stream& stream);
 
 }  // namespace mamba::host
 
-// In src/kernels; in a build without CUDA src/host/no_cuda.cpp, where everything but device_count()
-// is a DeviceError.
+// In src/kernels; in a build without CUDA src/host/ops/no_cuda.cpp, where everything but
+// device_count() is a DeviceError.
 namespace mamba::cuda {
 
 int device_count();

@@ -3,7 +3,7 @@
 #include <mamba/tokenizer.hpp>
 
 #include "fuzz.hpp"
-#include "host/tokenizer_tables.hpp"
+#include "host/text/tokenizer_tables.hpp"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   static const mamba::Tokenizer tokenizer =

@@ -3,7 +3,7 @@
 #include <mamba/state_file.hpp>
 
 #include "fuzz.hpp"
-#include "host/content_hash.hpp"
+#include "host/files/content_hash.hpp"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   static const mamba::LanguageModel model = mamba::LanguageModel::load(fuzz::golden_folder("one"));

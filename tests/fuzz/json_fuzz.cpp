@@ -1,6 +1,6 @@
 // The library's JSON. What is accepted is written, and read back as the same.
 #include "fuzz.hpp"
-#include "host/json.hpp"
+#include "host/core/json.hpp"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   mamba::Json json;

@@ -6,8 +6,8 @@
 #include <mamba/state_file.hpp>
 
 #include "fuzz.hpp"
-#include "host/content_hash.hpp"
-#include "host/known_prefix.hpp"
+#include "host/files/content_hash.hpp"
+#include "host/generate/known_prefix.hpp"
 
 namespace {
 

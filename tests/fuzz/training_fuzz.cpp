@@ -4,7 +4,7 @@
 #include <mamba/safetensors.hpp>
 
 #include "fuzz.hpp"
-#include "host/hash.hpp"
+#include "host/core/hash.hpp"
 
 namespace {
 

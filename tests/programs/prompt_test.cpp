@@ -9,8 +9,8 @@
 #include <mamba/language_model.hpp>
 #include <mamba/safetensors.hpp>
 
-#include "bpe_model.hpp"
 #include "child.hpp"
+#include "generate/bpe_model.hpp"
 
 namespace {
 

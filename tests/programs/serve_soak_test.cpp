@@ -15,8 +15,8 @@
 
 #include <mamba/generator.hpp>
 
-#include "bpe_model.hpp"
 #include "child.hpp"
+#include "generate/bpe_model.hpp"
 
 namespace {
 

@@ -2,8 +2,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "bpe_model.hpp"
 #include "child.hpp"
+#include "generate/bpe_model.hpp"
 
 namespace {
 

@@ -1,0 +1,159 @@
+// LanguageModel::load and save: folders as published.
+#include <filesystem>
+#include <set>
+#include <system_error>
+
+#include <mamba/check.hpp>
+#include <mamba/language_model.hpp>
+#include <mamba/safetensors.hpp>
+
+#include "host/core/json.hpp"
+#include "host/files/folder.hpp"
+#include "host/files/model_folder.hpp"
+#include "host/model/config_files.hpp"
+#include "host/model/fingerprint.hpp"
+
+namespace mamba {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+constexpr const char* where = "LanguageModel::load";
+constexpr const char* head_name = "lm_head.weight";
+
+// The ids that end a text by generation_config.json, if it says any.
+std::optional<std::vector<std::int32_t>> generation_end(const std::string& folder) {
+  const std::string path = (fs::path(folder) / "generation_config.json").string();
+  const std::optional<std::string> text = text_if_there(path);
+  return text ? parse_generation_config(*text, path) : std::nullopt;
+}
+
+// A head that is not the embedding is never passed over: what was not said follows from it, and
+// what was said and is not so is an error.
+void settle_head(ModelConfig& config, const Checkpoint& checkpoint, const char* key, bool said) {
+  const Checkpoint::Found head = checkpoint.find(head_name);
+  if (!head || !config.tie_embeddings) return;
+  if (same_values(checkpoint.get("backbone.embeddings.weight"), head)) return;
+  if (said) {
+    throw FormatError(where, head.entry->name,
+                      std::string("the embedding's values, as config.json ties them (the file's "
+                                  "own are read with \"") +
+                          key + "\": false)",
+                      "others");
+  }
+  config.tie_embeddings = false;
+}
+
+// What a config may leave to the tensors: whether there are biases and a head, and how the
+// vocabulary is padded.
+void settle(ModelConfig& config, const Checkpoint& checkpoint, const std::string& folder) {
+  const Json json = parse_json(config.source_json, where, "config.json");
+  const std::string mixer = "backbone.layers.0.mixer.";
+  if (!json.contains("use_bias") && !json.contains("ssm_cfg")) {
+    config.layer.use_bias = static_cast<bool>(checkpoint.find(mixer + "in_proj.bias"));
+  }
+  if (!json.contains("use_conv_bias") && !json.contains("ssm_cfg")) {
+    config.layer.use_conv_bias = static_cast<bool>(checkpoint.find(mixer + "conv1d.bias"));
+  }
+  const Checkpoint::Found embedding = checkpoint.get("backbone.embeddings.weight");
+  if (!embedding.entry->shape.empty()) {
+    config.vocab_rows = std::max(config.vocab_size, embedding.entry->shape.front());
+  }
+  const char* tie = json.contains("model_type") ? "tie_word_embeddings" : "tie_embeddings";
+  settle_head(config, checkpoint, tie, json.contains(tie));
+  const Json* own = json.find("mamba_cpp");
+  if (own == nullptr || !own->contains("eos_token_id")) {
+    if (auto ids = generation_end(folder)) config.eos_token_ids = std::move(*ids);
+  }
+}
+
+// The names that parameters of some Mamba of as many layers have.
+std::set<std::string> parameter_names(ModelConfig config) {
+  config.layer.use_bias = config.layer.use_conv_bias = config.layer.gated_norm = true;
+  config.tie_embeddings = false;
+  ModelWeights none;
+  none.stack.layers.resize(static_cast<std::size_t>(config.n_layer));
+  none.stack.norms.resize(static_cast<std::size_t>(config.n_layer));
+  std::set<std::string> names;
+  ModelWeights::each(
+      none, config, DType::f32,
+      [&](const std::string& name, const Tensor&, const Shape&, DType) { names.insert(name); });
+  return names;
+}
+
+DType stored_dtype(const Checkpoint& checkpoint) {
+  const auto found = checkpoint.get("backbone.layers.0.mixer.in_proj.weight");
+  const std::optional<DType> dtype = tensor_dtype(*found.entry);
+  return dtype && *dtype != DType::i32 ? *dtype : DType::f32;
+}
+
+}  // namespace
+
+LanguageModel LanguageModel::load(const std::string& folder, std::optional<DType> dtype,
+                                  Device device) {
+  if (dtype) check::storage(where, "dtype", *dtype);
+  std::error_code error;
+  if (!fs::is_directory(folder, error)) throw Error(where, folder, "a folder", "none");
+  const std::string config_path = (fs::path(folder) / "config.json").string();
+  // Another process may save meanwhile: config and weights are those of one moment where the config
+  // is the same before and after the weights were opened.
+  std::string text = first_config(folder);
+  ModelConfig config = parse_config(text, config_path);
+  std::optional<Checkpoint> opened(folder);
+  for (std::string again; (again = config_of(folder, *opened)) != text; opened.emplace(folder)) {
+    config = parse_config(text = std::move(again), config_path);
+  }
+  const Checkpoint& checkpoint = *opened;
+  settle(config, checkpoint, folder);
+  config = config.resolved();
+  const DType type = dtype ? *dtype : stored_dtype(checkpoint);
+
+  ModelWeights weights;
+  weights.stack.layers.resize(static_cast<std::size_t>(config.n_layer));
+  weights.stack.norms.resize(static_cast<std::size_t>(config.n_layer));
+  std::set<const SafetensorsEntry*> used;
+  std::map<std::string, std::string> file_dtypes;
+  Fingerprint fingerprint(config);
+  ModelWeights::each(
+      weights, config, type,
+      [&](const std::string& name, Tensor& tensor, const Shape& shape, DType tensor_type) {
+        const auto [file, entry] = checkpoint.get(name);
+        tensor = file->read(*entry, shape, tensor_type);
+        if (tensor_dtype(*entry) == tensor_type) {
+          fingerprint.add(name, entry->dtype, tensor.view().data(), tensor.bytes());
+        } else {
+          const std::vector<unsigned char> bytes = file->bytes(*entry);
+          fingerprint.add(name, entry->dtype, bytes.data(), entry->bytes);
+        }
+        if (device.is_cuda()) tensor = tensor.to(device);
+        used.insert(entry);
+        file_dtypes[name] = entry->dtype;
+      });
+  if (config.tie_embeddings) used.insert(checkpoint.find(head_name).entry);  // a copy
+  checkpoint.check_all_used(used, parameter_names(config));
+
+  LanguageModel model(config, std::move(weights));
+  model.loaded_fingerprint_ = fingerprint.text();
+  model.file_dtypes_ = std::move(file_dtypes);
+  return model;
+}
+
+void LanguageModel::save(const std::string& folder) const {
+  make_folder("LanguageModel::save", folder);
+  std::vector<SafetensorsItem> items;
+  each_weight([&](const std::string& name, const Tensor& tensor) {
+    SafetensorsItem item{name, tensor};
+    const auto dtype = file_dtypes_.find(name);
+    if (dtype != file_dtypes_.end()) item.dtype = dtype->second;
+    if (tensor.rank() == 2 && name.find("conv1d.weight") != std::string::npos) {
+      item.shape = {tensor.dim(0), 1, tensor.dim(1)};  // as published
+    }
+    items.push_back(std::move(item));
+  });
+  const auto end = generation_end(folder);
+  const bool other_end = end && *end != config_.eos_token_ids;
+  save_model(folder, items, other_end ? to_json_with_own_end(config_) : to_json(config_));
+}
+
+}  // namespace mamba

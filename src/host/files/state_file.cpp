@@ -1,0 +1,263 @@
+#include <mamba/state_file.hpp>
+
+#include <fmt/format.h>
+
+#include <charconv>
+#include <set>
+
+#include <mamba/check.hpp>
+#include <mamba/safetensors.hpp>
+
+#include "host/core/json.hpp"
+
+namespace mamba {
+namespace {
+
+constexpr const char* where = "save";
+constexpr const char* format_name = "mamba.cpp state";
+constexpr std::int64_t version = 1;
+constexpr const char* layer_prefix = "layers.";
+constexpr const char* note_prefix = "note.";
+
+bool starts_with(const std::string& text, const std::string& prefix) {
+  return text.compare(0, prefix.size(), prefix) == 0;
+}
+
+std::string conv_name(std::size_t layer) { return fmt::format("{}{}.conv", layer_prefix, layer); }
+std::string ssm_name(std::size_t layer) { return fmt::format("{}{}.ssm", layer_prefix, layer); }
+
+// ---- saving -----------------------------------------------------------------------------------
+
+using Layers = std::vector<const MambaState*>;
+
+void check_layers(const Layers& layers) {
+  if (layers.empty()) throw ArgumentError(where, "state", "at least one layer", "none");
+  const MambaState& first = *layers.front();
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    const std::string conv = conv_name(i);
+    const std::string ssm = ssm_name(i);
+    const ConstTensorView conv_view = layers[i]->conv;
+    const ConstTensorView ssm_view = layers[i]->ssm;
+    check::rank(where, conv.c_str(), conv_view, 3);
+    check::rank(where, ssm.c_str(), ssm_view, 3);
+    check::storage(where, conv.c_str(), conv_view);
+    check::is(where, conv.c_str(), conv_view, first.conv.shape(), first.conv.dtype(),
+              first.device());
+    check::is(where, ssm.c_str(), ssm_view, first.ssm.shape(), DType::f32, first.device());
+    check::shape(where, ssm.c_str(), ssm_view, conv_view.shape().with(2, ssm_view.dim(2)));
+  }
+}
+
+std::map<std::string, std::string> metadata_text(const Layers& layers,
+                                                 const StateMetadata& metadata) {
+  const std::int64_t rows = layers.front()->batch();
+  std::map<std::string, std::string> text{{"format", format_name},
+                                          {"version", fmt::format("{}", version)},
+                                          {"layers", fmt::format("{}", layers.size())},
+                                          {"rows", fmt::format("{}", rows)}};
+  if (!metadata.fingerprint.empty()) text["fingerprint"] = metadata.fingerprint;
+  const auto& seen = metadata.tokens_seen;
+  if (!seen.empty()) {
+    if (static_cast<std::int64_t>(seen.size()) != rows) {
+      throw ArgumentError(where, "tokens_seen", fmt::format("{} values or none", rows),
+                          fmt::format("{}", seen.size()));
+    }
+    for (const std::int64_t count : seen) {
+      if (count < 0) {
+        throw ArgumentError(where, "tokens_seen", "at least 0", fmt::format("{}", count));
+      }
+    }
+    text["tokens_seen"] = Json(Json::Array(seen.begin(), seen.end())).dump();
+  }
+  for (const auto& [key, value] : metadata.notes) text[note_prefix + key] = value;
+  return text;
+}
+
+void save_layers(const std::string& path, const Layers& layers, const StateMetadata& metadata,
+                 const StateExtras& extras) {
+  check_layers(layers);
+  std::vector<SafetensorsItem> items;
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    items.push_back({conv_name(i), layers[i]->conv});
+    items.push_back({ssm_name(i), layers[i]->ssm});
+  }
+  for (const auto& [name, view] : extras) {
+    if (starts_with(name, layer_prefix)) {
+      throw ArgumentError(where, name, "a name that does not start with \"layers.\"",
+                          "one that does");
+    }
+    items.push_back({name, view});
+  }
+  save_safetensors(path, items, metadata_text(layers, metadata));
+}
+
+// ---- loading ----------------------------------------------------------------------------------
+
+// A state file that is open, with every statement in it checked before memory is taken for it.
+class StateFile {
+ public:
+  explicit StateFile(const std::string& path) : file_(path) {
+    check_metadata();
+    check_tensors();
+  }
+
+  SavedState load(Device device) const {
+    SavedState saved;
+    saved.metadata = metadata_;
+    for (std::size_t i = 0; i < layers_; ++i) {
+      MambaState state;
+      state.conv = read(conv_name(i), device);
+      state.ssm = read(ssm_name(i), device);
+      saved.state.layers.push_back(std::move(state));
+    }
+    for (const std::string& name : extras_) {
+      saved.extras.emplace(name, file_.read(file_.entry(name)));
+    }
+    return saved;
+  }
+
+ private:
+  [[noreturn]] void refuse(const std::string& name, const std::string& expected,
+                           const std::string& got) const {
+    throw FormatError(file_.path(), name, expected, got);
+  }
+
+  const std::string* text(const std::string& key) const {
+    const auto found = file_.metadata().find(key);
+    return found == file_.metadata().end() ? nullptr : &found->second;
+  }
+
+  void expect_text(const std::string& key, const std::string& expected) const {
+    const std::string* got = text(key);
+    if (got == nullptr || *got != expected) {
+      refuse(key, in_quotes(expected), got == nullptr ? "nothing" : in_quotes(*got));
+    }
+  }
+
+  static bool is_count(const Json& value) {
+    return value.is_count() && value.count() <= std::uint64_t{1} << 62;
+  }
+
+  std::int64_t count(const std::string& key) const {
+    const std::string* got = text(key);
+    if (got == nullptr) refuse(key, "a whole number", "nothing");
+    std::int64_t value = 0;
+    const auto parsed = std::from_chars(got->data(), got->data() + got->size(), value);
+    // Only the one way of writing a number that save() uses: no sign, no zeros in front.
+    if (parsed.ec != std::errc() || value < 0 || fmt::format("{}", value) != *got) {
+      refuse(key, "a whole number", in_quotes(*got));
+    }
+    return value;
+  }
+
+  void check_metadata() {
+    expect_text("format", format_name);
+    expect_text("version", fmt::format("{}", version));
+    rows_ = count("rows");
+    static const std::set<std::string> known{"format", "version",     "layers",
+                                             "rows",   "fingerprint", "tokens_seen"};
+    for (const auto& [key, value] : file_.metadata()) {
+      if (starts_with(key, note_prefix)) {
+        metadata_.notes[key.substr(std::string(note_prefix).size())] = value;
+      } else if (known.count(key) == 0) {
+        refuse(in_quotes(key), "metadata of this version", in_quotes(value));
+      }
+    }
+    if (const std::string* fingerprint = text("fingerprint")) metadata_.fingerprint = *fingerprint;
+    if (const std::string* seen = text("tokens_seen")) check_tokens_seen(*seen);
+  }
+
+  void check_tokens_seen(const std::string& seen) {
+    const Json list = parse_json(seen, file_.path(), "tokens_seen");
+    if (!list.is_array()) refuse("tokens_seen", "a list", describe(list));
+    for (const Json& value : list.elements()) {
+      if (!is_count(value)) refuse("tokens_seen", "whole numbers", describe(value));
+      metadata_.tokens_seen.push_back(static_cast<std::int64_t>(value.count()));
+    }
+    const std::size_t size = list.elements().size();
+    if (size > 0 && static_cast<std::int64_t>(size) != rows_) {
+      refuse("tokens_seen", fmt::format("{} values or none", rows_), fmt::format("{}", size));
+    }
+  }
+
+  // Every tensor is one of a layer's two or an extra, and every layer has its two.
+  void check_tensors() {
+    const std::int64_t layers = count("layers");
+    std::int64_t of_layers = 0;
+    for (const SafetensorsEntry& entry : file_.entries()) {
+      if (starts_with(entry.name, layer_prefix)) {
+        ++of_layers;
+      } else {
+        check_extra(entry);
+      }
+    }
+    if (layers < 1 || of_layers % 2 != 0 || of_layers / 2 != layers) {
+      refuse("layers", fmt::format("two tensors for each of {} layers, at least one", layers),
+             fmt::format("{} tensors", of_layers));
+    }
+    layers_ = static_cast<std::size_t>(layers);
+    const SafetensorsEntry& first = file_.entry(conv_name(0));
+    const SafetensorsEntry& first_ssm = file_.entry(ssm_name(0));
+    if (first.dtype != "F32" && first.dtype != "BF16" && first.dtype != "F16") {
+      refuse(first.name, "F32, BF16 or F16", first.dtype);
+    }
+    for (const SafetensorsEntry* entry : {&first, &first_ssm}) {
+      if (entry->shape.size() != 3 || entry->shape[0] != rows_) {
+        refuse(entry->name, fmt::format("[{}, d_inner, ...]", rows_), entry->shape_text());
+      }
+    }
+    if (first_ssm.shape[1] != first.shape[1]) {
+      refuse(first_ssm.name, fmt::format("[{}, {}, ...]", rows_, first.shape[1]),
+             first_ssm.shape_text());
+    }
+    for (std::size_t i = 0; i < layers_; ++i) {
+      check_like(file_.entry(conv_name(i)), first, first.dtype);
+      check_like(file_.entry(ssm_name(i)), first_ssm, "F32");
+    }
+  }
+
+  void check_like(const SafetensorsEntry& entry, const SafetensorsEntry& first,
+                  const std::string& dtype) const {
+    if (entry.dtype != dtype) refuse(entry.name, dtype, entry.dtype);
+    if (entry.shape != first.shape) refuse(entry.name, first.shape_text(), entry.shape_text());
+  }
+
+  void check_extra(const SafetensorsEntry& entry) {
+    if (!tensor_dtype(entry)) refuse(entry.name, "F32, BF16, F16 or I32", entry.dtype);
+    if (entry.shape.empty() || entry.shape.size() > std::size_t{Shape::max_rank}) {
+      refuse(entry.name, fmt::format("1 to {} dimensions", Shape::max_rank), entry.shape_text());
+    }
+    extras_.push_back(entry.name);
+  }
+
+  Tensor read(const std::string& name, Device device) const {
+    Tensor tensor = file_.read(file_.entry(name));
+    return device == Device::cpu() ? std::move(tensor) : tensor.to(device);
+  }
+
+  SafetensorsFile file_;
+  StateMetadata metadata_;
+  std::int64_t rows_ = 0;
+  std::size_t layers_ = 0;
+  std::vector<std::string> extras_;
+};
+
+}  // namespace
+
+void save(const std::string& path, const MambaState& state, const StateMetadata& metadata,
+          const StateExtras& extras) {
+  save_layers(path, {&state}, metadata, extras);
+}
+
+void save(const std::string& path, const StackState& state, const StateMetadata& metadata,
+          const StateExtras& extras) {
+  Layers layers;
+  for (const MambaState& layer : state.layers) layers.push_back(&layer);
+  save_layers(path, layers, metadata, extras);
+}
+
+SavedState load_state(const std::string& path, Device device) {
+  return StateFile(path).load(device);
+}
+
+}  // namespace mamba

@@ -1,0 +1,128 @@
+// Rows of a pool, and who holds them.
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include <mamba/check.hpp>
+#include <mamba/generator.hpp>
+
+#include "host/generate/generator_slots.hpp"
+
+namespace mamba {
+
+namespace {
+
+std::int64_t checked_capacity(std::int64_t capacity) {
+  check::range("GeneratorPool", "capacity", capacity, 1, std::int64_t{1} << 20);
+  return capacity;
+}
+
+}  // namespace
+
+GeneratorSlots::GeneratorSlots(const LanguageModel& of, std::int64_t capacity, Stream* given)
+    : model(&of),
+      own(given == nullptr ? std::make_unique<Stream>(of.device()) : nullptr),
+      stream(given == nullptr ? own.get() : given),
+      out(of.device(), checked_capacity(capacity)),
+      ahead(of.device().is_cuda()) {
+  check::stream("Generator", *stream, of.device());
+  synchronize(of.device());  // weights that are still being written
+  const std::int64_t vocab = of.config().vocab_size;
+  state = of.make_state(capacity);
+  logits = Tensor::zeros({capacity, vocab}, DType::f32, of.device());
+  seed = Tensor::zeros({capacity, 2}, DType::i32, of.device());
+  draws = Tensor::zeros({capacity}, DType::i32, of.device());
+  seen = Tensor::zeros({capacity, vocab}, DType::i32, of.device());
+  token = Tensor::zeros({capacity}, DType::i32, of.device());
+  for (Tensor* values : {&temperature, &top_p, &min_p, &repetition_penalty}) {
+    *values = Tensor::zeros({capacity}, DType::f32, of.device());
+  }
+  top_k = Tensor::zeros({capacity}, DType::i32, of.device());
+  list_ = Tensor::zeros({capacity}, DType::i32, of.device());
+  used.assign(static_cast<std::size_t>(capacity), false);
+}
+
+std::shared_ptr<GeneratorSlots> GeneratorSlots::another(std::int64_t capacity) const {
+  return std::make_shared<GeneratorSlots>(*model, capacity, own ? nullptr : stream);
+}
+
+std::int64_t GeneratorSlots::free() const { return std::count(used.begin(), used.end(), false); }
+
+GeneratorSlot::GeneratorSlot(const char* where, std::shared_ptr<GeneratorSlots> of)
+    : slots(std::move(of)) {
+  const auto place = std::find(slots->used.begin(), slots->used.end(), false);
+  if (place == slots->used.end()) {
+    throw ArgumentError(where, "capacity", "room for another sequence",
+                        fmt::format("{}, all in use", slots->capacity()));
+  }
+  row = place - slots->used.begin();
+  each_state(slots->state, row,
+             [&](const TensorView& mine, const TensorView&) { zero(mine, *slots->stream); });
+  zero(draws(), *slots->stream);
+  zero(seen(), *slots->stream);
+  *place = true;
+}
+
+void GeneratorSlot::set_options(const SamplingOptions& options) {
+  const auto put = [&](auto value, Tensor& values) {
+    copy(Tensor::from<decltype(value)>({value}, {1}), values.view().rows(row, 1), *slots->stream);
+  };
+  put(options.temperature, slots->temperature);
+  put(static_cast<std::int32_t>(options.top_k), slots->top_k);
+  put(options.top_p, slots->top_p);
+  put(options.min_p, slots->min_p);
+  put(options.repetition_penalty, slots->repetition_penalty);
+  set_seed(options.seed);
+}
+
+// As Sample reads it: low half, high half.
+void GeneratorSlot::set_seed(std::uint64_t value) {
+  const Tensor halves = Tensor::from<std::int32_t>(
+      {static_cast<std::int32_t>(static_cast<std::uint32_t>(value)),
+       static_cast<std::int32_t>(static_cast<std::uint32_t>(value >> 32))},
+      {1, 2});
+  copy(halves, slots->seed.view().rows(row, 1), *slots->stream);
+  slots->stream->synchronize();
+}
+
+void GeneratorSlot::set_token(std::int32_t value) {
+  const Tensor token = Tensor::from<std::int32_t>({value}, {1});
+  copy(token, slots->token.view().rows(row, 1), *slots->stream);
+  slots->stream->synchronize();
+}
+
+StackState GeneratorSlot::copy_state() const {
+  StackState result = slots->model->make_state(1);
+  each_state(result, 0, [&](const TensorView& mine, const TensorView& other) {
+    copy(mine, other, *slots->stream);
+  });
+  slots->stream->synchronize();
+  return result;
+}
+
+// ---- GeneratorPool ----------------------------------------------------------------------------
+
+GeneratorPool::GeneratorPool(const LanguageModel& model, std::int64_t capacity)
+    : slots_(std::make_shared<GeneratorSlots>(model, capacity)) {}
+
+GeneratorPool::GeneratorPool(const LanguageModel& model, std::int64_t capacity, Stream& stream)
+    : slots_(std::make_shared<GeneratorSlots>(model, capacity, &stream)) {}
+
+const std::shared_ptr<GeneratorSlots>& GeneratorPool::slots() const {
+  if (!slots_) throw ArgumentError("GeneratorPool", "pool", "a pool", "one that was moved from");
+  return slots_;
+}
+
+Generator GeneratorPool::make(const SamplingOptions& options) {
+  return Generator(std::make_unique<GeneratorSlot>("GeneratorPool::make", slots()), options);
+}
+
+Generator GeneratorPool::restore(const std::string& path) {
+  return Generator::restore(path,
+                            std::make_unique<GeneratorSlot>("GeneratorPool::restore", slots()));
+}
+
+std::int64_t GeneratorPool::capacity() const { return slots()->capacity(); }
+std::int64_t GeneratorPool::size() const { return slots()->capacity() - slots()->free(); }
+
+}  // namespace mamba

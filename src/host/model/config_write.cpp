@@ -1,0 +1,134 @@
+#include <mamba/config.hpp>
+
+#include <fmt/format.h>
+
+#include <mamba/error.hpp>
+
+#include "host/core/json.hpp"
+#include "host/model/config_files.hpp"
+
+namespace mamba {
+namespace {
+
+// The shortest decimal that reads back as this float: 1e-05 and not 9.999999747378752e-06.
+Json number(float value) { return parse_json(fmt::format("{}", value), "to_json").number(); }
+
+void set_if_missing(Json& json, const char* key, Json value) {
+  if (!json.contains(key)) json.set(key, std::move(value));
+}
+
+Json source_of(const ModelConfig& config) {
+  if (config.source_json.empty()) return Json::object();
+  Json json;
+  try {
+    json = parse_json(config.source_json, "to_json");
+  } catch (const FormatError& error) {
+    throw ArgumentError("to_json", "source_json", "JSON of a config", error.what());
+  }
+  if (!json.is_object()) {
+    throw ArgumentError("to_json", "source_json", "an object", describe(json));
+  }
+  return json;
+}
+
+// A file of mamba_ssm becomes one of Hugging Face: what is said in other words goes, the rest
+// stays.
+void translate_mamba_ssm(Json& json) {
+  const Json* options = json.find("ssm_cfg");
+  const Json* scheme = options != nullptr ? options->find("dt_init") : nullptr;
+  if (scheme != nullptr) json.set("time_step_init_scheme", Json(*scheme));
+  for (const char* key : {"d_model", "n_layer", "ssm_cfg", "d_intermediate", "attn_layer_idx",
+                          "attn_cfg", "tie_embeddings"}) {
+    json.erase(key);
+  }
+}
+
+void write_layer(const LayerConfig& layer, Json& json) {
+  json.set("hidden_size", layer.d_model);
+  json.set("intermediate_size", layer.d_inner);
+  json.set("state_size", layer.d_state);
+  json.set("conv_kernel", layer.d_conv);
+  json.set("expand", layer.expand);
+  json.set("time_step_rank", layer.dt_rank);
+  json.set("time_step_min", number(layer.dt_min));
+  json.set("time_step_max", number(layer.dt_max));
+  json.set("time_step_floor", number(layer.dt_floor));
+  json.set("time_step_scale", number(layer.dt_scale));
+  json.set("use_bias", layer.use_bias);
+  json.set("use_conv_bias", layer.use_conv_bias);
+  if (layer.norm_dt_b_c) {
+    json.set("mixer_rms_eps", number(layer.norm_dt_b_c_epsilon));
+  } else {
+    json.erase("mixer_rms_eps");
+  }
+}
+
+Json end_of_text(const ModelConfig& config) {
+  const auto& ids = config.eos_token_ids;
+  if (ids.size() == 1) return ids[0];
+  return ids.empty() ? Json() : Json(Json::Array(ids.begin(), ids.end()));
+}
+
+// transformers sizes the embedding by vocab_size, so that must be its rows. How many of them are
+// real ids has no key there.
+void write_vocabulary(const ModelConfig& config, Json& json) {
+  json.set("vocab_size", config.vocab_rows);
+  // null is written out, because a missing key means 0 to transformers.
+  json.set("eos_token_id", end_of_text(config));
+}
+
+// "mamba_cpp", only where something differs from every published model.
+void write_own_options(const ModelConfig& config, bool with_own_end, Json& json) {
+  const LayerConfig published, &layer = config.layer;
+  Json own = Json::object();
+  if (config.vocab_size != config.vocab_rows) own.set("vocab_size", config.vocab_size);
+  if (with_own_end) own.set("eos_token_id", end_of_text(config));
+  if (layer.gated_norm) {
+    own.set("gated_norm", true);
+    own.set("gated_norm_epsilon", number(layer.gated_norm_epsilon));
+  }
+  if (layer.initial_D != published.initial_D) own.set("initial_D", number(layer.initial_D));
+  if (own.members().empty()) {
+    json.erase("mamba_cpp");
+  } else {
+    json.set("mamba_cpp", std::move(own));
+  }
+}
+
+std::string text_of(const ModelConfig& given, bool with_own_end) {
+  const ModelConfig config = given.resolved();
+  Json json = source_of(config);
+  const std::string type = config.layer.norm_dt_b_c ? "falcon_mamba" : "mamba";
+  if (!json.contains("model_type")) translate_mamba_ssm(json);
+  const Json* told = json.find("model_type");
+  if (!json.contains("architectures") || told == nullptr || *told != type) {
+    const char* name = config.layer.norm_dt_b_c ? "FalconMambaForCausalLM" : "MambaForCausalLM";
+    json.set("architectures", Json::Array{name});
+  }
+  json.set("model_type", type);
+  write_layer(config.layer, json);
+  json.set("num_hidden_layers", config.n_layer);
+  json.set("layer_norm_epsilon", number(config.norm_epsilon));
+  json.set("tie_word_embeddings", config.tie_embeddings);
+  write_vocabulary(config, json);
+  write_own_options(config, with_own_end, json);
+  // Published files carry these older names beside the others.
+  if (json.contains("d_model")) json.set("d_model", config.layer.d_model);
+  if (json.contains("n_layer")) json.set("n_layer", config.n_layer);
+  set_if_missing(json, "hidden_act", "silu");
+  set_if_missing(json, "time_step_init_scheme", "random");
+  set_if_missing(json, "rms_norm", true);
+  set_if_missing(json, "residual_in_fp32", true);
+  set_if_missing(json, "rescale_prenorm_residual", false);
+  set_if_missing(json, "initializer_range", 0.1);
+  set_if_missing(json, "use_cache", true);
+  return json.dump(2) + "\n";
+}
+
+}  // namespace
+
+std::string to_json(const ModelConfig& config) { return text_of(config, false); }
+
+std::string to_json_with_own_end(const ModelConfig& config) { return text_of(config, true); }
+
+}  // namespace mamba

@@ -1,0 +1,206 @@
+#include <mamba/language_model.hpp>
+
+#include <fmt/format.h>
+
+#include <type_traits>
+#include <utility>
+
+#include "host/core/elements.hpp"
+#include "host/core/hash.hpp"
+#include "host/core/row_map.hpp"
+#include "host/model/fingerprint.hpp"
+
+namespace mamba {
+
+LanguageModel::LanguageModel(const ModelConfig& config, ModelWeights weights)
+    : config_(config.resolved()),
+      stack_(config_, std::move(weights.stack)),
+      embedding_(std::move(weights.embedding)),
+      head_(std::move(weights.head)) {
+  const Shape vocabulary{config_.vocab_rows, config_.layer.d_model};
+  check::is("LanguageModel", "embeddings.weight", embedding_, vocabulary, stack_.dtype(),
+            stack_.device());
+  if (!config_.tie_embeddings) {
+    check::is("LanguageModel", "lm_head.weight", head_, vocabulary, dtype(), device());
+  } else if (head_) {
+    throw ArgumentError("LanguageModel", "lm_head.weight", "none (the config ties it)",
+                        head_.shape().to_string());
+  }
+}
+
+LanguageModel LanguageModel::random(const ModelConfig& config, std::uint64_t seed, DType dtype,
+                                    Device device) {
+  ModelWeights weights = random_model_weights(config, dtype, seed);
+  if (device.is_cuda()) {
+    ModelWeights::each(weights, config.resolved(), dtype,
+                       [&](const std::string&, Tensor& tensor, const Shape&, DType) {
+                         tensor = tensor.to(device);
+                       });
+  }
+  return LanguageModel(config, std::move(weights));
+}
+
+namespace {
+
+// A model's weights, which its layers own, as ModelWeights::each wants to see them; to be changed
+// where S is Stack, to be read where it is const Stack.
+template <class S>
+struct OwnedWeights {
+  using T = std::conditional_t<std::is_const_v<S>, const Tensor, Tensor>;
+  struct Layers {
+    S& of;
+    std::size_t size() const { return of.size(); }
+    auto& operator[](std::size_t i) const { return of.layer(i).weights(); }
+  };
+  struct Norms {
+    S& of;
+    std::size_t size() const { return of.size(); }
+    T& operator[](std::size_t i) const { return of.norm(i); }
+  };
+  struct OwnedStack {
+    Layers layers;
+    Norms norms;
+    T& norm_f;
+  };
+  T& embedding;
+  OwnedStack stack;
+  T& head;
+
+  OwnedWeights(T& embedding_, S& stack_, T& head_)
+      : embedding(embedding_), stack{{stack_}, {stack_}, stack_.norm(stack_.size())}, head(head_) {}
+
+  template <class F>
+  void each(const ModelConfig& config, const F& f) const {
+    ModelWeights::each(
+        *this, config, embedding.dtype(),
+        [&](const std::string& name, T& tensor, const Shape&, DType) { f(name, tensor); });
+  }
+};
+
+}  // namespace
+
+void LanguageModel::each_weight(
+    const std::function<void(const std::string&, const Tensor&)>& f) const {
+  OwnedWeights<const Stack>(embedding_, stack_, head_).each(config_, f);
+}
+
+void LanguageModel::each_mutable_weight(const std::function<void(const std::string&, Tensor&)>& f) {
+  if (!loaded_fingerprint_.empty() && loaded_bytes_.empty()) {
+    loaded_bytes_ = fingerprint_of_bytes();  // the last moment at which they are what was loaded
+  }
+  OwnedWeights<Stack>(embedding_, stack_, head_).each(config_, f);
+}
+
+std::int64_t LanguageModel::parameters() const {
+  std::int64_t sum = 0;
+  each_weight([&](const std::string&, const Tensor& tensor) { sum += tensor.count(); });
+  return sum;
+}
+
+std::string LanguageModel::fingerprint() const {
+  if (!loaded_fingerprint_.empty() && loaded_bytes_.empty()) return loaded_fingerprint_;
+  const std::string own = fingerprint_of_bytes();
+  return !loaded_fingerprint_.empty() && own == loaded_bytes_ ? loaded_fingerprint_ : own;
+}
+
+std::string LanguageModel::fingerprint_of_bytes() const {
+  Fingerprint fingerprint(config_);
+  each_weight([&](const std::string& name, const Tensor& tensor) {
+    const Tensor host = tensor.to(Device::cpu());
+    fingerprint.add(name, elements::file_name_of(host.dtype()), host.view().data(), host.bytes());
+  });
+  return fingerprint.text();
+}
+
+void LanguageModel::check_call(const ConstTensorView& ids, const StackState& state,
+                               const TensorView& logits, Stream& stream,
+                               const ModelOptions& options) const {
+  constexpr const char* where = "LanguageModel::forward";
+  check::rank(where, "ids", ids, 2);
+  check::is(where, "ids", ids, ids.shape(), DType::i32, device());
+  check::stream(where, stream, device());
+  const std::int64_t batch = ids.dim(0);
+  const std::int64_t time = ids.dim(1);
+  stack_.check_state(where, state, options.rows.read || options.rows.write ? state.batch() : batch);
+  check_rows(where, options.rows, batch, state.batch(), stream);
+  if (logits && logits.rank() == 2) {
+    check::is(where, "logits", logits, {batch, config_.vocab_size}, DType::f32, device());
+    check::range(where, "time (for the last logits)", time, 1, INT64_MAX);
+  } else if (logits) {
+    check::is(where, "logits", logits, {batch, time, config_.vocab_size}, DType::f32, device());
+  }
+  if (logits && !logits.is_dense()) {
+    throw ArgumentError(where, "logits", "a dense tensor", "a strided view");
+  }
+  if (options.reset) {
+    check::is(where, "reset", options.reset, {batch, time}, DType::i32, device());
+  }
+  if (options.tape != nullptr && options.rows.read) {
+    throw ArgumentError(where, "rows", "none with a tape", "a row map");
+  }
+  check::range(where, "piece_tokens", options.piece_tokens, 0, INT64_MAX);
+  if (device().is_cpu()) check_ids(ids);
+}
+
+void LanguageModel::check_backward(const ModelTape& tape, const ConstTensorView& dlogits,
+                                   const ModelWeights& gradients) const {
+  constexpr const char* where = "LanguageModel::backward";
+  if (!tape.stack.filled()) {
+    throw ArgumentError(where, "tape", "a forward run that no backward has used", "none");
+  }
+  check::rank(where, "tape", tape.hidden_, 3);
+  check::is(where, "dlogits", dlogits, tape.hidden_.shape().with(2, config_.vocab_size), dtype(),
+            device());
+  check_gradients(where, gradients);
+}
+
+void LanguageModel::check_gradients(const char* where, const ModelWeights& gradients) const {
+  stack_.check_gradients(where, gradients.stack);
+  const Shape vocabulary{config_.vocab_rows, config_.layer.d_model};
+  if (gradients.embedding) {
+    check::is(where, "gradients.embeddings.weight", gradients.embedding, vocabulary, DType::f32,
+              device());
+  }
+  if (gradients.head) {
+    check::is(where, "gradients.lm_head.weight", gradients.head, vocabulary, DType::f32, device());
+  }
+}
+
+// All of them, before the first piece is read.
+void LanguageModel::check_ids(const ConstTensorView& ids) const {
+  for (std::int64_t b = 0; b < ids.dim(0); ++b) {
+    const std::int32_t* row = ids.data<std::int32_t>() + b * ids.row_pitch();
+    for (std::int64_t t = 0; t < ids.dim(1); ++t) {
+      check::range("LanguageModel::forward", "ids", row[t], 0, config_.vocab_size - 1);
+    }
+  }
+}
+
+// ---- fingerprint --------------------------------------------------------------------------------
+
+struct Fingerprint::Impl {
+  Hash hash;
+};
+
+Fingerprint::Fingerprint(const ModelConfig& c) : impl_(std::make_unique<Impl>()) {
+  const LayerConfig& l = c.layer;
+  text(fmt::format("{} {} {} {} {} {} {} {} {} {} {} {} {}", c.n_layer, c.vocab_size, c.vocab_rows,
+                   c.tie_embeddings, c.norm_epsilon, l.d_model, l.d_state, l.d_conv, l.d_inner,
+                   l.dt_rank, l.use_bias, l.use_conv_bias,
+                   l.norm_dt_b_c ? l.norm_dt_b_c_epsilon : -1.0f));
+  if (l.gated_norm) text(fmt::format("gated_norm {}", l.gated_norm_epsilon));
+}
+
+Fingerprint::~Fingerprint() = default;
+
+void Fingerprint::text(const std::string& value) { impl_->hash.add(value); }
+
+void Fingerprint::add(const std::string& name, const std::string& dtype, const void* data,
+                      std::int64_t bytes) {
+  text(name + " " + dtype);
+  impl_->hash.add(data, bytes);
+}
+
+std::string Fingerprint::text() const { return impl_->hash.text(); }
+
+}  // namespace mamba

@@ -1,0 +1,243 @@
+#include <mamba/optimizer.hpp>
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <set>
+#include <utility>
+
+#include <mamba/check.hpp>
+#include <mamba/train_ops.hpp>
+
+#include "host/core/finished.hpp"
+
+namespace mamba {
+
+namespace {
+
+// Adds what has a gradient. `prefix` stands before the published name within.
+void add(std::vector<Parameter>& list, const std::string& name, Tensor& weight,
+         const Tensor& gradient) {
+  if (!gradient) return;
+  const auto ends_with = [&](const std::string& end) {
+    return name.size() >= end.size() &&
+           name.compare(name.size() - end.size(), end.size(), end) == 0;
+  };
+  const bool decay = weight.rank() == 2 && !ends_with("A_log") && !ends_with("conv1d.weight");
+  list.push_back({name, weight, gradient, decay});
+}
+
+void add(std::vector<Parameter>& list, const std::string& prefix, Layer& layer,
+         const LayerWeights& gradients) {
+  std::vector<const Tensor*> all;
+  LayerWeights::each(
+      gradients, layer.config(), DType::f32,
+      [&](const char*, const Tensor& tensor, const Shape&, DType) { all.push_back(&tensor); });
+  std::size_t i = 0;
+  LayerWeights::each(layer.weights(), layer.config(), layer.dtype(),
+                     [&](const char* name, Tensor& tensor, const Shape&, DType) {
+                       add(list, prefix + name, tensor, *all[i++]);
+                     });
+}
+
+void add(std::vector<Parameter>& list, Stack& stack, const StackWeights& gradients) {
+  stack.check_gradients("parameters", gradients);
+  for (std::size_t i = 0; i < stack.size(); ++i) {
+    const std::string prefix = fmt::format("backbone.layers.{}.", i);
+    add(list, prefix + "norm.weight", stack.norm(i), gradients.norms[i]);
+    add(list, prefix + "mixer.", stack.layer(i), gradients.layers[i]);
+  }
+  add(list, "backbone.norm_f.weight", stack.norm(stack.size()), gradients.norm_f);
+}
+
+}  // namespace
+
+std::vector<Parameter> parameters(Layer& layer, const LayerWeights& gradients) {
+  layer.check_gradients("parameters", gradients);
+  std::vector<Parameter> list;
+  add(list, "", layer, gradients);
+  return list;
+}
+
+std::vector<Parameter> parameters(Stack& stack, const StackWeights& gradients) {
+  std::vector<Parameter> list;
+  add(list, stack, gradients);
+  return list;
+}
+
+std::vector<Parameter> parameters(LanguageModel& model, const ModelWeights& gradients) {
+  model.check_gradients("parameters", gradients);
+  std::vector<const Tensor*> all;
+  ModelWeights::each(gradients, model.config(), DType::f32,
+                     [&](const std::string&, const Tensor& tensor, const Shape&, DType) {
+                       all.push_back(&tensor);
+                     });
+  std::vector<Parameter> list;
+  std::size_t i = 0;
+  model.each_mutable_weight(
+      [&](const std::string& name, Tensor& tensor) { add(list, name, tensor, *all[i++]); });
+  return list;
+}
+
+AdamW::AdamW(std::vector<Parameter> parameters, const AdamWOptions& options) : options_(options) {
+  constexpr const char* where = "AdamW";
+  if (parameters.empty()) throw ArgumentError(where, "parameters", "at least one", "none");
+  std::set<std::string> names;
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    const Parameter& p = parameters[i];
+    check::storage(where, p.name.c_str(), p.weight);
+    check::is(where, ("gradient of " + p.name).c_str(), p.gradient, p.weight.shape(), DType::f32,
+              parameters[0].weight.device());
+    check::device(where, p.name.c_str(), p.weight, parameters[0].weight.device());
+    if (!p.weight.is_dense() || !p.gradient.is_dense()) {
+      throw ArgumentError(where, p.name, "dense tensors", "a strided view");
+    }
+    if (!names.insert(p.name).second) {
+      throw ArgumentError(where, p.name, "every name once", "it twice");
+    }
+  }
+  const Device device = parameters[0].weight.device();
+  finished(device, [&](Stream& stream) {
+    for (Parameter& p : parameters) {
+      Slot slot;
+      slot.m = Tensor::zeros(p.weight.shape(), DType::f32, device);
+      slot.v = Tensor::zeros(p.weight.shape(), DType::f32, device);
+      if (p.weight.dtype() != DType::f32) {
+        slot.master = Tensor(p.weight.shape(), DType::f32, device);
+        copy(p.weight, slot.master, stream);
+      }
+      slot.parameter = std::move(p);
+      slots_.push_back(std::move(slot));
+    }
+  });
+  squares_ = Tensor::zeros({1}, DType::f32, device);
+}
+
+void LossScale::update(bool finite) {
+  if (finite && ++good_steps < patience) return;
+  value = std::clamp(finite ? 2 * value : value / 2, smallest, largest);
+  good_steps = 0;
+}
+
+void AdamW::step(float learning_rate, Stream& stream, float loss_scale) {
+  if (!(loss_scale > 0) || !std::isfinite(loss_scale)) {
+    throw ArgumentError("AdamW::step", "loss_scale", "a finite number above 0",
+                        fmt::format("{}", loss_scale));
+  }
+  check_made("AdamW::step");
+  last_counts_ = false;
+  loss_scale_ = loss_scale;
+  SumSquares sum;
+  sum.y = squares_;
+  for (const Slot& slot : slots_) {
+    sum.x = slot.parameter.gradient;
+    run(sum, stream);
+    sum.accumulate = true;
+  }
+  AdamWStep op;
+  op.squares = squares_;
+  op.max_norm = options_.max_norm;
+  op.loss_scale = loss_scale;
+  op.learning_rate = learning_rate;
+  op.beta1 = options_.beta1;
+  op.beta2 = options_.beta2;
+  op.epsilon = options_.epsilon;
+  op.step = steps_ + 1;
+  for (Slot& slot : slots_) {
+    const Parameter& p = slot.parameter;
+    op.weight = slot.master ? TensorView(slot.master) : p.weight;
+    op.stored = slot.master ? p.weight : TensorView();
+    op.gradient = p.gradient;
+    op.m = slot.m;
+    op.v = slot.v;
+    op.weight_decay = p.decay ? options_.weight_decay : 0;
+    run(op, stream);
+  }
+  ++steps_;
+  last_counts_ = true;
+  if (squares_.device().is_cpu()) count(*squares_.data<float>());
+}
+
+// Takes the last step back where it changed nothing.
+void AdamW::count(float squares) {
+  if (!std::isfinite(squares) && std::exchange(last_counts_, false)) --steps_;
+}
+
+void AdamW::check_made(const char* where) const {
+  check::present(where, "optimizer", squares_);  // absent where it was moved from
+}
+
+namespace {
+
+float read(const Tensor& one, Stream& stream) {
+  stream.synchronize();
+  return one.to(Device::cpu()).data<float>()[0];
+}
+
+}  // namespace
+
+float AdamW::gradient_norm(Stream& stream) {
+  check_made("AdamW::gradient_norm");
+  const float squares = read(squares_, stream);
+  count(squares);
+  return std::sqrt(squares) / loss_scale_;
+}
+
+bool AdamW::settle(LossScale& scale, Stream& stream) {
+  const bool finite = std::isfinite(gradient_norm(stream));
+  scale.update(finite);
+  return finite;
+}
+
+std::string AdamW::first_not_finite(Stream& stream) const {
+  check_made("AdamW::first_not_finite");
+  Tensor squares = Tensor::zeros({1}, DType::f32, squares_.device());
+  for (const Slot& slot : slots_) {
+    SumSquares sum;
+    sum.x = slot.parameter.gradient;
+    sum.y = squares;
+    run(sum, stream);
+    if (!std::isfinite(read(squares, stream))) return slot.parameter.name;
+  }
+  return "";
+}
+
+namespace {
+
+template <class Slots, class F>
+void each_of(Slots& slots, const F& f) {
+  for (auto& slot : slots) {
+    f("weight." + slot.parameter.name, slot.parameter.weight);
+    if (slot.master) f("master." + slot.parameter.name, slot.master);
+    f("m." + slot.parameter.name, slot.m);
+    f("v." + slot.parameter.name, slot.v);
+  }
+}
+
+}  // namespace
+
+void AdamW::each_tensor(const std::function<void(const std::string&, ConstTensorView)>& f) const {
+  each_of(slots_, f);
+}
+
+void AdamW::each_tensor(const std::function<void(const std::string&, TensorView)>& f) {
+  each_of(slots_, f);
+}
+
+void AdamW::set_steps(std::int64_t steps) {
+  check::range("AdamW::set_steps", "steps", steps, 0, std::int64_t{1} << 40);
+  steps_ = steps;
+  last_counts_ = false;
+}
+
+float warmup_cosine(std::int64_t step, std::int64_t warmup, std::int64_t total, float peak,
+                    float last) {
+  if (step < warmup) return peak * static_cast<float>(step) / static_cast<float>(warmup);
+  if (step >= total) return last;
+  const double done = static_cast<double>(step - warmup) / static_cast<double>(total - warmup);
+  const double share = 0.5 * (1 + std::cos(3.141592653589793 * done));
+  return static_cast<float>(last + (static_cast<double>(peak) - last) * share);
+}
+
+}  // namespace mamba

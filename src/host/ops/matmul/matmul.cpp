@@ -1,0 +1,252 @@
+#include "host/ops/matmul/matmul.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+#include "detail/backend.hpp"
+#include "detail/channel_rows.hpp"
+#include "detail/stream_access.hpp"
+#include "host/ops/matmul/gemm.hpp"
+#include "host/ops/matmul/gemv.hpp"
+#include "host/ops/storage.hpp"
+
+namespace mamba::host {
+
+namespace {
+
+const char* at(const ConstTensorView& view, std::int64_t element) {
+  return static_cast<const char*>(view.data()) + element * size_of(view.dtype());
+}
+char* at(const TensorView& view, std::int64_t element) {
+  return static_cast<char*>(view.data()) + element * size_of(view.dtype());
+}
+
+// Where part i of n begins when `size` is cut into nearly equal parts of whole multiples of `unit`.
+std::int64_t part(std::int64_t size, std::int64_t i, std::int64_t n, std::int64_t unit) {
+  const std::int64_t units = (size + unit - 1) / unit;
+  return std::min(size, units * i / n * unit);
+}
+
+// Multiplications that make a thread worth waking, which takes about 2 us: a GEMV waits for memory,
+// a GEMM does ten times as many in the same time.
+constexpr std::int64_t gemv_grain = std::int64_t{1} << 15;
+constexpr std::int64_t gemm_grain = std::int64_t{1} << 18;
+
+// Up to so many rows are packed and not the weights.
+constexpr std::int64_t most_few_rows = 64;
+
+// How many products each element of y is the sum of.
+std::int64_t depth_of(const Matmul& op) {
+  if (op.transpose_x) return detail::ChannelRows(op.x).count();
+  return op.x.shape().back();
+}
+
+int useful_threads(const Matmul& op, const Stream& stream, std::int64_t grain) {
+  const std::int64_t work = op.y.count() * depth_of(op);
+  return static_cast<int>(std::clamp<std::int64_t>(work / grain, 1, stream.threads()));
+}
+
+// y[r, first..last) of one row = sums + bias.
+void finish(const Matmul& op, const float* sums, std::int64_t y_offset, std::int64_t first,
+            std::int64_t last) {
+  narrow(sums, op.bias ? at(op.bias, first) : nullptr, op.x.dtype(), at(op.y, y_offset + first),
+         op.y.dtype(), last - first);
+}
+
+void gemv(const Matmul& op, Stream& stream) {
+  const detail::ChannelRows x_rows(op.x);
+  const detail::ChannelRows y_rows(op.y);
+  const std::int64_t out = op.weight.dim(0);
+  Gemv gemv;
+  gemv.weight = op.weight.data();
+  gemv.dtype = op.weight.dtype();
+  gemv.weight_pitch = op.weight.row_pitch();
+  gemv.in = op.weight.dim(1);
+  gemv.x_pitch = (gemv.in + Gemv::alignment - 1) / Gemv::alignment * Gemv::alignment;
+  for (gemv.rows = 1; gemv.rows < x_rows.count();) gemv.rows *= 2;
+  gemv.sums_pitch = out;
+
+  Scratch scratch(stream);
+  float* x = scratch.take({gemv.rows, gemv.x_pitch}, DType::f32).data<float>();
+  gemv.sums = scratch.take({gemv.rows, out}, DType::f32).data<float>();
+  gemv.x = x;
+  std::memset(x, 0, static_cast<std::size_t>(gemv.rows * gemv.x_pitch) * sizeof(float));
+  for (std::int64_t r = 0; r < x_rows.count(); ++r) {
+    widen(at(op.x, x_rows.offset(r)), op.x.dtype(), x + r * gemv.x_pitch, gemv.in);
+  }
+  const int threads = useful_threads(op, stream, gemv_grain);
+  StreamAccess::team(stream).run(threads, [&](int i) {
+    const std::int64_t first = part(out, i, threads, 16);
+    const std::int64_t last = part(out, i + 1, threads, 16);
+    run(gemv, first, last);
+    for (std::int64_t r = 0; r < x_rows.count(); ++r) {
+      finish(op, gemv.sums + r * out + first, y_rows.offset(r), first, last);
+    }
+  });
+}
+
+// How a product is cut into blocks that the caches hold, and what one thread has for them.
+struct Blocks {
+  std::int64_t depth = 0;
+  std::int64_t rows = 0;     // of a block of sums
+  std::int64_t columns = 0;  // of a block of sums
+  float* sums = nullptr;     // [rows, columns]; nullptr: y itself
+};
+
+// Rows [first_row, last_row) and columns [first_column, last_column) of y. The weights are packed,
+// which many rows pay for.
+void many_rows(const Matmul& op, const Gemm& gemm, const Blocks& blocks, std::int64_t first_row,
+               std::int64_t last_row, std::int64_t first_column, std::int64_t last_column) {
+  const detail::ChannelRows y_rows(op.y);
+  const bool direct = blocks.sums == nullptr;
+  GemmPiece piece;
+  piece.sums_pitch = direct ? y_rows.time_pitch : blocks.columns;
+  for (std::int64_t c = first_column; c < last_column; c += blocks.columns) {
+    const std::int64_t n = std::min(blocks.columns, last_column - c);
+    for (std::int64_t r = first_row; r < last_row; r += blocks.rows) {
+      const std::int64_t m = std::min(blocks.rows, last_row - r);
+      piece.first_row = r;
+      piece.rows = m;
+      piece.first_column = c;
+      piece.columns = n;
+      piece.sums = direct ? op.y.data<float>() + y_rows.offset(r) + c : blocks.sums;
+      for (std::int64_t i = 0; i < m; ++i) {
+        float* sums = piece.sums + i * piece.sums_pitch;
+        if (op.accumulate && !direct) {
+          widen(at(op.y, y_rows.offset(r + i) + c), op.y.dtype(), sums, n);
+        } else if (!op.accumulate && blocks.depth == 0) {
+          std::fill_n(sums, n, 0.0f);
+        }
+      }
+      for (std::int64_t k = 0; k < blocks.depth; k += Gemm::depth) {
+        piece.first_k = k;
+        piece.depth = std::min(Gemm::depth, blocks.depth - k);
+        piece.add = op.accumulate || k > 0;
+        pack(gemm, piece);
+        multiply(gemm, piece);
+      }
+      if (direct && !op.bias) continue;
+      for (std::int64_t i = 0; i < m; ++i) {
+        finish(op, piece.sums + i * piece.sums_pitch, y_rows.offset(r + i), c, c + n);
+      }
+    }
+  }
+}
+
+// All rows and columns [first_column, last_column) of y. The rows are packed and the weights read
+// once, from first to last. The sums have a row for each column of y.
+void few_rows(const Matmul& op, const Gemm& gemm, const Blocks& blocks, std::int64_t first_column,
+              std::int64_t last_column) {
+  const detail::ChannelRows y_rows(op.y);
+  const std::int64_t rows = blocks.rows;
+  const auto weight_row = [&](std::int64_t c) {
+    return at(op.weight, std::min(c, last_column) * op.weight.row_pitch());
+  };
+  GemmPiece piece;
+  piece.columns = rows;
+  piece.depth = blocks.depth;
+  piece.sums = blocks.sums;
+  piece.sums_pitch = rows;
+  pack(gemm, piece);
+  for (std::int64_t c = first_column; c < last_column; c += Gemm::copied_rows) {
+    const std::int64_t n = std::min(Gemm::copied_rows, last_column - c);
+    piece.first_row = c;
+    piece.rows = n;
+    piece.next = weight_row(c + n);
+    piece.next_end = weight_row(c + n + Gemm::copied_rows);
+    multiply(gemm, piece);
+    for (std::int64_t r = 0; r < rows; ++r) {
+      float row[Gemm::copied_rows];
+      for (std::int64_t i = 0; i < n; ++i) row[i] = blocks.sums[i * rows + r];
+      finish(op, row, y_rows.offset(r), c, c + n);
+    }
+  }
+}
+
+void gemm(const Matmul& op, Stream& stream, MatmulPlan plan, Words words) {
+  const detail::ChannelRows y_rows(op.y);
+  const Factor x(op.x, op.transpose_x);
+  const Factor weight(op.weight, op.transpose_weight);
+  const std::int64_t rows = y_rows.count();
+  const std::int64_t out = op.y.shape().back();
+  const std::int64_t depth = depth_of(op);
+  const bool few = plan == MatmulPlan::gemm_few_rows;
+  const bool direct = !few && op.y.dtype() == DType::f32 && y_rows.evenly_pitched();
+  const int threads = useful_threads(op, stream, gemm_grain);
+
+  Blocks blocks;
+  blocks.depth = depth;
+  blocks.rows = few || direct ? rows : std::min<std::int64_t>(rows, 512);
+  blocks.columns = few ? Gemm::copied_rows : std::min<std::int64_t>(out, 256);
+  Gemm factors;
+  factors.broadcast = few ? &weight : &x;
+  factors.lanes = few ? &x : &weight;
+  factors.words = words;
+  const std::int64_t packed_size =
+      few ? Gemm::padded(rows) * depth
+          : Gemm::padded(blocks.columns) * std::min(depth, Gemm::depth);
+  const std::int64_t sums_size = direct ? 0 : blocks.rows * blocks.columns;
+  Scratch scratch(stream);
+  const auto floats = [&](std::int64_t each) {
+    return scratch.take({threads, each}, DType::f32).data<float>();
+  };
+  float* packed = floats(packed_size);
+  float* copy = floats(Gemm::copy_size);
+  float* sums = floats(sums_size);
+  StreamAccess::team(stream).run(threads, [&](int i) {
+    Gemm gemm = factors;
+    gemm.packed = packed + i * packed_size;
+    gemm.copy = copy + i * Gemm::copy_size;
+    Blocks own = blocks;
+    own.sums = direct ? nullptr : sums + i * sums_size;
+    if (few) {
+      few_rows(op, gemm, own, part(out, i, threads, 12), part(out, i + 1, threads, 12));
+    } else if (plan == MatmulPlan::gemm_rows) {
+      many_rows(op, gemm, own, part(rows, i, threads, 12), part(rows, i + 1, threads, 12), 0, out);
+    } else {
+      many_rows(op, gemm, own, 0, rows, part(out, i, threads, 32), part(out, i + 1, threads, 32));
+    }
+  });
+}
+
+// Whether only x W^T is asked for.
+bool plain(const Matmul& op) { return !op.transpose_x && !op.transpose_weight && !op.accumulate; }
+
+}  // namespace
+
+bool can_run(const Matmul& op, MatmulPlan plan) {
+  switch (plan) {
+    case MatmulPlan::gemv:
+      return plain(op) && detail::ChannelRows(op.x).count() <= Gemv::max_rows;
+    case MatmulPlan::gemm_few_rows:
+      return plain(op) && depth_of(op) > 0;
+    default:
+      return true;
+  }
+}
+
+MatmulPlan plan(const Matmul& op) {
+  if (can_run(op, MatmulPlan::gemv)) return MatmulPlan::gemv;
+  const std::int64_t rows = detail::ChannelRows(op.y).count();
+  if (rows <= most_few_rows && can_run(op, MatmulPlan::gemm_few_rows))
+    return MatmulPlan::gemm_few_rows;
+  return op.y.shape().back() >= rows ? MatmulPlan::gemm_columns : MatmulPlan::gemm_rows;
+}
+
+Words words_of(const Matmul& op) {
+  return words_of(Factor(op.x, op.transpose_x), Factor(op.weight, op.transpose_weight));
+}
+
+bool can_run(const Matmul& op, Words words) {
+  return can_multiply(Factor(op.x, op.transpose_x), Factor(op.weight, op.transpose_weight), words);
+}
+
+void run(const Matmul& op, Stream& stream, MatmulPlan plan, Words words) {
+  if (op.y.count() == 0) return;
+  if (plan == MatmulPlan::gemv) return gemv(op, stream);
+  gemm(op, stream, plan, words);
+}
+
+void run(const Matmul& op, Stream& stream) { run(op, stream, plan(op), words_of(op)); }
+
+}  // namespace mamba::host

@@ -1,0 +1,237 @@
+// What is asked of a device and of a kernel once, and how a device is made current.
+#include <cuda.h>
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <functional>
+#include <mutex>
+#include <unordered_map>
+#include <vector>
+
+#include "kernels/gpu/cuda.cuh"
+
+namespace mamba::cuda {
+
+namespace {
+
+// The few calls of the driver that the runtime has no word for. The runtime has loaded it before
+// anything here is called; linking to it would keep programs from starting where there is none.
+struct Driver {
+  decltype(&cuCtxGetCurrent) current = nullptr;
+  decltype(&cuCtxPushCurrent) push = nullptr;
+  decltype(&cuCtxPopCurrent) pop = nullptr;
+  decltype(&cuDeviceGet) device = nullptr;
+  decltype(&cuDevicePrimaryCtxRetain) retain = nullptr;
+  decltype(&cuDevicePrimaryCtxGetState) state = nullptr;
+  bool complete = false;
+
+  Driver() {
+    void* library = dlopen("libcuda.so.1", RTLD_LAZY);
+    if (library == nullptr) return;
+    const auto find = [&](auto& function, const char* name) {
+      function = reinterpret_cast<std::decay_t<decltype(function)>>(dlsym(library, name));
+      return function != nullptr;
+    };
+    complete = find(current, "cuCtxGetCurrent") && find(push, "cuCtxPushCurrent_v2") &&
+               find(pop, "cuCtxPopCurrent_v2") && find(device, "cuDeviceGet") &&
+               find(retain, "cuDevicePrimaryCtxRetain") &&
+               find(state, "cuDevicePrimaryCtxGetState");
+  }
+};
+
+const Driver& driver() {
+  static const Driver known;
+  return known;
+}
+
+struct Known {
+  std::once_flag asked, retained;
+  Limits limits;
+  CUcontext context = nullptr;  // the primary one; kept as long as the process
+};
+
+Known& known(Device device, const char* where) {
+  // Never freed: objects that outlive main() release what they have on a device.
+  static auto& all = *new std::vector<Known>(static_cast<std::size_t>(device_count()));
+  const auto index = static_cast<std::size_t>(device.index());
+  if (index >= all.size()) {
+    check_present(where, device);
+    throw DeviceError(where, "device", "one that was there at the first call", device.name());
+  }
+  return all[index];
+}
+
+const Limits& limits_of(Device device, const char* where) {
+  Known& one = known(device, where);
+  std::call_once(one.asked, [&] {
+    const auto ask = [&](cudaDeviceAttr attribute) {
+      int value = 0;
+      check(cudaDeviceGetAttribute(&value, attribute, device.index()), where);
+      return value;
+    };
+    one.limits.shared_memory = ask(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    one.limits.multiprocessors = ask(cudaDevAttrMultiProcessorCount);
+    one.limits.capability =
+        10 * ask(cudaDevAttrComputeCapabilityMajor) + ask(cudaDevAttrComputeCapabilityMinor);
+    one.limits.cooperative = ask(cudaDevAttrCooperativeLaunch) != 0;
+  });
+  return one.limits;
+}
+
+thread_local const LimitedDevices* innermost = nullptr;
+
+// ---- kernels ------------------------------------------------------------------------------------
+
+struct Kernel {
+  int static_shared = 0;  // bytes
+  int capability = 0;     // that its code was compiled for
+  bool raised = false;    // it may have all of the device's shared memory
+};
+
+struct KernelOnDevice {
+  const void* kernel;
+  int device;
+  bool operator==(const KernelOnDevice& other) const {
+    return kernel == other.kernel && device == other.device;
+  }
+};
+struct KernelHash {
+  std::size_t operator()(const KernelOnDevice& key) const {
+    return std::hash<const void*>()(key.kernel) + static_cast<std::size_t>(key.device);
+  }
+};
+
+// Each thread asks for itself, so that a launch takes no lock; the answers, and what is set, are
+// the same for all.
+Kernel& known(const void* kernel, Device device, const char* where) {
+  thread_local std::unordered_map<KernelOnDevice, Kernel, KernelHash> all;
+  const auto [place, is_new] = all.try_emplace({kernel, device.index()});
+  if (!is_new) return place->second;
+  const AllocationsInCapture allowed;  // the code may be loaded
+  cudaFuncAttributes attributes{};
+  const cudaError_t status = cudaFuncGetAttributes(&attributes, kernel);
+  if (status != cudaSuccess) all.erase(place);
+  check(status, where);
+  place->second.static_shared = static_cast<int>(attributes.sharedSizeBytes);
+  // What `#if __CUDA_ARCH__` saw: machine code made of older PTX is newer than what it can do.
+  place->second.capability = std::min(attributes.ptxVersion, attributes.binaryVersion);
+  return place->second;
+}
+
+}  // namespace
+
+// ---- devices ------------------------------------------------------------------------------------
+
+LimitedDevices::LimitedDevices(const Limits& most) : most_(most), outer_(innermost) {
+  innermost = this;
+}
+LimitedDevices::~LimitedDevices() { innermost = outer_; }
+
+Limits limits(Device device, const char* where) {
+  Limits found = limits_of(device, where);
+  for (const LimitedDevices* by = innermost; by != nullptr; by = by->outer_) {
+    found.shared_memory = std::min(found.shared_memory, by->most_.shared_memory);
+    found.multiprocessors = std::min(found.multiprocessors, by->most_.multiprocessors);
+    found.capability = std::min(found.capability, by->most_.capability);
+    found.cooperative = found.cooperative && by->most_.cooperative;
+  }
+  return found;
+}
+
+namespace {
+
+bool has_context() {
+  CUcontext current = nullptr;
+  return driver().complete && driver().current(&current) == CUDA_SUCCESS && current != nullptr;
+}
+
+// Whether its primary context exists.
+bool is_active(Device device) {
+  CUdevice handle = 0;
+  unsigned flags = 0;
+  int active = 0;
+  return driver().complete && driver().device(&handle, device.index()) == CUDA_SUCCESS &&
+         driver().state(handle, &flags, &active) == CUDA_SUCCESS && active != 0;
+}
+
+Device first_in_use() {
+  for (int index = 0, count = device_count(); index < count; ++index) {
+    if (is_active(Device::cuda(index))) return Device::cuda(index);
+  }
+  return Device::cuda(0);
+}
+
+template <class Enter>
+void without_errors(Enter enter) noexcept {
+  try {
+    enter();
+  } catch (const std::exception&) {
+    cudaGetLastError();
+  }
+}
+
+}  // namespace
+
+OnDevice::OnDevice(Device device, std::nothrow_t) noexcept {
+  int current = 0;
+  if (cudaGetDevice(&current) == cudaSuccess && current == device.index()) return;
+  without_errors([&] { enter(device, ""); });
+}
+
+OnDevice::OnDevice(const char* where) {
+  if (!has_context()) enter(first_in_use(), where);
+}
+
+OnDevice::OnDevice(std::nothrow_t) noexcept {
+  if (!has_context()) without_errors([&] { enter(first_in_use(), ""); });
+}
+
+void OnDevice::enter(Device device, const char* where) {
+  Known& one = known(device, where);
+  std::call_once(one.retained, [&] {
+    // Another thread may be recording where there is a context already.
+    if (!is_active(device)) check(cudaInitDevice(device.index(), 0, 0), where);  // not made current
+    CUdevice handle = 0;
+    if (!driver().complete || driver().device(&handle, device.index()) != CUDA_SUCCESS ||
+        driver().retain(&one.context, handle) != CUDA_SUCCESS) {
+      throw DeviceError(where, "device", "a context on " + device.name(), "none from the driver");
+    }
+  });
+  if (driver().push(one.context) != CUDA_SUCCESS) {
+    throw DeviceError(where, "device", "a context on " + device.name(), "one that is lost");
+  }
+  entered_ = true;
+}
+
+void OnDevice::leave() noexcept {
+  CUcontext left = nullptr;
+  driver().pop(&left);
+}
+
+// ---- what a kernel may ask for ------------------------------------------------------------------
+
+int capability_of(const void* kernel, Device device, const char* where) {
+  return std::min(known(kernel, device, where).capability, limits(device, where).capability);
+}
+
+int allow_shared(const void* kernel, std::size_t dynamic, Device device, const char* where) {
+  constexpr std::int64_t unasked = 48 << 10;
+  Kernel& one = known(kernel, device, where);
+  const Limits most = limits(device, where);
+  const std::int64_t bytes = one.static_shared + static_cast<std::int64_t>(dynamic);
+  if (bytes > most.shared_memory) {
+    throw DeviceError(
+        where, "shared memory",
+        "at most " + std::to_string(most.shared_memory) + " bytes of a block on " + device.name(),
+        std::to_string(bytes));
+  }
+  if (bytes > unasked && !one.raised) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               limits_of(device, where).shared_memory - one.static_shared),
+          where);
+    one.raised = true;
+  }
+  return std::min(one.capability, most.capability);
+}
+
+}  // namespace mamba::cuda

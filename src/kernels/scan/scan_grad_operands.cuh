@@ -1,0 +1,60 @@
+// A SelectiveScanGrad as its kernel sees it: raw pointers and pitches, passed by value.
+#pragma once
+
+#include <cstdint>
+
+#include <mamba/grad_ops.hpp>
+
+#include "kernels/scan/scan_operands.cuh"
+
+namespace mamba::cuda {
+
+struct ScanGradOperands {
+  std::int64_t batch, time;
+  int channels, d_state, copy_bits;
+  bool wide;                                     // see are_wide
+  ScanTrack x, dt, B, C, z, dy, dx, ddt, dz, y;  // z and dz, and y may be absent
+  const float* A_log;
+  std::int64_t A_log_pitch;
+  const float *D, *dt_bias;  // these and reset may be absent
+  const std::int32_t* reset;
+  std::int64_t reset_pitch;
+  const float *chunk_states, *dfinal;  // dfinal and dinitial may be absent
+  float* dinitial;
+  float* dBC;   // [channel blocks, batch, time, 2, d_state]
+  float* sums;  // [batch, channels, d_state + 2]: of dA, dD and ddt_bias
+
+  explicit ScanGradOperands(const SelectiveScanGrad& op)
+      : batch(op.x.dim(0)),
+        time(op.x.dim(1)),
+        channels(static_cast<int>(op.x.dim(2))),
+        d_state(static_cast<int>(op.A_log.dim(1))),
+        copy_bits(copy_bits_of_states(op)),
+        wide(are_wide({op.x, op.dt, op.z, op.dy, op.dx, op.ddt, op.dz, op.y})),
+        x(op.x),
+        dt(op.dt),
+        B(op.B),
+        C(op.C),
+        z(op.z),
+        dy(op.dy),
+        dx(op.dx),
+        ddt(op.ddt),
+        dz(op.dz),
+        y(op.y),
+        A_log(op.A_log.data<float>()),
+        A_log_pitch(op.A_log.row_pitch()),
+        D(op.D ? op.D.data<float>() : nullptr),
+        dt_bias(op.dt_bias ? op.dt_bias.data<float>() : nullptr),
+        reset(op.reset ? op.reset.data<std::int32_t>() : nullptr),
+        reset_pitch(op.reset ? op.reset.row_pitch() : 0),
+        chunk_states(op.chunk_states.data<float>()),
+        dfinal(op.dfinal_state ? op.dfinal_state.data<float>() : nullptr),
+        dinitial(op.dinitial_state ? op.dinitial_state.data<float>() : nullptr) {}
+
+  // Where the state of channel c of row `row` begins.
+  __device__ __forceinline__ std::int64_t state(std::int64_t row, int c) const {
+    return (row * channels + c) * d_state;
+  }
+};
+
+}  // namespace mamba::cuda

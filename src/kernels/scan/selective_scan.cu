@@ -1,0 +1,133 @@
+// The selective scan on CUDA: which plan, cut how.
+#include <algorithm>
+
+#include "kernels/gpu/cuda.cuh"
+#include "kernels/gpu/rows.cuh"
+#include "kernels/scan/scan_launch.hpp"
+#include "kernels/scan/scan_operands.cuh"
+
+namespace mamba::cuda {
+
+namespace {
+
+// Lanes of a channel in the sequential plan, with eight states a lane or four.
+std::int64_t lanes_of(const SelectiveScan& op, int states) {
+  std::int64_t lanes = 2;
+  while (lanes * states < op.A_log.dim(1)) lanes *= 2;
+  return lanes;
+}
+
+// Warps of the sequential plan for every scheduler of the device, of which a multiprocessor has
+// four.
+double warps_each(const SelectiveScan& op, int states, int sm_count) {
+  return static_cast<double>(op.x.dim(0) * op.x.dim(2) * lanes_of(op, states)) /
+         (32 * 4 * sm_count);
+}
+
+// Rings: the fewest channels on the busiest multiprocessor, which has one block at a time or two of
+// half the warps (`blocks_together`; the first of equals is taken). Narrow warps cost more per
+// channel. With 384 blocks on 132 multiprocessors, say, two at a time leave more of the last round
+// idle: the gradient at (8, 1536, 2048) takes 1193 us against 935.
+template <class Op>
+ScanGeometry ring_geometry(const Op& op, int sm_count, int narrowest, int most_warps,
+                           std::initializer_list<int> blocks_together) {
+  ScanGeometry g;
+  double least = 0;
+  for (const auto& [width, cost] : {std::pair{32, 1.0}, {16, 1.08}, {8, 1.4}}) {
+    if (width < narrowest) continue;
+    if (width == 32 && op.A_log.dim(1) > 64) continue;  // the ring's slots would leave few warps
+    const std::int64_t blocks = op.x.dim(0) * divide_up(op.x.dim(2), width);
+    for (const int together : blocks_together) {
+      const std::int64_t rounds = divide_up(blocks, std::int64_t{together} * sm_count);
+      const double busiest = static_cast<double>(rounds * together * width) * cost;
+      if (least != 0 && busiest >= least) continue;
+      least = busiest;
+      g.channels = width;
+      g.warps = most_warps / together;
+    }
+  }
+  const std::int64_t steps = std::int64_t{32} / g.channels * scan_chunk;  // of a warp
+  g.warps = static_cast<int>(std::clamp<std::int64_t>(divide_up(op.x.dim(1), steps), 1, g.warps));
+  return g;
+}
+
+}  // namespace
+
+ScanPlan plan(const SelectiveScan& op, const Limits& device) {
+  const std::int64_t time = op.x.dim(1);
+  if (time == 1 && !op.chunk_states) return ScanPlan::step;
+  constexpr std::int64_t longest = std::int64_t{1} << 30;  // steps that one block counts
+  if (time > longest || scan_walk_bytes(op) > device.shared_memory) return ScanPlan::chunked;
+  // Measured on an H200: below 3 warps a scheduler, and with more than four lanes a channel, chunks
+  // are faster; a short sequence is not worth them.
+  const bool wide = op.A_log.dim(1) > 32;
+  const bool few = warps_each(op, 4, device.multiprocessors) < 3;
+  return time >= 128 && (wide || few) ? ScanPlan::chunked : ScanPlan::sequential;
+}
+
+ScanGeometry geometry(const SelectiveScan& op, ScanPlan plan, int sm_count) {
+  if (plan == ScanPlan::chunked) return ring_geometry(op, sm_count, 8, 16, {1, 2});
+  ScanGeometry g;
+  if (plan == ScanPlan::sequential) {
+    // Two lanes a channel save work, four keep more warps busy. Where the chip is full, legs keep
+    // its multiprocessors' youngest warps from ending alone.
+    const bool full = warps_each(op, 8, sm_count) >= 4;
+    g.states = full ? 8 : 4;
+    if (full && op.x.dim(1) >= 1024) g.leg = 256;
+  }
+  return g;
+}
+
+void run_scan(const SelectiveScan& op, Stream& stream, ScanPlan plan,
+              const ScanGeometry& geometry) {
+  if (plan == ScanPlan::step && op.x.dim(1) != 1) {
+    throw ArgumentError("selective_scan", "plan", "time 1 for one step",
+                        std::to_string(op.x.dim(1)));
+  }
+  if (op.chunk_states && op.chunk_steps != scan_chunk) {
+    throw ArgumentError("selective_scan", "chunk_steps",
+                        "scan_chunk_steps() of the device, " + std::to_string(scan_chunk),
+                        std::to_string(op.chunk_steps));
+  }
+  if (op.x.dim(0) == 0 || op.x.dim(2) == 0) return;
+  const OnDevice current(stream.device(), "selective_scan");
+  switch (plan) {
+    case ScanPlan::step:
+      return scan_step(op, stream);
+    case ScanPlan::sequential:
+      return scan_walk(op, stream, geometry);
+    case ScanPlan::chunked:
+      return scan_chunked(op, stream, geometry);
+  }
+}
+
+// Every row reads all of the weight, from L2: good up to so many bytes (64 rows of 130m, 9 MiB:
+// 0.73 ms a token, 0.77 with a product of its own; 370m, 16 MiB: 1.70 and 1.73; 1.4b, 64 MiB: 3.40
+// and 2.96). With more than 64 rows the kernel that takes four at once is better.
+bool projects_dt(const SelectiveScan& op) {
+  constexpr std::int64_t good_bytes = std::int64_t{16} << 20;
+  const std::int64_t rows = op.x.dim(0);
+  return op.x.dim(1) == 1 && !op.chunk_states && rows <= 64 &&
+         rows * op.dt_weight.count() * size_of(op.dt_weight.dtype()) <= good_bytes;
+}
+
+std::int64_t scan_chunk_steps(const SelectiveScan&, const Stream&) { return scan_chunk; }
+
+void run_scan(const SelectiveScan& op, Stream& stream, ScanPlan plan) {
+  run_scan(op, stream, plan,
+           geometry(op, plan, multiprocessors(stream.device(), "selective_scan")));
+}
+
+void run(const SelectiveScan& op, Stream& stream) {
+  const Limits device = limits(stream.device(), "selective_scan");
+  const ScanPlan chosen = plan(op, device);
+  run_scan(op, stream, chosen, geometry(op, chosen, device.multiprocessors));
+}
+
+void run(const SelectiveScanGrad& op, Stream& stream) {
+  run_scan_grad(
+      op, stream,
+      ring_geometry(op, multiprocessors(stream.device(), "selective_scan"), 16, 8, {2, 1}));
+}
+
+}  // namespace mamba::cuda

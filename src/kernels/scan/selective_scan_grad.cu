@@ -1,0 +1,122 @@
+// The gradient of the selective scan: scan_grad_ring.cuh, then sums in a fixed order of what each
+// of its blocks leaves, over blocks of channels (dB and dC) or over the batch (dA_log, dD,
+// ddt_bias).
+#include <string>
+
+#include "detail/visit.hpp"
+#include "kernels/gpu/cuda.cuh"
+#include "kernels/gpu/rows.cuh"
+#include "kernels/scan/scan_grad_ring.cuh"
+#include "kernels/scan/selective_scan.hpp"
+
+namespace mamba::cuda {
+
+namespace {
+
+constexpr int most_warps = 8;  // of a block, for the registers they need
+
+template <class T, int Channels>
+__global__ void __launch_bounds__(32 * most_warps, 1)
+    grad_ring_kernel(const __grid_constant__ ScanGradOperands op) {
+  extern __shared__ __align__(16) char scan_memory[];
+  GradRing<T, Channels>(op, scan_memory).run();
+}
+
+// dB and dC: the sums over blocks of channels, in the storage type.
+template <class T>
+struct PutStates {
+  ScanTrack dB, dC;
+  std::int64_t time;
+  int d_state;
+
+  __device__ void operator()(std::int64_t i, float sum) const {
+    const auto n = static_cast<int>(i % d_state);
+    const std::int64_t row = i / (2 * d_state), b = row / time;
+    const std::int64_t t = row - b * time;
+    T* to = i / d_state % 2 == 0 ? dB.out<T>(b, t) : dC.out<T>(b, t);
+    to[n] = from_float<T>(sum);
+  }
+};
+template <class Put>
+__global__ void __launch_bounds__(256)
+    add_blocks_kernel(const float* partials, int blocks, std::int64_t columns, const Put put) {
+  const std::int64_t column = std::int64_t{blockIdx.x} * 256 + threadIdx.x;
+  if (column >= columns) return;
+  float sum = 0;
+#pragma unroll 8
+  for (int block = 0; block < blocks; ++block) sum += partials[block * columns + column];
+  put(column, sum);
+}
+
+// dA_log, dD and ddt_bias from [batch, channels, d_state + 2].
+struct PutChannels {
+  float *dA_log, *dD, *ddt_bias;
+  int d_state;
+  bool accumulate;
+
+  __device__ void operator()(std::int64_t i, float sum) const {
+    const std::int64_t c = i / (d_state + 2);
+    const auto n = static_cast<int>(i - c * (d_state + 2));
+    float* to = n == d_state + 1 ? ddt_bias : n == d_state ? dD : dA_log;
+    if (to == nullptr) return;
+    to += n < d_state ? c * d_state + n : c;
+    *to = accumulate ? *to + sum : sum;
+  }
+};
+
+template <class Put>
+void add_blocks(const float* partials, std::int64_t blocks, std::int64_t columns, const Put& put,
+                Stream& stream) {
+  if (columns == 0) return;
+  add_blocks_kernel<<<static_cast<unsigned>(divide_up(columns, 256)), 256, 0, handle(stream)>>>(
+      partials, static_cast<int>(blocks), columns, put);
+  check(cudaGetLastError(), "selective_scan_grad");
+}
+
+template <class T, int Channels>
+void launch(const SelectiveScanGrad& op, Stream& stream, int warps) {
+  using Block = GradRing<T, Channels>;
+  ScanGradOperands operands(op);
+  const std::int64_t across = divide_up(op.x.dim(2), Channels);
+  Scratch scratch(stream);
+  operands.dBC =
+      scratch.take({across, op.x.dim(0) * op.x.dim(1), 2 * op.B.dim(2)}, DType::f32).data<float>();
+  operands.sums =
+      scratch.take({op.x.dim(0), op.x.dim(2), op.A_log.dim(1) + 2}, DType::f32).data<float>();
+  const int most = shared_memory(stream.device(), "selective_scan_grad");
+  while (warps > 1 && Block::shared_bytes(warps, operands.d_state) > most) --warps;
+  const int shared = Block::shared_bytes(warps, operands.d_state);
+  const auto kernel = grad_ring_kernel<T, Channels>;
+  allow_shared(kernel, static_cast<std::size_t>(shared), stream.device(), "selective_scan_grad");
+  if (op.x.dim(0) * across > 0) {
+    kernel<<<static_cast<unsigned>(op.x.dim(0) * across), 32 * warps, shared, handle(stream)>>>(
+        operands);
+  }
+  check(cudaGetLastError(), "selective_scan_grad");
+  add_blocks(operands.dBC, across, op.x.dim(0) * op.x.dim(1) * 2 * op.B.dim(2),
+             PutStates<T>{ScanTrack(op.dB), ScanTrack(op.dC), op.x.dim(1), operands.d_state},
+             stream);
+  const auto data = [](const TensorView& view) { return view ? view.data<float>() : nullptr; };
+  add_blocks(
+      operands.sums, op.x.dim(0), op.x.dim(2) * (op.A_log.dim(1) + 2),
+      PutChannels{data(op.dA_log), data(op.dD), data(op.ddt_bias), operands.d_state, op.accumulate},
+      stream);
+}
+
+}  // namespace
+
+void run_scan_grad(const SelectiveScanGrad& op, Stream& stream, const ScanGeometry& geometry) {
+  if (op.chunk_steps != scan_chunk) {
+    throw ArgumentError("selective_scan_grad", "chunk_steps",
+                        "scan_chunk_steps() of the device, " + std::to_string(scan_chunk),
+                        std::to_string(op.chunk_steps));
+  }
+  const OnDevice current(stream.device(), "selective_scan_grad");
+  detail::visit(op.x.dtype(), [&](auto type) {
+    using T = typename decltype(type)::type;
+    geometry.channels == 32 ? launch<T, 32>(op, stream, geometry.warps)
+                            : launch<T, 16>(op, stream, geometry.warps);
+  });
+}
+
+}  // namespace mamba::cuda
