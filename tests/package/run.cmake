@@ -13,6 +13,8 @@ if(MODE STREQUAL "package")
   set(how -DCMAKE_PREFIX_PATH=${SCRATCH}/installed)
 else()
   set(how -DMAMBA_SOURCE_DIR=${SOURCE} -DMAMBA_CUDA=OFF)
+  # Configured with nothing said, which is when a library might choose in the program's place.
+  must(${CMAKE_COMMAND} -S ${SOURCE}/tests/package -B ${SCRATCH}/plain -G Ninja -DCMAKE_CXX_COMPILER=${CXX} ${how})
 endif()
 must(${CMAKE_COMMAND} -S ${SOURCE}/tests/package -B ${SCRATCH}/build -G Ninja
      -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_COMPILER=${CXX} "-DCMAKE_CXX_FLAGS=${FLAGS}" ${how})
