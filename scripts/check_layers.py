@@ -33,7 +33,7 @@ RL = {
     ".": set(),
     "env": {"."},
     "gru": {"."},
-    "agent": {".", "gru"},
+    "agent": {".", "gru", "ppo"},  # for its addition of rows
     "rollout": {".", "env", "gru", "agent"},
     "ppo": {".", "env", "agent", "rollout"},
     "app": {"ppo"},

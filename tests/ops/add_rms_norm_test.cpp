@@ -94,8 +94,9 @@ TEST(AddRmsNorm, AnyOperandMayBeAbsent) {
 TEST(AddRmsNorm, TheSumMayGoElsewhere) {
   for (const DType dtype : testing::storage_dtypes()) {
     for (const std::int64_t channels : {77, 768, 20001}) {
-      for (const auto& [with_x, with_residual] :
-           {std::pair{true, true}, {true, false}, {false, true}}) {
+      for (const auto& there : {std::pair{true, true}, {true, false}, {false, true}}) {
+        const bool with_x = there.first;
+        const bool with_residual = there.second;
         const Case c({3, channels}, dtype, with_x, with_residual, true);
         each_backend([&](Device device) {
           const Tensor x = c.x.to(device), weight = c.weight.to(device);

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "rl/ppo/ppo.hpp"
+
 namespace mamba_rl {
 
 namespace {
