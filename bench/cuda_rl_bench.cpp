@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "cuda_timing.hpp"
-#include "rl/rollout.hpp"
+#include "rl/rollout/rollout.hpp"
 
 namespace {
 
