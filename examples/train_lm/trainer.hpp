@@ -42,7 +42,7 @@ using CarriedStates = std::vector<mamba::StackState>;
 
 // One rank's share: its rows of every batch, and a copy of weights and moments that each step keeps
 // the same as all others'. What is read, computed of the whole batch and written does not depend on
-// the number of ranks but by rounding.
+// the number of ranks, except by rounding.
 class Trainer {
  public:
   Trainer(const TrainerOptions& options, const Text& text, Ranks& ranks, CarriedStates& carried);

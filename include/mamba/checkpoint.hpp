@@ -31,8 +31,8 @@ void save_training(const std::string& path, const AdamW& optimizer, const StackS
 
 // Into an optimizer over the same parameters (its weights, masters, moments and count) and a state
 // of the same shape. Everything is checked before anything is touched: a file that is not a
-// checkpoint, of another version, cut short, or of other parameters is a FormatError naming it. A
-// carried state that is there must be asked for and the other way round.
+// checkpoint, of another version, cut short, or of other parameters is a FormatError naming it.
+// `carried` must be given exactly when the file holds a carried state.
 TrainingProgress load_training(const std::string& path, AdamW& optimizer, StackState* carried);
 
 }  // namespace mamba

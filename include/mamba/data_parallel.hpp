@@ -27,11 +27,11 @@
 
 namespace mamba {
 
-// One of the group, in the hands of its thread. Every rank makes the same calls in the same order;
-// where they differ, each of them gets an ArgumentError. Each call waits on the host until all
-// ranks have made it, so that none is left waiting on its GPU for one that never comes, and none
-// frees memory while another waits there for it; no call waits for a GPU. If a rank fails, every
-// call of the others, under way or later, is a DeviceError that says which and why.
+// One member of the group, used by its own thread. Every rank makes the same calls in the same
+// order; where they differ, each of them gets an ArgumentError. Each call waits on the host until
+// all ranks have made it, so that none is left waiting on its GPU for one that never comes, and
+// none frees memory while another waits there for it; no call waits for a GPU. If a rank fails,
+// every call of the others, under way or later, is a DeviceError that says which and why.
 class Rank {
  public:
   int index() const { return index_; }
@@ -40,8 +40,8 @@ class Rank {
 
   // Each tensor becomes its sum over all ranks, the same bits on each of them. Dense f32 of this
   // rank's device, the same shapes on every rank (ArgumentError). Ordered on `stream`, like any
-  // operation; small tensors go together. Run to run the same bits: NVLink switches, which add in
-  // the order of arrival, are never let do it.
+  // operation; small tensors go together. The same bits run to run: reduction in the
+  // NVLink switches (NVLS), which adds in the order of arrival, is turned off.
   void all_reduce(const std::vector<TensorView>& tensors, Stream& stream);
   // Each tensor becomes that of rank 0. Dense, of any dtype.
   void broadcast(const std::vector<TensorView>& tensors, Stream& stream);

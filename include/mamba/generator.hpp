@@ -18,9 +18,9 @@
 
 namespace mamba {
 
-// When generate() ends, and who hears of it meanwhile. On CUDA a step takes no host: where there
-// are no callbacks, the next one is queued before the last token is known, and what an end-of-text
-// token or a stop string makes superfluous is undone.
+// When generate() ends, and which callbacks run meanwhile. On CUDA a step needs no answer from the
+// host: where there are no callbacks, the next step is queued before the last token is known. If
+// that token turns out to end the text, the superfluous step is undone.
 struct GenerateOptions {
   std::int64_t max_tokens = 128;
   bool ignore_eos = false;  // false: after one of config().eos_token_ids
@@ -62,13 +62,14 @@ struct GeneratorSlot;
 // its own. It belongs to no thread: any may use it, one at a time. Members of a pool, and forks of
 // a generator with a given stream, share a stream, and count as one in this.
 //
-// What other streams have queued is waited for when it is made, by assume() and by restore(). Where
-// weights change later, wait for that before the next call.
+// A generator waits for the work of other streams when it is made, in assume() and in restore().
+// If weights change later, wait for that before the next call.
 //
-// One that was moved from can be assigned to and destroyed; its other verbs are ArgumentErrors.
+// A generator that was moved from can be assigned to and destroyed; its other verbs throw
+// ArgumentError.
 //
-// Between calls the state has seen every token but perhaps the last one chosen, which goes through
-// the model when it is needed: by next(), read(), save(), fork(), state() or logits().
+// Between calls the state has seen every token, except perhaps the last one chosen. That one goes
+// through the model when next(), read(), save(), fork(), state() or logits() needs it.
 class Generator {
  public:
   static constexpr std::size_t longest_stop = 256;
@@ -93,8 +94,8 @@ class Generator {
   std::optional<StopReason> stopped(const GenerateOptions& options) const;
   // The same text that on_text gets, for the last chosen token.
   std::string text(const GenerateOptions& options);
-  // The text ends here: U+FFFD if a character is incomplete, else nothing. That character, and what
-  // was held back after a stop string, are given up.
+  // The text ends here. Returns U+FFFD if a character is incomplete, else nothing. That character,
+  // and what was held back after a stop string, are discarded.
   std::string finish_text();
 
   // The same verbs for several of one pool: one run of the model for all. No member knows of the
@@ -106,7 +107,8 @@ class Generator {
   using Group = std::vector<Generator*>;
   static void read(const Group& group, const std::vector<Ids>& prompts);
   static std::vector<Chosen> next(const Group& group);
-  // `options` has one element, for all, or one for each. Who has finished leaves, the others go on.
+  // `options` has one element for all members, or one for each. A member that has finished drops
+  // out; the others go on.
   static std::vector<Generated> generate(const Group& group,
                                          const std::vector<GenerateOptions>& options);
 
@@ -118,8 +120,8 @@ class Generator {
   // Other random numbers from here on.
   void reseed(std::uint64_t seed);
 
-  // As if `ids`, at least one, had been read here first; the state and the logits [1, vocab_size]
-  // after them are known (StateCache). ArgumentError where something was read already.
+  // Takes over the state after `ids` (at least one) and the logits [1, vocab_size] that follow
+  // them, as if the ids had been read here (StateCache). ArgumentError if anything was read before.
   void assume(const Ids& ids, const StackState& state, ConstTensorView logits);
 
   // Writes everything to a state file, with the model's fingerprint and a hash of its contents;

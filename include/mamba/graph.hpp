@@ -9,7 +9,7 @@
 namespace mamba {
 
 // What was recorded runs again on the same operands, at the same addresses: you may change their
-// contents between replays, never their places. Everything that was called must have been called
+// contents between replays, never their addresses. Every call that is recorded must have been made
 // once before, so that nothing is allocated while recording (see Scratch). Tensors and the recorded
 // stream must outlive the graph.
 class Graph {

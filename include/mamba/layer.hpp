@@ -158,7 +158,8 @@ inline void Layer::forward(ConstTensorView x, const AddRmsNorm* norm, MambaState
   out_proj.bias = weights_.out_proj_bias;
   out_proj.y = y;
   run(out_proj, stream);
-  if (options.rows.read && (config_.use_bias || config_.gated_norm)) {  // padding has got a bias
+  // out_proj has added its bias to padding too.
+  if (options.rows.read && (config_.use_bias || config_.gated_norm)) {
     ZeroRows padding;
     padding.padding = options.rows;
     padding.view = y;

@@ -15,8 +15,8 @@ class TokenLoss {
   // logits [batch, time, vocab] f32; targets [batch, time] i32, dense, a negative one is not
   // counted; dlogits [batch, time, vocab] of the model's dtype, or absent: the gradient of the
   // mean, times loss_scale (see LossScale). `counted` is how many targets count, which the caller
-  // knows; at least 1. Of a part of a batch, as many as count in the whole batch: then the parts'
-  // gradients and means add up to those of the batch.
+  // knows; at least 1. For a part of a batch pass the count of the whole batch: then the gradients
+  // and means of the parts add up to those of the batch.
   void run(ConstTensorView logits, ConstTensorView targets, std::int64_t counted,
            TensorView dlogits, Stream& stream, float loss_scale = 1);
 

@@ -185,17 +185,17 @@ struct CopyRows {
   ConstTensorView to_rows;    // [n] i32, optional
 };
 
-// view[b] = 0, whatever was there, for every row b with mask[b] != 0, or that a row map calls
-// padding.
+// view[b] = 0, whatever was there, for every row b with mask[b] != 0, or whose entry in the row map
+// is padding.
 struct ZeroRows {
   ConstTensorView mask;  // [rows] i32; this or
   RowMap padding;        // [rows]
   TensorView view;       // [rows, ...] any dtype
 };
 
-// run(norm), run(product) and run(conv), with the same bits. Where the norm's y is the product's x
-// and the product's y has the conv's x, a device may do it in one pass; so no output may overlap an
-// operand of another of the three, these two apart.
+// The same as run(norm), run(product), run(conv), to the bit. Where the norm's y is the product's x
+// and the product's y contains the conv's x, a device may compute all three in one pass. Apart from
+// these two, no output may therefore overlap an operand of another operation.
 void run(const AddRmsNorm& norm, const Matmul& product, const CausalConv& conv, Stream& stream);
 
 void run(const Matmul& op, Stream& stream);

@@ -73,13 +73,13 @@ class AdamW {
   // one of them is not finite nothing is changed, as the device finds by itself: see
   // gradient_norm().
   void step(float learning_rate, Stream& stream, float loss_scale = 1);
-  // Those that changed something. On CUDA, where a step is queued and not waited for, one of
-  // gradients that were not finite counts until gradient_norm() or settle() has found out.
+  // The steps that changed something. CUDA queues a step and does not wait for it, so a step whose
+  // gradients were not finite counts until gradient_norm() or settle() has found out.
   std::int64_t steps() const { return steps_; }
   const AdamWOptions& options() const { return options_; }
 
-  // What the last step means for the loss scale that its gradients carried. False: they were not
-  // finite, and the step, which changed nothing, does not count. Waits for the stream.
+  // Updates the loss scale after the last step. Returns false if that step's gradients were not
+  // finite; the step has then changed nothing and does not count. Waits for the stream.
   bool settle(LossScale& scale, Stream& stream);
 
   // Of the last step's gradients, without loss scale and before they were clipped. Waits for the

@@ -18,16 +18,16 @@ struct SpeculationCounts {
 };
 
 // Advances `target` by several tokens at a time with the help of `draft`, which has read the same
-// text. Both stay what they are: they can be read into, saved, forked and gone on with as any
-// other, as long as both are treated alike (read() does that).
+// text. Both remain ordinary generators: read into them, save, fork and continue them as usual, as
+// long as both are treated alike (read() does that).
 //
 // What comes out has exactly the distribution that target.next() draws from: a proposal x, drawn
 // from the draft's q, is taken with probability min(1, p(x) / q(x)), and the first that is not is
 // replaced by a draw from max(0, p - q), normalised. p is what target.options() leaves
-// (temperature, top_k, ..., see Sample), q what draft.options() leave. Greedy text is the same but
-// where two logits are closer than rounding. The random numbers are functions of
-// target.options().seed and of the place in the text alone, so a saved text goes on with the same
-// ones.
+// (temperature, top_k, ..., see Sample), q what draft.options() leave. Greedy text is
+// identical, except where two logits differ by less than rounding. The random numbers are functions
+// of target.options().seed and of the place in the text alone, so a saved text goes on with the
+// same ones.
 //
 // The target's states after every proposal are kept (StackSteps) and one of them is put back. To
 // run the accepted tokens once more instead would read all weights again: with mamba-130m's shape,

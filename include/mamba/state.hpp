@@ -13,16 +13,18 @@ namespace mamba {
 // The memory of one layer for each batch row. Zero means nothing seen yet.
 //
 // Every verb checks before it touches anything and names what does not fit (ArgumentError). Each
-// exists with a Stream& last, ordered on it, and without: then it is done when the call returns.
-// Row lists are [n] i32; on the CPU a row out of range is an ArgumentError, on CUDA its target row
-// becomes NaN (gather) or is left alone (scatter) and the stream's next synchronize() throws.
+// has two forms: with a trailing Stream& it is ordered on that stream and waits for nothing;
+// without one it has finished when the call returns. Row lists are [n] i32; on the CPU a row out of
+// range is an ArgumentError, on CUDA its target row becomes NaN (gather) or is left alone (scatter)
+// and the stream's next synchronize() throws.
 struct MambaState {
   Tensor conv;  // [batch, d_inner, d_conv - 1], the model's dtype: the conv's last inputs, oldest
                 // first
   Tensor ssm;   // [batch, d_inner, d_state] f32: h of the recurrence
 
   MambaState() = default;
-  // Nothing seen yet. `config` may have zeros in it, as for Layer; `dtype` is f32, bf16 or f16.
+  // Nothing seen yet. Zero fields of `config` are derived, as in Layer; `dtype` is f32, bf16 or
+  // f16.
   MambaState(const LayerConfig& config, std::int64_t batch, DType dtype,
              Device device = Device::cpu());
 

@@ -1,5 +1,5 @@
-// What a model remembers after known beginnings of prompts: the part of a prompt that was read
-// before, by whom ever, is not read again.
+// What a model remembers after known beginnings of prompts: the part of a prompt that any generator
+// has read before is not read again.
 #pragma once
 
 #include <cstdint>
@@ -12,21 +12,21 @@
 namespace mamba {
 
 struct CacheOptions {
-  // Bytes that may be taken: in the model's device memory, in host memory, and in files. What was
-  // not used for longest moves on to the next of the three, and out of the last: first what nobody
-  // has made use of, and of one text what is longest, so that a long prompt pushes out neither its
-  // own beginning nor those that others share. 0: none there.
+  // Bytes that may be taken in the model's device memory, in host memory, and in files. The entry
+  // that was least recently used moves to the next of the three, and is dropped from the last.
+  // Entries that nobody has made use of go first, and of one text the longest, so that a long
+  // prompt pushes out neither its own beginning nor those that others share. 0 turns a place off.
   // The memory of a model on the CPU is the host's: device_bytes is then added to host_bytes.
   std::int64_t device_bytes = 0;
   std::int64_t host_bytes = std::int64_t{1} << 30;
   std::int64_t disk_bytes = 0;
-  // For the files; made if it is not there. A prefix goes into a file when there is no room for it
-  // in memory any more, by flush(), and when the cache ends. Several processes may share one: each
-  // finds what others had left there when its cache was made, but not what they write after that,
-  // and keeps disk_bytes for what it knows of, so that n processes may come to take n times as
-  // much. Files of other models are not touched and do not count. Temporary files that a killed
-  // process left are removed when a cache is made. A prompt takes the room of a state and of logits
-  // for each piece that is kept, however long it is.
+  // The folder of the files; it is made if it does not exist. A prefix goes into a file when memory
+  // has no more room for it, in flush(), and when the cache ends. Several processes may share a
+  // folder: each finds what the others had left there when its cache was made, but not what they
+  // write later. Each counts only the files that it knows of, so n processes may use n times
+  // disk_bytes. Files of other models are not touched and do not count. Temporary files of a
+  // process that was killed are removed when a cache is made. Each kept piece of a prompt takes the
+  // room of a state and of logits, however long the prompt is.
   std::string folder;
   // read() keeps a state after each multiple of this many tokens, and at the end of the prompt.
   std::int64_t keep_every = 256;

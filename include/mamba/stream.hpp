@@ -57,10 +57,10 @@ Stream& default_stream(Device device = Device::cpu());
 // still told by their own stream.
 void synchronize(Device device);
 
-// A promise for as long as it lives: nothing that is queued on the stream writes the weights (and
-// biases, norms' weights and the like) of an operation queued meanwhile. A CUDA kernel may then
-// fetch them while the kernels before it still run. What was queued earlier may have written them.
-// Scopes nest.
+// While this object lives, the caller promises that no work queued on the stream writes weights
+// (matrices, biases, norm weights) which an operation queued in the same period reads. A CUDA
+// kernel may then fetch its weights while the kernels before it still run. Work queued before the
+// promise may still write them. Scopes nest.
 class ConstantWeights {
  public:
   explicit ConstantWeights(Stream& stream);

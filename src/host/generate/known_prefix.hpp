@@ -52,7 +52,7 @@ class PrefixFiles {
     std::int64_t bytes;
     bool proven;  // somebody has made use of it
   };
-  std::vector<Found> list() const;  // the one that was not used for longest first
+  std::vector<Found> list() const;  // least recently used first
 
   std::string path(const PrefixKey& key) const;
   // Written whole or not at all; returns its bytes. What the system refuses is an Error. `parent`,

@@ -16,7 +16,8 @@ void range(const Complain& complain, const char* field, std::int64_t value, std:
   }
 }
 
-// Both factors are at most limits::size and the result below 2^63, or a little more than that.
+// The factors are at most 2 * limits::size and limits::size, or limits::size and 512 more than it,
+// so the product stays below 2^63.
 void product(const Complain& complain, const char* fields, std::int64_t a, std::int64_t b) {
   range(complain, fields, a * b, 1, limits::elements);
 }

@@ -11,7 +11,7 @@ namespace mamba {
 
 namespace limits {
 constexpr std::int64_t size = 2147483647;  // token ids and row maps are i32
-constexpr std::int64_t d_state = 256;      // a kernel keeps a row of h at hand
+constexpr std::int64_t d_state = 256;      // a kernel keeps a row of h in registers
 constexpr std::int64_t n_layer = 65536;    // a list of layers is made before any is read
 constexpr std::int64_t elements = std::int64_t{1} << 53;  // of one tensor: exact as a double
 constexpr float smallest = 1e-30f;                        // of epsilons and time steps

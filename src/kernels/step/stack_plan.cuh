@@ -30,7 +30,7 @@ struct Plan {
   int u_words, selection_words, y_words, residual_words, words;
 
   Plan(const StackStep& s, int ring_bytes, int most_blocks) : model(s.d_model), inner(s.d_inner) {
-    blocks = std::min(most_blocks, s.d_inner / 2);  // a block without channels would have no say
+    blocks = std::min(most_blocks, s.d_inner / 2);  // one without channels would publish no word
     selection = s.dt_rank + 2 * d_state;
     const auto up = [](int count) { return (count + tile - 1) / tile * tile; };
     const int channels = Share::most(s.d_inner, 2, blocks);
