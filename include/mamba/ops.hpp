@@ -57,9 +57,8 @@ struct CausalConv {
   TensorView final_state;         // the same; may be the same memory as initial_state; optional
   RowMap rows;                    // absent: rows == batch
   ConstTensorView reset;          // [batch, time] i32, optional
-  TensorView
-      step_states;  // [batch, time, channels, width - 1] T: the state after each step; optional
-  TensorView y;     // [batch, time, channels] T
+  TensorView step_states;         // [batch, time, channels, width - 1] T, optional: after each step
+  TensorView y;                   // [batch, time, channels] T
   bool silu = true;
 };
 
@@ -86,8 +85,8 @@ struct SelectiveScan {
   RowMap rows;                    // absent: rows == batch
   ConstTensorView reset;          // [batch, time] i32, optional
   TensorView step_states;  // [batch, time, channels, d_state] f32: h after each step; optional
-  TensorView
-      y;  // [batch, time, channels] T; may be the same memory as x, dt (without dt_weight) or z
+  // [batch, time, channels] T; may be the same memory as x, z, or dt (without dt_weight).
+  TensorView y;
   // For SelectiveScanGrad: h as it was handed to steps 0, chunk_steps, 2 chunk_steps, ..., before
   // any reset at that step. [batch, ceil(time / chunk_steps), channels, d_state] f32, dense;
   // optional.
@@ -134,9 +133,8 @@ struct Embedding {
 };
 
 // One token id per row of logits.
-//   1. Where seen != 0, a positive logit is divided by repetition_penalty, any other multiplied by
-//   it
-//      (Keskar et al. 2019; once per distinct token).
+//   1. Where seen != 0, a positive logit is divided by repetition_penalty, and any other multiplied
+//      by it (Keskar et al. 2019; once per distinct token).
 //   2. temperature == 0: the largest logit, the lowest id among equals.
 //   3. Otherwise p = softmax(logits / temperature), over what top_k, then top_p, then min_p leave:
 //      top_k  the k largest (0: all);
@@ -155,8 +153,8 @@ struct Embedding {
 struct Sample {
   ConstTensorView rows;    // [n] i32, optional: all
   ConstTensorView logits;  // [batch, vocab] f32
-  ConstTensorView
-      seed;  // [batch, 2] i32: low and high half of a 64-bit seed; needed if temperature > 0
+  // [batch, 2] i32: low and high half of a 64-bit seed; needed if temperature > 0.
+  ConstTensorView seed;
   TensorView draws;  // [batch] i32, read and written; needed if temperature > 0
   TensorView seen;   // [batch, vocab] i32, read and written; needed if repetition_penalty != 1
   TensorView ids;    // [batch] i32

@@ -262,8 +262,7 @@ TEST_F(GeneratorTest, RefusesWhatCannotWork) {
   });
 }
 
-// ---- state files of a generation
-// --------------------------------------------------------------------
+// ---- state files of a generation ----------------------------------------------------------------
 
 class GeneratorFile : public ::testing::Test {
  protected:

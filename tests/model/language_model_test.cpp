@@ -179,8 +179,7 @@ TEST(LanguageModel, KeepsConfigKeysItDoesNotKnow) {
   EXPECT_EQ(again["layer_norm_epsilon"], json["layer_norm_epsilon"]);
 }
 
-// ---- folders that lie
-// -----------------------------------------------------------------------------
+// ---- folders that lie ---------------------------------------------------------------------------
 
 class BadFolder : public ::testing::Test {
  protected:

@@ -229,8 +229,7 @@ TEST(CudaBadValues, ARowOfLogitsWithoutAFiniteLargest) {
   });
 }
 
-// ---- the convolution: vectors, single channels, tiles, steps, any width
-// -----------------------------
+// ---- the convolution: vectors, single channels, tiles, steps, any width -------------------------
 
 struct Conv {
   Tensor x, weight, bias, state, reset, read, write;

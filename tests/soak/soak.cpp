@@ -213,8 +213,7 @@ void check(const Text& text, const std::string& how) {
   follow(text, how);
 }
 
-// ---- the world that all threads share
-// ------------------------------------------------------------
+// ---- the world that all threads share -----------------------------------------------------------
 
 class Work {
  public:

@@ -355,8 +355,7 @@ StackState StackState::concat(const std::vector<const StackState*>& parts) {
   return finished(device, [&](Stream& stream) { return concat(parts, stream); });
 }
 
-// ---- going back, and the wide layout
-// ---------------------------------------------------------------
+// ---- going back, and the wide layout ------------------------------------------------------------
 
 void StepStates::prepare(const MambaState& like, std::int64_t batch, std::int64_t time) {
   const auto shape = [&](Tensor& tensor, const Tensor& one) {

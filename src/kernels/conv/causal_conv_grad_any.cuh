@@ -7,8 +7,8 @@
 
 namespace mamba::cuda::conv {
 
-constexpr std::int64_t part_steps =
-    256;  // of batch and time, for one sum of the weights' gradients
+// Of batch and time, for one sum of the weights' gradients.
+constexpr std::int64_t part_steps = 256;
 
 // g [batch, time, channels]
 template <class T>

@@ -154,8 +154,8 @@ __global__ void gemv_fma_kernel(MatmulOperands<T> op, int splits, bool constant)
 // ---- up to eight rows on the tensor cores -------------------------------------------------------
 
 constexpr int gemv_mma_columns = 8;
-constexpr int gemv_mma_step =
-    64;  // elements of a weight row that a warp takes at a time: 128 bytes
+// Elements of a weight row that a warp takes at a time: 128 bytes.
+constexpr int gemv_mma_step = 64;
 
 // 16-bit operands, 16-byte aligned: 8 weight rows a tile, up to 8 rows of x. (f32 would be rounded
 // to tf32 on the way in.)

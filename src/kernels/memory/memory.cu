@@ -102,8 +102,7 @@ bool is_pinned(Device device, const void* memory) {
   return attributes.type == cudaMemoryTypeHost;
 }
 
-// ---- copies
-// ---------------------------------------------------------------------------------------
+// ---- copies -------------------------------------------------------------------------------------
 
 namespace {
 

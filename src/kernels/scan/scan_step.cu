@@ -2,11 +2,11 @@
 // once: 16 bytes a thread and access, four states of one channel, neighbouring threads next to each
 // other in memory. Two kernels:
 //
-//   step_kernel       any operands; a thread takes one batch row. For few rows, where latency
-//   counts. step_rows_kernel  a thread takes four batch rows, so that A = -exp(A_log) is read and
-//   computed once
-//                     for them and four state loads are in flight. Four neighbouring lanes share a
-//                     channel; each works out delta and the gate of one of the four rows.
+//   step_kernel: any operands. A thread takes one batch row. For few rows, where latency counts.
+//
+//   step_rows_kernel: a thread takes four batch rows, so that A = -exp(A_log) is read and computed
+//   once for them, and four loads of states are in flight. Four neighbouring lanes share a channel;
+//   each works out delta and the gate of one of the four rows.
 #include <algorithm>
 
 #include "detail/visit.hpp"

@@ -40,9 +40,8 @@ struct NormRow {
     return x == nullptr ? before : hn::Add(before, take(x + i, count));
   }
 
-  // Keeps the sum, returns the sum of its squares. Four accumulators hide the
-  // latency of the additions; vector i of a row always goes to accumulator i mod 4, so the order is
-  // fixed.
+  // Keeps the sum, returns the sum of its squares. Four accumulators hide the latency of the
+  // additions; vector i of a row always goes to accumulator i mod 4, so the order is fixed.
   float add() const {
     const F32 d;
     const std::size_t lanes = hn::Lanes(d);
