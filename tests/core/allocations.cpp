@@ -5,13 +5,9 @@
 #include <cstdlib>
 #include <new>
 
-#if defined(__has_feature)
-#define MAMBA_HAS_FEATURE(feature) __has_feature(feature)
-#else
-#define MAMBA_HAS_FEATURE(feature) 0
-#endif
-#if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && \
-    !MAMBA_HAS_FEATURE(address_sanitizer) && !MAMBA_HAS_FEATURE(thread_sanitizer)
+#include "core/sanitizers.hpp"
+
+#if defined(__GLIBC__) && !MAMBA_ADDRESS_SANITIZER && !MAMBA_THREAD_SANITIZER
 #define MAMBA_COUNTS_ALLOCATIONS 1
 #else
 #define MAMBA_COUNTS_ALLOCATIONS 0
@@ -42,7 +38,7 @@ bool FailingAllocation::failed() const { return until_failure <= 0; }
 
 // The thread sanitizer has operators of its own, beside which the linker takes no others: there no
 // allocation fails.
-#if !defined(__SANITIZE_THREAD__) && !MAMBA_HAS_FEATURE(thread_sanitizer)
+#if !MAMBA_THREAD_SANITIZER
 namespace {
 void* allocate(std::size_t size, std::size_t alignment) {
   if (until_failure.load(std::memory_order_relaxed) > 0 && until_failure.fetch_sub(1) == 1) {

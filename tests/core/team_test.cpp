@@ -20,6 +20,7 @@
 #include <mamba/stream.hpp>
 
 #include "core/process_threads.hpp"
+#include "core/sanitizers.hpp"
 
 namespace mamba::detail {
 namespace {
@@ -90,6 +91,9 @@ TEST(TeamThreads, ManyTeamsAtOnceOnFewCores) {
 
 // What a server does that forks after it has loaded its model.
 TEST(TeamThreads, AForkedProcessHasThreadsOfItsOwn) {
+#if MAMBA_THREAD_SANITIZER
+  GTEST_SKIP() << "the thread sanitizer ends a forked process that starts threads";
+#endif
   const Team team(3);
   const auto whole = [](const Team& by) {
     std::vector<int> runs(1000);
@@ -158,13 +162,8 @@ TEST(TeamThreads, StreamsHoldNoThreadsOfTheirOwn) {
 // Where the system starts no more threads the constructor says so, and calls work with those that
 // there are. In a process of its own, which has room for a few stacks only.
 TEST(TeamThreads, ARefusedThreadIsAnErrorOfTheConstructor) {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if MAMBA_ADDRESS_SANITIZER || MAMBA_THREAD_SANITIZER
   GTEST_SKIP() << "sanitizers need the address space that is limited here";
-#endif
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-  GTEST_SKIP() << "sanitizers need the address space that is limited here";
-#endif
 #endif
   const auto refused = [] {
     std::ifstream statm("/proc/self/statm");
