@@ -47,6 +47,14 @@ bool lock(int file, int how) {
   return result == 0 || errno != EWOULDBLOCK;
 }
 
+bool synchronized(int descriptor) {
+  int result;
+  do {
+    result = fsync(descriptor);
+  } while (result != 0 && errno == EINTR);
+  return result == 0;
+}
+
 bool has_locks(int file) {
   const bool had = flock(file, LOCK_EX | LOCK_NB) == 0;
   return had || errno == EWOULDBLOCK;
@@ -164,18 +172,6 @@ void AtomicFile::write(const void* data, std::size_t bytes) {
     bytes -= static_cast<std::size_t>(written);
   }
 }
-
-namespace {
-
-bool synchronized(int descriptor) {
-  int result;
-  do {
-    result = fsync(descriptor);
-  } while (result != 0 && errno == EINTR);
-  return result == 0;
-}
-
-}  // namespace
 
 void AtomicFile::commit() {
   if (!synchronized(file_)) fail(errno);

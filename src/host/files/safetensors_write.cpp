@@ -147,10 +147,6 @@ void write_data(AtomicFile& file, const Planned& planned) {
   }
 }
 
-}  // namespace
-
-namespace {
-
 // The header is checked before there is a file.
 class Plan {
  public:

@@ -6,6 +6,7 @@
 
 #include <new>
 #include <string>
+#include <vector>
 
 #include "detail/backend.hpp"
 #include "detail/limits.hpp"
@@ -21,6 +22,19 @@ inline void check(cudaError_t status, const char* where) {
   if (status == cudaSuccess) return;
   cudaGetLastError();  // so that the library still works afterwards
   throw DeviceError(where, "CUDA", "success", cudaGetErrorString(status));
+}
+
+// What the process keeps for each device. Never freed: objects that outlive main() release what
+// they have on a device.
+template <class T>
+T& kept_for(Device device, const char* where) {
+  static auto& all = *new std::vector<T>(static_cast<std::size_t>(device_count()));
+  const auto index = static_cast<std::size_t>(device.index());
+  if (index >= all.size()) {
+    check_present(where, device);
+    throw DeviceError(where, "device", "one that was there at the first call", device.name());
+  }
+  return all[index];
 }
 
 inline int multiprocessors(Device device, const char* where) {

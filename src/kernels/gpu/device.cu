@@ -50,19 +50,8 @@ struct Known {
   CUcontext context = nullptr;  // the primary one; kept as long as the process
 };
 
-Known& known(Device device, const char* where) {
-  // Never freed: objects that outlive main() release what they have on a device.
-  static auto& all = *new std::vector<Known>(static_cast<std::size_t>(device_count()));
-  const auto index = static_cast<std::size_t>(device.index());
-  if (index >= all.size()) {
-    check_present(where, device);
-    throw DeviceError(where, "device", "one that was there at the first call", device.name());
-  }
-  return all[index];
-}
-
 const Limits& limits_of(Device device, const char* where) {
-  Known& one = known(device, where);
+  Known& one = kept_for<Known>(device, where);
   std::call_once(one.asked, [&] {
     const auto ask = [&](cudaDeviceAttr attribute) {
       int value = 0;
@@ -187,7 +176,7 @@ OnDevice::OnDevice(std::nothrow_t) noexcept {
 }
 
 void OnDevice::enter(Device device, const char* where) {
-  Known& one = known(device, where);
+  Known& one = kept_for<Known>(device, where);
   std::call_once(one.retained, [&] {
     // Another thread may be recording where there is a context already.
     if (!is_active(device)) check(cudaInitDevice(device.index(), 0, 0), where);  // not made current

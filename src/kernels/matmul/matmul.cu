@@ -1,7 +1,6 @@
 // The Matmul on CUDA: which of the four ways, and the one through cuBLASLt.
 #include <mutex>
 #include <unordered_map>
-#include <vector>
 
 #include "detail/stream_access.hpp"
 #include "detail/visit.hpp"
@@ -67,13 +66,12 @@ Algorithm choose(cublasLtHandle_t handle, const Product& product, const void* bi
 
 // One for each device, which any thread may use. None is ever destroyed: that waits for all of the
 // device, and so ends what another thread is recording with an error.
+struct Handle {
+  std::once_flag made;
+  cublasLtHandle_t handle = nullptr;
+};
 cublasLtHandle_t handle_of(Device device) {
-  struct One {
-    std::once_flag made;
-    cublasLtHandle_t handle = nullptr;
-  };
-  static auto& all = *new std::vector<One>(static_cast<std::size_t>(device_count()));
-  One& one = all.at(static_cast<std::size_t>(device.index()));
+  Handle& one = kept_for<Handle>(device, where);
   std::call_once(one.made, [&] { check_blas(cublasLtCreate(&one.handle)); });
   return one.handle;
 }
