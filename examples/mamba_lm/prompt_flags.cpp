@@ -1,37 +1,17 @@
 #include "prompt_flags.hpp"
 
 #include <algorithm>
-#include <array>
 #include <cctype>
-#include <cerrno>
 #include <charconv>
-#include <cstdio>
-#include <cstring>
-#include <memory>
 #include <string_view>
 
 #include <mamba/error.hpp>
 
+#include "../programs/whole_file.hpp"
+
 namespace {
 
 constexpr const char* standard_input = "-";
-
-std::string whole_file(const std::string& path) {
-  const auto close = [](std::FILE* file) { return file == stdin ? 0 : std::fclose(file); };
-  const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(
-      path == standard_input ? stdin : std::fopen(path.c_str(), "rb"), close);
-  std::string bytes;
-  std::array<char, 1 << 16> part;
-  std::size_t count = 0;
-  while (file && (count = std::fread(part.data(), 1, part.size(), file.get())) > 0) {
-    bytes.append(part.data(), count);
-  }
-  if (!file || std::ferror(file.get()) != 0) {
-    throw mamba::Error("generate", path == standard_input ? "standard input" : path,
-                       "a file that can be read", std::strerror(errno));
-  }
-  return bytes;
-}
 
 bool is_blank(char c) { return std::isspace(static_cast<unsigned char>(c)) != 0; }
 
@@ -90,13 +70,14 @@ void PromptFlags::add(CLI::App& app) {
 }
 
 void PromptFlags::load() {
-  if (file_) {
-    loaded_ = whole_file(*file_);
-  } else if (any()) {
-    const std::string& given = text_ ? *text_ : *ids_;
-    loaded_ = given == standard_input ? whole_file(given) : given;
+  if (!any()) return;
+  const std::string& given = file_ ? *file_ : text_ ? *text_ : *ids_;
+  if (given == standard_input) {
+    loaded_ = whole_input("generate");
+  } else {
+    loaded_ = file_ ? whole_file("generate", given) : given;
   }
-  if (any() && loaded_.empty()) {
+  if (loaded_.empty()) {
     throw mamba::ArgumentError("generate", name(), "a prompt", "an empty one");
   }
 }

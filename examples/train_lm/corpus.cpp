@@ -1,37 +1,18 @@
 #include "corpus.hpp"
 
 #include <algorithm>
-#include <array>
-#include <cerrno>
-#include <cstdio>
-#include <cstring>
 #include <filesystem>
-#include <memory>
 
 #include <mamba/error.hpp>
 
 #include "../programs/report.hpp"
+#include "../programs/whole_file.hpp"
 
 namespace {
 
 namespace fs = std::filesystem;
 
 constexpr const char* where = "train-lm";
-
-std::string read(const fs::path& path) {
-  const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "rb"),
-                                                             std::fclose);
-  std::string bytes;
-  std::array<char, 1 << 16> part;
-  std::size_t count = 0;
-  while (file && (count = std::fread(part.data(), 1, part.size(), file.get())) > 0) {
-    bytes.append(part.data(), count);
-  }
-  if (!file || std::ferror(file.get()) != 0) {
-    throw mamba::Error(where, path.string(), "a file that can be read", std::strerror(errno));
-  }
-  return bytes;
-}
 
 bool same(const fs::path& a, const fs::path& b) {
   std::error_code none;  // one of them is not there
@@ -111,7 +92,7 @@ Corpus Corpus::load(const std::string& path, const std::string& separator, doubl
   std::vector<std::string> documents;
   std::size_t total = 0;
   for (const fs::path& file : files_of(path, out, corpus.left_out)) {
-    for (std::string& document : split(read(file), separator)) {
+    for (std::string& document : split(whole_file(where, file.string()), separator)) {
       total += document.size();
       documents.push_back(std::move(document));
     }
