@@ -37,6 +37,10 @@ BREAKS = {
         "CausalConv*"),
     "product without its bias": (
         "src/host/ops/matmul/matmul.cpp", "op.bias ? at(op.bias, first) : nullptr", "nullptr", "Matmul*"),
+    "a product of few columns forgets what it adds to": (
+        "src/host/ops/matmul/matmul.cpp", "  piece.add = op.accumulate;\n  pack(", "  pack(", "Matmul*"),
+    "a product of few columns takes its first rows again": (
+        "src/host/ops/matmul/matmul.cpp", "piece.first_column = first_row;", "piece.first_column = 0;", "Matmul*"),
     "product drops the last inputs": (
         "src/host/ops/matmul/gemv.cpp", "if (i + lanes <= gemv.in) {\n    add(even", "if (false) {\n    add(even", "Matmul*"),
     "norm without epsilon": (

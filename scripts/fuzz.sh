@@ -6,10 +6,11 @@ cd "$(dirname "$0")/.."
 seconds=${1:-10}
 shift || true
 
-cmake --preset fuzz --log-level=NOTICE
-cmake --build --preset fuzz
+cmake --preset asan --log-level=NOTICE
+cmake --build --preset asan --target fuzz_targets
+programs=build/asan/tests/fuzz
 build=build/fuzz
-"$build/tests/fuzz/make_seeds" "$build/seeds"
+"$programs/make_seeds" "$build/seeds"
 mkdir -p "$build/findings" "$build/corpus"
 if [ $# -eq 0 ]; then
   for target in tests/fuzz/*_fuzz.cpp; do set -- "$@" "$(basename "$target" .cpp)"; done
@@ -18,12 +19,12 @@ fi
 # What a target says of itself at its end is in a log of its own.
 run() {
   mkdir -p "$build/corpus/$1" "$build/seeds/$1"
-  "$build/tests/fuzz/$1" -dict=tests/fuzz/json.dict -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 \
+  "$programs/$1" -dict=tests/fuzz/json.dict -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 \
     -malloc_limit_mb=1024 -max_len=32768 -print_final_stats=1 -artifact_prefix="$build/findings/$1-" \
     "$build/corpus/$1" "$build/seeds/$1" >"$build/$1.log" 2>&1
 }
 export -f run
-export build seconds
+export programs build seconds
 if ! printf '%s\n' "$@" | xargs -P "$(nproc)" -I{} bash -c 'run {} || { echo "fuzz: {} found something:"; tail -40 "$build/{}.log"; exit 255; }'; then
   exit 1
 fi

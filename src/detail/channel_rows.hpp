@@ -38,6 +38,7 @@ struct ChannelRows {
   std::int64_t count() const { return batch * time; }
   // Where row r begins, in elements.
   std::int64_t offset(std::int64_t r) const {
+    if (evenly_pitched()) return r * time_pitch;  // without the divisions
     return (r / time) * batch_pitch + (r % time) * time_pitch;
   }
 };

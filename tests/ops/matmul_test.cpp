@@ -25,7 +25,8 @@ using testing::Padded;
 using testing::Random;
 
 constexpr MatmulPlan all_plans[] = {MatmulPlan::gemv, MatmulPlan::gemm_few_rows,
-                                    MatmulPlan::gemm_columns, MatmulPlan::gemm_rows};
+                                    MatmulPlan::gemm_few_columns, MatmulPlan::gemm_columns,
+                                    MatmulPlan::gemm_rows};
 const std::vector<std::int64_t> sizes{1, 2, 3, 15, 16, 17, 48, 80, 127, 1536};
 const std::vector<std::int64_t> row_counts{1, 2, 7, 8, 9, 33};
 
@@ -339,6 +340,8 @@ TEST(Matmul, ThePlanFollowsTheShape) {
   EXPECT_EQ(plan_of(8, 48, 1536), MatmulPlan::gemv);
   EXPECT_EQ(plan_of(9, 768, 3072), MatmulPlan::gemm_few_rows);
   EXPECT_EQ(plan_of(64, 1536, 80), MatmulPlan::gemm_few_rows);
+  EXPECT_EQ(plan_of(4096, 128, 4), MatmulPlan::gemm_few_columns);
+  EXPECT_EQ(plan_of(4096, 128, 9), MatmulPlan::gemm_rows);
   EXPECT_EQ(plan_of(512, 1536, 80), MatmulPlan::gemm_rows);
   EXPECT_EQ(plan_of(512, 48, 1536), MatmulPlan::gemm_columns);
 }

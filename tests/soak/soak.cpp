@@ -138,26 +138,32 @@ std::int32_t choose(const std::vector<float>& logits, const SamplingOptions& opt
   return chosen.data<std::int32_t>()[0];
 }
 
-// Whether logits no further from these than rounding goes may give `token`.
+// Whether logits no further from these than rounding goes may give `token`. The whole way would
+// move the draw past a token less likely than the way is long, so parts of it are tried.
 bool may_choose(std::int32_t token, const std::vector<float>& logits, float reach,
                 const SamplingOptions& options, std::uint64_t seed, std::size_t drawn,
                 const std::vector<std::int32_t>& seen, Stream& stream) {
-  const auto with = [&](auto change) {
+  const auto with = [&](float way, auto change) {
     std::vector<float> moved = logits;
     for (std::size_t i = 0; i < moved.size(); ++i) {
-      moved[i] += reach * static_cast<float>(change(static_cast<std::int32_t>(i)));
+      moved[i] += way * static_cast<float>(change(static_cast<std::int32_t>(i)));
     }
     return choose(moved, options, seed, drawn, seen, stream) == token;
   };
-  // The token itself, and the ids below and above it, between which a draw falls.
-  if (with([&](std::int32_t id) { return id == token ? 1 : -1; })) return true;
-  if (with([&](std::int32_t id) { return id < token ? 1 : -1; })) return true;
-  if (with([&](std::int32_t id) { return id <= token ? 1 : -1; })) return true;
-  if (with([&](std::int32_t id) { return id > token ? 1 : -1; })) return true;
-  if (with([&](std::int32_t id) { return id >= token ? 1 : -1; })) return true;
+  constexpr int parts = 32;
+  for (int part = 1; part <= parts; ++part) {
+    const float way = reach * static_cast<float>(part) / parts;
+    // The token itself, and the ids below and above it, between which a draw falls.
+    if (with(way, [&](std::int32_t id) { return id == token ? 1 : -1; })) return true;
+    if (with(way, [&](std::int32_t id) { return id < token ? 1 : -1; })) return true;
+    if (with(way, [&](std::int32_t id) { return id <= token ? 1 : -1; })) return true;
+    if (with(way, [&](std::int32_t id) { return id > token ? 1 : -1; })) return true;
+    if (with(way, [&](std::int32_t id) { return id >= token ? 1 : -1; })) return true;
+  }
   Random random(drawn);
   for (int trial = 0; trial < 32; ++trial) {
-    if (with([&](std::int32_t) { return random.upto(2) - 1; })) return true;
+    const float way = reach * static_cast<float>(1 + trial % 8) / 8;
+    if (with(way, [&](std::int32_t) { return random.upto(2) - 1; })) return true;
   }
   return false;
 }
@@ -194,7 +200,11 @@ void follow(const Text& text, const std::string& how) {
                          std::to_string(got) + ", alone " + std::to_string(expected) + " (logits " +
                          std::to_string(row[static_cast<std::size_t>(got)]) + " and " +
                          std::to_string(row[static_cast<std::size_t>(expected)]) +
-                         "), temperature " + std::to_string(task.options.temperature));
+                         "), temperature " + std::to_string(task.options.temperature) + ", top_k " +
+                         std::to_string(task.options.top_k) + ", top_p " +
+                         std::to_string(task.options.top_p) + ", min_p " +
+                         std::to_string(task.options.min_p) + ", repetition_penalty " +
+                         std::to_string(task.options.repetition_penalty));
       }
       ++counts.rounded;
     }

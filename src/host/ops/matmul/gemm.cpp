@@ -33,19 +33,25 @@ HWY_INLINE void copy_run(const T* from, float* to, std::int64_t count) {
   store_part(load_part(from + i, left), to + i, left);
 }
 
-// A run of a row as words: `count` elements from `element` on.
-void copy_words(const Factor& factor, bool pairs, std::int64_t row, std::int64_t element,
-                std::int64_t count, float* to) {
-  const std::int64_t at = factor.rows.offset(row) + element;
+// Runs of `count` elements of some lines (rows of the operand), from `element` on, as words:
+// to[line * pitch + word].
+void copy_lines(const Factor& factor, bool pairs, std::int64_t first, std::int64_t lines,
+                std::int64_t element, std::int64_t count, float* to, std::int64_t pitch) {
+  const auto at = [&](std::int64_t line) { return factor.rows.offset(first + line) + element; };
   if (pairs) {
-    if (count % 2 != 0) to[count / 2] = 0;
-    std::memcpy(static_cast<void*>(to), static_cast<const bf16*>(factor.data) + at,
-                static_cast<std::size_t>(count) * sizeof(bf16));
+    for (std::int64_t line = 0; line < lines; ++line) {
+      float* words = to + line * pitch;
+      if (count % 2 != 0) words[count / 2] = 0;
+      std::memcpy(static_cast<void*>(words), static_cast<const bf16*>(factor.data) + at(line),
+                  static_cast<std::size_t>(count) * sizeof(bf16));
+    }
     return;
   }
   detail::visit(factor.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    copy_run(static_cast<const T*>(factor.data) + at, to, count);
+    for (std::int64_t line = 0; line < lines; ++line) {
+      copy_run(static_cast<const T*>(factor.data) + at(line), to + line * pitch, count);
+    }
   });
 }
 
@@ -87,8 +93,8 @@ HWY_INLINE void turn_rows(const float* from, std::int64_t from_pitch, std::int64
 void pack_panel(const Factor& lanes, bool pairs, std::int64_t j, std::int64_t columns,
                 std::int64_t k, std::int64_t depth, std::int64_t width, float* to) {
   if (lanes.transposed) {
-    for (std::int64_t i = 0; i < depth; ++i) {
-      copy_words(lanes, false, k + i, j, columns, to + i * width);
+    copy_lines(lanes, false, k, depth, j, columns, to, width);
+    for (std::int64_t i = 0; i < depth && columns < width; ++i) {
       std::fill(to + i * width + columns, to + (i + 1) * width, 0.0f);
     }
     return;
@@ -96,13 +102,15 @@ void pack_panel(const Factor& lanes, bool pairs, std::int64_t j, std::int64_t co
   const std::int64_t words = pairs ? (depth + 1) / 2 : depth;
   HWY_ALIGN float rows[4 * Gemm::copy_pitch];
   for (std::int64_t c = 0; c < width; c += 4) {
-    for (std::int64_t r = 0; r < 4; ++r) {
-      float* row = rows + r * Gemm::copy_pitch;
-      if (c + r < columns) {
-        copy_words(lanes, pairs, j + c + r, k, depth, row);
-      } else {
-        std::fill(row, row + words, 0.0f);
-      }
+    const std::int64_t there = std::clamp<std::int64_t>(columns - c, 0, 4);
+    if (there == 4 && lanes.dtype == DType::f32 && lanes.rows.evenly_pitched()) {  // as they lie
+      const float* from = static_cast<const float*>(lanes.data) + lanes.rows.offset(j + c) + k;
+      turn_rows(from, lanes.rows.time_pitch, words, to + c, width);
+      continue;
+    }
+    copy_lines(lanes, pairs, j + c, there, k, depth, rows, Gemm::copy_pitch);
+    for (std::int64_t r = there; r < 4; ++r) {
+      std::fill_n(rows + r * Gemm::copy_pitch, words, 0.0f);
     }
     turn_rows(rows, Gemm::copy_pitch, words, to + c, width);
   }
@@ -262,17 +270,23 @@ void put_tile(const float* tile, std::int64_t width, std::int64_t rows, std::int
   }
 }
 
+// The sums that a tile will be put to, or added to, come to the first cache while it is multiplied.
+HWY_INLINE void fetch_sums(const float* sums, std::int64_t pitch, std::int64_t rows,
+                           std::int64_t columns) {
+  for (std::int64_t r = 0; r < rows; ++r) {
+    for (std::int64_t c = 0; c < columns; c += line_bytes / 4) {
+      __builtin_prefetch(sums + r * pitch + c, 1, 3);
+    }
+  }
+}
+
 // Rows i .. i + rows of `broadcast` and elements k .. k + depth, where Copied says.
 void copy_rows(const Gemm& gemm, bool pairs, std::int64_t i, std::int64_t rows, std::int64_t k,
                std::int64_t depth) {
   if (gemm.broadcast->transposed) {
-    for (std::int64_t line = 0; line < depth; ++line) {
-      copy_words(*gemm.broadcast, false, k + line, i, rows, gemm.copy + line * Copied<true>::word);
-    }
+    copy_lines(*gemm.broadcast, false, k, depth, i, rows, gemm.copy, Copied<true>::word);
   } else {
-    for (std::int64_t line = 0; line < rows; ++line) {
-      copy_words(*gemm.broadcast, pairs, i + line, k, depth, gemm.copy + line * Copied<false>::row);
-    }
+    copy_lines(*gemm.broadcast, pairs, i, rows, k, depth, gemm.copy, Copied<false>::row);
   }
 }
 
@@ -301,13 +315,14 @@ void multiply_piece(const Gemm& gemm, const GemmPiece& piece) {
               low ? (wide ? run_tile<low_rows, tile_vectors> : run_tile<low_rows, 1>)
                   : (wide ? run_tile<tile_rows, tile_vectors> : run_tile<tile_rows, 1>);
           const float* copy = gemm.copy + r * row;
+          const std::int64_t height = std::min<std::int64_t>(low ? low_rows : tile_rows, rows);
+          float* sums = piece.sums + (i + r) * piece.sums_pitch + j;
+          fetch_sums(sums, piece.sums_pitch, height, std::min(width, columns));
           const bool fetches = next < piece.next_end;
           run(pairs, transposed, words, copy, panel, tile,
               fetches ? Line{next, line_bytes} : Line{reinterpret_cast<const char*>(copy), 0});
           if (fetches) next += line_bytes * words;
-          const std::int64_t height = low ? low_rows : tile_rows;
-          put_tile(tile, width, std::min(height, rows), std::min(width, columns),
-                   piece.sums + (i + r) * piece.sums_pitch + j, piece.sums_pitch,
+          put_tile(tile, width, height, std::min(width, columns), sums, piece.sums_pitch,
                    piece.add || k > 0);
           r += height;
         }

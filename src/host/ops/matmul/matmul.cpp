@@ -34,6 +34,8 @@ constexpr std::int64_t gemm_grain = std::int64_t{1} << 18;
 
 // Up to so many rows are packed and not the weights.
 constexpr std::int64_t most_few_rows = 64;
+// Up to so many columns also: they would fill a part of a vector.
+constexpr std::int64_t most_few_columns = 8;
 
 // How many products each element of y is the sum of.
 std::int64_t depth_of(const Matmul& op) {
@@ -133,32 +135,44 @@ void many_rows(const Matmul& op, const Gemm& gemm, const Blocks& blocks, std::in
   }
 }
 
-// All rows and columns [first_column, last_column) of y. The rows are packed and the weights read
-// once, from first to last. The sums have a row for each column of y.
-void few_rows(const Matmul& op, const Gemm& gemm, const Blocks& blocks, std::int64_t first_column,
-              std::int64_t last_column) {
+// Rows [first_row, first_row + blocks.rows) and columns [first_column, last_column) of y. The rows
+// are packed and the weights read once, from first to last. The sums have a row for each column of
+// y.
+void packed_rows(const Matmul& op, const Gemm& gemm, const Blocks& blocks, std::int64_t first_row,
+                 std::int64_t first_column, std::int64_t last_column) {
   const detail::ChannelRows y_rows(op.y);
   const std::int64_t rows = blocks.rows;
   const auto weight_row = [&](std::int64_t c) {
     return at(op.weight, std::min(c, last_column) * op.weight.row_pitch());
   };
   GemmPiece piece;
+  piece.first_column = first_row;
   piece.columns = rows;
   piece.depth = blocks.depth;
   piece.sums = blocks.sums;
   piece.sums_pitch = rows;
+  piece.add = op.accumulate;
   pack(gemm, piece);
+  float row[Gemm::copied_rows];
   for (std::int64_t c = first_column; c < last_column; c += Gemm::copied_rows) {
     const std::int64_t n = std::min(Gemm::copied_rows, last_column - c);
     piece.first_row = c;
     piece.rows = n;
-    piece.next = weight_row(c + n);
-    piece.next_end = weight_row(c + n + Gemm::copied_rows);
+    if (!gemm.broadcast->transposed) {
+      piece.next = weight_row(c + n);
+      piece.next_end = weight_row(c + n + Gemm::copied_rows);
+    }
+    for (std::int64_t r = 0; op.accumulate && r < rows; ++r) {
+      widen(at(op.y, y_rows.offset(first_row + r) + c), op.y.dtype(), row, n);
+      for (std::int64_t i = 0; i < n; ++i) blocks.sums[i * rows + r] = row[i];
+    }
     multiply(gemm, piece);
     for (std::int64_t r = 0; r < rows; ++r) {
-      float row[Gemm::copied_rows];
-      for (std::int64_t i = 0; i < n; ++i) row[i] = blocks.sums[i * rows + r];
-      finish(op, row, y_rows.offset(r), c, c + n);
+      const bool as_they_are = op.y.dtype() == DType::f32 && !op.bias;
+      float* to = as_they_are ? op.y.data<float>() + y_rows.offset(first_row + r) + c : row;
+      for (std::int64_t i = 0; i < n; ++i) to[i] = blocks.sums[i * rows + r];
+      if (as_they_are) continue;
+      finish(op, row, y_rows.offset(first_row + r), c, c + n);
     }
   }
 }
@@ -170,21 +184,22 @@ void gemm(const Matmul& op, Stream& stream, MatmulPlan plan, Words words) {
   const std::int64_t rows = y_rows.count();
   const std::int64_t out = op.y.shape().back();
   const std::int64_t depth = depth_of(op);
-  const bool few = plan == MatmulPlan::gemm_few_rows;
-  const bool direct = !few && op.y.dtype() == DType::f32 && y_rows.evenly_pitched();
+  const bool few_rows = plan == MatmulPlan::gemm_few_rows;
+  const bool packs_x = few_rows || plan == MatmulPlan::gemm_few_columns;
+  const bool direct = !packs_x && op.y.dtype() == DType::f32 && y_rows.evenly_pitched();
   const int threads = useful_threads(op, stream, gemm_grain);
 
   Blocks blocks;
   blocks.depth = depth;
-  blocks.rows = few || direct ? rows : std::min<std::int64_t>(rows, 512);
-  blocks.columns = few ? Gemm::copied_rows : std::min<std::int64_t>(out, 256);
+  blocks.rows = few_rows || direct ? rows : std::min<std::int64_t>(rows, packs_x ? 128 : 512);
+  blocks.columns = std::min<std::int64_t>(out, packs_x ? Gemm::copied_rows : 512);
   Gemm factors;
-  factors.broadcast = few ? &weight : &x;
-  factors.lanes = few ? &x : &weight;
+  factors.broadcast = packs_x ? &weight : &x;
+  factors.lanes = packs_x ? &x : &weight;
   factors.words = words;
   const std::int64_t packed_size =
-      few ? Gemm::padded(rows) * depth
-          : Gemm::padded(blocks.columns) * std::min(depth, Gemm::depth);
+      packs_x ? Gemm::padded(blocks.rows) * depth
+              : Gemm::padded(blocks.columns) * std::min(depth, Gemm::depth);
   const std::int64_t sums_size = direct ? 0 : blocks.rows * blocks.columns;
   Scratch scratch(stream);
   const auto floats = [&](std::int64_t each) {
@@ -199,8 +214,14 @@ void gemm(const Matmul& op, Stream& stream, MatmulPlan plan, Words words) {
     gemm.copy = copy + i * Gemm::copy_size;
     Blocks own = blocks;
     own.sums = direct ? nullptr : sums + i * sums_size;
-    if (few) {
-      few_rows(op, gemm, own, part(out, i, threads, 12), part(out, i + 1, threads, 12));
+    if (few_rows) {
+      packed_rows(op, gemm, own, 0, part(out, i, threads, 12), part(out, i + 1, threads, 12));
+    } else if (packs_x) {
+      const std::int64_t last = part(rows, i + 1, threads, 32);
+      for (std::int64_t r = part(rows, i, threads, 32); r < last; r += blocks.rows) {
+        own.rows = std::min(blocks.rows, last - r);
+        packed_rows(op, gemm, own, r, 0, out);
+      }
     } else if (plan == MatmulPlan::gemm_rows) {
       many_rows(op, gemm, own, part(rows, i, threads, 12), part(rows, i + 1, threads, 12), 0, out);
     } else {
@@ -220,6 +241,8 @@ bool can_run(const Matmul& op, MatmulPlan plan) {
       return plain(op) && detail::ChannelRows(op.x).count() <= Gemv::max_rows;
     case MatmulPlan::gemm_few_rows:
       return plain(op) && depth_of(op) > 0;
+    case MatmulPlan::gemm_few_columns:
+      return depth_of(op) > 0;
     default:
       return true;
   }
@@ -230,7 +253,10 @@ MatmulPlan plan(const Matmul& op) {
   const std::int64_t rows = detail::ChannelRows(op.y).count();
   if (rows <= most_few_rows && can_run(op, MatmulPlan::gemm_few_rows))
     return MatmulPlan::gemm_few_rows;
-  return op.y.shape().back() >= rows ? MatmulPlan::gemm_columns : MatmulPlan::gemm_rows;
+  const std::int64_t out = op.y.shape().back();
+  if (out <= most_few_columns && rows > out && can_run(op, MatmulPlan::gemm_few_columns))
+    return MatmulPlan::gemm_few_columns;
+  return out >= rows ? MatmulPlan::gemm_columns : MatmulPlan::gemm_rows;
 }
 
 Words words_of(const Matmul& op) {

@@ -10,8 +10,9 @@ namespace mamba::host {
 enum class MatmulPlan {
   gemv,           // up to 8 rows, as they come: threads share the output columns
   gemm_few_rows,  // the rows are packed and the weights read once: threads share the output columns
-  gemm_columns,   // the weights are packed, threads share the output columns
-  gemm_rows,      // the weights are packed, threads share the rows of x
+  gemm_few_columns,  // the rows are packed in blocks: threads share the rows
+  gemm_columns,      // the weights are packed, threads share the output columns
+  gemm_rows,         // the weights are packed, threads share the rows
 };
 
 MatmulPlan plan(const Matmul& op);
