@@ -6,8 +6,8 @@ import re
 import sys
 
 LAYERS = [
-    {"error", "dtype", "device", "version"},
-    {"tensor", "stream", "check", "safetensors", "graph"},
+    {"error", "dtype", "device", "shape", "version"},
+    {"tensor", "tensor_view", "stream", "check", "safetensors", "graph"},
     {"ops", "grad_ops", "train_ops"},
     {"config", "weights", "state", "tape", "layer", "layer_grad"},
     {"stack", "language_model", "state_file", "loss", "optimizer"},

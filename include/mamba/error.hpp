@@ -27,7 +27,15 @@ class ArgumentError : public Error {
 // CUDA failed, is not in this build, or has no such device.
 class DeviceError : public Error {
  public:
-  using Error::Error;
+  DeviceError(const std::string& where, const std::string& name, const std::string& expected,
+              const std::string& got, int code = 0)
+      : Error(where, name, expected, got), code_(code) {}
+
+  // The cudaError_t with which a call of the CUDA runtime failed; 0 where none did.
+  int code() const noexcept { return code_; }
+
+ private:
+  int code_;
 };
 
 // A file lies about itself or is not of the promised form. (A file the system will not open, read

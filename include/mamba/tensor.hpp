@@ -5,153 +5,21 @@
 // not a copy.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <initializer_list>
 #include <memory>
-#include <string>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include <mamba/device.hpp>
 #include <mamba/dtype.hpp>
 #include <mamba/error.hpp>
+#include <mamba/shape.hpp>
+#include <mamba/tensor_view.hpp>
 
 namespace mamba {
 
 class Stream;
-class Tensor;
-
-// Up to four sizes, held inline: making a view allocates nothing.
-class Shape {
- public:
-  static constexpr int max_rank = 4;
-
-  Shape() = default;
-  Shape(std::initializer_list<std::int64_t> sizes);  // more than max_rank: ArgumentError
-
-  int rank() const { return rank_; }
-  // A dimension that is not there is an ArgumentError, here and in back() and with().
-  std::int64_t operator[](int i) const {
-    if (i < 0 || i >= rank_) refuse(i);
-    return sizes_[static_cast<std::size_t>(i)];
-  }
-  std::int64_t back() const { return (*this)[rank_ - 1]; }
-  // No size is negative and no product of them can overflow: what nearly every shape is, for checks
-  // that are made often.
-  bool is_small() const {
-    return static_cast<std::uint64_t>(sizes_[0] | sizes_[1] | sizes_[2] | sizes_[3]) < 1u << 15;
-  }
-  std::int64_t count() const;  // number of elements; 1 for rank 0; 2^63 and more: ArgumentError
-  Shape with(int i, std::int64_t size) const;  // a copy in which size i is another
-  std::string to_string() const;               // "[2, 5, 16]"
-
-  friend bool operator==(const Shape& a, const Shape& b) {
-    return a.rank_ == b.rank_ && a.sizes_ == b.sizes_;
-  }
-  friend bool operator!=(const Shape& a, const Shape& b) { return !(a == b); }
-
- private:
-  friend class ConstTensorView;
-  [[noreturn]] void refuse(int i) const;
-  std::int64_t count_of_large() const;
-
-  std::array<std::int64_t, max_rank> sizes_{};
-  int rank_ = 0;
-};
-
-// A read-only view. Default-constructed it is absent (rank 0), which is how an optional operand is
-// left out; a view of zero elements is present.
-class ConstTensorView {
- public:
-  ConstTensorView() = default;
-  // Dense memory of `shape.count()` elements that outlives the view. A negative size, or 2^63
-  // elements and more, is an ArgumentError.
-  ConstTensorView(const void* data, const Shape& shape, DType dtype, Device device = Device::cpu());
-  // Implicit: a Tensor is passed where a view is asked for, also one that lives for the call alone.
-#if defined(__clang__)
-  ConstTensorView(const Tensor& tensor [[clang::lifetimebound]]);
-#else
-  ConstTensorView(const Tensor& tensor);
-#endif
-  // A view that stays, as an operand or an option does, would outlive such a Tensor: it does not
-  // compile. (A template, so that `view = {}` is not meant.)
-  template <class T, class = std::enable_if_t<std::is_same_v<T, Tensor>>>
-  ConstTensorView& operator=(const T&& temporary) = delete;
-
-  explicit operator bool() const { return shape_.rank() > 0; }
-  const Shape& shape() const { return shape_; }
-  int rank() const { return shape_.rank(); }
-  std::int64_t dim(int i) const { return shape_[i]; }
-  std::int64_t count() const { return shape_.count(); }
-  DType dtype() const { return dtype_; }
-  Device device() const { return device_; }
-
-  // Elements from index i to i + 1 of the first dimension, and of the second. Rank 1: 1 and 1; in
-  // rank 2 the second is 1. Dimensions after the second are dense.
-  std::int64_t row_pitch() const { return row_pitch_; }
-  std::int64_t step_pitch() const { return step_pitch_; }
-  bool is_dense() const;
-
-  const void* data() const { return data_; }
-  template <class T>
-  const T* data() const {
-    check_dtype(dtype_of<T>());
-    return static_cast<const T*>(data_);
-  }
-
-  // Slices share memory with this view. Out of range is an ArgumentError.
-  ConstTensorView rows(std::int64_t first, std::int64_t count) const;   // of the first dimension
-  ConstTensorView steps(std::int64_t first, std::int64_t count) const;  // of the second, rank >= 3
-  ConstTensorView columns(std::int64_t first, std::int64_t count) const;  // of the last, rank <= 3
-  ConstTensorView reshape(
-      const Shape& shape) const;  // dense views only; the same number of elements
-
- protected:
-  void check_dtype(DType dtype) const;
-  void pitches_of_large();
-
-  const void* data_ = nullptr;
-  Shape shape_;
-  std::int64_t row_pitch_ = 0;
-  std::int64_t step_pitch_ = 0;
-  DType dtype_ = DType::f32;
-  Device device_;
-};
-
-// The same, writable.
-class TensorView : public ConstTensorView {
- public:
-  TensorView() = default;
-  TensorView(void* data, const Shape& shape, DType dtype, Device device = Device::cpu())
-      : ConstTensorView(data, shape, dtype, device) {}
-  TensorView(Tensor& tensor);
-
-  void* data() const { return const_cast<void*>(data_); }
-  template <class T>
-  T* data() const {
-    check_dtype(dtype_of<T>());
-    return static_cast<T*>(data());
-  }
-
-  TensorView rows(std::int64_t first, std::int64_t count) const {
-    return TensorView(ConstTensorView::rows(first, count));
-  }
-  TensorView steps(std::int64_t first, std::int64_t count) const {
-    return TensorView(ConstTensorView::steps(first, count));
-  }
-  TensorView columns(std::int64_t first, std::int64_t count) const {
-    return TensorView(ConstTensorView::columns(first, count));
-  }
-  TensorView reshape(const Shape& shape) const {
-    return TensorView(ConstTensorView::reshape(shape));
-  }
-
- private:
-  // Only for slices of a view that was writable to begin with.
-  explicit TensorView(const ConstTensorView& view) : ConstTensorView(view) {}
-};
 
 // Owns dense memory on one device. Moves, and is then absent; is copied only by clone().
 class Tensor {
@@ -161,6 +29,9 @@ class Tensor {
   // memory is std::bad_alloc on the host and a DeviceError naming the bytes on CUDA.
   Tensor(const Shape& shape, DType dtype, Device device = Device::cpu());
   static Tensor zeros(const Shape& shape, DType dtype, Device device = Device::cpu());
+  // Every element is `value`, rounded to dtype; in i32 it must be a whole number of 32 bits, else
+  // an ArgumentError.
+  static Tensor full(const Shape& shape, double value, DType dtype, Device device = Device::cpu());
   // Host memory that the GPU copies to and from asynchronously. Its device is the CPU. DeviceError
   // in a build without CUDA.
   static Tensor pinned(const Shape& shape, DType dtype);
@@ -168,6 +39,15 @@ class Tensor {
   template <class T>
   static Tensor from(const std::vector<T>& values, const Shape& shape) {
     return from_host(values.data(), static_cast<std::int64_t>(values.size()), dtype_of<T>(), shape);
+  }
+  // The same with one dimension: Tensor::from({1, 2, 3}) is [3] i32.
+  template <class T>
+  static Tensor from(const std::vector<T>& values) {
+    return from(values, {static_cast<std::int64_t>(values.size())});
+  }
+  template <class T>
+  static Tensor from(std::initializer_list<T> values) {
+    return from(std::vector<T>(values));
   }
 
   Tensor(Tensor&& other) noexcept
@@ -203,6 +83,16 @@ class Tensor {
   template <class T>
   const T* data() const {
     return view().data<T>();
+  }
+
+  // See ConstTensorView.
+  template <class T>
+  std::vector<T> to_vector() const {
+    return view().to_vector<T>();
+  }
+  template <class T>
+  T item() const {
+    return view().item<T>();
   }
 
   // A deep copy, as it is or on another device or in another floating-point dtype. With a stream

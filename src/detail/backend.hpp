@@ -9,30 +9,10 @@
 
 namespace mamba::host {
 
-void run(const Matmul& op, Stream& stream);
-void run(const CausalConv& op, Stream& stream);
-void run(const SelectiveScan& op, Stream& stream);
-void run(const AddRmsNorm& op, Stream& stream);
-void run(const LayerNorm& op, Stream& stream);
-void run(const Embedding& op, Stream& stream);
-void run(const Sample& op, Stream& stream);
-void run(const CopyRows& op, Stream& stream);
-void run(const ZeroRows& op, Stream& stream);
+#define MAMBA_OPERATION(Operation, name) void run(const Operation& op, Stream& stream);
+#include "detail/operations.inc"
 
 std::int64_t scan_chunk_steps(const SelectiveScan& op, const Stream& stream);
-void run(const SumRows& op, Stream& stream);
-void run(const CausalConvGrad& op, Stream& stream);
-void run(const SelectiveScanGrad& op, Stream& stream);
-void run(const AddRmsNormGrad& op, Stream& stream);
-void run(const LayerNormGrad& op, Stream& stream);
-void run(const EmbeddingGrad& op, Stream& stream);
-void run(const CrossEntropy& op, Stream& stream);
-void run(const Activate& op, Stream& stream);
-void run(const ActivateGrad& op, Stream& stream);
-void run(const Categorical& op, Stream& stream);
-void run(const CategoricalGrad& op, Stream& stream);
-void run(const SumSquares& op, Stream& stream);
-void run(const AdamWStep& op, Stream& stream);
 
 }  // namespace mamba::host
 
@@ -69,15 +49,8 @@ void wait_event(void* event);  // on the host
 void copy(const ConstTensorView& from, const TensorView& to, Stream& stream);
 void zero(const TensorView& view, Stream& stream);
 
-void run(const Matmul& op, Stream& stream);
-void run(const CausalConv& op, Stream& stream);
-void run(const SelectiveScan& op, Stream& stream);
-void run(const AddRmsNorm& op, Stream& stream);
-void run(const LayerNorm& op, Stream& stream);
-void run(const Embedding& op, Stream& stream);
-void run(const Sample& op, Stream& stream);
-void run(const CopyRows& op, Stream& stream);
-void run(const ZeroRows& op, Stream& stream);
+#define MAMBA_OPERATION(Operation, name) void run(const Operation& op, Stream& stream);
+#include "detail/operations.inc"
 
 // Whether run() takes the three together.
 bool in_one_pass(const AddRmsNorm& norm, const Matmul& product, const CausalConv& conv);
@@ -85,18 +58,5 @@ void run(const AddRmsNorm& norm, const Matmul& product, const CausalConv& conv, 
 // Whether run() takes dt_weight with these operands.
 bool projects_dt(const SelectiveScan& op);
 std::int64_t scan_chunk_steps(const SelectiveScan& op, const Stream& stream);
-void run(const SumRows& op, Stream& stream);
-void run(const CausalConvGrad& op, Stream& stream);
-void run(const SelectiveScanGrad& op, Stream& stream);
-void run(const AddRmsNormGrad& op, Stream& stream);
-void run(const LayerNormGrad& op, Stream& stream);
-void run(const EmbeddingGrad& op, Stream& stream);
-void run(const CrossEntropy& op, Stream& stream);
-void run(const Activate& op, Stream& stream);
-void run(const ActivateGrad& op, Stream& stream);
-void run(const Categorical& op, Stream& stream);
-void run(const CategoricalGrad& op, Stream& stream);
-void run(const SumSquares& op, Stream& stream);
-void run(const AdamWStep& op, Stream& stream);
 
 }  // namespace mamba::cuda

@@ -1,3 +1,4 @@
+#include <cmath>
 #include <limits>
 #include <type_traits>
 
@@ -110,6 +111,65 @@ TEST(Tensor, FromValues) {
   });
   expect_error<ArgumentError>("TensorView::data: dtype: expected i32, got f32",
                               [&] { tensor.data<float>(); });
+}
+
+TEST(Tensor, FromValuesOfOneDimension) {
+  const Tensor ids = Tensor::from({3, 5, 8});
+  EXPECT_EQ(ids.shape(), (Shape{3}));
+  EXPECT_EQ(ids.dtype(), DType::i32);
+  EXPECT_EQ(ids.to_vector<std::int32_t>(), (std::vector<std::int32_t>{3, 5, 8}));
+  EXPECT_EQ(Tensor::from(std::vector<float>{1.5f, 2.0f}).shape(), (Shape{2}));
+}
+
+TEST(Tensor, FullOfOneValue) {
+  for (const Device device : devices()) {
+    for (const DType dtype : testing::storage_dtypes()) {
+      const Tensor tensor = Tensor::full({2, 3}, 0.3, dtype, device);
+      EXPECT_EQ(tensor.device(), device);
+      EXPECT_EQ(tensor.dtype(), dtype);
+      for (const float value : tensor.to_vector<float>()) EXPECT_NEAR(value, 0.3f, 0.3f * 0x1p-8f);
+    }
+    const Tensor whole = Tensor::full({4}, -7, DType::i32, device);
+    EXPECT_EQ(whole.to_vector<std::int32_t>(), (std::vector<std::int32_t>(4, -7)));
+  }
+  EXPECT_EQ(Tensor::full({0, 3}, 1, DType::f32).count(), 0);
+  for (const double value : {0.5, 0x1p31, -0x1p40, std::nan("")}) {
+    EXPECT_THROW(Tensor::full({1}, value, DType::i32), ArgumentError) << value;
+  }
+  expect_error<ArgumentError>("Tensor::full: value: expected a whole number of 32 bits, got 0.5",
+                              [] { Tensor::full({1}, 0.5, DType::i32); });
+}
+
+TEST(View, ToVectorIsInOrderWhateverThePitches) {
+  for (const Device device : devices()) {
+    const Tensor there = counting({2, 3, 4}).to(device);
+    const auto all = there.to_vector<float>();
+    ASSERT_EQ(all.size(), 24u);
+    EXPECT_EQ(all[23], 23);
+    EXPECT_EQ(there.view().columns(1, 2).rows(1, 1).to_vector<float>(),
+              (std::vector<float>{13, 14, 17, 18, 21, 22}));
+    const Tensor half = there.to(device, DType::bf16);
+    EXPECT_EQ(half.to_vector<float>()[5], 5);
+    EXPECT_EQ(static_cast<float>(half.to_vector<bf16>()[5]), 5);
+  }
+  EXPECT_TRUE(ConstTensorView().to_vector<float>().empty());
+  EXPECT_TRUE(Tensor().to_vector<float>().empty());
+  EXPECT_TRUE(Tensor({0, 2}, DType::f32).to_vector<float>().empty());
+  expect_error<ArgumentError>("copy: to: expected i32, got f32",
+                              [] { Tensor::from({1}).to_vector<float>(); });
+}
+
+TEST(View, TheOnlyItem) {
+  for (const Device device : devices()) {
+    const Tensor there = counting({2, 3}).to(device);
+    EXPECT_EQ(there.view().rows(1, 1).columns(2, 1).item<float>(), 5);
+    EXPECT_EQ(Tensor::from({42}).to(device).item<std::int32_t>(), 42);
+  }
+  expect_error<ArgumentError>("TensorView::item: view: expected one element, got [2, 3]", [] {
+    counting({2, 3}).item<float>();
+  });
+  expect_error<ArgumentError>("TensorView::item: view: expected one element, got none",
+                              [] { Tensor().item<float>(); });
 }
 
 TEST(Tensor, LargeOnesAreAligned) {

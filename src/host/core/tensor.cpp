@@ -172,6 +172,22 @@ ConstTensorView ConstTensorView::reshape(const Shape& shape) const {
   return {data_, shape, dtype_, device_};
 }
 
+void ConstTensorView::copy_out(void* values, DType dtype) const {
+  if (!*this) return;
+  if (device_.is_cpu()) StreamAccess::wait_for(*this);
+  finished_move(device_, Device::cpu(), [&](Stream& stream) {
+    copy(*this, TensorView(values, shape_, dtype), stream);
+    return true;
+  });
+}
+
+void ConstTensorView::check_single() const {
+  if (!*this || count() != 1) {
+    throw ArgumentError("TensorView::item", "view", "one element",
+                        *this ? shape_.to_string() : "none");
+  }
+}
+
 // ---- owners -----------------------------------------------------------------------------------
 
 namespace {
@@ -217,6 +233,25 @@ Tensor Tensor::zeros(const Shape& shape, DType dtype, Device device) {
   zero(tensor, stream);
   stream.synchronize();
   return tensor;
+}
+
+Tensor Tensor::full(const Shape& shape, double value, DType dtype, Device device) {
+  Tensor tensor(shape, dtype);
+  if (dtype == DType::i32) {
+    const auto whole = static_cast<std::int32_t>(std::clamp<double>(
+        value, std::numeric_limits<std::int32_t>::min(), std::numeric_limits<std::int32_t>::max()));
+    if (static_cast<double>(whole) != value) {
+      throw ArgumentError("Tensor::full", "value", "a whole number of 32 bits",
+                          fmt::format("{}", value));
+    }
+    std::fill_n(tensor.data<std::int32_t>(), tensor.count(), whole);
+  } else {
+    detail::visit(dtype, [&](auto type) {
+      using T = typename decltype(type)::type;
+      std::fill_n(tensor.data<T>(), tensor.count(), T(static_cast<float>(value)));
+    });
+  }
+  return device.is_cpu() ? std::move(tensor) : tensor.to(device);
 }
 
 Tensor Tensor::pinned(const Shape& shape, DType dtype) {

@@ -39,15 +39,9 @@ void wait_event(void*) { refuse("Event"); }
 void copy(const ConstTensorView&, const TensorView&, Stream&) { refuse("copy"); }
 void zero(const TensorView&, Stream&) { refuse("zero"); }
 
-void run(const Matmul&, Stream&) { refuse("matmul"); }
-void run(const CausalConv&, Stream&) { refuse("causal_conv"); }
-void run(const SelectiveScan&, Stream&) { refuse("selective_scan"); }
-void run(const AddRmsNorm&, Stream&) { refuse("add_rms_norm"); }
-void run(const LayerNorm&, Stream&) { refuse("layer_norm"); }
-void run(const Embedding&, Stream&) { refuse("embedding"); }
-void run(const Sample&, Stream&) { refuse("sample"); }
-void run(const CopyRows&, Stream&) { refuse("copy_rows"); }
-void run(const ZeroRows&, Stream&) { refuse("zero_rows"); }
+#define MAMBA_OPERATION(Operation, name) \
+  void run(const Operation&, Stream&) { refuse(name); }
+#include "detail/operations.inc"
 
 bool in_one_pass(const AddRmsNorm&, const Matmul&, const CausalConv&) { refuse("add_rms_norm"); }
 void run(const AddRmsNorm&, const Matmul&, const CausalConv&, Stream&) { refuse("add_rms_norm"); }
@@ -55,18 +49,5 @@ bool projects_dt(const SelectiveScan&) { refuse("selective_scan"); }
 std::int64_t scan_chunk_steps(const SelectiveScan&, const Stream&) { refuse("scan_chunk_steps"); }
 bool takes(const StackStep&, const Stream&) { refuse("Stack::forward"); }
 void run(const StackStep&, Stream&) { refuse("Stack::forward"); }
-void run(const SumRows&, Stream&) { refuse("sum_rows"); }
-void run(const CausalConvGrad&, Stream&) { refuse("causal_conv_grad"); }
-void run(const SelectiveScanGrad&, Stream&) { refuse("selective_scan_grad"); }
-void run(const AddRmsNormGrad&, Stream&) { refuse("add_rms_norm_grad"); }
-void run(const LayerNormGrad&, Stream&) { refuse("layer_norm_grad"); }
-void run(const EmbeddingGrad&, Stream&) { refuse("embedding_grad"); }
-void run(const CrossEntropy&, Stream&) { refuse("cross_entropy"); }
-void run(const Activate&, Stream&) { refuse("activate"); }
-void run(const ActivateGrad&, Stream&) { refuse("activate_grad"); }
-void run(const Categorical&, Stream&) { refuse("categorical"); }
-void run(const CategoricalGrad&, Stream&) { refuse("categorical_grad"); }
-void run(const SumSquares&, Stream&) { refuse("sum_squares"); }
-void run(const AdamWStep&, Stream&) { refuse("adamw_step"); }
 
 }  // namespace mamba::cuda
