@@ -268,7 +268,7 @@ BREAKS = {
 
 GPU_BREAKS = {
     "kernels wait for nothing": (
-        "src/kernels/gpu/chained.cuh", 'asm volatile("griddepcontrol.wait;" ::: "memory");', "", "CudaMatmul.AChain*"),
+        "src/kernels/gpu/ptx.cuh", 'asm volatile("griddepcontrol.wait;" ::: "memory");', "", "CudaMatmul.AChain*"),
     "clusters on every device": (
         "src/kernels/matmul/skinny.cu", "capability >= sm_90 ? skinny_most_splits : 1", "capability > 0 ? skinny_most_splits : 1",
         "*CudaMatmulLimits*"),

@@ -11,6 +11,7 @@
 
 #include "kernels/conv/causal_conv.cuh"
 #include "kernels/gpu/chained.cuh"
+#include "kernels/gpu/ptx.cuh"
 
 namespace mamba::cuda::conv {
 
@@ -47,22 +48,18 @@ struct Ahead {
   // operands, end_of_step().
   __device__ __forceinline__ void request(int i, const T* from, bool wanted) {
     if constexpr (staged) {
-      const auto to = static_cast<unsigned>(__cvta_generic_to_shared(shared_slot(i)));
-      if (wanted) {
-        asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from),
-                     "n"(sizeof(Words))
-                     : "memory");
-      }
+      const unsigned to = shared_address(shared_slot(i));
+      if (wanted) copy_bytes<sizeof(Words)>(to, from);
     } else {
       if (wanted) slots[i] = Packed<T, V>::load(from);
     }
   }
   static __device__ __forceinline__ void end_of_step() {
-    if constexpr (staged) asm volatile("cp.async.commit_group;" ::: "memory");
+    if constexpr (staged) end_of_copies();
   }
   // Waits until what was requested `depth` steps ago is there.
   static __device__ __forceinline__ void wait() {
-    if constexpr (staged) asm volatile("cp.async.wait_group %0;" ::"n"(depth - 1) : "memory");
+    if constexpr (staged) wait_for_copies<depth - 1>();
   }
   __device__ __forceinline__ Packed<T, V> slot(int i) const {
     if constexpr (staged) {

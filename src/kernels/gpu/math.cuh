@@ -3,22 +3,11 @@
 
 #include <type_traits>
 
+#include "kernels/gpu/ptx.cuh"
+
 namespace mamba::cuda {
 
 constexpr float log2e = 1.44269502e+0f;  // log2(e) rounded to f32
-
-// One instruction each: 2 and 1 units in the last place. Subnormals count as zero.
-__device__ __forceinline__ float exp2_approx(float x) {
-  float result;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
-}
-
-__device__ __forceinline__ float reciprocal_approx(float x) {
-  float result;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
-}
 
 // 1 / (1 + exp(-x)), relative error about |x| + 4 roundings. Below -88 the exponential is infinite
 // and the result 0.

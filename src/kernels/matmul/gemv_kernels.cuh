@@ -7,7 +7,7 @@
 #include <cstring>
 
 #include "kernels/gpu/chained.cuh"
-#include "kernels/gpu/tensor_core.cuh"
+#include "kernels/gpu/ptx.cuh"
 #include "kernels/matmul/matmul_operands.cuh"
 
 namespace mamba::cuda {
@@ -47,22 +47,13 @@ __device__ void add_splits(const MatmulOperands<T>& op, const GemvWarp& me, cons
   }
 }
 
-// Weights, which nobody reads again: they need no place in L1. Volatile, so that no load passes
-// wait_for_previous.
-__device__ __forceinline__ uint4 load_words(const void* from) {
-  uint4 value;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-               : "l"(from));
-  return value;
-}
-
+// Weights, which nobody reads again.
 template <int N, class T>
 __device__ __forceinline__ Packed<T, N> load_once(const T* from) {
   if constexpr (sizeof(T) * N < 16) {
     return Packed<T, N>::load(from);
   } else {
-    return {load_words(from)};
+    return {load_past_l1(from)};
   }
 }
 
@@ -199,7 +190,7 @@ __global__ void gemv_mma_kernel(MatmulOperands<T> op, int splits, bool constant)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int at = k + half * 32;
-      if (begun) w[half] = inside(at) ? load_words(weight + at) : uint4{};
+      if (begun) w[half] = inside(at) ? load_past_l1(weight + at) : uint4{};
       v[half] = inside(at) ? *reinterpret_cast<const uint4*>(x + at) : uint4{};
     }
 #pragma unroll

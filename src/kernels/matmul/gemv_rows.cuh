@@ -8,7 +8,7 @@
 
 #include <algorithm>
 
-#include "kernels/gpu/async_copy.cuh"
+#include "kernels/gpu/ptx.cuh"
 #include "kernels/gpu/rows.cuh"
 #include "kernels/matmul/gemv_kernels.cuh"
 

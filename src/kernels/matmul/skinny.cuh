@@ -9,8 +9,7 @@
 #pragma once
 
 #include "kernels/gpu/chained.cuh"
-#include "kernels/gpu/cluster.cuh"
-#include "kernels/gpu/tensor_core.cuh"
+#include "kernels/gpu/ptx.cuh"
 #include "kernels/matmul/matmul_operands.cuh"
 
 namespace mamba::cuda {

@@ -232,14 +232,14 @@ struct Ring : RingWarp<T, Channels, ScanOperands, RingMemory<T, Channels>> {
 #pragma unroll 1
     for (int tile = warp; tile < tiles(); tile += warps(), ++round) {
       Steps s;
-      copies_wait();
+      wait_for_all_copies();
       __syncwarp();
       begin_steps(tile, s);
       __syncwarp();
       if (op.z.data != nullptr) copy_channels(op.z, tile, memory->z);
       copy_steps(tile + warps());
       for (int n = 0; n < op.d_state; n += ring_states) {
-        if (n > 0) copies_wait();
+        if (n > 0) wait_for_all_copies();
         __syncwarp();
         memory->BC.turn();
         __syncwarp();
@@ -251,14 +251,14 @@ struct Ring : RingWarp<T, Channels, ScanOperands, RingMemory<T, Channels>> {
             : some_states<false>(tile, n, count, round, s);
         if constexpr (Leaves) leave_chunks(tile, n, count);
       }
-      copies_wait();
+      wait_for_all_copies();
       __syncwarp();
       end_steps(s);
       __syncwarp();
       Warp::store_channels(memory->z, op.y, tile);
       __syncwarp();
     }
-    copies_wait();
+    wait_for_all_copies();
     end();
   }
 

@@ -303,13 +303,13 @@ struct GradRing : RingWarp<T, Channels, ScanGradOperands, GradMemory<T, Channels
       copy_resets(tile);
       copy_BC(tile, 0);
       Steps s;
-      copies_wait();
+      wait_for_all_copies();
       __syncwarp();
       begin_steps(tile, s);
       for (int n = 0; n < op.d_state; n += ring_states) {
         if (n > 0) {
           copy_BC(tile, n);
-          copies_wait();
+          wait_for_all_copies();
           __syncwarp();
         }
         memory->BC.turn();

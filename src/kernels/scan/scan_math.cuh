@@ -16,13 +16,6 @@
 
 namespace mamba::cuda {
 
-// The larger one, or NaN if there is one.
-__device__ __forceinline__ float max_or_nan(float a, float b) {
-  float result;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
-  return result;
-}
-
 constexpr float ln2 = 6.93147182e-1f;  // ln(2) rounded to f32, and what the rounding left out
 constexpr float ln2_rest = -1.90465430e-9f;
 

@@ -298,7 +298,7 @@ struct Walk {
     load_A();
     relay.wait(leg);
     load_states(states_before(relay));
-    copies_wait();
+    wait_for_all_copies();
     __syncthreads();
     turn_BC(0);
     copy_BC(1, steps);
@@ -306,7 +306,7 @@ struct Walk {
     const int all = left;
     for (; left > 0; left -= steps, stage ^= 1) {
       // Everybody's copies and turns for this tile are there, and the tile before is done with.
-      copies_wait();
+      wait_for_all_copies();
       __syncthreads();
       if (left < all) store_y(stage ^ 1, -steps);
       if (left > steps) {

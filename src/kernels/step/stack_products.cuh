@@ -8,7 +8,7 @@
 
 #include <algorithm>
 
-#include "kernels/gpu/tensor_core.cuh"
+#include "kernels/gpu/ptx.cuh"
 #include "kernels/step/stack_weights.cuh"
 
 namespace mamba::cuda::stack {
