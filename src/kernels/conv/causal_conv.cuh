@@ -24,9 +24,6 @@ struct StateRow {
   __device__ __forceinline__ bool is_padding() const { return read < 0 && write < 0; }
 };
 
-// x / (1 + exp(-x)), -0 below -88.
-__device__ __forceinline__ float silu(float x) { return x * sigmoid_approx(x); }
-
 // The weights of V channels, in registers.
 template <int kWidth, int V>
 struct Filter {
@@ -70,7 +67,7 @@ struct Filter {
       }
       y[c] = fmaf(weight[kWidth - 1][c], x[c], y[c]);
       past[oldest % (kWidth - 1)][c] = x[c];
-      if (with_silu) y[c] = silu(y[c]);
+      if (with_silu) y[c] = silu_approx(y[c]);
     }
     return Packed<T, V>::pack(y);
   }

@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(any_threads) conv_any_kernel(const Operands<T>
       y = fmaf(weight[k], to_float(inputs.at(t - op.past + k, start)), y);
     }
     op.y[b * op.y_row + t * op.y_step + c] =
-        absent ? instead : from_float<T>(op.silu ? silu(y) : y);
+        absent ? instead : from_float<T>(op.silu ? silu_approx(y) : y);
     if (op.states == nullptr) continue;
     T* state = op.states + b * op.states_row + t * op.states_step + c * op.past;
 #pragma unroll 1

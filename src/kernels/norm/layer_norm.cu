@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(row_block_largest)
       float z[V];
       load_floats<V>(norm.z + norm.z_rows.offset(row) + c, z);
 #pragma unroll
-      for (int v = 0; v < V; ++v) out[v] *= z[v] * sigmoid<T>(z[v]);
+      for (int v = 0; v < V; ++v) out[v] *= silu<T>(z[v]);
     }
     store_floats<V>(y + y_rows.offset(row) + c, out);
   }

@@ -38,7 +38,7 @@ struct LayerNormBack {
 #pragma unroll
       for (int v = 0; v < V; ++v) {
         to_z[v] = scaled[v] * silu_grad<T>(z[v], dn[v]);
-        dn[v] *= z[v] * sigmoid<T>(z[v]);
+        dn[v] *= silu<T>(z[v]);
       }
       if (store) store_floats<V>(dz + dz_rows.offset(row) + c, to_z);
     }

@@ -217,7 +217,7 @@ struct Ring : RingWarp<T, Channels, ScanOperands, RingMemory<T, Channels>> {
     if (op.z.data != nullptr) {
 #pragma unroll
       for (int k = 0; k < chunk; ++k) {
-        s.y[k] = __fmul_rn(s.y[k], silu<T>(to_float(z_mine[k * Channels])));
+        s.y[k] = __fmul_rn(s.y[k], silu_of_scan<T>(to_float(z_mine[k * Channels])));
       }
     }
 #pragma unroll

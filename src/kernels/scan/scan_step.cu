@@ -87,7 +87,7 @@ struct StepInput {
     D = op.D != nullptr ? op.D[c] : 0;
   }
   __device__ __forceinline__ float delta() const { return softplus(__fadd_rn(dt, bias)); }
-  __device__ __forceinline__ float gate() const { return silu<T>(to_float(z)); }
+  __device__ __forceinline__ float gate() const { return silu_of_scan<T>(to_float(z)); }
   __device__ __forceinline__ void store_y(const ScanOperands& op, int c, float sum,
                                           float gate) const {
     float y = op.D != nullptr ? __fmaf_rn(D, to_float(x), sum) : sum;

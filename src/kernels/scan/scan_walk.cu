@@ -256,7 +256,7 @@ struct Walk {
     }
     if (Plain || op.D != nullptr) sum = __fmaf_rn(D, to_float(memory.x[stage][t][column]), sum);
     if (Plain || op.z.data != nullptr) {
-      sum = __fmul_rn(sum, silu<T>(to_float(memory.z[stage][t][column])));
+      sum = __fmul_rn(sum, silu_of_scan<T>(to_float(memory.z[stage][t][column])));
     }
     memory.x[stage][t][column] = from_float<T>(sum);
   }

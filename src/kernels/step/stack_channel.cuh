@@ -37,7 +37,7 @@ struct Filter {
     float sum = bias;
 #pragma unroll
     for (int k = 0; k < past; ++k) sum = fmaf(weight.at[k], to_float(before[k]), sum);
-    return silu<T>(fmaf(weight.at[past], to_float(x), sum));
+    return silu_approx(fmaf(weight.at[past], to_float(x), sum));
   }
   // The state after x.
   __device__ __forceinline__ void store(const StackStep& s, const StackStep::Layer& layer, int c,

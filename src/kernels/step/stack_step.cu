@@ -198,7 +198,8 @@ class Block : Products<Slots, Single> {
     // The gates, by other warps as long as there are some.
     for (int i = threads - 1 - mine; i < count * batch(); i += threads) {
       const int n = batch() == 1 ? 0 : i / count, r = i - n * count;
-      at<float>(p.gate)[n * p.channel_pitch + r] = silu<T>(to_float(projected(n, count + r)));
+      at<float>(p.gate)[n * p.channel_pitch + r] =
+          silu_of_scan<T>(to_float(projected(n, count + r)));
     }
   }
 

@@ -22,7 +22,7 @@ struct Elements {
 
   __device__ __forceinline__ float apply(float value) const {
     if (relu) return value < 0 ? 0 : value;  // NaN stays
-    return value * sigmoid<T>(value);
+    return silu<T>(value);
   }
   __device__ __forceinline__ float apply_grad(float value, float gradient) const {
     if (relu) return value > 0 ? gradient : 0;
