@@ -96,7 +96,7 @@ __global__ void gemv_fma_kernel(MatmulOperands<T> op, int splits, bool constant)
     weight[c] = op.weight + min(me.first_column(Columns) + c, op.out - 1) * op.weight_pitch;
   }
 #pragma unroll
-  for (int r = 0; r < Rows; ++r) x[r] = op.x + op.x_row(min(std::int64_t{r}, op.rows - 1));
+  for (int r = 0; r < Rows; ++r) x[r] = op.x + op.x_rows.offset(min(std::int64_t{r}, op.rows - 1));
 
   const int in = static_cast<int>(op.in);
   let_next_begin();
@@ -167,7 +167,7 @@ __global__ void gemv_mma_kernel(MatmulOperands<T> op, int splits, bool constant)
   // Beyond the last row of x or of the weights: the last one again, and its result is dropped.
   const std::int64_t column = min(me.first_column(gemv_mma_columns) + group, op.out - 1);
   const T* weight = op.weight + column * op.weight_pitch + quarter * 8;
-  const T* x = op.x + op.x_row(min(std::int64_t{group}, op.rows - 1)) + quarter * 8;
+  const T* x = op.x + op.x_rows.offset(min(std::int64_t{group}, op.rows - 1)) + quarter * 8;
 
   const int in = static_cast<int>(op.in);
   let_next_begin();

@@ -83,7 +83,7 @@ struct SkinnyRing {
 #pragma unroll
     for (int i = 0; i < skinny_rows / pass; ++i) {
       const std::int64_t r = std::int64_t{blockIdx.y} * skinny_rows + row + i * pass;
-      x[i] = r < op.rows ? op.x + op.x_row(r) : nullptr;
+      x[i] = r < op.rows ? op.x + op.x_rows.offset(r) : nullptr;
     }
   }
 

@@ -16,8 +16,9 @@ namespace mamba::cuda {
 
 constexpr int scan_chunk = 16;  // steps, in the chunked plan and between the states in chunk_states
 
-// [batch, time, ...] with contiguous last dimensions; pitches in elements. Kernels count the bytes
-// between steps in 32 bits.
+// [batch, time, ...] with contiguous last dimensions; pitches in elements. Faster than RowPitches,
+// which has rows by number: batch row and step are known here. Kernels count the bytes between
+// steps in 32 bits.
 struct ScanTrack {
   const void* data = nullptr;
   std::int64_t row_pitch = 0, step_pitch = 0;

@@ -105,8 +105,8 @@ void run(const EmbeddingGrad& op, Stream& stream) {
   std::int32_t *keys = list(), *sorted_keys = list(), *tokens = list(), *sorted_tokens = list();
   const auto blocks = static_cast<unsigned>(divide_up(count, block_threads));
   token_keys_kernel<<<blocks, block_threads, 0, handle(stream)>>>(
-      op.ids.data<std::int32_t>(), RowPitches(op.ids.dim(0), op.ids.dim(1), op.ids.row_pitch(), 1),
-      count, vocab, keys, tokens, StreamAccess::flag(stream, BadValue::token_id));
+      op.ids.data<std::int32_t>(), RowPitches::of_elements(op.ids), count, vocab, keys, tokens,
+      StreamAccess::flag(stream, BadValue::token_id));
   check(cudaGetLastError(), where);
   std::size_t bytes = 0;
   const auto sort = [&](void* memory) {  // stable: the tokens of one id stay in order
