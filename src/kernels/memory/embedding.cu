@@ -82,7 +82,6 @@ void gather(const Embedding& op, Stream& stream) {
   } else {
     launch_chained(embedding_kernel<1, T, Y>, blocks, block_threads, 0, stream, "embedding", g);
   }
-  check(cudaGetLastError(), "embedding");
 }
 
 }  // namespace

@@ -2,7 +2,7 @@
 #include <algorithm>
 
 #include "detail/visit.hpp"
-#include "kernels/gpu/cuda.cuh"
+#include "kernels/gpu/launch.cuh"
 #include "kernels/gpu/vec.cuh"
 
 namespace mamba::cuda {
@@ -145,7 +145,7 @@ __global__ void convert_kernel(const From* from, Layout source, To* to, Layout t
 }
 
 void convert(const ConstTensorView& from, const Layout& source, const TensorView& to,
-             const Layout& target, cudaStream_t stream) {
+             const Layout& target, Stream& stream) {
   constexpr int threads = 256;
   const std::int64_t count = from.count();
   const auto blocks =
@@ -154,11 +154,11 @@ void convert(const ConstTensorView& from, const Layout& source, const TensorView
     detail::visit(to.dtype(), [&](auto to_type) {
       using From = typename decltype(from_type)::type;
       using To = typename decltype(to_type)::type;
-      convert_kernel<<<blocks, threads, 0, stream>>>(static_cast<const From*>(from.data()), source,
-                                                     static_cast<To*>(to.data()), target, count);
+      launch(convert_kernel<From, To>, blocks, threads, 0, stream, "copy",
+             static_cast<const From*>(from.data()), source, static_cast<To*>(to.data()), target,
+             count);
     });
   });
-  check(cudaGetLastError(), "copy");
 }
 
 // Bytes of the widest word, up to 16, that rows and pitches of both layouts are made of.
@@ -211,16 +211,15 @@ void copy_words(const void* from, const Layout& source, void* to, const Layout& 
   constexpr int threads = 256;
   const auto blocks =
       static_cast<unsigned>(std::min<std::int64_t>((count + threads - 1) / threads, 4096));
-  const auto launch = [&](auto zero_word) {
+  const auto copy_as = [&](auto zero_word) {
     using Word = decltype(zero_word);
-    copy_words_kernel<<<blocks, threads, 0, handle(stream)>>>(static_cast<const Word*>(from), s,
-                                                              static_cast<Word*>(to), t, count);
+    launch(copy_words_kernel<Word>, blocks, threads, 0, stream, where,
+           static_cast<const Word*>(from), s, static_cast<Word*>(to), t, count);
   };
-  word == 16  ? launch(uint4{})
-  : word == 8 ? launch(std::uint64_t{})
-  : word == 4 ? launch(std::uint32_t{})
-              : launch(std::uint16_t{});
-  check(cudaGetLastError(), where);
+  word == 16  ? copy_as(uint4{})
+  : word == 8 ? copy_as(std::uint64_t{})
+  : word == 4 ? copy_as(std::uint32_t{})
+              : copy_as(std::uint16_t{});
 }
 
 // What CUDA's own copies of rows take between them, in bytes.
@@ -284,7 +283,7 @@ void copy(const ConstTensorView& from, const TensorView& to, Stream& stream) {
   if (from.dtype() == to.dtype()) {
     copy_same_dtype(from, source, to, target, stream);
   } else {
-    convert(from, source, to, target, handle(stream));
+    convert(from, source, to, target, stream);
   }
 }
 

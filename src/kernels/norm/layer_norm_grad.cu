@@ -88,7 +88,8 @@ struct LayerNormBack {
 }  // namespace
 
 void run(const LayerNormGrad& op, Stream& stream) {
-  const OnDevice current(stream.device(), "layer_norm_grad");
+  constexpr const char* where = "layer_norm_grad";
+  const OnDevice current(stream.device(), where);
   detail::visit(op.x.dtype(), [&](auto type) {
     using T = typename decltype(type)::type;
     constexpr int V = 4;
@@ -105,9 +106,9 @@ void run(const LayerNormGrad& op, Stream& stream) {
     const bool vectors = back.norm.aligned(V) && back.dy_rows.aligned(back.dy, size, V * size) &&
                          back.dx_rows.aligned(back.dx, size, V * size) &&
                          back.dz_rows.aligned(back.dz, size, V * size);
-    vectors ? run_norm_grad<V>(back, rows, put, stream) : run_norm_grad<1>(back, rows, put, stream);
+    vectors ? run_norm_grad<V>(back, rows, put, stream, where)
+            : run_norm_grad<1>(back, rows, put, stream, where);
   });
-  check(cudaGetLastError(), "layer_norm_grad");
 }
 
 }  // namespace mamba::cuda

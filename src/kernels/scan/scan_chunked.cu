@@ -21,7 +21,7 @@
 #include <algorithm>
 
 #include "detail/visit.hpp"
-#include "kernels/gpu/cuda.cuh"
+#include "kernels/gpu/launch.cuh"
 #include "kernels/scan/ring_warp.cuh"
 #include "kernels/scan/scan_launch.hpp"
 
@@ -289,7 +289,7 @@ __global__ void __launch_bounds__(32 * warps_of(Leaves), 1)
 }
 
 template <class T, int Channels, bool Leaves>
-void launch(const SelectiveScan& op, Stream& stream, const ScanGeometry& geometry) {
+void run_ring(const SelectiveScan& op, Stream& stream, const ScanGeometry& geometry) {
   const std::int64_t blocks = op.x.dim(0) * ((op.x.dim(2) + Channels - 1) / Channels);
   const auto d_state = static_cast<int>(op.A_log.dim(1));
   // Fewer, where they need more registers: as many blocks share a multiprocessor.
@@ -298,17 +298,14 @@ void launch(const SelectiveScan& op, Stream& stream, const ScanGeometry& geometr
   // All that a block can have: above 196 KiB of an H200 the first-level cache loses the same.
   const int most = shared_memory(stream.device(), "selective_scan");
   while (warps > 1 && bytes() > most) --warps;
-  const int shared = bytes();
-  const auto kernel = ring_kernel<T, Channels, Leaves>;
-  allow_shared(kernel, static_cast<std::size_t>(shared), stream.device(), "selective_scan");
-  const ScanOperands operands(op, stream);
-  kernel<<<static_cast<unsigned>(blocks), 32 * warps, shared, handle(stream)>>>(operands);
-  check(cudaGetLastError(), "selective_scan");
+  launch(ring_kernel<T, Channels, Leaves>, static_cast<unsigned>(blocks), 32 * warps,
+         static_cast<std::size_t>(bytes()), stream, "selective_scan", ScanOperands(op, stream));
 }
+
 template <class T, int Channels>
-void launch(const SelectiveScan& op, Stream& stream, const ScanGeometry& geometry) {
-  op.chunk_states || op.step_states ? launch<T, Channels, true>(op, stream, geometry)
-                                    : launch<T, Channels, false>(op, stream, geometry);
+void run_ring(const SelectiveScan& op, Stream& stream, const ScanGeometry& geometry) {
+  op.chunk_states || op.step_states ? run_ring<T, Channels, true>(op, stream, geometry)
+                                    : run_ring<T, Channels, false>(op, stream, geometry);
 }
 
 }  // namespace
@@ -318,11 +315,11 @@ void scan_chunked(const SelectiveScan& op, Stream& stream, const ScanGeometry& g
     using T = typename decltype(type)::type;
     switch (geometry.channels) {
       case 8:
-        return launch<T, 8>(op, stream, geometry);
+        return run_ring<T, 8>(op, stream, geometry);
       case 16:
-        return launch<T, 16>(op, stream, geometry);
+        return run_ring<T, 16>(op, stream, geometry);
       default:
-        return launch<T, 32>(op, stream, geometry);
+        return run_ring<T, 32>(op, stream, geometry);
     }
   });
 }

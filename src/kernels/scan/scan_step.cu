@@ -315,7 +315,7 @@ void step(const SelectiveScan& op, Stream& stream) {
   // Four rows a thread once a quarter of the threads still fills the largest chip.
   const bool rows = Whole && !op.dt_weight && cut.lanes == quads && cut.lanes >= 4 && batch >= 4 &&
                     batch * row_threads >= std::int64_t{1} << 20;
-  const auto launch = [&](auto kernel, std::int64_t groups) {
+  const auto run_groups = [&](auto kernel, std::int64_t groups) {
     constexpr std::int64_t most = 65535;
     const dim3 grid(static_cast<unsigned>((row_threads + threads - 1) / threads),
                     static_cast<unsigned>(std::min(groups, most)),
@@ -326,13 +326,13 @@ void step(const SelectiveScan& op, Stream& stream) {
   const bool plain =
       Whole && op.initial_state && op.final_state && !op.rows.read && !op.reset && !op.step_states;
   if (rows && plain && batch % 4 == 0) {
-    launch(step_rows_kernel<T, true>, batch / 4);
+    run_groups(step_rows_kernel<T, true>, batch / 4);
   } else if (rows) {
-    launch(step_rows_kernel<T, false>, (batch + 3) / 4);
+    run_groups(step_rows_kernel<T, false>, (batch + 3) / 4);
   } else if (quads > 32) {
-    launch(step_kernel<T, Whole, false, 2>, batch);
+    run_groups(step_kernel<T, Whole, false, 2>, batch);
   } else {
-    launch(plain ? step_kernel<T, Whole, Whole, 1> : step_kernel<T, Whole, false, 1>, batch);
+    run_groups(plain ? step_kernel<T, Whole, Whole, 1> : step_kernel<T, Whole, false, 1>, batch);
   }
 }
 

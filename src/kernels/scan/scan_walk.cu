@@ -15,7 +15,7 @@
 #include <algorithm>
 
 #include "detail/visit.hpp"
-#include "kernels/gpu/cuda.cuh"
+#include "kernels/gpu/launch.cuh"
 #include "kernels/scan/scan_copy.cuh"
 #include "kernels/scan/scan_launch.hpp"
 #include "kernels/scan/scan_math.cuh"
@@ -363,18 +363,15 @@ auto with_cut(std::int64_t d_state, int states, F f) {
 }
 
 template <class T, int States, int Lanes>
-void launch(const SelectiveScan& op, Stream& stream, std::int64_t leg) {
+void run_walk(const SelectiveScan& op, Stream& stream, std::int64_t leg) {
   using Memory = WalkMemory<T, States, Lanes>;
   Scratch scratch(stream);
   const ScanRelay relay(op.x.dim(0) * ((op.x.dim(2) + Memory::channels - 1) / Memory::channels),
                         leg, op, scratch, stream);
   const auto kernel =
       is_plain(op) ? walk_kernel<T, States, Lanes, true> : walk_kernel<T, States, Lanes, false>;
-  constexpr int shared = static_cast<int>(sizeof(Memory));
-  allow_shared(kernel, shared, stream.device(), "selective_scan");
-  const ScanOperands operands(op, stream);
-  kernel<<<relay.blocks(), threads, shared, handle(stream)>>>(operands, relay);
-  check(cudaGetLastError(), "selective_scan");
+  launch(kernel, relay.blocks(), threads, sizeof(Memory), stream, "selective_scan",
+         ScanOperands(op, stream), relay);
 }
 
 }  // namespace
@@ -385,7 +382,7 @@ void scan_walk(const SelectiveScan& op, Stream& stream, const ScanGeometry& geom
     const std::int64_t leg = (geometry.leg + 31) / 32 * 32;  // whole tiles
     with_cut(op.A_log.dim(1), geometry.states, [&](auto cut) {
       using C = decltype(cut);
-      launch<T, C::states, C::lanes>(op, stream, leg);
+      run_walk<T, C::states, C::lanes>(op, stream, leg);
     });
   });
 }

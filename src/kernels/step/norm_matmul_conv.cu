@@ -188,7 +188,6 @@ void run(const AddRmsNorm& norm, const Matmul& product, const CausalConv& conv, 
                      conv::operands<T>(conv, stream), step.cut);
     });
   });
-  check(cudaGetLastError(), where);
 }
 
 }  // namespace mamba::cuda
