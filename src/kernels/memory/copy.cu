@@ -1,4 +1,4 @@
-// Devices, memory, streams, and copies between any two devices, pitches and floating-point dtypes.
+// Copies between any two devices, pitches and floating-point dtypes, and zeros.
 #include <algorithm>
 
 #include "detail/visit.hpp"
@@ -6,103 +6,6 @@
 #include "kernels/gpu/vec.cuh"
 
 namespace mamba::cuda {
-
-int device_count() {
-  int count = 0;
-  if (cudaGetDeviceCount(&count) != cudaSuccess) {  // no driver: none, and no error left behind
-    cudaGetLastError();
-    return 0;
-  }
-  return count;
-}
-
-void check_present(const char* where, Device device) {
-  const int count = device_count();
-  if (device.index() < count) return;
-  throw DeviceError(where, "device",
-                    count == 0 ? "cpu (no CUDA device or no driver on this machine)"
-                               : "one of " + std::to_string(count) + " CUDA devices",
-                    device.name());
-}
-
-void* allocate(Device device, std::int64_t bytes) {
-  check_present("Tensor", device);
-  const OnDevice current(device, "Tensor");
-  void* memory = nullptr;
-  if (cudaMalloc(&memory, static_cast<std::size_t>(bytes)) != cudaSuccess) {
-    cudaGetLastError();
-    std::size_t free = 0;
-    std::size_t total = 0;
-    cudaMemGetInfo(&free, &total);
-    throw DeviceError("Tensor", "memory", std::to_string(bytes) + " bytes free on " + device.name(),
-                      std::to_string(free));
-  }
-  return memory;
-}
-
-void release(Device device, void* memory) noexcept {
-  const OnDevice current(device, std::nothrow);
-  cudaFree(memory);
-}
-
-void* allocate_pinned(std::int64_t bytes) {
-  check_present("Tensor::pinned", Device::cuda());
-  void* memory = nullptr;
-  if (bytes == 0) return memory;
-  const OnDevice current("Tensor::pinned");
-  if (cudaMallocHost(&memory, static_cast<std::size_t>(bytes)) != cudaSuccess) {
-    cudaGetLastError();
-    throw DeviceError("Tensor::pinned", "memory",
-                      std::to_string(bytes) + " bytes that can be locked in host memory", "fewer");
-  }
-  return memory;
-}
-
-void release_pinned(void* memory) noexcept {
-  const OnDevice current(std::nothrow);
-  cudaFreeHost(memory);
-}
-
-void* make_stream(Device device) {
-  check_present("Stream", device);
-  const OnDevice current(device, "Stream");
-  cudaStream_t stream = nullptr;
-  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "Stream");
-  return stream;
-}
-
-void end_stream(Device device, void* cuda_stream, bool owned) noexcept {
-  const OnDevice current(device, std::nothrow);
-  const auto stream = static_cast<cudaStream_t>(cuda_stream);
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  if (cudaStreamIsCapturing(stream, &status) == cudaSuccess &&
-      status == cudaStreamCaptureStatusNone) {
-    cudaStreamSynchronize(stream);  // would end a recording with an error
-  }
-  if (owned) cudaStreamDestroy(stream);
-  cudaGetLastError();
-}
-
-void synchronize(Device device, void* cuda_stream) {
-  const OnDevice current(device, "Stream::synchronize");
-  check(cudaStreamSynchronize(static_cast<cudaStream_t>(cuda_stream)), "Stream::synchronize");
-}
-
-bool is_recorded(Device device, void* cuda_stream) {
-  const OnDevice current(device, "synchronize");
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  check(cudaStreamIsCapturing(static_cast<cudaStream_t>(cuda_stream), &status), "synchronize");
-  return status != cudaStreamCaptureStatusNone;
-}
-
-bool is_pinned(Device device, const void* memory) {
-  const OnDevice current(device, "synchronize");
-  cudaPointerAttributes attributes{};
-  check(cudaPointerGetAttributes(&attributes, memory), "synchronize");
-  return attributes.type == cudaMemoryTypeHost;
-}
-
-// ---- copies -------------------------------------------------------------------------------------
 
 namespace {
 
