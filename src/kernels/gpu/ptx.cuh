@@ -14,6 +14,9 @@
 
 namespace mamba::cuda {
 
+// Of a warp: for the shuffles and votes that C++ does have.
+constexpr unsigned all_lanes = 0xffffffffu;
+
 // ---- arithmetic ---------------------------------------------------------------------------------
 
 // ex2.approx.ftz: 2^x to 2 units in the last place. Subnormals count as zero.

@@ -134,7 +134,7 @@ __global__ void gemv_fma_kernel(MatmulOperands<T> op, int splits, bool constant)
     for (int c = 0; c < Columns; ++c) {
 #pragma unroll
       for (int distance = 16; distance > 0; distance /= 2) {
-        sum[r][c] += __shfl_xor_sync(~0u, sum[r][c], distance);
+        sum[r][c] += __shfl_xor_sync(all_lanes, sum[r][c], distance);
       }
       if (me.lane == 0) sums[(me.warp * Rows + r) * Columns + c] = sum[r][c];
     }

@@ -8,7 +8,6 @@
 
 namespace mamba::cuda {
 
-constexpr unsigned all_lanes = 0xffffffffu;
 constexpr int ring_states = 16;  // whose B and C a warp keeps in shared memory
 
 // The state that one warp hands to the next: eight bytes, written and read at once.

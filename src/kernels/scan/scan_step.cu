@@ -192,7 +192,7 @@ __device__ __forceinline__ float project_dt(const ScanOperands& op, std::int64_t
     for (int i = 0; i < V; ++i) sum = __fmaf_rn(to_float(x.at[i]), to_float(w.at[i]), sum);
   }
   for (int apart = 1; apart < lanes; apart *= 2) {
-    sum = __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, apart));
+    sum = __fadd_rn(sum, __shfl_xor_sync(all_lanes, sum, apart));
   }
   return sum;
 }
@@ -242,7 +242,7 @@ __global__ void __launch_bounds__(threads, 6)
   float sum = states.advance_all(A, delta, __fmul_rn(delta, to_float(input.x)));
   if (thread.works) states.store(op, c, n);
   for (int apart = 1; apart < cut.lanes; apart *= 2) {
-    sum = __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, apart));
+    sum = __fadd_rn(sum, __shfl_xor_sync(all_lanes, sum, apart));
   }
   if (thread.works && thread.lane == 0) input.store_y(op, c, sum, gate);
 }
@@ -252,12 +252,12 @@ __device__ __forceinline__ float sum_of_my_row(const float (&sum)[4], int lane, 
   const bool odd = (lane & 1) != 0, upper = (lane & 2) != 0;
   const auto exchange = [](bool second, float a, float b, int apart) {
     const float sent = second ? a : b;
-    return __fadd_rn(second ? b : a, __shfl_xor_sync(0xffffffffu, sent, apart));
+    return __fadd_rn(second ? b : a, __shfl_xor_sync(all_lanes, sent, apart));
   };
   const float low = exchange(odd, sum[0], sum[1], 1), high = exchange(odd, sum[2], sum[3], 1);
   float mine = exchange(upper, low, high, 2);
   for (int apart = 4; apart < lanes; apart *= 2) {
-    mine = __fadd_rn(mine, __shfl_xor_sync(0xffffffffu, mine, apart));
+    mine = __fadd_rn(mine, __shfl_xor_sync(all_lanes, mine, apart));
   }
   return mine;
 }
@@ -285,8 +285,8 @@ __global__ void __launch_bounds__(threads, 6)
   float sum[4];
 #pragma unroll
   for (int r = 0; r < 4; ++r) {
-    sum[r] = states[r].advance_all(A, __shfl_sync(0xffffffffu, delta, r, 4),
-                                   __shfl_sync(0xffffffffu, delta_x, r, 4));
+    sum[r] = states[r].advance_all(A, __shfl_sync(all_lanes, delta, r, 4),
+                                   __shfl_sync(all_lanes, delta_x, r, 4));
     if (thread.works && (Plain || b0 + r < op.batch)) states[r].store(op, c, n);
   }
   const float total = sum_of_my_row(sum, thread.lane, cut.lanes);

@@ -63,7 +63,7 @@ struct RowNorm {
       for (int k = 0; k < V; ++k) squares = fmaf(part[k], part[k], squares);
     }
     for (int apart = min(norm.lanes, 32) / 2; apart > 0; apart /= 2) {
-      squares += __shfl_xor_sync(~0u, squares, apart);
+      squares += __shfl_xor_sync(all_lanes, squares, apart);
     }
     if (thread < norm.lanes && thread % 32 == 0) warps[thread / 32] = squares;
     __syncthreads();

@@ -153,7 +153,7 @@ class Block : Products<Slots, Single> {
           });
     }
     for (int apart = lanes / 2; apart > 0; apart /= 2) {
-      squares += __shfl_xor_sync(~0u, squares, apart);
+      squares += __shfl_xor_sync(all_lanes, squares, apart);
     }
     if (lane_ % lanes == 0 && n < batch()) at<float>(p.squares)[n * warps + warp_] = squares;
   }
@@ -189,7 +189,7 @@ class Block : Products<Slots, Single> {
         x = projected(n, r);
         u = to_float(from_float<T>(filter.convolve(x)));
       }
-      const float next = __shfl_down_sync(~0u, u, 1);
+      const float next = __shfl_down_sync(all_lanes, u, 1);
       if (r >= count) return;
       if (r % 2 == 0) give(u_words_ + place / 2, pair_of(u, next), l + 1);
       at<float>(p.u)[n * p.channel_pitch + r] = u;
@@ -252,7 +252,7 @@ class Block : Products<Slots, Single> {
     const auto all_lanes_of = [](float part) {
 #pragma unroll
       for (int apart = 1; apart < channel_lanes; apart *= 2) {
-        part += __shfl_xor_sync(~0u, part, apart);
+        part += __shfl_xor_sync(all_lanes, part, apart);
       }
       return part;
     };
@@ -285,7 +285,7 @@ class Block : Products<Slots, Single> {
         sum = fmaf(C[k], h, sum);
       }
       const float y = fmaf(channel.D, u, all_lanes_of(sum)) * gate;
-      const float next = __shfl_down_sync(~0u, y, channel_lanes);
+      const float next = __shfl_down_sync(all_lanes, y, channel_lanes);
       if (works && p == 0 && j % 2 == 0) {
         give(y_words_ + plan_.inner.place(c, n, batch()) / 2, pair_of(y, next), l + 1);
       }

@@ -3,6 +3,7 @@
 
 #include "detail/visit.hpp"
 #include "kernels/gpu/launch.cuh"
+#include "kernels/gpu/ptx.cuh"
 #include "kernels/gpu/rows.cuh"
 #include "kernels/gpu/vec.cuh"
 
@@ -35,7 +36,7 @@ __global__ void __launch_bounds__(sum_threads)
   float sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
   __shared__ float warps[sum_threads / 32];
 #pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+  for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(all_lanes, sum, offset);
   if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = sum;
   __syncthreads();
   if (threadIdx.x != 0) return;
