@@ -268,7 +268,7 @@ BREAKS = {
 
 GPU_BREAKS = {
     "kernels wait for nothing": (
-        "src/kernels/gpu/chained.cuh", 'asm volatile("griddepcontrol.wait;" ::: "memory");', "", "CudaMatmul.AChain*"),
+        "src/kernels/gpu/ptx.cuh", 'asm volatile("griddepcontrol.wait;" ::: "memory");', "", "CudaMatmul.AChain*"),
     "clusters on every device": (
         "src/kernels/matmul/skinny.cu", "capability >= sm_90 ? skinny_most_splits : 1", "capability > 0 ? skinny_most_splits : 1",
         "*CudaMatmulLimits*"),
@@ -290,7 +290,7 @@ GPU_BREAKS = {
         "src/host/model/stack.cpp", "  check_rows(where, options.rows, x.dim(0), state.batch(), stream);\n", "",
         "*WrongRowMap.IsRefusedByAStack*"),
     "a copy leaves the last word": (
-        "src/kernels/memory/memory.cu", "count = t.outer * t.middle * t.inner;", "count = t.outer * t.middle * t.inner - 1;",
+        "src/kernels/memory/copy.cu", "count = t.outer * t.middle * t.inner;", "count = t.outer * t.middle * t.inner - 1;",
         "CudaCopy*"),
 }
 

@@ -15,20 +15,19 @@ struct ChannelRows {
   std::int64_t batch_pitch = 0;
   std::int64_t time_pitch = 0;
 
-  explicit ChannelRows(const ConstTensorView& view) {
-    if (view.rank() == 2) {
-      time = view.dim(0);
-      time_pitch = view.row_pitch();
-    } else if (view.rank() == 3) {
-      batch = view.dim(0);
-      time = view.dim(1);
-      batch_pitch = view.row_pitch();
-      time_pitch = view.step_pitch();
-    }
+  ChannelRows() = default;
+  ChannelRows(std::int64_t runs, std::int64_t rows, std::int64_t run_pitch, std::int64_t row_pitch)
+      : batch(runs), time(rows), batch_pitch(run_pitch), time_pitch(row_pitch) {
     if (batch == 1 || time == 1 || batch_pitch == time * time_pitch) {
       if (time == 1) time_pitch = batch_pitch;
       time *= batch;
       batch = 1;
+    }
+  }
+  explicit ChannelRows(const ConstTensorView& view) {
+    if (view.rank() == 2) *this = ChannelRows(1, view.dim(0), 0, view.row_pitch());
+    if (view.rank() == 3) {
+      *this = ChannelRows(view.dim(0), view.dim(1), view.row_pitch(), view.step_pitch());
     }
   }
 

@@ -2,15 +2,29 @@
 // counter, with no state between calls, so that every device draws the same ones in any order.
 #pragma once
 
-#include <array>
 #include <cstdint>
+
+// Of functions that kernels call too.
+#ifdef __CUDACC__
+#define MAMBA_HOST_AND_DEVICE __host__ __device__
+#else
+#define MAMBA_HOST_AND_DEVICE
+#endif
 
 namespace mamba::detail {
 
-using PhiloxWords = std::array<std::uint32_t, 4>;
+// Not std::array, whose functions are the host's.
+struct PhiloxWords {
+  std::uint32_t at[4];
+
+  MAMBA_HOST_AND_DEVICE constexpr std::uint32_t operator[](int i) const { return at[i]; }
+};
+constexpr bool operator==(const PhiloxWords& a, const PhiloxWords& b) {
+  return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3];
+}
 
 // The key's words are the lower and the upper half of `key`.
-inline constexpr PhiloxWords philox(std::uint64_t key, PhiloxWords counter) {
+MAMBA_HOST_AND_DEVICE constexpr PhiloxWords philox(std::uint64_t key, PhiloxWords counter) {
   constexpr int rounds = 10;
   auto key0 = static_cast<std::uint32_t>(key);
   auto key1 = static_cast<std::uint32_t>(key >> 32);
@@ -28,9 +42,11 @@ inline constexpr PhiloxWords philox(std::uint64_t key, PhiloxWords counter) {
 
 // A uniform number in [0, 1): words 0 (high) and 1 (low) are 64 bits, the upper 53 of them count
 // steps of 2^-53.
-inline constexpr double uniform(const PhiloxWords& words) {
+MAMBA_HOST_AND_DEVICE constexpr double uniform(const PhiloxWords& words) {
   const std::uint64_t bits = std::uint64_t{words[0]} << 32 | words[1];
   return static_cast<double>(bits >> 11) * 0x1p-53;
 }
 
 }  // namespace mamba::detail
+
+#undef MAMBA_HOST_AND_DEVICE

@@ -33,9 +33,10 @@ std::int64_t tile_steps(std::int64_t threads_per_tile, std::int64_t time) {
   return threads_per_tile * divide_up(time, 18) >= enough_threads ? 18 : 24;
 }
 
-// Calls launch(grid) for as many batch rows at a time as 2^30 threads can take.
+// Calls launch_rows(grid, blocks) for as many batch rows at a time as 2^30 threads can take.
 template <class T, class F>
-void for_grids(const Operands<T>& o, int V, std::int64_t tile, int block_threads, const F& launch) {
+void for_grids(const Operands<T>& o, int V, std::int64_t tile, int block_threads,
+               const F& launch_rows) {
   Grid grid;
   grid.groups = static_cast<unsigned>(o.channels / V);
   grid.tiles = static_cast<unsigned>(std::max<std::int64_t>(divide_up(o.time, tile), 1));
@@ -45,7 +46,7 @@ void for_grids(const Operands<T>& o, int V, std::int64_t tile, int block_threads
   for (grid.first_row = 0; grid.first_row < o.batch; grid.first_row += most) {
     const std::int64_t threads = std::min(most, o.batch - grid.first_row) * per_row;
     grid.threads = static_cast<unsigned>(threads);
-    launch(grid, static_cast<unsigned>(divide_up(threads, block_threads)));
+    launch_rows(grid, static_cast<unsigned>(divide_up(threads, block_threads)));
   }
 }
 
@@ -58,13 +59,15 @@ void run_step(const Operands<T>& o, Stream& stream) {
 }
 
 template <int kWidth, int V, class T>
-void run_tiles(const Operands<T>& o, cudaStream_t stream) {
+void run_tiles(const Operands<T>& o, Stream& stream) {
   const std::int64_t tile = tile_steps(o.batch * (o.channels / V), o.time);
   for_grids(o, V, tile, tile_threads, [&](const Grid& grid, unsigned blocks) {
     if (o.reset != nullptr || o.states != nullptr) {
-      conv_tile_kernel<kWidth, V, true><<<blocks, tile_threads, 0, stream>>>(o, grid);
+      launch(conv_tile_kernel<kWidth, V, true, T>, blocks, tile_threads, 0, stream, "causal_conv",
+             o, grid);
     } else {
-      conv_tile_kernel<kWidth, V, false><<<blocks, tile_threads, 0, stream>>>(o, grid);
+      launch(conv_tile_kernel<kWidth, V, false, T>, blocks, tile_threads, 0, stream, "causal_conv",
+             o, grid);
     }
   });
 }
@@ -76,21 +79,21 @@ void run_width(const Operands<T>& o, Stream& stream) {
   if (o.time == 1) {
     return takes_vectors(o, 2) ? run_step<kWidth, 2>(o, stream) : run_step<kWidth, 1>(o, stream);
   }
-  const cudaStream_t queue = handle(stream);
-  takes_vectors(o, 4) ? run_tiles<kWidth, 4>(o, queue) : run_tiles<kWidth, 1>(o, queue);
+  takes_vectors(o, 4) ? run_tiles<kWidth, 4>(o, stream) : run_tiles<kWidth, 1>(o, stream);
 }
 
 template <class T>
-void run_any(const Operands<T>& o, cudaStream_t stream) {
+void run_any(const Operands<T>& o, Stream& stream) {
   const auto blocks = [](std::int64_t items) {
     return static_cast<unsigned>(std::min<std::int64_t>(divide_up(items, any_threads), 1 << 16));
   };
   if (o.time > 0) {
     const unsigned outputs = blocks(o.batch * o.time * o.channels);
-    conv_any_kernel<<<outputs, any_threads, 0, stream>>>(o);
+    launch(conv_any_kernel<T>, outputs, any_threads, 0, stream, "causal_conv", o);
   }
   if (o.final_state != nullptr && o.past > 0) {
-    conv_final_kernel<<<blocks(o.batch * o.channels), any_threads, 0, stream>>>(o);
+    launch(conv_final_kernel<T>, blocks(o.batch * o.channels), any_threads, 0, stream,
+           "causal_conv", o);
   }
 }
 
@@ -111,10 +114,9 @@ void run(const CausalConv& op, Stream& stream) {
       case 3:
         return conv::run_width<4>(operands, stream);
       default:
-        return conv::run_any(operands, handle(stream));
+        return conv::run_any(operands, stream);
     }
   });
-  check(cudaGetLastError(), "causal_conv");
 }
 
 }  // namespace mamba::cuda

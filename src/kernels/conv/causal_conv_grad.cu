@@ -12,6 +12,8 @@ namespace conv {
 
 namespace {
 
+constexpr const char* where = "causal_conv_grad";
+
 template <class T>
 GradOperands<T> operands(const CausalConvGrad& op, Stream& stream) {
   GradOperands<T> o{};
@@ -81,13 +83,13 @@ void run_tiles(const GradOperands<T>& o, const PutFilter& put, Stream& stream) {
   float* partials =
       summed ? scratch.take(Shape{parts, sums}, DType::f32).template data<float>() : nullptr;
   if (of.reset != nullptr || !of.silu) {
-    conv_grad_tile_kernel<kWidth, V, true>
-        <<<blocks, tile_threads, 0, handle(stream)>>>(o, grid, partials);
+    launch(conv_grad_tile_kernel<kWidth, V, true, T>, blocks, tile_threads, 0, stream, where, o,
+           grid, partials);
   } else {
-    conv_grad_tile_kernel<kWidth, V, false>
-        <<<blocks, tile_threads, 0, handle(stream)>>>(o, grid, partials);
+    launch(conv_grad_tile_kernel<kWidth, V, false, T>, blocks, tile_threads, 0, stream, where, o,
+           grid, partials);
   }
-  if (summed) sum_parts(partials, parts, sums, put, handle(stream));
+  if (summed) sum_parts(partials, parts, sums, put, stream, where);
 }
 
 // Vectors of 8 bytes: as many as there are registers for.
@@ -107,16 +109,17 @@ void run_any(const GradOperands<T>& o, const PutFilter& put, Stream& stream) {
   Scratch scratch(stream);
   float* g = scratch.take(Shape{of.batch, of.time, of.channels}, DType::f32).template data<float>();
   const std::int64_t steps = of.batch * of.time;
-  conv_grad_taps_kernel<<<blocks(steps * of.channels), any_threads, 0, handle(stream)>>>(o, g);
+  launch(conv_grad_taps_kernel<T>, blocks(steps * of.channels), any_threads, 0, stream, where, o,
+         g);
   const std::int64_t inputs = of.batch * (of.time + of.past) * of.channels;
-  conv_grad_inputs_kernel<<<blocks(inputs), any_threads, 0, handle(stream)>>>(o, g);
+  launch(conv_grad_inputs_kernel<T>, blocks(inputs), any_threads, 0, stream, where, o, g);
   if (put.dweight == nullptr && put.dbias == nullptr) return;
   const std::int64_t parts = std::max<std::int64_t>(divide_up(steps, part_steps), 1);
   const std::int64_t sums = (of.past + 2) * of.channels;
   float* partials = scratch.take(Shape{parts, sums}, DType::f32).template data<float>();
-  conv_grad_weights_kernel<<<blocks(parts * sums), any_threads, 0, handle(stream)>>>(o, g, partials,
-                                                                                     parts);
-  sum_parts(partials, parts, sums, put, handle(stream));
+  launch(conv_grad_weights_kernel<T>, blocks(parts * sums), any_threads, 0, stream, where, o, g,
+         partials, parts);
+  sum_parts(partials, parts, sums, put, stream, where);
 }
 
 template <class T>
@@ -161,11 +164,10 @@ void clear_sums(const CausalConvGrad& op, Stream& stream) {
 
 void run(const CausalConvGrad& op, Stream& stream) {
   if (op.x.dim(2) == 0) return;
-  const OnDevice current(stream.device(), "causal_conv_grad");
+  const OnDevice current(stream.device(), conv::where);
   if (op.x.dim(0) == 0) return conv::clear_sums(op, stream);
   detail::visit(op.x.dtype(),
                 [&](auto type) { conv::run_typed<typename decltype(type)::type>(op, stream); });
-  check(cudaGetLastError(), "causal_conv_grad");
 }
 
 }  // namespace mamba::cuda

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "kernels/gpu/cuda.cuh"
+#include "kernels/gpu/launch.cuh"
 #include "kernels/gpu/rows.cuh"
 #include "kernels/gpu/vec.cuh"
 
@@ -128,23 +128,26 @@ struct PutRows {
 
 template <class Put>
 void sum_parts(const float* partials, std::int64_t parts, std::int64_t columns, const Put& put,
-               cudaStream_t stream) {
+               Stream& stream, const char* where) {
   if (columns == 0) return;
   const auto blocks = static_cast<unsigned>(divide_up(columns, 32));
-  sum_parts_kernel<<<blocks, 32 * part_groups, 0, stream>>>(partials, parts, columns, put);
+  launch(sum_parts_kernel<Put>, blocks, 32 * part_groups, 0, stream, where, partials, parts,
+         columns, put);
 }
 
 // Both stages: put.to[n][column] is, or is added, the sum over all rows.
 template <int V, int N, class Value>
-void sum_columns(const Value& value, std::int64_t rows, const PutRows<N>& put, Stream& stream) {
+void sum_columns(const Value& value, std::int64_t rows, const PutRows<N>& put, Stream& stream,
+                 const char* where) {
   if (put.columns == 0) return;
   Scratch scratch(stream);
   const ColumnParts parts(rows, put.columns, V);
   float* partials =
       scratch.take(Shape{parts.parts, N * put.columns}, DType::f32).template data<float>();
   const auto blocks = static_cast<unsigned>(parts.blocks_across(V) * parts.parts);
-  column_sums_kernel<V, N><<<blocks, column_threads, 0, handle(stream)>>>(value, parts, partials);
-  sum_parts(partials, parts.parts, N * put.columns, put, handle(stream));
+  launch(column_sums_kernel<V, N, Value>, blocks, column_threads, 0, stream, where, value, parts,
+         partials);
+  sum_parts(partials, parts.parts, N * put.columns, put, stream, where);
 }
 
 }  // namespace mamba::cuda

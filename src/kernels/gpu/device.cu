@@ -1,4 +1,5 @@
-// What is asked of a device and of a kernel once, and how a device is made current.
+// Which devices there are, what is asked of a device and of a kernel once, and how a device is made
+// current.
 #include <cuda.h>
 #include <dlfcn.h>
 
@@ -110,6 +111,24 @@ Kernel& known(const void* kernel, Device device, const char* where) {
 }  // namespace
 
 // ---- devices ------------------------------------------------------------------------------------
+
+int device_count() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) {  // no driver: none, and no error left behind
+    cudaGetLastError();
+    return 0;
+  }
+  return count;
+}
+
+void check_present(const char* where, Device device) {
+  const int count = device_count();
+  if (device.index() < count) return;
+  throw DeviceError(where, "device",
+                    count == 0 ? "cpu (no CUDA device or no driver on this machine)"
+                               : "one of " + std::to_string(count) + " CUDA devices",
+                    device.name());
+}
 
 LimitedDevices::LimitedDevices(const Limits& most) : most_(most), outer_(innermost) {
   innermost = this;

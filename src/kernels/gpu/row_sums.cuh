@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "kernels/gpu/ptx.cuh"
 #include "kernels/gpu/rows.cuh"
 
 namespace mamba::cuda {
@@ -19,7 +20,7 @@ __device__ __forceinline__ void sum_over_row(float (&values)[N], int lanes) {
 #pragma unroll
   for (int n = 0; n < N; ++n) {
     for (int offset = min(lanes, 32) / 2; offset > 0; offset /= 2) {
-      values[n] += __shfl_xor_sync(0xffffffffu, values[n], offset);
+      values[n] += __shfl_xor_sync(all_lanes, values[n], offset);
     }
   }
   if (lanes <= 32) return;

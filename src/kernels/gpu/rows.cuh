@@ -5,10 +5,13 @@
 
 #include <mamba/tensor.hpp>
 
+#include "detail/channel_rows.hpp"
+
 namespace mamba::cuda {
 
-// A view of rank 1 to 3 as rows of channels. A slice of [batch, time, channels] has two pitches;
-// where its rows are one pitch apart all the same, batch and time merge, and kernels do not divide.
+// detail::ChannelRows as kernels see them: where row r of a view begins. Sequence operations, which
+// know batch row and step of what they touch, take both pitches as they are (ScanTrack,
+// conv::Operands): the fast form, that never divides.
 struct RowPitches {
   std::int64_t time = 1;  // rows in a run
   std::int64_t batch_pitch = 0;
@@ -16,17 +19,15 @@ struct RowPitches {
   bool even = true;  // row r begins at r time_pitch
 
   RowPitches() = default;
-  RowPitches(std::int64_t batch, std::int64_t steps, std::int64_t row_pitch,
-             std::int64_t step_pitch)
-      : time(steps), batch_pitch(row_pitch), time_pitch(step_pitch) {
-    if (time == 1) time_pitch = batch_pitch;
-    even = batch == 1 || time == 1 || batch_pitch == time * time_pitch;
-  }
-  explicit RowPitches(const ConstTensorView& view) {
-    if (view.rank() == 2) *this = RowPitches(1, view.dim(0), 0, view.row_pitch());
-    if (view.rank() == 3) {
-      *this = RowPitches(view.dim(0), view.dim(1), view.row_pitch(), view.step_pitch());
-    }
+  explicit RowPitches(const detail::ChannelRows& rows)
+      : time(rows.time),
+        batch_pitch(rows.batch_pitch),
+        time_pitch(rows.time_pitch),
+        even(rows.evenly_pitched()) {}
+  explicit RowPitches(const ConstTensorView& view) : RowPitches(detail::ChannelRows(view)) {}
+  // Of a view [batch, time], where each element is a row.
+  static RowPitches of_elements(const ConstTensorView& view) {
+    return RowPitches(detail::ChannelRows(view.dim(0), view.dim(1), view.row_pitch(), 1));
   }
 
   // In elements.

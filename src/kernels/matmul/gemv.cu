@@ -117,7 +117,6 @@ void gemv(const Matmul& op, Stream& stream) {
       fma<T, 4, 8>(op, stream);
     }
   });
-  check(cudaGetLastError(), "matmul");
 }
 
 }  // namespace mamba::cuda

@@ -7,7 +7,7 @@
 #include <cstring>
 
 #include "kernels/gpu/chained.cuh"
-#include "kernels/gpu/tensor_core.cuh"
+#include "kernels/gpu/ptx.cuh"
 #include "kernels/matmul/matmul_operands.cuh"
 
 namespace mamba::cuda {
@@ -47,22 +47,13 @@ __device__ void add_splits(const MatmulOperands<T>& op, const GemvWarp& me, cons
   }
 }
 
-// Weights, which nobody reads again: they need no place in L1. Volatile, so that no load passes
-// wait_for_previous.
-__device__ __forceinline__ uint4 load_words(const void* from) {
-  uint4 value;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-               : "l"(from));
-  return value;
-}
-
+// Weights, which nobody reads again.
 template <int N, class T>
 __device__ __forceinline__ Packed<T, N> load_once(const T* from) {
   if constexpr (sizeof(T) * N < 16) {
     return Packed<T, N>::load(from);
   } else {
-    return {load_words(from)};
+    return {load_past_l1(from)};
   }
 }
 
@@ -105,7 +96,7 @@ __global__ void gemv_fma_kernel(MatmulOperands<T> op, int splits, bool constant)
     weight[c] = op.weight + min(me.first_column(Columns) + c, op.out - 1) * op.weight_pitch;
   }
 #pragma unroll
-  for (int r = 0; r < Rows; ++r) x[r] = op.x + op.x_row(min(std::int64_t{r}, op.rows - 1));
+  for (int r = 0; r < Rows; ++r) x[r] = op.x + op.x_rows.offset(min(std::int64_t{r}, op.rows - 1));
 
   const int in = static_cast<int>(op.in);
   let_next_begin();
@@ -143,7 +134,7 @@ __global__ void gemv_fma_kernel(MatmulOperands<T> op, int splits, bool constant)
     for (int c = 0; c < Columns; ++c) {
 #pragma unroll
       for (int distance = 16; distance > 0; distance /= 2) {
-        sum[r][c] += __shfl_xor_sync(~0u, sum[r][c], distance);
+        sum[r][c] += __shfl_xor_sync(all_lanes, sum[r][c], distance);
       }
       if (me.lane == 0) sums[(me.warp * Rows + r) * Columns + c] = sum[r][c];
     }
@@ -176,7 +167,7 @@ __global__ void gemv_mma_kernel(MatmulOperands<T> op, int splits, bool constant)
   // Beyond the last row of x or of the weights: the last one again, and its result is dropped.
   const std::int64_t column = min(me.first_column(gemv_mma_columns) + group, op.out - 1);
   const T* weight = op.weight + column * op.weight_pitch + quarter * 8;
-  const T* x = op.x + op.x_row(min(std::int64_t{group}, op.rows - 1)) + quarter * 8;
+  const T* x = op.x + op.x_rows.offset(min(std::int64_t{group}, op.rows - 1)) + quarter * 8;
 
   const int in = static_cast<int>(op.in);
   let_next_begin();
@@ -199,7 +190,7 @@ __global__ void gemv_mma_kernel(MatmulOperands<T> op, int splits, bool constant)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int at = k + half * 32;
-      if (begun) w[half] = inside(at) ? load_words(weight + at) : uint4{};
+      if (begun) w[half] = inside(at) ? load_past_l1(weight + at) : uint4{};
       v[half] = inside(at) ? *reinterpret_cast<const uint4*>(x + at) : uint4{};
     }
 #pragma unroll

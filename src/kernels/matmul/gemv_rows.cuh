@@ -8,7 +8,7 @@
 
 #include <algorithm>
 
-#include "kernels/gpu/async_copy.cuh"
+#include "kernels/gpu/ptx.cuh"
 #include "kernels/gpu/rows.cuh"
 #include "kernels/matmul/gemv_kernels.cuh"
 
@@ -173,7 +173,7 @@ struct WeightRows {
       for (int r = 0; r < together; ++r) {
 #pragma unroll
         for (int distance = 16; distance > 0; distance /= 2) {
-          sum[r] += __shfl_xor_sync(~0u, sum[r], distance);
+          sum[r] += __shfl_xor_sync(all_lanes, sum[r], distance);
         }
         if (lane == row + r) mine = sum[r];
         sum[r] = 0;

@@ -4,7 +4,7 @@
 
 #include "detail/stream_access.hpp"
 #include "detail/visit.hpp"
-#include "kernels/gpu/cuda.cuh"
+#include "kernels/gpu/launch.cuh"
 #include "kernels/matmul/blaslt_product.cuh"
 #include "kernels/matmul/matmul.hpp"
 #include "kernels/matmul/tiled_matmul.cuh"
@@ -149,10 +149,9 @@ void tiled(const Matmul& op, Stream& stream) {
   const auto tiles = [](std::int64_t size) { return (size + tile_side - 1) / tile_side; };
   detail::visit(op.x.dtype(), [&](auto type) {
     using T = typename decltype(type)::type;
-    tiled_matmul_kernel<T><<<static_cast<unsigned>(tiles(rows) * tiles(op.y.shape().back())),
-                             tile_threads, 0, handle(stream)>>>(MatmulOperands<T>(op));
+    launch(tiled_matmul_kernel<T>, static_cast<unsigned>(tiles(rows) * tiles(op.y.shape().back())),
+           tile_threads, 0, stream, where, MatmulOperands<T>(op));
   });
-  check(cudaGetLastError(), where);
 }
 
 }  // namespace

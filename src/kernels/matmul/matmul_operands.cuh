@@ -4,22 +4,10 @@
 #include <mamba/ops.hpp>
 
 #include "detail/channel_rows.hpp"
+#include "kernels/gpu/rows.cuh"
 #include "kernels/gpu/vec.cuh"
 
 namespace mamba::cuda {
-
-// Where row r of a view of rank 1 to 3 begins.
-struct RowOffsets {
-  std::int64_t time;
-  std::int64_t batch_pitch;
-  std::int64_t time_pitch;
-
-  explicit RowOffsets(const detail::ChannelRows& rows)
-      : time(rows.time), batch_pitch(rows.batch_pitch), time_pitch(rows.time_pitch) {}
-  __device__ std::int64_t operator()(std::int64_t r) const {
-    return r < time ? r * time_pitch : r / time * batch_pitch + r % time * time_pitch;
-  }
-};
 
 // Whether every row that a kernel reads begins and ends on a multiple of 16 bytes.
 inline bool rows_are_aligned(const ConstTensorView& view) {
@@ -36,9 +24,9 @@ struct MatmulOperands {
   const T* weight;
   const T* bias;  // or nullptr
   void* y;
-  RowOffsets x_row;
-  RowOffsets weight_row;
-  RowOffsets y_row;
+  RowPitches x_rows;
+  RowPitches weight_rows;
+  RowPitches y_rows;
   std::int64_t weight_pitch;
   std::int64_t rows;  // of y
   std::int64_t in;    // summed
@@ -52,9 +40,9 @@ struct MatmulOperands {
         weight(static_cast<const T*>(op.weight.data())),
         bias(op.bias ? static_cast<const T*>(op.bias.data()) : nullptr),
         y(op.y.data()),
-        x_row(detail::ChannelRows(op.x)),
-        weight_row(detail::ChannelRows(op.weight)),
-        y_row(detail::ChannelRows(op.y)),
+        x_rows(op.x),
+        weight_rows(op.weight),
+        y_rows(op.y),
         weight_pitch(op.weight.row_pitch()),
         rows(detail::ChannelRows(op.y).count()),
         in(op.transpose_x ? detail::ChannelRows(op.x).count() : op.x.shape().back()),
@@ -66,10 +54,11 @@ struct MatmulOperands {
 
   // Element i of the sum that row `row` of y, or column `column`, takes part in.
   __device__ float x_at(std::int64_t row, std::int64_t i) const {
-    return to_float(x[transpose_x ? x_row(i) + row : x_row(row) + i]);
+    return to_float(x[transpose_x ? x_rows.offset(i) + row : x_rows.offset(row) + i]);
   }
   __device__ float weight_at(std::int64_t column, std::int64_t i) const {
-    return to_float(weight[transpose_weight ? weight_row(i) + column : weight_row(column) + i]);
+    return to_float(
+        weight[transpose_weight ? weight_rows.offset(i) + column : weight_rows.offset(column) + i]);
   }
 
   __device__ float with_bias(std::int64_t column, float sum) const {
@@ -78,7 +67,7 @@ struct MatmulOperands {
   // y[row, column] = sum + bias, with what was there if it accumulates, rounded once.
   __device__ void finish(std::int64_t row, std::int64_t column, float sum) const {
     sum = with_bias(column, sum);
-    const std::int64_t at = y_row(row) + column;
+    const std::int64_t at = y_rows.offset(row) + column;
     if (y_is_f32) {
       float* to = static_cast<float*>(y) + at;
       *to = accumulate ? *to + sum : sum;

@@ -48,7 +48,7 @@ int splits_of(const Matmul& op, int most) {
 }
 
 template <class T>
-void launch(const Matmul& op, int splits, Stream& stream) {
+void run_skinny(const Matmul& op, int splits, Stream& stream) {
   const MatmulOperands<T> operands(op);
   SkinnyCut cut;
   cut.splits = splits;
@@ -81,10 +81,9 @@ void skinny(const Matmul& op, Stream& stream) {
     using T = typename decltype(type)::type;
     if constexpr (sizeof(T) == 2) {
       const int capability = capability_of(skinny_kernel<T>, stream.device(), where);
-      launch<T>(op, splits_of(op, capability >= sm_90 ? skinny_most_splits : 1), stream);
+      run_skinny<T>(op, splits_of(op, capability >= sm_90 ? skinny_most_splits : 1), stream);
     }
   });
-  check(cudaGetLastError(), where);
 }
 
 }  // namespace mamba::cuda

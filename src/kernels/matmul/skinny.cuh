@@ -9,8 +9,7 @@
 #pragma once
 
 #include "kernels/gpu/chained.cuh"
-#include "kernels/gpu/cluster.cuh"
-#include "kernels/gpu/tensor_core.cuh"
+#include "kernels/gpu/ptx.cuh"
 #include "kernels/matmul/matmul_operands.cuh"
 
 namespace mamba::cuda {
@@ -84,7 +83,7 @@ struct SkinnyRing {
 #pragma unroll
     for (int i = 0; i < skinny_rows / pass; ++i) {
       const std::int64_t r = std::int64_t{blockIdx.y} * skinny_rows + row + i * pass;
-      x[i] = r < op.rows ? op.x + op.x_row(r) : nullptr;
+      x[i] = r < op.rows ? op.x + op.x_rows.offset(r) : nullptr;
     }
   }
 

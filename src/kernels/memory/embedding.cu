@@ -64,7 +64,7 @@ void gather(const Embedding& op, Stream& stream) {
   constexpr auto y_size = static_cast<std::int64_t>(sizeof(Y));
   Gather<T, Y> g{};
   g.ids = op.ids.data<std::int32_t>();
-  g.id_rows = RowPitches(op.ids.dim(0), op.ids.dim(1), op.ids.row_pitch(), 1);
+  g.id_rows = RowPitches::of_elements(op.ids);
   g.table = op.table.data<T>();
   g.vocab = op.table.dim(0);
   g.table_pitch = op.table.row_pitch();
@@ -82,7 +82,6 @@ void gather(const Embedding& op, Stream& stream) {
   } else {
     launch_chained(embedding_kernel<1, T, Y>, blocks, block_threads, 0, stream, "embedding", g);
   }
-  check(cudaGetLastError(), "embedding");
 }
 
 }  // namespace

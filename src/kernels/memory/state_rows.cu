@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "detail/stream_access.hpp"
-#include "kernels/gpu/cuda.cuh"
+#include "kernels/gpu/launch.cuh"
 #include "kernels/gpu/rows.cuh"
 
 namespace mamba::cuda {
@@ -147,9 +147,9 @@ void run(const CopyRows& op, Stream& stream) {
     copy.to_count = op.to.dim(0);
     copy.bad_row = StreamAccess::flag(stream, BadValue::copied_row);
     const Pieces pieces(n, bytes / static_cast<std::int64_t>(sizeof(Word)));
-    copy_rows_kernel<<<pieces.blocks(), block_threads, 0, handle(stream)>>>(copy, pieces);
+    launch(copy_rows_kernel<Word>, pieces.blocks(), block_threads, 0, stream, "copy_rows", copy,
+           pieces);
   });
-  check(cudaGetLastError(), "copy_rows");
 }
 
 void run(const ZeroRows& op, Stream& stream) {
@@ -178,9 +178,9 @@ void run(const ZeroRows& op, Stream& stream) {
     zero.row_pitch = words(view.row_pitch());
     zero.step_pitch = words(step_pitch);
     const Pieces pieces(view.dim(0), words(row));
-    zero_rows_kernel<<<pieces.blocks(), block_threads, 0, handle(stream)>>>(zero, pieces);
+    launch(zero_rows_kernel<Word>, pieces.blocks(), block_threads, 0, stream, "zero_rows", zero,
+           pieces);
   });
-  check(cudaGetLastError(), "zero_rows");
 }
 
 }  // namespace mamba::cuda

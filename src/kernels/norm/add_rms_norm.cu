@@ -110,7 +110,7 @@ void launch_short(Norm<T> norm, Stream& stream) {
 }
 
 template <int V, class T>
-void launch(const Norm<T>& norm, Stream& stream) {
+void launch_rows(const Norm<T>& norm, Stream& stream) {
   switch (norm_vectors_per_thread(divide_up(norm.channels, V))) {
     case 1:
       return launch_short<V, 1>(norm, stream);
@@ -122,7 +122,8 @@ void launch(const Norm<T>& norm, Stream& stream) {
       return launch_short<V, 8>(norm, stream);
     default:
       const auto blocks = static_cast<unsigned>(norm.rows);
-      add_rms_norm_long_kernel<V><<<blocks, row_block_largest, 0, handle(stream)>>>(norm);
+      launch(add_rms_norm_long_kernel<V, T>, blocks, row_block_largest, 0, stream, "add_rms_norm",
+             norm);
   }
 }
 
@@ -132,9 +133,8 @@ void run(const AddRmsNorm& op, Stream& stream) {
   const OnDevice current(stream.device(), "add_rms_norm");
   detail::visit(op.y.dtype(), [&](auto type) {
     const Norm<typename decltype(type)::type> norm(op);
-    norm.vectors ? launch<norm_vector>(norm, stream) : launch<1>(norm, stream);
+    norm.vectors ? launch_rows<norm_vector>(norm, stream) : launch_rows<1>(norm, stream);
   });
-  check(cudaGetLastError(), "add_rms_norm");
 }
 
 }  // namespace mamba::cuda

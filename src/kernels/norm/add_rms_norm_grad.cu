@@ -6,6 +6,8 @@ namespace mamba::cuda {
 
 namespace {
 
+constexpr const char* where = "add_rms_norm_grad";
+
 // S is the type of the sum that was normalised: f32 or T.
 template <class S, class T>
 struct RmsNorm {
@@ -110,19 +112,19 @@ void run_typed(const AddRmsNormGrad& op, Stream& stream) {
       norm.dy_rows.aligned(norm.dy, size, V * size) &&
       norm.dx_rows.aligned(norm.dx, size, V * size) &&
       norm.dresidual_rows.aligned(norm.dresidual, 4, 16) && is_aligned(norm.weight, 0, 16);
-  vectors ? run_norm_grad<V>(norm, rows, put, stream) : run_norm_grad<1>(norm, rows, put, stream);
+  vectors ? run_norm_grad<V>(norm, rows, put, stream, where)
+          : run_norm_grad<1>(norm, rows, put, stream, where);
 }
 
 }  // namespace
 
 void run(const AddRmsNormGrad& op, Stream& stream) {
-  const OnDevice current(stream.device(), "add_rms_norm_grad");
+  const OnDevice current(stream.device(), where);
   detail::visit(op.dy.dtype(), [&](auto type) {
     using T = typename decltype(type)::type;
     if (op.sum.dtype() == DType::f32) return run_typed<float, T>(op, stream);
     run_typed<T, T>(op, stream);
   });
-  check(cudaGetLastError(), "add_rms_norm_grad");
 }
 
 }  // namespace mamba::cuda

@@ -1,6 +1,6 @@
 // LayerNorm: a row is read for its mean, for its variance and to be written; twice from the cache.
 #include "detail/visit.hpp"
-#include "kernels/gpu/cuda.cuh"
+#include "kernels/gpu/launch.cuh"
 #include "kernels/norm/layer_norm.cuh"
 
 namespace mamba::cuda {
@@ -24,19 +24,19 @@ __global__ void __launch_bounds__(row_block_largest)
       float z[V];
       load_floats<V>(norm.z + norm.z_rows.offset(row) + c, z);
 #pragma unroll
-      for (int v = 0; v < V; ++v) out[v] *= z[v] * sigmoid<T>(z[v]);
+      for (int v = 0; v < V; ++v) out[v] *= silu<T>(z[v]);
     }
     store_floats<V>(y + y_rows.offset(row) + c, out);
   }
 }
 
 template <int V, class T>
-void launch(const LayerNormRows<T>& norm, const LayerNorm& op, cudaStream_t stream) {
+void launch_rows(const LayerNormRows<T>& norm, const LayerNorm& op, Stream& stream) {
   const RowBlocks spread(norm.channels, V, 2);
   const std::int64_t rows = op.y.count() / norm.channels;
   const auto blocks = static_cast<unsigned>(divide_up(rows, spread.rows()));
-  layer_norm_kernel<V><<<blocks, spread.threads, 0, stream>>>(norm, rows, spread.lanes,
-                                                              op.y.data<T>(), RowPitches(op.y));
+  launch(layer_norm_kernel<V, T>, blocks, spread.threads, 0, stream, "layer_norm", norm, rows,
+         spread.lanes, op.y.data<T>(), RowPitches(op.y));
 }
 
 }  // namespace
@@ -50,9 +50,8 @@ void run(const LayerNorm& op, Stream& stream) {
     const LayerNormRows<T> norm(op);
     const bool vectors =
         norm.aligned(V) && RowPitches(op.y).aligned(op.y.data<T>(), size, V * size);
-    vectors ? launch<V>(norm, op, handle(stream)) : launch<1>(norm, op, handle(stream));
+    vectors ? launch_rows<V>(norm, op, stream) : launch_rows<1>(norm, op, stream);
   });
-  check(cudaGetLastError(), "layer_norm");
 }
 
 }  // namespace mamba::cuda

@@ -38,7 +38,7 @@ struct LayerNormBack {
 #pragma unroll
       for (int v = 0; v < V; ++v) {
         to_z[v] = scaled[v] * silu_grad<T>(z[v], dn[v]);
-        dn[v] *= z[v] * sigmoid<T>(z[v]);
+        dn[v] *= silu<T>(z[v]);
       }
       if (store) store_floats<V>(dz + dz_rows.offset(row) + c, to_z);
     }
@@ -88,7 +88,8 @@ struct LayerNormBack {
 }  // namespace
 
 void run(const LayerNormGrad& op, Stream& stream) {
-  const OnDevice current(stream.device(), "layer_norm_grad");
+  constexpr const char* where = "layer_norm_grad";
+  const OnDevice current(stream.device(), where);
   detail::visit(op.x.dtype(), [&](auto type) {
     using T = typename decltype(type)::type;
     constexpr int V = 4;
@@ -105,9 +106,9 @@ void run(const LayerNormGrad& op, Stream& stream) {
     const bool vectors = back.norm.aligned(V) && back.dy_rows.aligned(back.dy, size, V * size) &&
                          back.dx_rows.aligned(back.dx, size, V * size) &&
                          back.dz_rows.aligned(back.dz, size, V * size);
-    vectors ? run_norm_grad<V>(back, rows, put, stream) : run_norm_grad<1>(back, rows, put, stream);
+    vectors ? run_norm_grad<V>(back, rows, put, stream, where)
+            : run_norm_grad<1>(back, rows, put, stream, where);
   });
-  check(cudaGetLastError(), "layer_norm_grad");
 }
 
 }  // namespace mamba::cuda

@@ -69,7 +69,8 @@ __global__ void __launch_bounds__(row_block_largest, 2)
 
 // put.to[n] may all be nullptr. Every row of the operands is aligned for vectors of V.
 template <int V, int N, class Norm>
-void run_norm_grad(const Norm& norm, std::int64_t rows, const PutRows<N>& put, Stream& stream) {
+void run_norm_grad(const Norm& norm, std::int64_t rows, const PutRows<N>& put, Stream& stream,
+                   const char* where) {
   const RowBlocks spread(put.columns, V, 2);
   constexpr std::int64_t most_blocks = 1024;
   const std::int64_t blocks =
@@ -85,9 +86,9 @@ void run_norm_grad(const Norm& norm, std::int64_t rows, const PutRows<N>& put, S
     grid.in_shared = bytes <= most_shared;
     if (grid.in_shared) shared = static_cast<std::size_t>(bytes);
   }
-  norm_grad_kernel<V, N>
-      <<<static_cast<unsigned>(blocks), spread.threads, shared, handle(stream)>>>(norm, grid);
-  if (grid.partials != nullptr) sum_parts(grid.partials, blocks, columns, put, handle(stream));
+  launch(norm_grad_kernel<V, N, Norm>, static_cast<unsigned>(blocks), spread.threads, shared,
+         stream, where, norm, grid);
+  if (grid.partials != nullptr) sum_parts(grid.partials, blocks, columns, put, stream, where);
 }
 
 }  // namespace mamba::cuda

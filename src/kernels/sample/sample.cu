@@ -6,6 +6,7 @@
 // top_p 91. A row is bound by the instructions of its one multiprocessor.
 #include <cfloat>
 
+#include "detail/philox.hpp"
 #include "detail/stream_access.hpp"
 #include "kernels/gpu/chained.cuh"
 #include "kernels/gpu/vec.cuh"
@@ -56,25 +57,12 @@ struct Choice {
         top_k(op.top_ks != nullptr ? op.top_ks[b] : op.top_k) {}
 };
 
-// Words 0 and 1 of Philox4x32-10 keyed by row b's seed, with counter (draws, 0, 0, 0), as a number
-// in [0, 1): what detail/philox.hpp computes, whose std::array has no device functions.
+// In [0, 1): from Philox keyed by row b's seed at counter (draws, 0, 0, 0).
 __device__ double uniform(const Options& op, std::int64_t b) {
-  auto key0 = static_cast<std::uint32_t>(op.seed[b * op.seed_pitch]);
-  auto key1 = static_cast<std::uint32_t>(op.seed[b * op.seed_pitch + 1]);
-  std::uint32_t c0 = static_cast<std::uint32_t>(op.draws[b]), c1 = 0, c2 = 0, c3 = 0;
-#pragma unroll 1
-  for (int round = 0; round < 10; ++round) {
-    const std::uint32_t a_low = 0xD2511F53u * c0, a_high = __umulhi(0xD2511F53u, c0);
-    const std::uint32_t b_low = 0xCD9E8D57u * c2, b_high = __umulhi(0xCD9E8D57u, c2);
-    c0 = b_high ^ c1 ^ key0;
-    c1 = b_low;
-    c2 = a_high ^ c3 ^ key1;
-    c3 = a_low;
-    key0 += 0x9E3779B9u;
-    key1 += 0xBB67AE85u;
-  }
-  const std::uint64_t bits = std::uint64_t{c0} << 32 | c1;
-  return static_cast<double>(bits >> 11) * 0x1p-53;
+  const auto low = static_cast<std::uint32_t>(op.seed[b * op.seed_pitch]);
+  const auto high = static_cast<std::uint32_t>(op.seed[b * op.seed_pitch + 1]);
+  const auto draws = static_cast<std::uint32_t>(op.draws[b]);
+  return detail::uniform(detail::philox(std::uint64_t{high} << 32 | low, {draws, 0, 0, 0}));
 }
 
 // exp((logit - largest) / temperature) in fixed point; weights below `least` count nothing. The

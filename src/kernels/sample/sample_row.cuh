@@ -6,11 +6,12 @@
 #include <cmath>
 #include <cstdint>
 
+#include "kernels/gpu/ptx.cuh"
+
 namespace mamba::cuda::sampling {
 
 constexpr int block_threads = 1024;
 constexpr int warps = block_threads / 32;
-constexpr unsigned all_lanes = 0xffffffffu;
 
 // Unsigned integers in the order of the floats, and back; -0 and 0 are one, NaN is minus infinity.
 __device__ __forceinline__ std::uint32_t ordered(float value) {

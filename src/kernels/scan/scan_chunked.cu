@@ -21,7 +21,7 @@
 #include <algorithm>
 
 #include "detail/visit.hpp"
-#include "kernels/gpu/cuda.cuh"
+#include "kernels/gpu/launch.cuh"
 #include "kernels/scan/ring_warp.cuh"
 #include "kernels/scan/scan_launch.hpp"
 
@@ -65,7 +65,7 @@ struct Ring : RingWarp<T, Channels, ScanOperands, RingMemory<T, Channels>> {
       : Warp(operands, shared) {}
 
   // A; empty slots, and the initial state in those that the first warp reads first.
-  __device__ __forceinline__ void begin(const ScanRows& rows) const {
+  __device__ __forceinline__ void begin(const StateRow<>& rows) const {
     Warp::load_A();
     const bool fresh = op.initial == nullptr || rows.read < 0;
     for (int n = q; n < op.d_state; n += chunks) {
@@ -217,14 +217,14 @@ struct Ring : RingWarp<T, Channels, ScanOperands, RingMemory<T, Channels>> {
     if (op.z.data != nullptr) {
 #pragma unroll
       for (int k = 0; k < chunk; ++k) {
-        s.y[k] = __fmul_rn(s.y[k], silu<T>(to_float(z_mine[k * Channels])));
+        s.y[k] = __fmul_rn(s.y[k], silu_of_scan<T>(to_float(z_mine[k * Channels])));
       }
     }
 #pragma unroll
     for (int k = 0; k < chunk; ++k) z_mine[k * Channels] = from_float<T>(s.y[k]);
   }
 
-  __device__ __forceinline__ void run(const ScanRows& rows) const {
+  __device__ __forceinline__ void run(const StateRow<>& rows) const {
     copy_steps(warp);
     copy_BC(warp, 0);
     begin(rows);
@@ -232,14 +232,14 @@ struct Ring : RingWarp<T, Channels, ScanOperands, RingMemory<T, Channels>> {
 #pragma unroll 1
     for (int tile = warp; tile < tiles(); tile += warps(), ++round) {
       Steps s;
-      copies_wait();
+      wait_for_all_copies();
       __syncwarp();
       begin_steps(tile, s);
       __syncwarp();
       if (op.z.data != nullptr) copy_channels(op.z, tile, memory->z);
       copy_steps(tile + warps());
       for (int n = 0; n < op.d_state; n += ring_states) {
-        if (n > 0) copies_wait();
+        if (n > 0) wait_for_all_copies();
         __syncwarp();
         memory->BC.turn();
         __syncwarp();
@@ -251,19 +251,19 @@ struct Ring : RingWarp<T, Channels, ScanOperands, RingMemory<T, Channels>> {
             : some_states<false>(tile, n, count, round, s);
         if constexpr (Leaves) leave_chunks(tile, n, count);
       }
-      copies_wait();
+      wait_for_all_copies();
       __syncwarp();
       end_steps(s);
       __syncwarp();
       Warp::store_channels(memory->z, op.y, tile);
       __syncwarp();
     }
-    copies_wait();
+    wait_for_all_copies();
     end();
   }
 
   // A batch row that is padding, or whose state row does not exist.
-  __device__ void absent(const ScanRows& rows) const {
+  __device__ void absent(const StateRow<>& rows) const {
     const float value = rows.bad ? __int_as_float(0x7fffffff) : 0;
     if (rows.bad && op.flag != nullptr && threadIdx.x == 0) *op.flag = 1;
     if (!works()) return;
@@ -284,12 +284,12 @@ __global__ void __launch_bounds__(32 * warps_of(Leaves), 1)
     ring_kernel(const __grid_constant__ ScanOperands op) {
   extern __shared__ __align__(16) char scan_memory[];
   const Ring<T, Channels, Leaves> ring(op, scan_memory);
-  const ScanRows rows = op.rows(ring.b);
+  const StateRow<> rows = op.rows(ring.b);
   rows.is_absent() ? ring.absent(rows) : ring.run(rows);
 }
 
 template <class T, int Channels, bool Leaves>
-void launch(const SelectiveScan& op, Stream& stream, const ScanGeometry& geometry) {
+void run_ring(const SelectiveScan& op, Stream& stream, const ScanGeometry& geometry) {
   const std::int64_t blocks = op.x.dim(0) * ((op.x.dim(2) + Channels - 1) / Channels);
   const auto d_state = static_cast<int>(op.A_log.dim(1));
   // Fewer, where they need more registers: as many blocks share a multiprocessor.
@@ -298,17 +298,14 @@ void launch(const SelectiveScan& op, Stream& stream, const ScanGeometry& geometr
   // All that a block can have: above 196 KiB of an H200 the first-level cache loses the same.
   const int most = shared_memory(stream.device(), "selective_scan");
   while (warps > 1 && bytes() > most) --warps;
-  const int shared = bytes();
-  const auto kernel = ring_kernel<T, Channels, Leaves>;
-  allow_shared(kernel, static_cast<std::size_t>(shared), stream.device(), "selective_scan");
-  const ScanOperands operands(op, stream);
-  kernel<<<static_cast<unsigned>(blocks), 32 * warps, shared, handle(stream)>>>(operands);
-  check(cudaGetLastError(), "selective_scan");
+  launch(ring_kernel<T, Channels, Leaves>, static_cast<unsigned>(blocks), 32 * warps,
+         static_cast<std::size_t>(bytes()), stream, "selective_scan", ScanOperands(op, stream));
 }
+
 template <class T, int Channels>
-void launch(const SelectiveScan& op, Stream& stream, const ScanGeometry& geometry) {
-  op.chunk_states || op.step_states ? launch<T, Channels, true>(op, stream, geometry)
-                                    : launch<T, Channels, false>(op, stream, geometry);
+void run_ring(const SelectiveScan& op, Stream& stream, const ScanGeometry& geometry) {
+  op.chunk_states || op.step_states ? run_ring<T, Channels, true>(op, stream, geometry)
+                                    : run_ring<T, Channels, false>(op, stream, geometry);
 }
 
 }  // namespace
@@ -318,11 +315,11 @@ void scan_chunked(const SelectiveScan& op, Stream& stream, const ScanGeometry& g
     using T = typename decltype(type)::type;
     switch (geometry.channels) {
       case 8:
-        return launch<T, 8>(op, stream, geometry);
+        return run_ring<T, 8>(op, stream, geometry);
       case 16:
-        return launch<T, 16>(op, stream, geometry);
+        return run_ring<T, 16>(op, stream, geometry);
       default:
-        return launch<T, 32>(op, stream, geometry);
+        return run_ring<T, 32>(op, stream, geometry);
     }
   });
 }

@@ -2,20 +2,11 @@
 // aligned. What is beyond the end of time or of the columns arrives as zeros.
 #pragma once
 
-#include "kernels/gpu/async_copy.cuh"
+#include "kernels/gpu/ptx.cuh"
 #include "kernels/gpu/vec.cuh"
 #include "kernels/scan/scan_operands.cuh"
 
 namespace mamba::cuda {
-
-// Past the registers; the first `valid` bytes come from memory and the rest are zeros.
-template <int Bytes>
-__device__ __forceinline__ void copy_bytes(void* to, const void* from, int valid) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(to)), "l"(from),
-               "n"(Bytes), "r"(valid)
-               : "memory");
-}
-__device__ __forceinline__ void copies_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // A tile of an operand in memory: `steps` steps and `columns` columns of it exist.
 struct ScanTile {

@@ -109,7 +109,7 @@ struct GradRing : RingWarp<T, Channels, ScanGradOperands, GradMemory<T, Channels
     if (op.z.data != nullptr) {
 #pragma unroll
       for (int k = 0; k < chunk; ++k) {
-        s.g[k] = __fmul_rn(s.g[k], silu<T>(to_float(z[k * Channels])));
+        s.g[k] = __fmul_rn(s.g[k], silu_of_scan<T>(to_float(z[k * Channels])));
       }
     }
     if (op.reset != nullptr) memory->resets.find();
@@ -282,7 +282,7 @@ struct GradRing : RingWarp<T, Channels, ScanGradOperands, GradMemory<T, Channels
         const int at = k * Channels;
         const float z_k = to_float(z[at]);
         z[at] = from_float<T>(s.y[k] * silu_grad<T>(z_k, to_float(dy[at])));
-        s.y[k] = __fmul_rn(s.y[k], silu<T>(z_k));
+        s.y[k] = __fmul_rn(s.y[k], silu_of_scan<T>(z_k));
       }
     }
 #pragma unroll
@@ -303,13 +303,13 @@ struct GradRing : RingWarp<T, Channels, ScanGradOperands, GradMemory<T, Channels
       copy_resets(tile);
       copy_BC(tile, 0);
       Steps s;
-      copies_wait();
+      wait_for_all_copies();
       __syncwarp();
       begin_steps(tile, s);
       for (int n = 0; n < op.d_state; n += ring_states) {
         if (n > 0) {
           copy_BC(tile, n);
-          copies_wait();
+          wait_for_all_copies();
           __syncwarp();
         }
         memory->BC.turn();

@@ -10,14 +10,16 @@
 #include <mamba/ops.hpp>
 
 #include "detail/stream_access.hpp"
+#include "kernels/gpu/state_row.cuh"
 #include "kernels/gpu/vec.cuh"
 
 namespace mamba::cuda {
 
 constexpr int scan_chunk = 16;  // steps, in the chunked plan and between the states in chunk_states
 
-// [batch, time, ...] with contiguous last dimensions; pitches in elements. Kernels count the bytes
-// between steps in 32 bits.
+// [batch, time, ...] with contiguous last dimensions; pitches in elements. Faster than RowPitches,
+// which has rows by number: batch row and step are known here. Kernels count the bytes between
+// steps in 32 bits.
 struct ScanTrack {
   const void* data = nullptr;
   std::int64_t row_pitch = 0, step_pitch = 0;
@@ -71,14 +73,6 @@ int copy_bits_of_states(const Op& op) {
   }
   return bits;
 }
-
-// Where a batch row's state comes from and goes to; -1: zeros, and nowhere.
-struct ScanRows {
-  std::int64_t read, write;
-  bool padding;  // y is zeros
-  bool bad;      // a row outside the state: y is NaN, nothing is written
-  __device__ bool is_absent() const { return padding || bad; }
-};
 
 struct ScanOperands {
   std::int64_t batch, time;
@@ -143,10 +137,9 @@ struct ScanOperands {
   // Of scan_chunk steps each.
   __device__ std::int64_t chunks() const { return (time + scan_chunk - 1) / scan_chunk; }
 
-  __device__ ScanRows rows(std::int64_t b) const {
+  __device__ StateRow<> rows(std::int64_t b) const {
     if (read == nullptr) return {b, b, false, false};
-    const std::int64_t from = read[b], to = write[b];
-    return {from, to, from < 0 && to < 0, from >= state_rows || to >= state_rows};
+    return StateRow<>::of(read[b], write[b], state_rows);
   }
   // Where the state of channel c of state row `row` begins.
   __device__ std::int64_t state(std::int64_t row, std::int64_t c) const {

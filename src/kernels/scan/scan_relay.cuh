@@ -11,6 +11,7 @@
 #include <mamba/tensor.hpp>
 
 #include "kernels/gpu/cuda.cuh"
+#include "kernels/gpu/ptx.cuh"
 #include "kernels/scan/scan_operands.cuh"
 
 namespace mamba::cuda {
@@ -75,10 +76,7 @@ struct ScanRelay {
       const int* done = tickets + 1 + leg.group;
       int legs_done = 0;
       do {
-        asm volatile("ld.acquire.gpu.global.s32 %0, [%1];"
-                     : "=r"(legs_done)
-                     : "l"(done)
-                     : "memory");
+        legs_done = load_acquire(done);
         if (legs_done < leg.number) __nanosleep(100);
       } while (legs_done < leg.number);
     }
@@ -89,11 +87,7 @@ struct ScanRelay {
     if (leg.last) return;
     __threadfence();
     __syncthreads();
-    if (threadIdx.x == 0) {
-      asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(tickets + 1 + leg.group),
-                   "r"(leg.number + 1)
-                   : "memory");
-    }
+    if (threadIdx.x == 0) store_release(tickets + 1 + leg.group, leg.number + 1);
   }
 };
 

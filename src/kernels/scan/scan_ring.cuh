@@ -8,7 +8,6 @@
 
 namespace mamba::cuda {
 
-constexpr unsigned all_lanes = 0xffffffffu;
 constexpr int ring_states = 16;  // whose B and C a warp keeps in shared memory
 
 // The state that one warp hands to the next: eight bytes, written and read at once.
@@ -17,17 +16,11 @@ struct Passed {
   int round;
 };
 __device__ __forceinline__ void pass(Passed* to, Passed value) {
-  asm volatile("{ .reg .b64 v; mov.b64 v, {%1, %2}; st.volatile.shared.b64 [%0], v; }" ::"r"(
-                   shared_address(to)),
-               "f"(value.h), "r"(value.round)
-               : "memory");
+  store_tagged(to, value.h, value.round);
 }
 __device__ __forceinline__ Passed look(const Passed* from) {
   Passed value;
-  asm volatile("{ .reg .b64 v; ld.volatile.shared.b64 v, [%2]; mov.b64 {%0, %1}, v; }"
-               : "=f"(value.h), "=r"(value.round)
-               : "r"(shared_address(from))
-               : "memory");
+  load_tagged(from, value.h, value.round);
   return value;
 }
 // Until every lane has seen the round's state, of which `seen` is a first look.
@@ -52,15 +45,8 @@ __device__ __forceinline__ void join_neighbour(int apart, bool cut, float& P, fl
     if ((Against ? lane + apart > 31 : lane < apart) || cut) return;
     h = __fmaf_rn(P, h_other, h);
     P = __fmul_rn(P, P_other);
-  } else {  // the shuffle itself says whether there is such a lane
-    asm volatile(
-        "{ .reg .pred there; .reg .f32 P_other, h_other;\n"
-        "shfl.sync.up.b32 P_other, %0, %2, 0, 0xffffffff;\n"
-        "shfl.sync.up.b32 h_other|there, %1, %2, 0, 0xffffffff;\n"
-        "@there fma.rn.f32 %1, %0, h_other, %1;\n"
-        "@there mul.rn.f32 %0, %0, P_other; }"
-        : "+f"(P), "+f"(h)
-        : "r"(apart));
+  } else {
+    join_lane_before(apart, P, h);
   }
 }
 

@@ -87,13 +87,13 @@ struct StepInput {
     D = op.D != nullptr ? op.D[c] : 0;
   }
   __device__ __forceinline__ float delta() const { return softplus(__fadd_rn(dt, bias)); }
-  __device__ __forceinline__ float gate() const { return silu<T>(to_float(z)); }
+  __device__ __forceinline__ float gate() const { return silu_of_scan<T>(to_float(z)); }
   __device__ __forceinline__ void store_y(const ScanOperands& op, int c, float sum,
                                           float gate) const {
     float y = op.D != nullptr ? __fmaf_rn(D, to_float(x), sum) : sum;
     if (op.z.data != nullptr) y = __fmul_rn(y, gate);
     if constexpr (!Plain) {
-      const ScanRows rows = op.rows(b);
+      const StateRow<> rows = op.rows(b);
       if (rows.is_absent()) y = rows.bad ? __int_as_float(0x7fffffff) : 0;
       if (rows.bad && op.flag != nullptr) *op.flag = 1;
     }
@@ -106,7 +106,7 @@ struct StepInput {
 template <class T, bool Whole, bool Plain, int Quads>
 struct StepStates {
   std::int64_t b;
-  ScanRows rows;
+  StateRow<> rows;
   bool fresh;  // begins at zero
   Vec<float, 4> h[Quads];
   Vec<T, 4> B[Quads], C[Quads];
@@ -192,7 +192,7 @@ __device__ __forceinline__ float project_dt(const ScanOperands& op, std::int64_t
     for (int i = 0; i < V; ++i) sum = __fmaf_rn(to_float(x.at[i]), to_float(w.at[i]), sum);
   }
   for (int apart = 1; apart < lanes; apart *= 2) {
-    sum = __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, apart));
+    sum = __fadd_rn(sum, __shfl_xor_sync(all_lanes, sum, apart));
   }
   return sum;
 }
@@ -242,7 +242,7 @@ __global__ void __launch_bounds__(threads, 6)
   float sum = states.advance_all(A, delta, __fmul_rn(delta, to_float(input.x)));
   if (thread.works) states.store(op, c, n);
   for (int apart = 1; apart < cut.lanes; apart *= 2) {
-    sum = __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, apart));
+    sum = __fadd_rn(sum, __shfl_xor_sync(all_lanes, sum, apart));
   }
   if (thread.works && thread.lane == 0) input.store_y(op, c, sum, gate);
 }
@@ -252,12 +252,12 @@ __device__ __forceinline__ float sum_of_my_row(const float (&sum)[4], int lane, 
   const bool odd = (lane & 1) != 0, upper = (lane & 2) != 0;
   const auto exchange = [](bool second, float a, float b, int apart) {
     const float sent = second ? a : b;
-    return __fadd_rn(second ? b : a, __shfl_xor_sync(0xffffffffu, sent, apart));
+    return __fadd_rn(second ? b : a, __shfl_xor_sync(all_lanes, sent, apart));
   };
   const float low = exchange(odd, sum[0], sum[1], 1), high = exchange(odd, sum[2], sum[3], 1);
   float mine = exchange(upper, low, high, 2);
   for (int apart = 4; apart < lanes; apart *= 2) {
-    mine = __fadd_rn(mine, __shfl_xor_sync(0xffffffffu, mine, apart));
+    mine = __fadd_rn(mine, __shfl_xor_sync(all_lanes, mine, apart));
   }
   return mine;
 }
@@ -285,8 +285,8 @@ __global__ void __launch_bounds__(threads, 6)
   float sum[4];
 #pragma unroll
   for (int r = 0; r < 4; ++r) {
-    sum[r] = states[r].advance_all(A, __shfl_sync(0xffffffffu, delta, r, 4),
-                                   __shfl_sync(0xffffffffu, delta_x, r, 4));
+    sum[r] = states[r].advance_all(A, __shfl_sync(all_lanes, delta, r, 4),
+                                   __shfl_sync(all_lanes, delta_x, r, 4));
     if (thread.works && (Plain || b0 + r < op.batch)) states[r].store(op, c, n);
   }
   const float total = sum_of_my_row(sum, thread.lane, cut.lanes);
@@ -315,7 +315,7 @@ void step(const SelectiveScan& op, Stream& stream) {
   // Four rows a thread once a quarter of the threads still fills the largest chip.
   const bool rows = Whole && !op.dt_weight && cut.lanes == quads && cut.lanes >= 4 && batch >= 4 &&
                     batch * row_threads >= std::int64_t{1} << 20;
-  const auto launch = [&](auto kernel, std::int64_t groups) {
+  const auto run_groups = [&](auto kernel, std::int64_t groups) {
     constexpr std::int64_t most = 65535;
     const dim3 grid(static_cast<unsigned>((row_threads + threads - 1) / threads),
                     static_cast<unsigned>(std::min(groups, most)),
@@ -326,13 +326,13 @@ void step(const SelectiveScan& op, Stream& stream) {
   const bool plain =
       Whole && op.initial_state && op.final_state && !op.rows.read && !op.reset && !op.step_states;
   if (rows && plain && batch % 4 == 0) {
-    launch(step_rows_kernel<T, true>, batch / 4);
+    run_groups(step_rows_kernel<T, true>, batch / 4);
   } else if (rows) {
-    launch(step_rows_kernel<T, false>, (batch + 3) / 4);
+    run_groups(step_rows_kernel<T, false>, (batch + 3) / 4);
   } else if (quads > 32) {
-    launch(step_kernel<T, Whole, false, 2>, batch);
+    run_groups(step_kernel<T, Whole, false, 2>, batch);
   } else {
-    launch(plain ? step_kernel<T, Whole, Whole, 1> : step_kernel<T, Whole, false, 1>, batch);
+    run_groups(plain ? step_kernel<T, Whole, Whole, 1> : step_kernel<T, Whole, false, 1>, batch);
   }
 }
 

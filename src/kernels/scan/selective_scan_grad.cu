@@ -4,7 +4,7 @@
 #include <string>
 
 #include "detail/visit.hpp"
-#include "kernels/gpu/cuda.cuh"
+#include "kernels/gpu/launch.cuh"
 #include "kernels/gpu/rows.cuh"
 #include "kernels/scan/scan_grad_ring.cuh"
 #include "kernels/scan/selective_scan.hpp"
@@ -68,13 +68,12 @@ template <class Put>
 void add_blocks(const float* partials, std::int64_t blocks, std::int64_t columns, const Put& put,
                 Stream& stream) {
   if (columns == 0) return;
-  add_blocks_kernel<<<static_cast<unsigned>(divide_up(columns, 256)), 256, 0, handle(stream)>>>(
-      partials, static_cast<int>(blocks), columns, put);
-  check(cudaGetLastError(), "selective_scan_grad");
+  launch(add_blocks_kernel<Put>, static_cast<unsigned>(divide_up(columns, 256)), 256, 0, stream,
+         "selective_scan_grad", partials, static_cast<int>(blocks), columns, put);
 }
 
 template <class T, int Channels>
-void launch(const SelectiveScanGrad& op, Stream& stream, int warps) {
+void run_ring(const SelectiveScanGrad& op, Stream& stream, int warps) {
   using Block = GradRing<T, Channels>;
   ScanGradOperands operands(op);
   const std::int64_t across = divide_up(op.x.dim(2), Channels);
@@ -85,14 +84,11 @@ void launch(const SelectiveScanGrad& op, Stream& stream, int warps) {
       scratch.take({op.x.dim(0), op.x.dim(2), op.A_log.dim(1) + 2}, DType::f32).data<float>();
   const int most = shared_memory(stream.device(), "selective_scan_grad");
   while (warps > 1 && Block::shared_bytes(warps, operands.d_state) > most) --warps;
-  const int shared = Block::shared_bytes(warps, operands.d_state);
-  const auto kernel = grad_ring_kernel<T, Channels>;
-  allow_shared(kernel, static_cast<std::size_t>(shared), stream.device(), "selective_scan_grad");
   if (op.x.dim(0) * across > 0) {
-    kernel<<<static_cast<unsigned>(op.x.dim(0) * across), 32 * warps, shared, handle(stream)>>>(
-        operands);
+    launch(grad_ring_kernel<T, Channels>, static_cast<unsigned>(op.x.dim(0) * across), 32 * warps,
+           static_cast<std::size_t>(Block::shared_bytes(warps, operands.d_state)), stream,
+           "selective_scan_grad", operands);
   }
-  check(cudaGetLastError(), "selective_scan_grad");
   add_blocks(operands.dBC, across, op.x.dim(0) * op.x.dim(1) * 2 * op.B.dim(2),
              PutStates<T>{ScanTrack(op.dB), ScanTrack(op.dC), op.x.dim(1), operands.d_state},
              stream);
@@ -114,8 +110,8 @@ void run_scan_grad(const SelectiveScanGrad& op, Stream& stream, const ScanGeomet
   const OnDevice current(stream.device(), "selective_scan_grad");
   detail::visit(op.x.dtype(), [&](auto type) {
     using T = typename decltype(type)::type;
-    geometry.channels == 32 ? launch<T, 32>(op, stream, geometry.warps)
-                            : launch<T, 16>(op, stream, geometry.warps);
+    geometry.channels == 32 ? run_ring<T, 32>(op, stream, geometry.warps)
+                            : run_ring<T, 16>(op, stream, geometry.warps);
   });
 }
 

@@ -63,7 +63,7 @@ struct RowNorm {
       for (int k = 0; k < V; ++k) squares = fmaf(part[k], part[k], squares);
     }
     for (int apart = min(norm.lanes, 32) / 2; apart > 0; apart /= 2) {
-      squares += __shfl_xor_sync(~0u, squares, apart);
+      squares += __shfl_xor_sync(all_lanes, squares, apart);
     }
     if (thread < norm.lanes && thread % 32 == 0) warps[thread / 32] = squares;
     __syncthreads();
@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(gemv_rows_warps * 32, 2)
   wait_for_previous();
   row_norm.load();
   conv::Track<conv_width, 1, true, T> track(conv, 0, column, 0);
-  const conv::StateRow state(conv, 0);
+  const StateRow<> state = conv::state_row(conv, 0);
   if (convolves) {
     track.filter.load(conv, column);
     track.load_initial(state, column);
@@ -188,7 +188,6 @@ void run(const AddRmsNorm& norm, const Matmul& product, const CausalConv& conv, 
                      conv::operands<T>(conv, stream), step.cut);
     });
   });
-  check(cudaGetLastError(), where);
 }
 
 }  // namespace mamba::cuda

@@ -8,7 +8,7 @@
 
 #include <algorithm>
 
-#include "kernels/gpu/tensor_core.cuh"
+#include "kernels/gpu/ptx.cuh"
 #include "kernels/step/stack_weights.cuh"
 
 namespace mamba::cuda::stack {
@@ -22,7 +22,7 @@ class Products {
         step_(operands.step),
         plan_(operands.plan),
         memory_(shared),
-        warp_(__shfl_sync(~0u, static_cast<int>(threadIdx.x) / 32, 0)),
+        warp_(__shfl_sync(all_lanes, static_cast<int>(threadIdx.x) / 32, 0)),
         lane_(static_cast<int>(threadIdx.x) % 32),
         weights_(operands, shared, warp_, lane_) {}
 

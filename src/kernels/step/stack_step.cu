@@ -153,7 +153,7 @@ class Block : Products<Slots, Single> {
           });
     }
     for (int apart = lanes / 2; apart > 0; apart /= 2) {
-      squares += __shfl_xor_sync(~0u, squares, apart);
+      squares += __shfl_xor_sync(all_lanes, squares, apart);
     }
     if (lane_ % lanes == 0 && n < batch()) at<float>(p.squares)[n * warps + warp_] = squares;
   }
@@ -189,7 +189,7 @@ class Block : Products<Slots, Single> {
         x = projected(n, r);
         u = to_float(from_float<T>(filter.convolve(x)));
       }
-      const float next = __shfl_down_sync(~0u, u, 1);
+      const float next = __shfl_down_sync(all_lanes, u, 1);
       if (r >= count) return;
       if (r % 2 == 0) give(u_words_ + place / 2, pair_of(u, next), l + 1);
       at<float>(p.u)[n * p.channel_pitch + r] = u;
@@ -198,7 +198,8 @@ class Block : Products<Slots, Single> {
     // The gates, by other warps as long as there are some.
     for (int i = threads - 1 - mine; i < count * batch(); i += threads) {
       const int n = batch() == 1 ? 0 : i / count, r = i - n * count;
-      at<float>(p.gate)[n * p.channel_pitch + r] = silu<T>(to_float(projected(n, count + r)));
+      at<float>(p.gate)[n * p.channel_pitch + r] =
+          silu_of_scan<T>(to_float(projected(n, count + r)));
     }
   }
 
@@ -251,7 +252,7 @@ class Block : Products<Slots, Single> {
     const auto all_lanes_of = [](float part) {
 #pragma unroll
       for (int apart = 1; apart < channel_lanes; apart *= 2) {
-        part += __shfl_xor_sync(~0u, part, apart);
+        part += __shfl_xor_sync(all_lanes, part, apart);
       }
       return part;
     };
@@ -284,7 +285,7 @@ class Block : Products<Slots, Single> {
         sum = fmaf(C[k], h, sum);
       }
       const float y = fmaf(channel.D, u, all_lanes_of(sum)) * gate;
-      const float next = __shfl_down_sync(~0u, y, channel_lanes);
+      const float next = __shfl_down_sync(all_lanes, y, channel_lanes);
       if (works && p == 0 && j % 2 == 0) {
         give(y_words_ + plan_.inner.place(c, n, batch()) / 2, pair_of(y, next), l + 1);
       }
@@ -307,7 +308,7 @@ class Block : Products<Slots, Single> {
     if (!last) keep_norm(norm);
     __syncthreads();
     each(outputs.count, [&](int n, int r) {
-      const StateRow row = state_row(step_, n);
+      const StateRow<int> row = state_row(step_, n);
       float& own = at<float>(p.own)[n * p.own_pitch + r];
       if (!row.padding) own += total(sums + (n * p.pitch_B + r) * sum_pitch);
       if (row.bad) own = __int_as_float(0x7fffffff);

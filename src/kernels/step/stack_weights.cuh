@@ -4,7 +4,7 @@
 #include <climits>
 #include <cstdint>
 
-#include "kernels/gpu/async_copy.cuh"
+#include "kernels/gpu/ptx.cuh"
 #include "kernels/step/stack_plan.cuh"
 
 namespace mamba::cuda::stack {

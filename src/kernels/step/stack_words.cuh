@@ -6,6 +6,7 @@
 
 #include <mamba/tensor.hpp>
 
+#include "kernels/gpu/ptx.cuh"
 #include "kernels/gpu/vec.cuh"
 
 namespace mamba::cuda::stack {
@@ -23,15 +24,9 @@ using Word = std::uint64_t;
 using WordPair = ulonglong2;
 
 __device__ __forceinline__ void give(Word* to, std::uint32_t value, int round) {
-  const Word word = Word{static_cast<std::uint32_t>(round)} << 32 | value;
-  asm volatile("st.relaxed.gpu.global.b64 [%0], %1;" ::"l"(to), "l"(word) : "memory");
+  store_relaxed(to, Word{static_cast<std::uint32_t>(round)} << 32 | value);
 }
-__device__ __forceinline__ void look(const Word* from, WordPair& to) {
-  asm volatile("ld.relaxed.gpu.global.v2.b64 {%0, %1}, [%2];"
-               : "=l"(to.x), "=l"(to.y)
-               : "l"(from)
-               : "memory");
-}
+__device__ __forceinline__ void look(const Word* from, WordPair& to) { to = load_relaxed(from); }
 __device__ __forceinline__ std::uint32_t value_of(Word word) {
   return static_cast<std::uint32_t>(word);
 }

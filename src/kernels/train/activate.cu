@@ -1,6 +1,6 @@
 // Activate and ActivateGrad: element by element.
 #include "detail/visit.hpp"
-#include "kernels/gpu/cuda.cuh"
+#include "kernels/gpu/launch.cuh"
 #include "kernels/gpu/math.cuh"
 #include "kernels/gpu/rows.cuh"
 #include "kernels/gpu/vec.cuh"
@@ -22,7 +22,7 @@ struct Elements {
 
   __device__ __forceinline__ float apply(float value) const {
     if (relu) return value < 0 ? 0 : value;  // NaN stays
-    return value * sigmoid<T>(value);
+    return silu<T>(value);
   }
   __device__ __forceinline__ float apply_grad(float value, float gradient) const {
     if (relu) return value > 0 ? gradient : 0;
@@ -55,11 +55,11 @@ __global__ void __launch_bounds__(block_threads) activate_kernel(const Elements<
 }
 
 template <int V, class T>
-void launch(const Elements<T>& op, cudaStream_t stream) {
+void launch_elements(const Elements<T>& op, const char* where, Stream& stream) {
   constexpr std::int64_t most_blocks = 1 << 16;
   const std::int64_t blocks = divide_up(op.rows * (op.channels / V), block_threads);
-  activate_kernel<V>
-      <<<static_cast<unsigned>(std::min(blocks, most_blocks)), block_threads, 0, stream>>>(op);
+  launch(activate_kernel<V, T>, static_cast<unsigned>(std::min(blocks, most_blocks)), block_threads,
+         0, stream, where, op);
 }
 
 // dy absent: the function itself.
@@ -83,9 +83,8 @@ void run_elements(const ConstTensorView& x, const ConstTensorView& dy, const Ten
     const bool vectors = channels % V == 0 && op.x_rows.aligned(op.x, size, 16) &&
                          op.dy_rows.aligned(op.dy, size, 16) &&
                          op.out_rows.aligned(op.out, size, 16);
-    vectors ? launch<V>(op, handle(stream)) : launch<1>(op, handle(stream));
+    vectors ? launch_elements<V>(op, where, stream) : launch_elements<1>(op, where, stream);
   });
-  check(cudaGetLastError(), where);
 }
 
 }  // namespace

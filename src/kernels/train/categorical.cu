@@ -1,6 +1,6 @@
 // Categorical and CategoricalGrad: rows of a few actions, many of them to a block.
 #include "detail/stream_access.hpp"
-#include "kernels/gpu/cuda.cuh"
+#include "kernels/gpu/launch.cuh"
 #include "kernels/train/softmax_row.cuh"
 
 namespace mamba::cuda {
@@ -114,10 +114,9 @@ void run(const Categorical& op, Stream& stream) {
   if (!op.log_prob) d.actions = nullptr;
   const RowBlocks spread = d.spread();
   const auto blocks = static_cast<unsigned>(divide_up(d.rows, spread.rows()));
-  categorical_kernel<<<blocks, spread.threads, 0, handle(stream)>>>(
-      d, floats(op.log_prob), floats(op.entropy), floats(op.log_probs),
-      op.log_probs ? op.log_probs.row_pitch() : 0);
-  check(cudaGetLastError(), "categorical");
+  launch(categorical_kernel, blocks, spread.threads, 0, stream, "categorical", d,
+         floats(op.log_prob), floats(op.entropy), floats(op.log_probs),
+         op.log_probs ? op.log_probs.row_pitch() : 0);
 }
 
 void run(const CategoricalGrad& op, Stream& stream) {
@@ -126,9 +125,8 @@ void run(const CategoricalGrad& op, Stream& stream) {
   if (!op.dlog_prob) d.actions = nullptr;
   const RowBlocks spread = d.spread();
   const auto blocks = static_cast<unsigned>(divide_up(d.rows, spread.rows()));
-  categorical_grad_kernel<<<blocks, spread.threads, 0, handle(stream)>>>(
-      d, floats(op.dlog_prob), floats(op.dentropy), floats(op.dlogits), op.dlogits.row_pitch());
-  check(cudaGetLastError(), "categorical_grad");
+  launch(categorical_grad_kernel, blocks, spread.threads, 0, stream, "categorical_grad", d,
+         floats(op.dlog_prob), floats(op.dentropy), floats(op.dlogits), op.dlogits.row_pitch());
 }
 
 }  // namespace mamba::cuda

@@ -2,7 +2,7 @@
 // gradient.
 #include "detail/stream_access.hpp"
 #include "detail/visit.hpp"
-#include "kernels/gpu/cuda.cuh"
+#include "kernels/gpu/launch.cuh"
 #include "kernels/gpu/vec.cuh"
 #include "kernels/train/softmax_row.cuh"
 
@@ -74,11 +74,11 @@ __global__ void __launch_bounds__(row_block_largest) cross_entropy_kernel(const 
 }
 
 template <int V, class L, class D>
-void launch(Losses<L, D> losses, cudaStream_t stream) {
+void launch_rows(Losses<L, D> losses, Stream& stream) {
   const RowBlocks spread(losses.vocab, V, 4);
   losses.lanes = spread.lanes;
   const auto blocks = static_cast<unsigned>(divide_up(losses.rows, spread.rows()));
-  cross_entropy_kernel<V><<<blocks, spread.threads, 0, stream>>>(losses);
+  launch(cross_entropy_kernel<V, L, D>, blocks, spread.threads, 0, stream, "cross_entropy", losses);
 }
 
 template <class L, class D>
@@ -100,7 +100,7 @@ void run_typed(const CrossEntropy& op, Stream& stream) {
   const bool vectors = losses.vocab % V == 0 &&
                        losses.logits_rows.aligned(losses.logits, l_size, V * l_size) &&
                        losses.dlogits_rows.aligned(losses.dlogits, d_size, V * d_size);
-  vectors ? launch<V>(losses, handle(stream)) : launch<1>(losses, handle(stream));
+  vectors ? launch_rows<V>(losses, stream) : launch_rows<1>(losses, stream);
 }
 
 }  // namespace
@@ -113,7 +113,6 @@ void run(const CrossEntropy& op, Stream& stream) {
     detail::visit(op.dlogits.dtype(),
                   [&](auto type) { run_typed<L, typename decltype(type)::type>(op, stream); });
   });
-  check(cudaGetLastError(), "cross_entropy");
 }
 
 }  // namespace mamba::cuda

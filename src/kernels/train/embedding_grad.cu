@@ -4,7 +4,7 @@
 
 #include "detail/stream_access.hpp"
 #include "detail/visit.hpp"
-#include "kernels/gpu/cuda.cuh"
+#include "kernels/gpu/launch.cuh"
 #include "kernels/gpu/rows.cuh"
 #include "kernels/gpu/vec.cuh"
 
@@ -12,6 +12,7 @@ namespace mamba::cuda {
 
 namespace {
 
+constexpr const char* where = "embedding_grad";
 constexpr int block_threads = 128;
 constexpr int block_warps = block_threads / 32;
 
@@ -78,10 +79,10 @@ __global__ void __launch_bounds__(block_threads, 8) sum_runs_kernel(const Runs<T
 }
 
 template <int V, class T>
-void sum_runs(const Runs<T>& runs, cudaStream_t stream) {
+void sum_runs(const Runs<T>& runs, Stream& stream) {
   const std::int64_t warps = runs.count * divide_up(runs.width, 32 * V);
   const auto blocks = static_cast<unsigned>(divide_up(warps, block_warps));
-  sum_runs_kernel<V><<<blocks, block_threads, 0, stream>>>(runs);
+  launch(sum_runs_kernel<V, T>, blocks, block_threads, 0, stream, where, runs);
 }
 
 int bits_of(std::int64_t largest) {
@@ -93,7 +94,6 @@ int bits_of(std::int64_t largest) {
 }  // namespace
 
 void run(const EmbeddingGrad& op, Stream& stream) {
-  constexpr const char* where = "embedding_grad";
   if (op.dtable.count() == 0) return;
   const OnDevice current(stream.device(), where);
   if (!op.accumulate) cuda::zero(op.dtable, stream);
@@ -104,10 +104,9 @@ void run(const EmbeddingGrad& op, Stream& stream) {
   const auto list = [&] { return scratch.take({count}, DType::i32).data<std::int32_t>(); };
   std::int32_t *keys = list(), *sorted_keys = list(), *tokens = list(), *sorted_tokens = list();
   const auto blocks = static_cast<unsigned>(divide_up(count, block_threads));
-  token_keys_kernel<<<blocks, block_threads, 0, handle(stream)>>>(
-      op.ids.data<std::int32_t>(), RowPitches(op.ids.dim(0), op.ids.dim(1), op.ids.row_pitch(), 1),
-      count, vocab, keys, tokens, StreamAccess::flag(stream, BadValue::token_id));
-  check(cudaGetLastError(), where);
+  launch(token_keys_kernel, blocks, block_threads, 0, stream, where, op.ids.data<std::int32_t>(),
+         RowPitches::of_elements(op.ids), count, vocab, keys, tokens,
+         StreamAccess::flag(stream, BadValue::token_id));
   std::size_t bytes = 0;
   const auto sort = [&](void* memory) {  // stable: the tokens of one id stay in order
     check(cub::DeviceRadixSort::SortPairs(memory, bytes, keys, sorted_keys, tokens, sorted_tokens,
@@ -126,9 +125,8 @@ void run(const EmbeddingGrad& op, Stream& stream) {
                        op.accumulate};
     const bool vectors = runs.width % V == 0 && runs.dy_rows.aligned(runs.dy, size, V * size) &&
                          is_aligned(runs.dtable, runs.pitch * 4, V * 4);
-    vectors ? sum_runs<V>(runs, handle(stream)) : sum_runs<1>(runs, handle(stream));
+    vectors ? sum_runs<V>(runs, stream) : sum_runs<1>(runs, stream);
   });
-  check(cudaGetLastError(), where);
 }
 
 }  // namespace mamba::cuda

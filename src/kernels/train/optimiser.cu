@@ -2,7 +2,8 @@
 #include <cmath>
 
 #include "detail/visit.hpp"
-#include "kernels/gpu/cuda.cuh"
+#include "kernels/gpu/launch.cuh"
+#include "kernels/gpu/ptx.cuh"
 #include "kernels/gpu/rows.cuh"
 #include "kernels/gpu/vec.cuh"
 
@@ -35,7 +36,7 @@ __global__ void __launch_bounds__(sum_threads)
   float sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
   __shared__ float warps[sum_threads / 32];
 #pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+  for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(all_lanes, sum, offset);
   if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = sum;
   __syncthreads();
   if (threadIdx.x != 0) return;
@@ -110,9 +111,8 @@ void run(const SumSquares& op, Stream& stream) {
   while (true) {
     const std::int64_t parts = std::max<std::int64_t>(divide_up(count, sum_part), 1);
     float* to = parts > 1 ? scratch.take({parts}, DType::f32).data<float>() : nullptr;
-    sum_part_kernel<<<static_cast<unsigned>(parts), sum_threads, 0, handle(stream)>>>(
-        from, count, squares, to, op.y.data<float>(), op.accumulate);
-    check(cudaGetLastError(), "sum_squares");
+    launch(sum_part_kernel, static_cast<unsigned>(parts), sum_threads, 0, stream, "sum_squares",
+           from, count, squares, to, op.y.data<float>(), op.accumulate);
     if (parts == 1) return;
     from = to;
     count = parts;
@@ -144,9 +144,8 @@ void run(const AdamWStep& op, Stream& stream) {
     constexpr std::int64_t most_blocks = 4096;
     const auto blocks =
         static_cast<unsigned>(std::min(divide_up(adam.count, 4 * sum_threads), most_blocks));
-    adamw_kernel<<<blocks, sum_threads, 0, handle(stream)>>>(adam);
+    launch(adamw_kernel<T>, blocks, sum_threads, 0, stream, "adamw_step", adam);
   });
-  check(cudaGetLastError(), "adamw_step");
 }
 
 }  // namespace mamba::cuda

@@ -2,6 +2,7 @@
 // of exponentials, found in one pass.
 #pragma once
 
+#include "kernels/gpu/ptx.cuh"
 #include "kernels/gpu/row_sums.cuh"
 
 namespace mamba::cuda {
@@ -40,8 +41,8 @@ struct SoftmaxSum {
 // part.
 __device__ __forceinline__ SoftmaxSum combine_over_row(SoftmaxSum mine, int lanes) {
   for (int offset = min(lanes, 32) / 2; offset > 0; offset /= 2) {
-    mine.add(SoftmaxSum{__shfl_xor_sync(0xffffffffu, mine.largest, offset),
-                        __shfl_xor_sync(0xffffffffu, mine.sum, offset)});
+    mine.add(SoftmaxSum{__shfl_xor_sync(all_lanes, mine.largest, offset),
+                        __shfl_xor_sync(all_lanes, mine.sum, offset)});
   }
   if (lanes <= 32) return mine;
   __shared__ float2 warps[row_block_largest / 32];

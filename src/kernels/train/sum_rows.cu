@@ -24,7 +24,8 @@ struct Values {
 }  // namespace
 
 void run(const SumRows& op, Stream& stream) {
-  const OnDevice current(stream.device(), "sum_rows");
+  constexpr const char* where = "sum_rows";
+  const OnDevice current(stream.device(), where);
   const std::int64_t channels = op.y.dim(0);
   const PutRows<1> put{{op.y.data<float>()}, channels, op.accumulate};
   detail::visit(op.x.dtype(), [&](auto type) {
@@ -34,9 +35,9 @@ void run(const SumRows& op, Stream& stream) {
     const Values<T> values{op.x.data<T>(), RowPitches(op.x)};
     const std::int64_t rows = op.x.count() / channels;
     const bool vectors = channels % V == 0 && values.rows.aligned(values.x, size, V * size);
-    vectors ? sum_columns<V>(values, rows, put, stream) : sum_columns<1>(values, rows, put, stream);
+    vectors ? sum_columns<V>(values, rows, put, stream, where)
+            : sum_columns<1>(values, rows, put, stream, where);
   });
-  check(cudaGetLastError(), "sum_rows");
 }
 
 }  // namespace mamba::cuda

@@ -1,108 +1,11 @@
-// Devices, memory, streams, and copies between any two devices, pitches and floating-point dtypes.
+// Copies between any two devices, pitches and floating-point dtypes, and zeros.
 #include <algorithm>
 
 #include "detail/visit.hpp"
-#include "kernels/gpu/cuda.cuh"
+#include "kernels/gpu/launch.cuh"
 #include "kernels/gpu/vec.cuh"
 
 namespace mamba::cuda {
-
-int device_count() {
-  int count = 0;
-  if (cudaGetDeviceCount(&count) != cudaSuccess) {  // no driver: none, and no error left behind
-    cudaGetLastError();
-    return 0;
-  }
-  return count;
-}
-
-void check_present(const char* where, Device device) {
-  const int count = device_count();
-  if (device.index() < count) return;
-  throw DeviceError(where, "device",
-                    count == 0 ? "cpu (no CUDA device or no driver on this machine)"
-                               : "one of " + std::to_string(count) + " CUDA devices",
-                    device.name());
-}
-
-void* allocate(Device device, std::int64_t bytes) {
-  check_present("Tensor", device);
-  const OnDevice current(device, "Tensor");
-  void* memory = nullptr;
-  if (cudaMalloc(&memory, static_cast<std::size_t>(bytes)) != cudaSuccess) {
-    cudaGetLastError();
-    std::size_t free = 0;
-    std::size_t total = 0;
-    cudaMemGetInfo(&free, &total);
-    throw DeviceError("Tensor", "memory", std::to_string(bytes) + " bytes free on " + device.name(),
-                      std::to_string(free));
-  }
-  return memory;
-}
-
-void release(Device device, void* memory) noexcept {
-  const OnDevice current(device, std::nothrow);
-  cudaFree(memory);
-}
-
-void* allocate_pinned(std::int64_t bytes) {
-  check_present("Tensor::pinned", Device::cuda());
-  void* memory = nullptr;
-  if (bytes == 0) return memory;
-  const OnDevice current("Tensor::pinned");
-  if (cudaMallocHost(&memory, static_cast<std::size_t>(bytes)) != cudaSuccess) {
-    cudaGetLastError();
-    throw DeviceError("Tensor::pinned", "memory",
-                      std::to_string(bytes) + " bytes that can be locked in host memory", "fewer");
-  }
-  return memory;
-}
-
-void release_pinned(void* memory) noexcept {
-  const OnDevice current(std::nothrow);
-  cudaFreeHost(memory);
-}
-
-void* make_stream(Device device) {
-  check_present("Stream", device);
-  const OnDevice current(device, "Stream");
-  cudaStream_t stream = nullptr;
-  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "Stream");
-  return stream;
-}
-
-void end_stream(Device device, void* cuda_stream, bool owned) noexcept {
-  const OnDevice current(device, std::nothrow);
-  const auto stream = static_cast<cudaStream_t>(cuda_stream);
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  if (cudaStreamIsCapturing(stream, &status) == cudaSuccess &&
-      status == cudaStreamCaptureStatusNone) {
-    cudaStreamSynchronize(stream);  // would end a recording with an error
-  }
-  if (owned) cudaStreamDestroy(stream);
-  cudaGetLastError();
-}
-
-void synchronize(Device device, void* cuda_stream) {
-  const OnDevice current(device, "Stream::synchronize");
-  check(cudaStreamSynchronize(static_cast<cudaStream_t>(cuda_stream)), "Stream::synchronize");
-}
-
-bool is_recorded(Device device, void* cuda_stream) {
-  const OnDevice current(device, "synchronize");
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  check(cudaStreamIsCapturing(static_cast<cudaStream_t>(cuda_stream), &status), "synchronize");
-  return status != cudaStreamCaptureStatusNone;
-}
-
-bool is_pinned(Device device, const void* memory) {
-  const OnDevice current(device, "synchronize");
-  cudaPointerAttributes attributes{};
-  check(cudaPointerGetAttributes(&attributes, memory), "synchronize");
-  return attributes.type == cudaMemoryTypeHost;
-}
-
-// ---- copies -------------------------------------------------------------------------------------
 
 namespace {
 
@@ -145,7 +48,7 @@ __global__ void convert_kernel(const From* from, Layout source, To* to, Layout t
 }
 
 void convert(const ConstTensorView& from, const Layout& source, const TensorView& to,
-             const Layout& target, cudaStream_t stream) {
+             const Layout& target, Stream& stream) {
   constexpr int threads = 256;
   const std::int64_t count = from.count();
   const auto blocks =
@@ -154,11 +57,11 @@ void convert(const ConstTensorView& from, const Layout& source, const TensorView
     detail::visit(to.dtype(), [&](auto to_type) {
       using From = typename decltype(from_type)::type;
       using To = typename decltype(to_type)::type;
-      convert_kernel<<<blocks, threads, 0, stream>>>(static_cast<const From*>(from.data()), source,
-                                                     static_cast<To*>(to.data()), target, count);
+      launch(convert_kernel<From, To>, blocks, threads, 0, stream, "copy",
+             static_cast<const From*>(from.data()), source, static_cast<To*>(to.data()), target,
+             count);
     });
   });
-  check(cudaGetLastError(), "copy");
 }
 
 // Bytes of the widest word, up to 16, that rows and pitches of both layouts are made of.
@@ -211,16 +114,15 @@ void copy_words(const void* from, const Layout& source, void* to, const Layout& 
   constexpr int threads = 256;
   const auto blocks =
       static_cast<unsigned>(std::min<std::int64_t>((count + threads - 1) / threads, 4096));
-  const auto launch = [&](auto zero_word) {
+  const auto copy_as = [&](auto zero_word) {
     using Word = decltype(zero_word);
-    copy_words_kernel<<<blocks, threads, 0, handle(stream)>>>(static_cast<const Word*>(from), s,
-                                                              static_cast<Word*>(to), t, count);
+    launch(copy_words_kernel<Word>, blocks, threads, 0, stream, where,
+           static_cast<const Word*>(from), s, static_cast<Word*>(to), t, count);
   };
-  word == 16  ? launch(uint4{})
-  : word == 8 ? launch(std::uint64_t{})
-  : word == 4 ? launch(std::uint32_t{})
-              : launch(std::uint16_t{});
-  check(cudaGetLastError(), where);
+  word == 16  ? copy_as(uint4{})
+  : word == 8 ? copy_as(std::uint64_t{})
+  : word == 4 ? copy_as(std::uint32_t{})
+              : copy_as(std::uint16_t{});
 }
 
 // What CUDA's own copies of rows take between them, in bytes.
@@ -284,7 +186,7 @@ void copy(const ConstTensorView& from, const TensorView& to, Stream& stream) {
   if (from.dtype() == to.dtype()) {
     copy_same_dtype(from, source, to, target, stream);
   } else {
-    convert(from, source, to, target, handle(stream));
+    convert(from, source, to, target, stream);
   }
 }
 
