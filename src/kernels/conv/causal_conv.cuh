@@ -5,24 +5,21 @@
 
 #include "kernels/conv/causal_conv_operands.cuh"
 #include "kernels/gpu/math.cuh"
+#include "kernels/gpu/state_row.cuh"
 #include "kernels/gpu/vec.cuh"
 
 namespace mamba::cuda::conv {
 
-// The state rows of a batch row (see RowMap).
-struct StateRow {
-  std::int64_t read, write;
-  bool bad;  // one of them does not exist: y is NaN, nothing is written
-
-  template <class T>
-  __device__ __forceinline__ StateRow(const Operands<T>& op, std::int64_t b)
-      : read(op.read != nullptr ? op.read[b] : b),
-        write(op.write != nullptr ? op.write[b] : b),
-        bad(read >= op.state_rows || write >= op.state_rows) {
-    if (bad) *op.bad_row = 1;
-  }
-  __device__ __forceinline__ bool is_padding() const { return read < 0 && write < 0; }
-};
+// Of batch row b; tells the host of one that does not exist.
+template <class T>
+__device__ __forceinline__ StateRow<> state_row(const Operands<T>& op, std::int64_t b) {
+  StateRow<> row{op.read != nullptr ? op.read[b] : b, op.write != nullptr ? op.write[b] : b, false,
+                 false};
+  row.padding = row.read < 0 && row.write < 0;
+  row.bad = row.read >= op.state_rows || row.write >= op.state_rows;
+  if (row.bad) *op.bad_row = 1;
+  return row;
+}
 
 // The weights of V channels, in registers.
 template <int kWidth, int V>

@@ -17,7 +17,7 @@ struct Inputs {
   const std::int32_t* reset;
   std::int64_t past;
 
-  __device__ __forceinline__ Inputs(const Operands<T>& op, const StateRow& row, std::int64_t b,
+  __device__ __forceinline__ Inputs(const Operands<T>& op, const StateRow<>& row, std::int64_t b,
                                     std::int64_t c)
       : x(op.x + b * op.x_row + c),
         x_step(op.x_step),
@@ -51,9 +51,9 @@ __global__ void __launch_bounds__(any_threads) conv_any_kernel(const Operands<T>
     const std::int64_t c = i % op.channels;
     const std::int64_t t = i / op.channels % op.time;
     const std::int64_t b = i / op.channels / op.time;
-    const StateRow row(op, b);
+    const StateRow<> row = state_row(op, b);
     const Inputs<T> inputs(op, row, b, c);
-    const bool absent = row.bad || row.is_padding();
+    const bool absent = row.is_absent();
     const T instead = from_float<T>(row.bad ? nanf("") : 0.0f);
     const std::int64_t start = absent ? t + 1 : inputs.start(t);
     float y = op.bias != nullptr ? op.bias[c] : 0;
@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(any_threads) conv_final_kernel(const Operands<
        i += stride) {
     const std::int64_t c = i % op.channels;
     const std::int64_t b = i / op.channels;
-    const StateRow row(op, b);
+    const StateRow<> row = state_row(op, b);
     if (row.bad || row.write < 0) continue;
     const Inputs<T> inputs(op, row, b, c);
     const std::int64_t start = inputs.start(op.time - 1);

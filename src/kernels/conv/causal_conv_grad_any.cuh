@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(any_threads)
       g[i] = dy;
       continue;
     }
-    const Inputs<T> inputs(of, StateRow(of, b), b, c);
+    const Inputs<T> inputs(of, state_row(of, b), b, c);
     const std::int64_t start = inputs.start(t);
     const float* weight = of.weight + c * of.weight_row;
     float p = of.bias != nullptr ? of.bias[c] : 0;
@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(any_threads)
         sum += gradient;
         continue;
       }
-      const Inputs<T> inputs(of, StateRow(of, b), b, c);
+      const Inputs<T> inputs(of, state_row(of, b), b, c);
       sum = fmaf(gradient, to_float(inputs.at(t - of.past + k, inputs.start(t))), sum);
     }
     partials[i] = sum;

@@ -177,7 +177,7 @@ struct TileWalk {
     if (t > 0) {
       track.forward.load_past(0, track.forward.past);
     } else {
-      track.forward.load_initial(StateRow(op.of, b), channel);
+      track.forward.load_initial(state_row(op.of, b), channel);
     }
     track.forward.filter.load(op.of, channel);
 #pragma unroll 1

@@ -113,7 +113,7 @@ struct Track {
     }
   }
 
-  __device__ __forceinline__ void load_initial(const StateRow& row, std::int64_t channel) {
+  __device__ __forceinline__ void load_initial(const StateRow<>& row, std::int64_t channel) {
     if (op.initial != nullptr && row.read >= 0 && !row.bad) {
       load_state(op.initial + (row.read * op.channels + channel) * kPast, past);
     } else {
@@ -123,7 +123,7 @@ struct Track {
 
   // The state after all steps, written before the first one is computed, so that nothing it needs
   // is kept in registers meanwhile; `past` is the initial state, which may be in the same memory.
-  __device__ __forceinline__ void store_final(const StateRow& row, std::int64_t channel) const {
+  __device__ __forceinline__ void store_final(const StateRow<>& row, std::int64_t channel) const {
     float last[kPast][V];
     if (op.time >= kPast) {
       load_past(op.time, last);
@@ -162,9 +162,9 @@ struct Track {
   }
 
   // time == 1, from the state in `past`.
-  __device__ __forceinline__ void only_step(const StateRow& row, std::int64_t channel,
+  __device__ __forceinline__ void only_step(const StateRow<>& row, std::int64_t channel,
                                             const Packed<T, V>& input) {
-    if (row.bad || row.is_padding()) return fill(1, row.bad ? nanf("") : 0);
+    if (row.is_absent()) return fill(1, row.bad ? nanf("") : 0);
     step(0, 0, input);
     if (op.final_state == nullptr || row.write < 0) return;
     store_state(past, 1, op.final_state + (row.write * op.channels + channel) * kPast);
@@ -200,9 +200,9 @@ __global__ void __launch_bounds__(tile_threads, kExtras ? 3 : 4)
   const std::int64_t t = row_and_tile % grid.tiles * grid.tile;
   const auto steps = static_cast<int>(min(grid.tile, op.time - t));
   Track<kWidth, V, kExtras, T> track(op, b, channel, t);
-  const StateRow row(op, b);
+  const StateRow<> row = state_row(op, b);
   if (row.bad) return track.fill(steps, nanf(""));
-  if (row.is_padding()) return track.fill(steps, 0);
+  if (row.padding) return track.fill(steps, 0);
 
   const T* x = track.x;
   Ahead<V, T> ahead;
@@ -242,7 +242,7 @@ __global__ void __launch_bounds__(step_threads)
   const std::int64_t channel = std::int64_t{thread % grid.groups} * V;
   const std::int64_t b = grid.first_row + thread / grid.groups;
   Track<kWidth, V, true, T> track(op, b, channel, 0);
-  const StateRow row(op, b);
+  const StateRow<> row = state_row(op, b);
   const auto input = Packed<T, V>::load(track.x);
   track.filter.load(op, channel);
   track.load_initial(row, channel);

@@ -65,7 +65,7 @@ struct Ring : RingWarp<T, Channels, ScanOperands, RingMemory<T, Channels>> {
       : Warp(operands, shared) {}
 
   // A; empty slots, and the initial state in those that the first warp reads first.
-  __device__ __forceinline__ void begin(const ScanRows& rows) const {
+  __device__ __forceinline__ void begin(const StateRow<>& rows) const {
     Warp::load_A();
     const bool fresh = op.initial == nullptr || rows.read < 0;
     for (int n = q; n < op.d_state; n += chunks) {
@@ -224,7 +224,7 @@ struct Ring : RingWarp<T, Channels, ScanOperands, RingMemory<T, Channels>> {
     for (int k = 0; k < chunk; ++k) z_mine[k * Channels] = from_float<T>(s.y[k]);
   }
 
-  __device__ __forceinline__ void run(const ScanRows& rows) const {
+  __device__ __forceinline__ void run(const StateRow<>& rows) const {
     copy_steps(warp);
     copy_BC(warp, 0);
     begin(rows);
@@ -263,7 +263,7 @@ struct Ring : RingWarp<T, Channels, ScanOperands, RingMemory<T, Channels>> {
   }
 
   // A batch row that is padding, or whose state row does not exist.
-  __device__ void absent(const ScanRows& rows) const {
+  __device__ void absent(const StateRow<>& rows) const {
     const float value = rows.bad ? __int_as_float(0x7fffffff) : 0;
     if (rows.bad && op.flag != nullptr && threadIdx.x == 0) *op.flag = 1;
     if (!works()) return;
@@ -284,7 +284,7 @@ __global__ void __launch_bounds__(32 * warps_of(Leaves), 1)
     ring_kernel(const __grid_constant__ ScanOperands op) {
   extern __shared__ __align__(16) char scan_memory[];
   const Ring<T, Channels, Leaves> ring(op, scan_memory);
-  const ScanRows rows = op.rows(ring.b);
+  const StateRow<> rows = op.rows(ring.b);
   rows.is_absent() ? ring.absent(rows) : ring.run(rows);
 }
 

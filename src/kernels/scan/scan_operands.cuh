@@ -10,6 +10,7 @@
 #include <mamba/ops.hpp>
 
 #include "detail/stream_access.hpp"
+#include "kernels/gpu/state_row.cuh"
 #include "kernels/gpu/vec.cuh"
 
 namespace mamba::cuda {
@@ -72,14 +73,6 @@ int copy_bits_of_states(const Op& op) {
   }
   return bits;
 }
-
-// Where a batch row's state comes from and goes to; -1: zeros, and nowhere.
-struct ScanRows {
-  std::int64_t read, write;
-  bool padding;  // y is zeros
-  bool bad;      // a row outside the state: y is NaN, nothing is written
-  __device__ bool is_absent() const { return padding || bad; }
-};
 
 struct ScanOperands {
   std::int64_t batch, time;
@@ -144,7 +137,7 @@ struct ScanOperands {
   // Of scan_chunk steps each.
   __device__ std::int64_t chunks() const { return (time + scan_chunk - 1) / scan_chunk; }
 
-  __device__ ScanRows rows(std::int64_t b) const {
+  __device__ StateRow<> rows(std::int64_t b) const {
     if (read == nullptr) return {b, b, false, false};
     const std::int64_t from = read[b], to = write[b];
     return {from, to, from < 0 && to < 0, from >= state_rows || to >= state_rows};

@@ -93,7 +93,7 @@ struct StepInput {
     float y = op.D != nullptr ? __fmaf_rn(D, to_float(x), sum) : sum;
     if (op.z.data != nullptr) y = __fmul_rn(y, gate);
     if constexpr (!Plain) {
-      const ScanRows rows = op.rows(b);
+      const StateRow<> rows = op.rows(b);
       if (rows.is_absent()) y = rows.bad ? __int_as_float(0x7fffffff) : 0;
       if (rows.bad && op.flag != nullptr) *op.flag = 1;
     }
@@ -106,7 +106,7 @@ struct StepInput {
 template <class T, bool Whole, bool Plain, int Quads>
 struct StepStates {
   std::int64_t b;
-  ScanRows rows;
+  StateRow<> rows;
   bool fresh;  // begins at zero
   Vec<float, 4> h[Quads];
   Vec<T, 4> B[Quads], C[Quads];

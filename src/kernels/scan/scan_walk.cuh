@@ -56,7 +56,7 @@ struct Walk {
   const ScanLeg& leg;
   Memory& memory;
   std::int64_t b;
-  ScanRows rows;
+  StateRow<> rows;
   int block_channel;  // the block's first
   int column, lane;   // this thread's channel in the block, and its place among its lanes
   int channel;

@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(gemv_rows_warps * 32, 2)
   wait_for_previous();
   row_norm.load();
   conv::Track<conv_width, 1, true, T> track(conv, 0, column, 0);
-  const conv::StateRow state(conv, 0);
+  const StateRow<> state = conv::state_row(conv, 0);
   if (convolves) {
     track.filter.load(conv, column);
     track.load_initial(state, column);

@@ -23,7 +23,7 @@ struct Filter {
   // Of channel c in batch row n.
   __device__ __forceinline__ void load(const StackStep& s, const StackStep::Layer& layer, int n,
                                        int c) {
-    const StateRow row = state_row(s, n);
+    const StateRow<int> row = state_row(s, n);
     write = row.write;
     weight = load_vec<d_conv>(layer.conv_weight + c * d_conv);
     bias = layer.conv_bias != nullptr ? layer.conv_bias[c] : 0;
@@ -65,7 +65,7 @@ struct Channel {
   // Of channel c in batch row n.
   __device__ __forceinline__ void load_state(const StackStep& s, const StackStep::Layer& layer,
                                              int n, int c, int p) {
-    const StateRow row = state_row(s, n);
+    const StateRow<int> row = state_row(s, n);
     write = row.write;
     h = {};
     if (row.read >= 0) h = load_vec<lane_states>(layer.ssm + place(s, row.read, c, p));

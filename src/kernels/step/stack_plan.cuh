@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "detail/stack_step.hpp"
+#include "kernels/gpu/state_row.cuh"
 #include "kernels/step/stack_words.cuh"
 
 namespace mamba::cuda::stack {
@@ -63,14 +64,9 @@ struct Plan {
   }
 };
 
-// Where a batch row's state comes from and goes to; -1: zeros, and nowhere.
-struct StateRow {
-  int read, write;
-  bool padding, bad;
-};
-
-__device__ __forceinline__ StateRow state_row(const StackStep& s, int n) {
-  StateRow row{n, n, false, false};
+// Of batch row n. A row that is bad or begins anew is read from nowhere.
+__device__ __forceinline__ StateRow<int> state_row(const StackStep& s, int n) {
+  StateRow<int> row{n, n, false, false};
   if (s.read != nullptr) {
     row = {s.read[n], s.write[n], false, false};
     row.padding = row.read < 0 && row.write < 0;

@@ -308,7 +308,7 @@ class Block : Products<Slots, Single> {
     if (!last) keep_norm(norm);
     __syncthreads();
     each(outputs.count, [&](int n, int r) {
-      const StateRow row = state_row(step_, n);
+      const StateRow<int> row = state_row(step_, n);
       float& own = at<float>(p.own)[n * p.own_pitch + r];
       if (!row.padding) own += total(sums + (n * p.pitch_B + r) * sum_pitch);
       if (row.bad) own = __int_as_float(0x7fffffff);
