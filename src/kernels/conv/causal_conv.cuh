@@ -13,8 +13,10 @@ namespace mamba::cuda::conv {
 // Of batch row b; tells the host of one that does not exist.
 template <class T>
 __device__ __forceinline__ StateRow<> state_row(const Operands<T>& op, std::int64_t b) {
-  const auto row = StateRow<>::of(op.read != nullptr ? op.read[b] : b,
-                                  op.write != nullptr ? op.write[b] : b, op.state_rows);
+  StateRow<> row{op.read != nullptr ? op.read[b] : b, op.write != nullptr ? op.write[b] : b, false,
+                 false};
+  row.padding = row.read < 0 && row.write < 0;
+  row.bad = row.read >= op.state_rows || row.write >= op.state_rows;
   if (row.bad) *op.bad_row = 1;
   return row;
 }

@@ -21,7 +21,7 @@ namespace mamba::cuda {
 inline void check(cudaError_t status, const char* where) {
   if (status == cudaSuccess) return;
   cudaGetLastError();  // so that the library still works afterwards
-  throw DeviceError(where, "CUDA", "success", cudaGetErrorString(status));
+  throw DeviceError(where, "CUDA", "success", cudaGetErrorString(status), static_cast<int>(status));
 }
 
 // What the process keeps for each device. Never freed: objects that outlive main() release what
