@@ -10,6 +10,51 @@
 
 namespace mamba {
 
+// The tensors of one layer's memory, each [batch, channels, ...].
+struct StateTensors {
+  Tensor conv;  // [batch, d_inner, d_conv - 1], the model's dtype: the conv's last inputs, oldest
+                // first
+  Tensor ssm;   // [batch, d_inner, d_state] f32: h of the recurrence
+
+  // f(name, tensor) for each of them, in the order of state_tensors.
+  template <class F>
+  void each(F&& f);
+  template <class F>
+  void each(F&& f) const;
+};
+
+// What is to be known of one of them.
+struct StateTensor {
+  const char* name;  // in errors and in files
+  Tensor StateTensors::*tensor;
+  const char* channels;  // what dim(1) counts; two that count the same are equally many
+  bool f32;              // whatever the model's dtype is; otherwise of that dtype
+  bool backward;         // backward needs it as it was when the run began
+  Shape (*shape)(const LayerConfig& resolved, std::int64_t batch);
+};
+
+// What a state consists of, once. Verbs, tapes, files, caches, checkpoints and their errors walk
+// this list: another tensor is a member of StateTensors and an entry here.
+inline constexpr StateTensor state_tensors[] = {
+    {"conv", &StateTensors::conv, "d_inner", /*f32=*/false, /*backward=*/true,
+     [](const LayerConfig& c, std::int64_t batch) {
+       return Shape{batch, c.d_inner, c.d_conv - 1};
+     }},
+    {"ssm", &StateTensors::ssm, "d_inner", /*f32=*/true, /*backward=*/false,
+     [](const LayerConfig& c, std::int64_t batch) {
+       return Shape{batch, c.d_inner, c.d_state};
+     }},
+};
+
+template <class F>
+void StateTensors::each(F&& f) {
+  for (const StateTensor& one : state_tensors) f(one.name, this->*one.tensor);
+}
+template <class F>
+void StateTensors::each(F&& f) const {
+  for (const StateTensor& one : state_tensors) f(one.name, this->*one.tensor);
+}
+
 // The memory of one layer for each batch row. Zero means nothing seen yet.
 //
 // Every verb checks before it touches anything and names what does not fit (ArgumentError). Each
@@ -17,11 +62,7 @@ namespace mamba {
 // without one it has finished when the call returns. Row lists are [n] i32; on the CPU a row out of
 // range is an ArgumentError, on CUDA its target row becomes NaN (gather) or is left alone (scatter)
 // and the stream's next synchronize() throws.
-struct MambaState {
-  Tensor conv;  // [batch, d_inner, d_conv - 1], the model's dtype: the conv's last inputs, oldest
-                // first
-  Tensor ssm;   // [batch, d_inner, d_state] f32: h of the recurrence
-
+struct MambaState : StateTensors {
   MambaState() = default;
   // Nothing seen yet. Zero fields of `config` are derived, as in Layer; `dtype` is f32, bf16 or
   // f16.
@@ -29,7 +70,7 @@ struct MambaState {
              Device device = Device::cpu());
 
   std::int64_t batch() const { return ssm ? ssm.dim(0) : 0; }
-  std::int64_t bytes() const { return conv.bytes() + ssm.bytes(); }
+  std::int64_t bytes() const;
   Device device() const { return ssm.device(); }
 
   // An independent snapshot.
@@ -94,11 +135,9 @@ struct StackState {
   static StackState concat(const std::vector<const StackState*>& parts, Stream& stream);
 };
 
-// The state of one layer after every step of a forward call, for going back to any of them.
-struct StepStates {
-  Tensor conv;  // [batch, time, d_inner, d_conv - 1]
-  Tensor ssm;   // [batch, time, d_inner, d_state] f32
-
+// The state of one layer after every step of a forward call, for going back to any of them: the
+// tensors are [batch, time, channels, ...].
+struct StepStates : StateTensors {
   // Shapes it for a call of `batch` x `time` steps; keeps its memory if the shape is already right.
   void prepare(const MambaState& like, std::int64_t batch, std::int64_t time);
   // state = the state after step t of every row. 0 <= t < time.

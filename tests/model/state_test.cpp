@@ -71,6 +71,22 @@ TEST_F(StateTest, IsZeroWhenMade) {
   });
 }
 
+TEST_F(StateTest, EachNamesEveryTensorInOrder) {
+  MambaState state(small_config(), 2, DType::bf16);
+  std::vector<std::string> names;
+  std::int64_t bytes = 0;
+  state.each([&](const std::string& name, Tensor& tensor) {
+    names.push_back(name);
+    tensor = Tensor::zeros({1, 2, 3}, tensor.dtype());
+  });
+  EXPECT_EQ(names, (std::vector<std::string>{"conv", "ssm"}));
+  EXPECT_EQ(state.conv.shape(), (Shape{1, 2, 3}));
+  EXPECT_EQ(state.ssm.shape(), (Shape{1, 2, 3}));
+  std::as_const(state).each([&](const char*, const Tensor& tensor) { bytes += tensor.bytes(); });
+  EXPECT_EQ(bytes, 6 * 2 + 6 * 4);
+  EXPECT_EQ(state.bytes(), bytes);
+}
+
 TEST_F(StateTest, CloneIsIndependent) {
   everywhere([](Device device, DType dtype) {
     MambaState state = random_state(device, dtype, 2, 1);

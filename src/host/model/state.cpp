@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <iterator>
 
 #include <mamba/check.hpp>
 #include <mamba/ops.hpp>
@@ -19,36 +20,48 @@ Tensor rows_like(const Tensor& tensor, std::int64_t rows) {
 
 // The same shapes, dtypes and device.
 void check_same(const char* where, const MambaState& state, const MambaState& like) {
-  check::is(where, "conv", state.conv, like.conv.shape(), like.conv.dtype(), like.conv.device());
-  check::is(where, "ssm", state.ssm, like.ssm.shape(), like.ssm.dtype(), like.ssm.device());
+  for (const StateTensor& one : state_tensors) {
+    const Tensor& expected = like.*one.tensor;
+    check::is(where, one.name, state.*one.tensor, expected.shape(), expected.dtype(),
+              expected.device());
+  }
 }
 
 // Everything but the number of rows is the same in both.
 void check_row_shape(const char* where, const MambaState& state, const MambaState& like) {
-  check::present(where, "conv", like.conv);
-  check::present(where, "conv", state.conv);
-  check::is(where, "conv", state.conv, like.conv.shape().with(0, state.conv.dim(0)),
-            like.conv.dtype(), like.device());
-  check::present(where, "ssm", state.ssm);
-  check::is(where, "ssm", state.ssm, like.ssm.shape().with(0, state.conv.dim(0)), DType::f32,
-            like.device());
+  const Tensor* first = nullptr;  // says how many rows there are
+  for (const StateTensor& one : state_tensors) {
+    const Tensor& tensor = state.*one.tensor;
+    const Tensor& expected = like.*one.tensor;
+    check::present(where, one.name, expected);
+    check::present(where, one.name, tensor);
+    if (first == nullptr) first = &tensor;
+    check::is(where, one.name, tensor, expected.shape().with(0, first->dim(0)), expected.dtype(),
+              like.device());
+  }
 }
 
 // One batch of rows on one device, as every verb leaves it.
 void check_whole(const char* where, const MambaState& state) {
-  check::rank(where, "conv", state.conv, 3);
-  check::storage(where, "conv", state.conv);
-  check::rank(where, "ssm", state.ssm, 3);
-  check::is(where, "ssm", state.ssm, state.ssm.shape().with(0, state.conv.dim(0)), DType::f32,
-            state.conv.device());
+  const Tensor* first = nullptr;  // says how many rows there are, and where
+  for (const StateTensor& one : state_tensors) {
+    const Tensor& tensor = state.*one.tensor;
+    check::rank(where, one.name, tensor, 3);
+    if (first == nullptr) first = &tensor;
+    if (!one.f32) check::storage(where, one.name, tensor);
+    check::is(where, one.name, tensor, tensor.shape().with(0, first->dim(0)),
+              one.f32 ? DType::f32 : tensor.dtype(), first->device());
+  }
 }
 
 // The same for all layers, which have equally many rows.
 void check_whole(const char* where, const StackState& state) {
   for (const MambaState& layer : state.layers) {
     check_whole(where, layer);
-    check::shape(where, "ssm", layer.ssm, layer.ssm.shape().with(0, state.batch()));
-    check::device(where, "ssm", layer.ssm, state.device());
+    const StateTensor& one = *std::rbegin(state_tensors);  // the others are like it
+    const Tensor& tensor = layer.*one.tensor;
+    check::shape(where, one.name, tensor, tensor.shape().with(0, state.batch()));
+    check::device(where, one.name, tensor, state.device());
   }
 }
 
@@ -67,47 +80,54 @@ MambaState::MambaState(const LayerConfig& config, std::int64_t batch, DType dtyp
   const LayerConfig c = config.resolved();
   check::range("MambaState", "batch", batch, 0, INT32_MAX);  // row maps are i32
   check::storage("MambaState", "dtype", dtype);
-  conv = Tensor::zeros({batch, c.d_inner, c.d_conv - 1}, dtype, device);
-  ssm = Tensor::zeros({batch, c.d_inner, c.d_state}, DType::f32, device);
+  for (const StateTensor& one : state_tensors) {
+    this->*one.tensor = Tensor::zeros(one.shape(c, batch), one.f32 ? DType::f32 : dtype, device);
+  }
+}
+
+std::int64_t MambaState::bytes() const {
+  std::int64_t sum = 0;
+  each([&](const char*, const Tensor& tensor) { sum += tensor.bytes(); });
+  return sum;
 }
 
 MambaState MambaState::clone(Stream& stream) const {
   MambaState copy;
-  copy.conv = conv.clone(stream);
-  copy.ssm = ssm.clone(stream);
+  for (const StateTensor& one : state_tensors) {
+    copy.*one.tensor = (this->*one.tensor).clone(stream);
+  }
   return copy;
 }
 
 void MambaState::copy_from(const MambaState& other, Stream& stream) {
   check_same("MambaState::copy_from", other, *this);
-  copy(other.conv, conv, stream);
-  copy(other.ssm, ssm, stream);
+  for (const StateTensor& one : state_tensors) copy(other.*one.tensor, this->*one.tensor, stream);
 }
 
 void MambaState::reset(Stream& stream) {
   check_whole("MambaState::reset", *this);
   check::stream("MambaState::reset", stream, device());
-  zero(conv, stream);
-  zero(ssm, stream);
+  each([&](const char*, Tensor& tensor) { zero(tensor, stream); });
 }
 
 void MambaState::reset(ConstTensorView mask, Stream& stream) {
   check_whole("MambaState::reset", *this);
   check::stream("MambaState::reset", stream, device());
   check::is("MambaState::reset", "mask", mask, {batch()}, DType::i32, device());
-  for (Tensor* tensor : {&conv, &ssm}) {
+  each([&](const char*, Tensor& tensor) {
     ZeroRows rows;
     rows.mask = mask;
-    rows.view = *tensor;
+    rows.view = tensor;
     run(rows, stream);
-  }
+  });
 }
 
 MambaState MambaState::to(Device device, DType dtype, Stream& stream) const {
   check::storage("MambaState::to", "dtype", dtype);
   MambaState moved;
-  moved.conv = conv.to(device, dtype, stream);
-  moved.ssm = ssm.to(device, DType::f32, stream);
+  for (const StateTensor& one : state_tensors) {
+    moved.*one.tensor = (this->*one.tensor).to(device, one.f32 ? DType::f32 : dtype, stream);
+  }
   return moved;
 }
 
@@ -115,16 +135,16 @@ MambaState MambaState::gather(ConstTensorView rows, Stream& stream) const {
   check_whole("MambaState::gather", *this);
   check::rank("MambaState::gather", "rows", rows, 1);
   MambaState result;
-  const auto take = [&](const Tensor& from, Tensor& to) {
+  for (const StateTensor& one : state_tensors) {
+    const Tensor& from = this->*one.tensor;
+    Tensor& to = result.*one.tensor;
     to = rows_like(from, rows.dim(0));
     CopyRows op;
     op.from = from;
     op.from_rows = rows;
     op.to = to;
     run(op, stream);
-  };
-  take(conv, result.conv);
-  take(ssm, result.ssm);
+  }
   return result;
 }
 
@@ -133,31 +153,29 @@ void MambaState::scatter(const MambaState& source, ConstTensorView rows, Stream&
   check_row_shape("MambaState::scatter", source, *this);
   check::stream("MambaState::scatter", stream, device());
   check::is("MambaState::scatter", "rows", rows, {source.batch()}, DType::i32, device());
-  const auto put = [&](const Tensor& from, Tensor& to) {
+  for (const StateTensor& one : state_tensors) {
     CopyRows op;
-    op.from = from;
-    op.to = to;
+    op.from = source.*one.tensor;
+    op.to = this->*one.tensor;
     op.to_rows = rows;
     run(op, stream);
-  };
-  put(source.conv, conv);
-  put(source.ssm, ssm);
+  }
 }
 
 MambaState MambaState::repeat(std::int64_t k, Stream& stream) const {
   check::range("MambaState::repeat", "k", k, 0, std::int64_t{1} << 31);
   check_whole("MambaState::repeat", *this);
   MambaState result;
-  const auto spread = [&](const Tensor& from, Tensor& to) {
+  for (const StateTensor& one : state_tensors) {
+    const Tensor& from = this->*one.tensor;
+    Tensor& to = result.*one.tensor;
     to = rows_like(from, batch() * k);
-    if (to.count() == 0) return;
+    if (to.count() == 0) continue;
     const std::int64_t width = from.count() / batch();
     const ConstTensorView once = from.view().reshape({batch(), 1, width});
     const TensorView all = to.view().reshape({batch(), k, width});
     for (std::int64_t i = 0; i < k; ++i) copy(once, all.steps(i, 1), stream);
-  };
-  spread(conv, result.conv);
-  spread(ssm, result.ssm);
+  }
   return result;
 }
 
@@ -184,17 +202,15 @@ MambaState MambaState::concat(const std::vector<const MambaState*>& parts, Strea
     rows += part->batch();
   }
   MambaState result;
-  const auto join = [&](Tensor MambaState::*member) {
-    Tensor& to = result.*member;
-    to = rows_like(parts.front()->*member, rows);
+  for (const StateTensor& one : state_tensors) {
+    Tensor& to = result.*one.tensor;
+    to = rows_like(parts.front()->*one.tensor, rows);
     std::int64_t first = 0;
     for (const MambaState* part : parts) {
-      copy(part->*member, to.view().rows(first, part->batch()), stream);
+      copy(part->*one.tensor, to.view().rows(first, part->batch()), stream);
       first += part->batch();
     }
-  };
-  join(&MambaState::conv);
-  join(&MambaState::ssm);
+  }
   return result;
 }
 
@@ -358,29 +374,35 @@ StackState StackState::concat(const std::vector<const StackState*>& parts) {
 // ---- going back, and the wide layout ------------------------------------------------------------
 
 void StepStates::prepare(const MambaState& like, std::int64_t batch, std::int64_t time) {
-  const auto shape = [&](Tensor& tensor, const Tensor& one) {
-    const Shape wanted{batch, time, one.dim(1), one.dim(2)};
-    if (tensor.shape() != wanted || tensor.dtype() != one.dtype() ||
-        tensor.device() != one.device()) {
-      tensor = Tensor(wanted, one.dtype(), one.device());
-    }
-  };
   check_whole("StepStates::prepare", like);
   check::range("StepStates::prepare", "batch", batch, 0, INT32_MAX);
   check::range("StepStates::prepare", "time", time, 0, INT64_MAX);
-  shape(conv, like.conv);
-  shape(ssm, like.ssm);
+  for (const StateTensor& one : state_tensors) {
+    Tensor& tensor = this->*one.tensor;
+    const Tensor& step = like.*one.tensor;
+    const Shape wanted{batch, time, step.dim(1), step.dim(2)};
+    if (tensor.shape() != wanted || tensor.dtype() != step.dtype() ||
+        tensor.device() != step.device()) {
+      tensor = Tensor(wanted, step.dtype(), step.device());
+    }
+  }
 }
 
 void StepStates::check_restore(const char* where, std::int64_t t, const MambaState& state,
                                const Stream& stream) const {
-  check::rank(where, "steps.conv", conv, 4);
-  check::rank(where, "steps.ssm", ssm, 4);
-  check::range(where, "t", t, 0, std::min(conv.dim(1), ssm.dim(1)) - 1);
-  check::is(where, "conv", state.conv, {conv.dim(0), conv.dim(2), conv.dim(3)}, conv.dtype(),
-            conv.device());
-  check::is(where, "ssm", state.ssm, {ssm.dim(0), ssm.dim(2), ssm.dim(3)}, DType::f32,
-            ssm.device());
+  std::int64_t time = INT64_MAX;
+  each([&](const char* name, const Tensor& all) {
+    if (all.rank() != 4) {  // a name takes memory
+      check::rank(where, (std::string("steps.") + name).c_str(), all, 4);
+    }
+    time = std::min(time, all.dim(1));
+  });
+  check::range(where, "t", t, 0, time - 1);
+  for (const StateTensor& one : state_tensors) {
+    const Tensor& all = this->*one.tensor;
+    check::is(where, one.name, state.*one.tensor, {all.dim(0), all.dim(2), all.dim(3)},
+              one.f32 ? DType::f32 : all.dtype(), all.device());
+  }
   check::stream(where, stream, ssm.device());
 }
 
@@ -390,8 +412,9 @@ void StepStates::restore(std::int64_t t, MambaState& state, Stream& stream) cons
   const auto as_step = [](Tensor& tensor) {
     return tensor.view().reshape({tensor.dim(0), 1, tensor.dim(1), tensor.dim(2)});
   };
-  copy(step(conv), as_step(state.conv), stream);
-  copy(step(ssm), as_step(state.ssm), stream);
+  for (const StateTensor& one : state_tensors) {
+    copy(step(this->*one.tensor), as_step(state.*one.tensor), stream);
+  }
 }
 
 namespace {
