@@ -23,13 +23,13 @@ struct StateTensors {
   void each(F&& f) const;
 };
 
-// What is to be known of one of them.
+// What the library needs to know about one of them.
 struct StateTensor {
   const char* name;  // in errors and in files
   Tensor StateTensors::*tensor;
-  const char* channels;  // what dim(1) counts; two that count the same are equally many
-  bool f32;              // whatever the model's dtype is; otherwise of that dtype
-  bool backward;         // backward needs it as it was when the run began
+  const char* channels;  // what dim(1) counts: tensors that count the same have equally many
+  bool f32;              // true: always f32; false: the model's dtype
+  bool backward;         // whether backward needs it as it was when the run began
   Shape (*shape)(const LayerConfig& resolved, std::int64_t batch);
 };
 
@@ -55,14 +55,53 @@ void StateTensors::each(F&& f) const {
   for (const StateTensor& one : state_tensors) f(one.name, this->*one.tensor);
 }
 
-// The memory of one layer for each batch row. Zero means nothing seen yet.
+// The verbs of a state: of MambaState (one layer) and of StackState (all layers of a stack).
 //
 // Every verb checks before it touches anything and names what does not fit (ArgumentError). Each
 // has two forms: with a trailing Stream& it is ordered on that stream and waits for nothing;
-// without one it has finished when the call returns. Row lists are [n] i32; on the CPU a row out of
-// range is an ArgumentError, on CUDA its target row becomes NaN (gather) or is left alone (scatter)
-// and the stream's next synchronize() throws.
-struct MambaState : StateTensors {
+// without one it has finished when the call returns.
+//
+// Row lists are [n] i32; on the CPU a row out of range is an ArgumentError, on CUDA its target row
+// becomes NaN (gather) or is left alone (scatter) and the stream's next synchronize() throws.
+template <class State>
+class StateVerbs {
+ public:
+  // An independent snapshot.
+  State clone() const;
+  State clone(Stream& stream) const;
+  // Puts a snapshot back. Same shapes, dtypes and device; allocates nothing.
+  void copy_from(const State& other);
+  void copy_from(const State& other, Stream& stream);
+  // Forgets everything, or the rows b with mask[b] != 0 (mask [batch] i32). Whatever was there, NaN
+  // included, becomes zero.
+  void reset();
+  void reset(Stream& stream);
+  void reset(ConstTensorView mask);
+  void reset(ConstTensorView mask, Stream& stream);
+  // On another device; `dtype` converts what has the model's dtype (ssm is always f32).
+  State to(Device device, DType dtype) const;
+  State to(Device device, DType dtype, Stream& stream) const;
+  // A new state whose row i is this state's row rows[i].
+  State gather(ConstTensorView rows) const;
+  State gather(ConstTensorView rows, Stream& stream) const;
+  // Row rows[i] of this state becomes row i of `source`; the others stay. A row named twice is an
+  // error.
+  void scatter(const State& source, ConstTensorView rows);
+  void scatter(const State& source, ConstTensorView rows, Stream& stream);
+  // Each row k times, one after the other: [a, b] becomes [a, a, b, b].
+  State repeat(std::int64_t k) const;
+  State repeat(std::int64_t k, Stream& stream) const;
+  // The rows of all parts, in order.
+  static State concat(const std::vector<const State*>& parts);
+  static State concat(const std::vector<const State*>& parts, Stream& stream);
+
+ private:
+  State& self() { return static_cast<State&>(*this); }
+  const State& self() const { return static_cast<const State&>(*this); }
+};
+
+// The memory of one layer for each batch row. Zero means nothing seen yet.
+struct MambaState : StateTensors, StateVerbs<MambaState> {
   MambaState() = default;
   // Nothing seen yet. Zero fields of `config` are derived, as in Layer; `dtype` is f32, bf16 or
   // f16.
@@ -72,39 +111,10 @@ struct MambaState : StateTensors {
   std::int64_t batch() const { return ssm ? ssm.dim(0) : 0; }
   std::int64_t bytes() const;
   Device device() const { return ssm.device(); }
-
-  // An independent snapshot.
-  MambaState clone() const;
-  MambaState clone(Stream& stream) const;
-  // Puts a snapshot back. Same shapes, dtypes and device; allocates nothing.
-  void copy_from(const MambaState& other);
-  void copy_from(const MambaState& other, Stream& stream);
-  // Forgets everything, or the rows b with mask[b] != 0 (mask [batch] i32). Whatever was there, NaN
-  // included, becomes zero.
-  void reset();
-  void reset(Stream& stream);
-  void reset(ConstTensorView mask);
-  void reset(ConstTensorView mask, Stream& stream);
-  // On another device; dtype converts conv only (ssm is always f32).
-  MambaState to(Device device, DType dtype) const;
-  MambaState to(Device device, DType dtype, Stream& stream) const;
-  // A new state whose row i is this state's row rows[i].
-  MambaState gather(ConstTensorView rows) const;
-  MambaState gather(ConstTensorView rows, Stream& stream) const;
-  // Row rows[i] of this state becomes row i of `source`; the others stay. A row named twice is an
-  // error.
-  void scatter(const MambaState& source, ConstTensorView rows);
-  void scatter(const MambaState& source, ConstTensorView rows, Stream& stream);
-  // Each row k times, one after the other: [a, b] becomes [a, a, b, b].
-  MambaState repeat(std::int64_t k) const;
-  MambaState repeat(std::int64_t k, Stream& stream) const;
-  // The rows of all parts, in order.
-  static MambaState concat(const std::vector<const MambaState*>& parts);
-  static MambaState concat(const std::vector<const MambaState*>& parts, Stream& stream);
 };
 
-// The memory of a whole stack, layer by layer, with the same verbs.
-struct StackState {
+// The memory of a whole stack, layer by layer.
+struct StackState : StateVerbs<StackState> {
   std::vector<MambaState> layers;
 
   StackState() = default;
@@ -114,26 +124,11 @@ struct StackState {
   std::int64_t batch() const { return layers.empty() ? 0 : layers.front().batch(); }
   std::int64_t bytes() const;
   Device device() const { return layers.empty() ? Device::cpu() : layers.front().device(); }
-
-  StackState clone() const;
-  StackState clone(Stream& stream) const;
-  void copy_from(const StackState& other);
-  void copy_from(const StackState& other, Stream& stream);
-  void reset();
-  void reset(Stream& stream);
-  void reset(ConstTensorView mask);
-  void reset(ConstTensorView mask, Stream& stream);
-  StackState to(Device device, DType dtype) const;
-  StackState to(Device device, DType dtype, Stream& stream) const;
-  StackState gather(ConstTensorView rows) const;
-  StackState gather(ConstTensorView rows, Stream& stream) const;
-  void scatter(const StackState& source, ConstTensorView rows);
-  void scatter(const StackState& source, ConstTensorView rows, Stream& stream);
-  StackState repeat(std::int64_t k) const;
-  StackState repeat(std::int64_t k, Stream& stream) const;
-  static StackState concat(const std::vector<const StackState*>& parts);
-  static StackState concat(const std::vector<const StackState*>& parts, Stream& stream);
 };
+
+// Compiled in the library.
+extern template class StateVerbs<MambaState>;
+extern template class StateVerbs<StackState>;
 
 // The state of one layer after every step of a forward call, for going back to any of them: the
 // tensors are [batch, time, channels, ...].
