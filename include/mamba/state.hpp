@@ -61,11 +61,16 @@ void StateTensors::each(F&& f) const {
 // has two forms: with a trailing Stream& it is ordered on that stream and waits for nothing;
 // without one it has finished when the call returns.
 //
-// Row lists are [n] i32; on the CPU a row out of range is an ArgumentError, on CUDA its target row
-// becomes NaN (gather) or is left alone (scatter) and the stream's next synchronize() throws.
+// Rows are named by a tensor [n] i32 on the state's device, or by a list: {3, 5}, or a vector. A
+// row that is not there, or that scatter is given twice, is an ArgumentError. Only a tensor on CUDA
+// is not read before the work: the target of such a row becomes NaN (gather) or is left alone
+// (scatter), and the stream's next synchronize() throws. A list is copied to the device by the
+// call, so in a graph that is recorded only a tensor will do.
 template <class State>
 class StateVerbs {
  public:
+  using RowList = std::vector<std::int32_t>;
+
   // An independent snapshot.
   State clone() const;
   State clone(Stream& stream) const;
@@ -78,16 +83,21 @@ class StateVerbs {
   void reset(Stream& stream);
   void reset(ConstTensorView mask);
   void reset(ConstTensorView mask, Stream& stream);
-  // On another device; `dtype` converts what has the model's dtype (ssm is always f32).
+  // On another device; `dtype`, if given, converts what has the model's dtype (ssm is always f32).
+  State to(Device device) const;
+  State to(Device device, Stream& stream) const;
   State to(Device device, DType dtype) const;
   State to(Device device, DType dtype, Stream& stream) const;
   // A new state whose row i is this state's row rows[i].
   State gather(ConstTensorView rows) const;
   State gather(ConstTensorView rows, Stream& stream) const;
-  // Row rows[i] of this state becomes row i of `source`; the others stay. A row named twice is an
-  // error.
+  State gather(const RowList& rows) const;
+  State gather(const RowList& rows, Stream& stream) const;
+  // Row rows[i] of this state becomes row i of `source`; the others stay.
   void scatter(const State& source, ConstTensorView rows);
   void scatter(const State& source, ConstTensorView rows, Stream& stream);
+  void scatter(const State& source, const RowList& rows);
+  void scatter(const State& source, const RowList& rows, Stream& stream);
   // Each row k times, one after the other: [a, b] becomes [a, a, b, b].
   State repeat(std::int64_t k) const;
   State repeat(std::int64_t k, Stream& stream) const;
@@ -110,6 +120,7 @@ struct MambaState : StateTensors, StateVerbs<MambaState> {
 
   std::int64_t batch() const { return ssm ? ssm.dim(0) : 0; }
   std::int64_t bytes() const;
+  DType dtype() const { return conv.dtype(); }  // the model's
   Device device() const { return ssm.device(); }
 };
 
@@ -123,6 +134,7 @@ struct StackState : StateVerbs<StackState> {
 
   std::int64_t batch() const { return layers.empty() ? 0 : layers.front().batch(); }
   std::int64_t bytes() const;
+  DType dtype() const { return layers.empty() ? DType::f32 : layers.front().dtype(); }
   Device device() const { return layers.empty() ? Device::cpu() : layers.front().device(); }
 };
 

@@ -9,6 +9,7 @@
 #include <mamba/state.hpp>
 
 #include "host/core/finished.hpp"
+#include "host/model/listed_rows.hpp"
 #include "host/model/state_checks.hpp"
 #include "host/model/state_layers.hpp"
 
@@ -139,6 +140,15 @@ void StateVerbs<State>::reset(ConstTensorView mask, Stream& stream) {
 }
 
 template <class State>
+State StateVerbs<State>::to(Device device, Stream& stream) const {
+  return map_layers(self(), [&](const MambaState& layer) {
+    return map_tensors(layer, [&](const StateTensor&, const Tensor& tensor) {
+      return tensor.to(device, tensor.dtype(), stream);
+    });
+  });
+}
+
+template <class State>
 State StateVerbs<State>::to(Device device, DType dtype, Stream& stream) const {
   return map_layers(self(), [&](const MambaState& layer) {
     check::storage(to_name, "dtype", dtype);
@@ -184,6 +194,24 @@ void StateVerbs<State>::scatter(const State& source, ConstTensorView rows, Strea
       run(op, stream);
     }
   });
+}
+
+template <class State>
+State StateVerbs<State>::gather(const RowList& rows, Stream& stream) const {
+  const ListedRows listed(rows, stream);
+  each_layer(self(), [&](const MambaState& layer) {
+    check_whole(gather_name, layer);
+    listed.check_taken(layer.batch());
+  });
+  return gather(listed.view(), stream);
+}
+
+template <class State>
+void StateVerbs<State>::scatter(const State& source, const RowList& rows, Stream& stream) {
+  const ListedRows listed(rows, stream);
+  check_layers_whole(Names<State>::scatter, self());
+  each_layer(self(), [&](const MambaState& layer) { listed.check_put(layer.batch()); });
+  scatter(source, listed.view(), stream);
 }
 
 template <class State>
@@ -265,6 +293,10 @@ void StateVerbs<State>::reset(ConstTensorView mask) {
   finished(self().device(), [&](Stream& stream) { reset(mask, stream); });
 }
 template <class State>
+State StateVerbs<State>::to(Device device) const {
+  return finished_move(self().device(), device, [&](Stream& stream) { return to(device, stream); });
+}
+template <class State>
 State StateVerbs<State>::to(Device device, DType dtype) const {
   return finished_move(self().device(), device,
                        [&](Stream& stream) { return to(device, dtype, stream); });
@@ -275,6 +307,14 @@ State StateVerbs<State>::gather(ConstTensorView rows) const {
 }
 template <class State>
 void StateVerbs<State>::scatter(const State& source, ConstTensorView rows) {
+  finished(self().device(), [&](Stream& stream) { scatter(source, rows, stream); });
+}
+template <class State>
+State StateVerbs<State>::gather(const RowList& rows) const {
+  return finished(self().device(), [&](Stream& stream) { return gather(rows, stream); });
+}
+template <class State>
+void StateVerbs<State>::scatter(const State& source, const RowList& rows) {
   finished(self().device(), [&](Stream& stream) { scatter(source, rows, stream); });
 }
 template <class State>
