@@ -61,7 +61,7 @@ bool branched(const mamba::Layer& layer, const Tensor& past, const Tensor& left,
   layer.forward(futures, both);
 
   // gather() takes a branch out of the batch; both go on with the same input.
-  MambaState branch = both.gather(Tensor::from<std::int32_t>({1}, {1}));
+  MambaState branch = both.gather({1});
   const Tensor y = layer.forward(past, branch);
   layer.forward(right, trunk);
   return same("branched in two, second branch", layer.forward(past, trunk), y);

@@ -169,7 +169,7 @@ void Trainer::load(const std::string& path) {
   std::vector<std::int32_t> rows;
   for (std::int64_t i = 0; i < rows_; ++i)
     rows.push_back(static_cast<std::int32_t>(first_row_ + i));
-  const mamba::StackState mine = all.gather(mamba::Tensor::from(rows, {rows_}));
+  const mamba::StackState mine = all.gather(rows);
   state_ = mine.to(options_.device, options_.dtype);
   progress_ = found;
   progress_.notes["text"] = text_.name();

@@ -172,7 +172,7 @@ inline void Layer::backward(LayerTape& tape, ConstTensorView dy, MambaState* dst
   LayerActivations a;
   if (tape.recompute) {
     a = in_scratch(batch, time, true, scratch, stream);
-    Run again{tape.x_, tape.conv_state_, tape.ssm_state_, {}, {}, {}, nullptr};
+    Run again{tape.x_, tape.initial_.conv, tape.initial_.ssm, {}, {}, {}, nullptr};
     again.options.reset = tape.reset_;
     mix(again, a, stream);
   } else {
@@ -181,7 +181,7 @@ inline void Layer::backward(LayerTape& tape, ConstTensorView dy, MambaState* dst
 
   Backward b{*this,       c,
              weights_,    a,
-             tape.x_,     tape.conv_state_,
+             tape.x_,     tape.initial_.conv,
              tape.reset_, dstate,
              gradients,   options.accumulate,
              stream,      {},

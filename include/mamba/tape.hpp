@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <vector>
 
+#include <mamba/state.hpp>
 #include <mamba/tensor.hpp>
 
 namespace mamba {
@@ -34,7 +35,7 @@ class LayerTape {
 
   const void* layer_ = nullptr;  // whose run this is; nullptr: none
   Tensor x_, reset_;             // reset_ absent: there was none
-  Tensor conv_state_, ssm_state_;
+  StateTensors initial_;         // what backward needs of the state that the run began with
   Tensor xz_, u_, raw_selection_, selection_, dt_, scanned_, chunk_states_;  // see LayerActivations
 };
 

@@ -71,6 +71,22 @@ TEST_F(StateTest, IsZeroWhenMade) {
   });
 }
 
+TEST_F(StateTest, EachNamesEveryTensorInOrder) {
+  MambaState state(small_config(), 2, DType::bf16);
+  std::vector<std::string> names;
+  std::int64_t bytes = 0;
+  state.each([&](const std::string& name, Tensor& tensor) {
+    names.push_back(name);
+    tensor = Tensor::zeros({1, 2, 3}, tensor.dtype());
+  });
+  EXPECT_EQ(names, (std::vector<std::string>{"conv", "ssm"}));
+  EXPECT_EQ(state.conv.shape(), (Shape{1, 2, 3}));
+  EXPECT_EQ(state.ssm.shape(), (Shape{1, 2, 3}));
+  std::as_const(state).each([&](const char*, const Tensor& tensor) { bytes += tensor.bytes(); });
+  EXPECT_EQ(bytes, 6 * 2 + 6 * 4);
+  EXPECT_EQ(state.bytes(), bytes);
+}
+
 TEST_F(StateTest, CloneIsIndependent) {
   everywhere([](Device device, DType dtype) {
     MambaState state = random_state(device, dtype, 2, 1);
@@ -150,6 +166,81 @@ TEST_F(StateTest, GatherTakesRowsInAnyOrderAndOften) {
                               [&] { state.gather(int_list({-1}, Device::cpu())); });
 }
 
+TEST_F(StateTest, RowsAreNamedByAListAsByATensor) {
+  everywhere([](Device device, DType dtype) {
+    MambaState state = random_state(device, dtype, 4, 1);
+    const MambaState before = state.clone();
+    const MambaState taken = state.gather({3, 0, 3});
+    ASSERT_EQ(taken.batch(), 3);
+    expect_row(taken, 0, before, 3, "row 0");
+    expect_row(taken, 1, before, 0, "row 1");
+    expect_row(taken, 2, before, 3, "row 2");
+    EXPECT_EQ(state.gather(std::vector<std::int32_t>()).batch(), 0);
+
+    Stream stream(device);
+    const std::vector<std::int32_t> rows{2, 0, 1};
+    const MambaState turned = taken.gather(rows, stream);
+    state.scatter(turned, {1, 3, 0}, stream);
+    stream.synchronize();
+    expect_row(state, 0, before, 0, "row 0 is source row 2");
+    expect_row(state, 1, before, 3, "row 1 is source row 0");
+    expect_row(state, 2, before, 2, "row 2 stays");
+    expect_row(state, 3, before, 3, "row 3 is source row 1");
+
+    state.copy_from(before);
+    state.scatter(state.gather({0, 1}), {2, 3});
+    for (std::int64_t i = 0; i < 4; ++i) expect_row(state, i, before, i % 2, "halves are equal");
+
+    StackState stack;
+    stack.layers.push_back(before.clone());
+    stack.layers.push_back(state.clone());
+    StackState chosen = stack.gather({1});
+    expect_row(chosen.layers[1], 0, state, 1, "a row of every layer");
+    stack.scatter(chosen, {2});
+    expect_row(stack.layers[0], 2, before, 1, "into every layer");
+  });
+}
+
+// What a list says can be read before any work on every device.
+TEST_F(StateTest, AListOfRowsThatAreNotThereIsRefusedByName) {
+  everywhere([](Device device, DType dtype) {
+    MambaState state = random_state(device, dtype, 4, 1);
+    StackState stack;
+    for (int i = 0; i < 2; ++i) stack.layers.push_back(state.clone());
+    const MambaState before = state.clone();
+    const MambaState source = random_state(device, dtype, 2, 2);
+    StackState sources;
+    for (int i = 0; i < 2; ++i) sources.layers.push_back(source.clone());
+    const auto refused = [](const char* text, const auto& call) {
+      expect_error<ArgumentError>(text, call);
+    };
+    const char* taken = "copy_rows: from_rows: expected rows 0 to 3, got 4";
+    refused(taken, [&] { state.gather({0, 4}); });
+    refused(taken, [&] { stack.gather({0, 4}); });
+    refused("copy_rows: from_rows: expected rows 0 to 3, got -1", [&] { state.gather({-1}); });
+    const char* twice = "copy_rows: to_rows: expected every row at most once, got 3 twice";
+    refused(twice, [&] { state.scatter(source, {3, 3}); });
+    refused(twice, [&] { stack.scatter(sources, {3, 3}); });
+    const char* put = "copy_rows: to_rows: expected rows 0 to 3, got 4";
+    refused(put, [&] { state.scatter(source, {0, 4}); });
+    refused(put, [&] { stack.scatter(sources, {0, 4}); });
+    refused("MambaState::scatter: rows: expected [2], got [1]",
+            [&] { state.scatter(source, {0}); });
+    refused("StackState::scatter: rows: expected [2], got [3]", [&] {
+      stack.scatter(sources, {0, 1, 2});
+    });
+    refused("MambaState::gather: conv: expected a tensor, got none",
+            [] { MambaState().gather({0}); });
+    refused("MambaState::scatter: conv: expected a tensor, got none",
+            [&] { state.scatter(MambaState(), {0}); });
+    refused("MambaState::scatter: conv: expected a tensor, got none", [&] {
+      MambaState().scatter(source, {0, 1});
+    });
+    expect_same(state, before, "a refused scatter changes nothing");
+    for (const MambaState& layer : stack.layers) expect_same(layer, before, "nor in a stack");
+  });
+}
+
 TEST_F(StateTest, ScatterPutsRowsAndLeavesTheOthers) {
   everywhere([](Device device, DType dtype) {
     MambaState state = random_state(device, dtype, 4, 1);
@@ -214,6 +305,28 @@ TEST_F(StateTest, ToConvertsTheConvStateOnly) {
     EXPECT_EQ(testing::values(moved.conv), testing::values(state.conv)) << "widening is exact";
     EXPECT_EQ(bits(moved.ssm), bits(state.ssm));
     expect_same(moved.to(device, dtype), state, "there and back");
+  });
+}
+
+TEST_F(StateTest, ToAnotherDeviceAloneKeepsTheDtype) {
+  everywhere([](Device device, DType dtype) {
+    const MambaState state = random_state(device, dtype, 2, 1);
+    EXPECT_EQ(state.dtype(), dtype);
+    const MambaState host = state.to(Device::cpu());
+    EXPECT_EQ(host.device(), Device::cpu());
+    EXPECT_EQ(host.dtype(), dtype);
+    expect_same(host, state, "there");
+    Stream stream(device);
+    const MambaState back = host.to(device, stream);
+    stream.synchronize();
+    EXPECT_EQ(back.device(), device);
+    expect_same(back, state, "and back");
+
+    StackState stack;
+    EXPECT_EQ(stack.dtype(), DType::f32) << "of no layers";
+    stack.layers.push_back(state.clone());
+    EXPECT_EQ(stack.dtype(), dtype);
+    expect_same(stack.to(Device::cpu()).layers[0], state, "a stack");
   });
 }
 

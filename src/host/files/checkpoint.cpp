@@ -9,6 +9,7 @@
 #include "host/core/finished.hpp"
 #include "host/core/hash.hpp"
 #include "host/core/json.hpp"
+#include "host/files/state_names.hpp"
 
 namespace mamba {
 namespace {
@@ -20,15 +21,6 @@ constexpr const char* note_prefix = "note.";
 void hash_tensor(Hash& hash, const std::string& name, const Tensor& host) {
   hash.add(name);
   hash.add(host.view().data(), host.bytes());
-}
-
-// f(name, tensor) for a state; State is StackState or const StackState.
-template <class State, class F>
-void each_of_state(State& state, const F& f) {
-  for (std::size_t i = 0; i < state.layers.size(); ++i) {
-    f(fmt::format("layers.{}.conv", i), state.layers[i].conv);
-    f(fmt::format("layers.{}.ssm", i), state.layers[i].ssm);
-  }
 }
 
 // A checkpoint that is open, with its metadata checked.
@@ -141,7 +133,7 @@ void save_training(const std::string& path, const AdamW& optimizer, const StackS
     tensors.emplace_back(name, on_host(view));
   };
   optimizer.each_tensor(add);
-  if (carried != nullptr) each_of_state(*carried, add);
+  if (carried != nullptr) each_in_file(*carried, add);
 
   Hash hash;
   std::vector<SafetensorsItem> items;
@@ -171,7 +163,7 @@ TrainingProgress load_training(const std::string& path, AdamW& optimizer, StackS
     changes.emplace_back(to, file.read(name, to));
   };
   optimizer.each_tensor(add);
-  if (carried != nullptr) each_of_state(*carried, add);
+  if (carried != nullptr) each_in_file(*carried, add);
   file.check_whole();
   TrainingProgress progress = file.progress();  // takes memory: before anything is changed
   for (const auto& [to, from] : changes) {

@@ -22,8 +22,7 @@ template <class Extras>
 std::string hash_of(const StackState& state, const StateMetadata& metadata, const Extras& extras) {
   Hash hash;
   for (const MambaState& layer : state.layers) {
-    add(hash, "conv", layer.conv);
-    add(hash, "ssm", layer.ssm);
+    layer.each([&](const char* name, const Tensor& tensor) { add(hash, name, tensor); });
   }
   for (const auto& [name, tensor] : extras) add(hash, name, tensor);
   hash.add(metadata.fingerprint);

@@ -2,13 +2,17 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <charconv>
+#include <cstring>
+#include <iterator>
 #include <set>
 
 #include <mamba/check.hpp>
 #include <mamba/safetensors.hpp>
 
 #include "host/core/json.hpp"
+#include "host/files/state_names.hpp"
 
 namespace mamba {
 namespace {
@@ -16,15 +20,20 @@ namespace {
 constexpr const char* where = "save";
 constexpr const char* format_name = "mamba.cpp state";
 constexpr std::int64_t version = 1;
-constexpr const char* layer_prefix = "layers.";
 constexpr const char* note_prefix = "note.";
+constexpr std::int64_t per_layer = std::size(state_tensors);
+constexpr const char* words[] = {"no", "one", "two", "three", "four"};
 
 bool starts_with(const std::string& text, const std::string& prefix) {
   return text.compare(0, prefix.size(), prefix) == 0;
 }
 
-std::string conv_name(std::size_t layer) { return fmt::format("{}{}.conv", layer_prefix, layer); }
-std::string ssm_name(std::size_t layer) { return fmt::format("{}{}.ssm", layer_prefix, layer); }
+// The first in the list that has as many channels.
+const StateTensor& first_of_channels(const StateTensor& one) {
+  return *std::find_if(
+      std::begin(state_tensors), std::end(state_tensors),
+      [&](const StateTensor& other) { return std::strcmp(other.channels, one.channels) == 0; });
+}
 
 // ---- saving -----------------------------------------------------------------------------------
 
@@ -34,17 +43,18 @@ void check_layers(const Layers& layers) {
   if (layers.empty()) throw ArgumentError(where, "state", "at least one layer", "none");
   const MambaState& first = *layers.front();
   for (std::size_t i = 0; i < layers.size(); ++i) {
-    const std::string conv = conv_name(i);
-    const std::string ssm = ssm_name(i);
-    const ConstTensorView conv_view = layers[i]->conv;
-    const ConstTensorView ssm_view = layers[i]->ssm;
-    check::rank(where, conv.c_str(), conv_view, 3);
-    check::rank(where, ssm.c_str(), ssm_view, 3);
-    check::storage(where, conv.c_str(), conv_view);
-    check::is(where, conv.c_str(), conv_view, first.conv.shape(), first.conv.dtype(),
-              first.device());
-    check::is(where, ssm.c_str(), ssm_view, first.ssm.shape(), DType::f32, first.device());
-    check::shape(where, ssm.c_str(), ssm_view, conv_view.shape().with(2, ssm_view.dim(2)));
+    for (const StateTensor& one : state_tensors) {
+      const std::string name = name_in_file(i, one);
+      const Tensor& tensor = layers[i]->*one.tensor;
+      const Tensor& like = first.*one.tensor;
+      check::rank(where, name.c_str(), tensor, 3);
+      if (!one.f32) check::storage(where, name.c_str(), tensor);
+      check::is(where, name.c_str(), tensor, like.shape(), one.f32 ? DType::f32 : like.dtype(),
+                first.device());
+      const StateTensor& other = first_of_channels(one);
+      const Shape& channels = (layers[i]->*other.tensor).shape();
+      check::shape(where, name.c_str(), tensor, channels.with(2, tensor.dim(2)));
+    }
   }
 }
 
@@ -78,8 +88,9 @@ void save_layers(const std::string& path, const Layers& layers, const StateMetad
   check_layers(layers);
   std::vector<SafetensorsItem> items;
   for (std::size_t i = 0; i < layers.size(); ++i) {
-    items.push_back({conv_name(i), layers[i]->conv});
-    items.push_back({ssm_name(i), layers[i]->ssm});
+    for (const StateTensor& one : state_tensors) {
+      items.push_back({name_in_file(i, one), layers[i]->*one.tensor});
+    }
   }
   for (const auto& [name, view] : extras) {
     if (starts_with(name, layer_prefix)) {
@@ -106,8 +117,9 @@ class StateFile {
     saved.metadata = metadata_;
     for (std::size_t i = 0; i < layers_; ++i) {
       MambaState state;
-      state.conv = read(conv_name(i), device);
-      state.ssm = read(ssm_name(i), device);
+      for (const StateTensor& one : state_tensors) {
+        state.*one.tensor = read(name_in_file(i, one), device);
+      }
       saved.state.layers.push_back(std::move(state));
     }
     for (const std::string& name : extras_) {
@@ -180,7 +192,7 @@ class StateFile {
     }
   }
 
-  // Every tensor is one of a layer's two or an extra, and every layer has its two.
+  // Every tensor is one of a layer's or an extra, and every layer has all of its.
   void check_tensors() {
     const std::int64_t layers = count("layers");
     std::int64_t of_layers = 0;
@@ -191,35 +203,39 @@ class StateFile {
         check_extra(entry);
       }
     }
-    if (layers < 1 || of_layers % 2 != 0 || of_layers / 2 != layers) {
-      refuse("layers", fmt::format("two tensors for each of {} layers, at least one", layers),
-             fmt::format("{} tensors", of_layers));
+    if (layers < 1 || of_layers % per_layer != 0 || of_layers / per_layer != layers) {
+      refuse(
+          "layers",
+          fmt::format("{} tensors for each of {} layers, at least one", words[per_layer], layers),
+          fmt::format("{} tensors", of_layers));
     }
     layers_ = static_cast<std::size_t>(layers);
-    const SafetensorsEntry& first = file_.entry(conv_name(0));
-    const SafetensorsEntry& first_ssm = file_.entry(ssm_name(0));
-    if (first.dtype != "F32" && first.dtype != "BF16" && first.dtype != "F16") {
-      refuse(first.name, "F32, BF16 or F16", first.dtype);
-    }
-    for (const SafetensorsEntry* entry : {&first, &first_ssm}) {
-      if (entry->shape.size() != 3 || entry->shape[0] != rows_) {
-        refuse(entry->name, fmt::format("[{}, d_inner, ...]", rows_), entry->shape_text());
-      }
-    }
-    if (first_ssm.shape[1] != first.shape[1]) {
-      refuse(first_ssm.name, fmt::format("[{}, {}, ...]", rows_, first.shape[1]),
-             first_ssm.shape_text());
-    }
+    for (const StateTensor& one : state_tensors) check_first_layer(one);
     for (std::size_t i = 0; i < layers_; ++i) {
-      check_like(file_.entry(conv_name(i)), first, first.dtype);
-      check_like(file_.entry(ssm_name(i)), first_ssm, "F32");
+      for (const StateTensor& one : state_tensors) {
+        const SafetensorsEntry& first = file_.entry(name_in_file(0, one));
+        const SafetensorsEntry& entry = file_.entry(name_in_file(i, one));
+        const std::string dtype = one.f32 ? "F32" : first.dtype;
+        if (entry.dtype != dtype) refuse(entry.name, dtype, entry.dtype);
+        if (entry.shape != first.shape) refuse(entry.name, first.shape_text(), entry.shape_text());
+      }
     }
   }
 
-  void check_like(const SafetensorsEntry& entry, const SafetensorsEntry& first,
-                  const std::string& dtype) const {
-    if (entry.dtype != dtype) refuse(entry.name, dtype, entry.dtype);
-    if (entry.shape != first.shape) refuse(entry.name, first.shape_text(), entry.shape_text());
+  // Its shapes and dtypes are then those of all layers.
+  void check_first_layer(const StateTensor& one) const {
+    const SafetensorsEntry& entry = file_.entry(name_in_file(0, one));
+    const std::set<std::string> storage{"F32", "BF16", "F16"};
+    if (!one.f32 && storage.count(entry.dtype) == 0) {
+      refuse(entry.name, "F32, BF16 or F16", entry.dtype);
+    }
+    if (entry.shape.size() != 3 || entry.shape[0] != rows_) {
+      refuse(entry.name, fmt::format("[{}, {}, ...]", rows_, one.channels), entry.shape_text());
+    }
+    const std::int64_t channels = file_.entry(name_in_file(0, first_of_channels(one))).shape[1];
+    if (entry.shape[1] != channels) {
+      refuse(entry.name, fmt::format("[{}, {}, ...]", rows_, channels), entry.shape_text());
+    }
   }
 
   void check_extra(const SafetensorsEntry& entry) {

@@ -137,8 +137,10 @@ void Generator::assume(const Ids& ids, const StackState& state, ConstTensorView 
 void Generator::put(const StackState& state, ConstTensorView logits) {
   for (std::size_t i = 0; i < state.layers.size(); ++i) {
     MambaState& layer = slot().slots->state.layers[i];
-    copy(state.layers[i].conv, layer.conv.view().rows(slot().row, 1), stream());
-    copy(state.layers[i].ssm, layer.ssm.view().rows(slot().row, 1), stream());
+    for (const StateTensor& one : state_tensors) {
+      Tensor& to = layer.*one.tensor;
+      copy(state.layers[i].*one.tensor, to.view().rows(slot().row, 1), stream());
+    }
   }
   copy(logits, slot().logits(), stream());
 }

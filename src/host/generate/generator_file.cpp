@@ -204,7 +204,7 @@ void Generator::save(const std::string& path) {
 Generator Generator::restore(const std::string& path, std::unique_ptr<GeneratorSlot> slot) {
   const LanguageModel& model = *slot->slots->model;
   const SavedState saved = load_state(path);
-  const StackState state = saved.state.to(model.device(), saved.state.layers.front().conv.dtype());
+  const StackState state = saved.state.to(model.device());
   check_saved(path, saved.metadata, state, model);
   const Sampling sampling = Note(path, saved.metadata.notes.at(note)).read();
   const std::int64_t vocab = model.config().vocab_size;

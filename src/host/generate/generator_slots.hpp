@@ -115,8 +115,11 @@ struct GeneratorSlot {
   void each_state(StackState& other, std::int64_t other_row, F f) const {
     for (std::size_t i = 0; i < slots->state.layers.size(); ++i) {
       MambaState& layer = slots->state.layers[i];
-      f(layer.conv.view().rows(row, 1), other.layers[i].conv.view().rows(other_row, 1));
-      f(layer.ssm.view().rows(row, 1), other.layers[i].ssm.view().rows(other_row, 1));
+      for (const StateTensor& one : state_tensors) {
+        Tensor& mine = layer.*one.tensor;
+        Tensor& its = other.layers[i].*one.tensor;
+        f(mine.view().rows(row, 1), its.view().rows(other_row, 1));
+      }
     }
   }
   StackState copy_state() const;

@@ -32,11 +32,14 @@ constexpr const char* ids_name = "prefix.ids";  // files of before, which have n
 constexpr const char* logits_name = "prefix.logits";
 
 bool same_form(const StackState& a, const StackState& b) {
-  return std::equal(a.layers.begin(), a.layers.end(), b.layers.begin(), b.layers.end(),
-                    [](const MambaState& x, const MambaState& y) {
-                      return x.conv.shape() == y.conv.shape() && x.ssm.shape() == y.ssm.shape() &&
-                             x.conv.dtype() == y.conv.dtype();
-                    });
+  const auto same = [](const MambaState& x, const MambaState& y) {
+    return std::all_of(std::begin(state_tensors), std::end(state_tensors), [&](const auto& one) {
+      const Tensor& mine = x.*one.tensor;
+      const Tensor& its = y.*one.tensor;
+      return mine.shape() == its.shape() && mine.dtype() == its.dtype();
+    });
+  };
+  return std::equal(a.layers.begin(), a.layers.end(), b.layers.begin(), b.layers.end(), same);
 }
 
 XXH128_hash_t proof_of(const std::int32_t* ids, std::int64_t length, std::uint64_t salt) {

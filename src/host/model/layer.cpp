@@ -41,9 +41,14 @@ Layer Layer::random(const LayerConfig& config, std::uint64_t seed, DType dtype, 
 }
 
 void Layer::check_state(const char* where, const MambaState& state, std::int64_t rows) const {
-  const LayerConfig& c = config_;
-  check::is(where, "state.conv", state.conv, {rows, c.d_inner, c.d_conv - 1}, dtype(), device());
-  check::is(where, "state.ssm", state.ssm, {rows, c.d_inner, c.d_state}, DType::f32, device());
+  for (const StateTensor& one : state_tensors) {
+    const Tensor& tensor = state.*one.tensor;
+    const Shape shape = one.shape(config_, rows);
+    const DType type = one.f32 ? DType::f32 : dtype();
+    if (tensor.shape() == shape && tensor.dtype() == type && tensor.device() == device()) continue;
+    const std::string name = std::string("state.") + one.name;  // takes memory
+    check::is(where, name.c_str(), tensor, shape, type, device());
+  }
 }
 
 void Layer::check_call(const ConstTensorView& x, const MambaState& state, const TensorView& y,
@@ -115,8 +120,11 @@ void Layer::begin(LayerTape& tape, const ConstTensorView& x, const MambaState& s
                   Stream& stream, const ForwardOptions& options) const {
   tape.layer_ = nullptr;
   keep(tape.x_, x, stream);
-  keep(tape.conv_state_, state.conv, stream);
-  if (tape.recompute) keep(tape.ssm_state_, state.ssm, stream);
+  for (const StateTensor& one : state_tensors) {
+    if (one.backward || tape.recompute) {
+      keep(tape.initial_.*one.tensor, state.*one.tensor, stream);
+    }
+  }
   tape.reset_ = options.reset ? std::move(tape.reset_) : Tensor();
   if (options.reset) keep(tape.reset_, options.reset, stream);
   tape.layer_ = weights_.in_proj.view().data();
