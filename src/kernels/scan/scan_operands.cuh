@@ -139,7 +139,8 @@ struct ScanOperands {
 
   __device__ StateRow<> rows(std::int64_t b) const {
     if (read == nullptr) return {b, b, false, false};
-    return StateRow<>::of(read[b], write[b], state_rows);
+    const std::int64_t from = read[b], to = write[b];
+    return {from, to, from < 0 && to < 0, from >= state_rows || to >= state_rows};
   }
   // Where the state of channel c of state row `row` begins.
   __device__ std::int64_t state(std::int64_t row, std::int64_t c) const {

@@ -68,7 +68,9 @@ struct Plan {
 __device__ __forceinline__ StateRow<int> state_row(const StackStep& s, int n) {
   StateRow<int> row{n, n, false, false};
   if (s.read != nullptr) {
-    row = StateRow<int>::of(s.read[n], s.write[n], s.state_rows);
+    row = {s.read[n], s.write[n], false, false};
+    row.padding = row.read < 0 && row.write < 0;
+    row.bad = row.read >= s.state_rows || row.write >= s.state_rows;
     if (row.bad) row.read = row.write = -1;
   }
   if (s.reset != nullptr && s.reset[n * s.reset_pitch] != 0) row.read = -1;
