@@ -6,7 +6,7 @@ import re
 import sys
 
 LAYERS = [
-    {"error", "dtype", "device", "version"},
+    {"error", "dtype", "device", "bytes", "version"},
     {"tensor", "stream", "check", "safetensors", "graph"},
     {"ops", "grad_ops", "train_ops"},
     {"config", "weights", "state", "tape", "layer", "layer_grad"},

@@ -1,6 +1,7 @@
 // All of the library.
 #pragma once
 
+#include <mamba/bytes.hpp>
 #include <mamba/check.hpp>
 #include <mamba/checkpoint.hpp>
 #include <mamba/config.hpp>

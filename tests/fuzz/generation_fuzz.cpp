@@ -10,10 +10,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   static mamba::Stream stream(mamba::Device::cpu(), 1);
   static mamba::GeneratorPool pool(model, 1, stream);
   static const fuzz::MemoryFolder folder;
-  static fuzz::MemoryFile file;
-  file.write(fuzz::text_of(data, size));
   fuzz::accepted([&] {
-    mamba::SavedState saved = mamba::load_state(file.path());
+    mamba::SavedState saved = mamba::load_state(mamba::ByteView(data, size));
     saved.metadata.fingerprint = model.fingerprint();
     mamba::StateExtras extras;
     for (const auto& [name, tensor] : saved.extras) extras.emplace(name, tensor);
