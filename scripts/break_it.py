@@ -74,8 +74,8 @@ BREAKS = {
     "a stack's layers differ after a refused copy": (
         "src/host/model/state.cpp", "    check_same(\"StackState::copy_from\", other.layers[i], layers[i]);\n", "", "StateTest*"),
     "a state of another model is taken": (
-        "src/host/generate/generator_file.cpp", "metadata.fingerprint != fingerprint", "metadata.fingerprint.empty()",
-        "Generator*"),
+        "src/host/generate/generator_snapshot.cpp", "if (fingerprint == own) return", "if (!fingerprint.empty()) return",
+        "Generator*:Snapshot*"),
     "a surplus tensor is ignored": (
         "src/host/files/model_files.cpp", "checkpoint.check_all_used(used, parameter_names(config));", "", "BadFolder*"),
     "random weights are not divided by the depth": (
@@ -195,7 +195,7 @@ BREAKS = {
     "text behind a stop string is given out": (
         "src/host/generate/generator_text.cpp", "after_stop_ + last.substr(0, end);", "after_stop_ + last;", "StopString*"),
     "text behind a stop string is lost with the process": (
-        "src/host/generate/generator_file.cpp", "generator.after_stop_ = sampling.after_stop;", "", "StopString*"),
+        "src/host/generate/generator_file.cpp", "  content.after_stop = std::move(sampling.after_stop);\n", "", "StopString*"),
     "a stop string ends a text twice": (
         "src/host/generate/generator_text.cpp", "before >= stop.size() ? before - stop.size() + 1 : 0;", "0;", "StopString*"),
     "a file that is being written is taken for one that was left": (
@@ -232,8 +232,13 @@ BREAKS = {
     "a hash leaves out the ssm states": (
         "src/host/files/content_hash.cpp", "    add(hash, \"ssm\", layer.ssm);\n", "", "GeneratorFile*:StateCache*"),
     "a generation goes on from nothing on another device": (
-        "src/host/generate/generator_file.cpp", "generator.put(state, device_logits);",
-        "copy(device_logits, generator.slot().logits(), generator.stream());", "*AGenerationSavedOnOneDevice*"),
+        "src/host/generate/generator_snapshot.cpp", "put(content.state, content.logits);",
+        "copy(content.logits, slot().logits(), stream());", "*AGenerationSavedOnOneDevice*"),
+    "a token that was taken back goes through the model all the same": (
+        "src/host/generate/generator_snapshot.cpp", "  pending_ = false;\n", "", "Snapshot*"),
+    "a token that was taken back counts as a repetition": (
+        "src/host/generate/generator_snapshot.cpp", "  copy(seen, slot().seen(), stream());\n", "  mark_seen(content.seen);\n",
+        "Snapshot*"),
     "every proposal is accepted": (
         "src/host/generate/speculative.cpp", "if (at == proposals.size() || proposals[at] != best) break;",
         "if (at == proposals.size()) break;\n      result.back() = proposals[at];", "*GreedyTokensIn16Bits*"),

@@ -11,7 +11,8 @@ LAYERS = [
     {"ops", "grad_ops", "train_ops"},
     {"config", "weights", "state", "tape", "layer", "layer_grad"},
     {"stack", "language_model", "state_file", "loss", "optimizer"},
-    {"sampling", "generator", "tokenizer", "state_cache", "speculative", "checkpoint", "data_parallel"},
+    {"sampling", "generate_options", "generator_snapshot", "generator", "tokenizer", "state_cache", "speculative",
+     "checkpoint", "data_parallel"},
     {"mamba"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -8,7 +8,9 @@
 #include <mamba/device.hpp>
 #include <mamba/dtype.hpp>
 #include <mamba/error.hpp>
+#include <mamba/generate_options.hpp>
 #include <mamba/generator.hpp>
+#include <mamba/generator_snapshot.hpp>
 #include <mamba/grad_ops.hpp>
 #include <mamba/graph.hpp>
 #include <mamba/language_model.hpp>

@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 #include <mamba/check.hpp>
 #include <mamba/generator.hpp>
@@ -15,6 +16,14 @@ namespace {
 std::int64_t checked_capacity(std::int64_t capacity) {
   check::range("GeneratorPool", "capacity", capacity, 1, std::int64_t{1} << 20);
   return capacity;
+}
+
+// A seed as Sample reads it: low half, high half.
+Tensor halves_of(std::uint64_t seed) {
+  return Tensor::from<std::int32_t>(
+      {static_cast<std::int32_t>(static_cast<std::uint32_t>(seed)),
+       static_cast<std::int32_t>(static_cast<std::uint32_t>(seed >> 32))},
+      {1, 2});
 }
 
 }  // namespace
@@ -64,24 +73,22 @@ GeneratorSlot::GeneratorSlot(const char* where, std::shared_ptr<GeneratorSlots> 
 }
 
 void GeneratorSlot::set_options(const SamplingOptions& options) {
-  const auto put = [&](auto value, Tensor& values) {
-    copy(Tensor::from<decltype(value)>({value}, {1}), values.view().rows(row, 1), *slots->stream);
+  std::vector<std::pair<Tensor, TensorView>> values;  // all memory before anything changes
+  const auto add = [&](auto value, Tensor& of_all) {
+    values.emplace_back(Tensor::from<decltype(value)>({value}, {1}), of_all.view().rows(row, 1));
   };
-  put(options.temperature, slots->temperature);
-  put(static_cast<std::int32_t>(options.top_k), slots->top_k);
-  put(options.top_p, slots->top_p);
-  put(options.min_p, slots->min_p);
-  put(options.repetition_penalty, slots->repetition_penalty);
-  set_seed(options.seed);
+  add(options.temperature, slots->temperature);
+  add(static_cast<std::int32_t>(options.top_k), slots->top_k);
+  add(options.top_p, slots->top_p);
+  add(options.min_p, slots->min_p);
+  add(options.repetition_penalty, slots->repetition_penalty);
+  values.emplace_back(halves_of(options.seed), slots->seed.view().rows(row, 1));
+  for (const auto& [value, to] : values) copy(value, to, *slots->stream);
+  slots->stream->synchronize();
 }
 
-// As Sample reads it: low half, high half.
 void GeneratorSlot::set_seed(std::uint64_t value) {
-  const Tensor halves = Tensor::from<std::int32_t>(
-      {static_cast<std::int32_t>(static_cast<std::uint32_t>(value)),
-       static_cast<std::int32_t>(static_cast<std::uint32_t>(value >> 32))},
-      {1, 2});
-  copy(halves, slots->seed.view().rows(row, 1), *slots->stream);
+  copy(halves_of(value), slots->seed.view().rows(row, 1), *slots->stream);
   slots->stream->synchronize();
 }
 
