@@ -160,7 +160,7 @@ BREAKS = {
         "src/host/generate/generator_step.cpp", "result.leading = rows.back() + 1 == result.count;", "result.leading = true;",
         "GeneratorPool*"),
     "a token chosen too much is not taken back": (
-        "src/host/generate/generator.cpp", "if (token >= 0) slots.unchoose(member.slot().row, token, member.options_);", "",
+        "src/host/generate/generator_group.cpp", "if (token >= 0) slots.unchoose(member.slot().row, token, member.options_);", "",
         "GeneratorPool*"),
     "every row chooses as the first does": (
         "src/host/ops/sample/sample.cpp", "values ? values.data<float>()[b] : otherwise", "values ? values.data<float>()[0] : otherwise",
@@ -179,14 +179,14 @@ BREAKS = {
     "a known state is believed without its hash": (
         "src/host/generate/known_prefix.cpp", "  check_seal(\"StateCache\", file, saved);\n", "", "StateCache*"),
     "the cache throws out what was used last": (
-        "src/host/generate/state_cache.cpp", "for (auto entry = list.end(); entry != list.begin();) {\n      --entry;\n"
-        "      if (entry->proven == of_proven) return entry;",
-        "for (auto entry = list.begin(); entry != list.end(); ++entry) {\n      if (entry->proven == of_proven) return entry;",
+        "src/host/generate/cache_lists.cpp", "for (auto entry = list.end(); entry != list.begin();) {\n    --entry;\n"
+        "    if (entry->proven == of_proven) return entry;",
+        "for (auto entry = list.begin(); entry != list.end(); ++entry) {\n    if (entry->proven == of_proven) return entry;",
         "StateCache*"),
     "a long prompt pushes out what others share": (
-        "src/host/generate/state_cache.cpp", "if (entry->proven == of_proven) return entry;", "return entry;", "StateCache*"),
+        "src/host/generate/cache_lists.cpp", "if (entry->proven == of_proven) return entry;", "return entry;", "StateCache*"),
     "a long prompt pushes out its own beginning": (
-        "src/host/generate/state_cache.cpp", "before = std::next(parent->second);", "before = list.begin();", "StateCache*"),
+        "src/host/generate/cache_lists.cpp", "before = std::next(parent->second);", "before = list.begin();", "StateCache*"),
     "a known state of another text is believed": (
         "src/host/generate/known_prefix.cpp", "XXH128_isEqual(proof, proof_of(ids.data(), length, salt)) != 0;", "true;", "KnownPrefix*"),
     "a stop string is seen only at the end of a token": (
@@ -246,7 +246,7 @@ BREAKS = {
         "src/host/generate/speculative.cpp", "      ended = reason || static_cast",
         "      ended = (reason && *reason != StopReason::eos) || static_cast", "*EndOfTextEndsIt*"),
     "device memory is lost to a cache on the CPU": (
-        "src/host/generate/state_cache.cpp", "      limits[on_host] += std::min(limits[on_device], INT64_MAX - limits[on_host]);\n",
+        "src/host/generate/state_cache.cpp", "    limits[on_host] += std::min(limits[on_device], INT64_MAX - limits[on_host]);\n",
         "", "StateCache*"),
     "training forgets no episode": (
         "examples/rl/ppo/learn.cpp", "part(observations), state, part(reset),", "part(observations), state, {},",

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstdint>
+#include <exception>
 #include <map>
 #include <memory>
 #include <optional>
@@ -80,6 +81,8 @@ struct GeneratorSlots {
   void choose(const SlotRows& rows);
   // settle() and choose(): on CUDA the first time a call of each operation, then one graph.
   void step(const SlotRows& rows);
+  // Why rows of the last choice have no token. On CUDA the stream knows, and has then told it.
+  std::exception_ptr no_token();
   // As if `token` had not been chosen, which was the last that was in `row`.
   void unchoose(std::int64_t row, std::int32_t token, const SamplingOptions& options);
 

@@ -141,6 +141,16 @@ void GeneratorSlots::step(const SlotRows& rows) {
   known->second->replay();
 }
 
+std::exception_ptr GeneratorSlots::no_token() {
+  try {
+    stream->synchronize();
+  } catch (const ArgumentError&) {
+    return std::current_exception();
+  }
+  return std::make_exception_ptr(
+      ArgumentError("sample", "logits", "a finite largest value in each row", "none"));
+}
+
 void GeneratorSlots::unchoose(std::int64_t row, std::int32_t id, const SamplingOptions& options) {
   const auto decrement = [&](const TensorView& view) {
     Tensor value(view.shape(), DType::i32);
