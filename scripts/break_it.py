@@ -236,6 +236,8 @@ BREAKS = {
         "copy(content.logits, slot().logits(), stream());", "*AGenerationSavedOnOneDevice*"),
     "a token that was taken back goes through the model all the same": (
         "src/host/generate/generator_snapshot.cpp", "  pending_ = false;\n", "", "Snapshot*"),
+    "log-probabilities with a draft are those of another place": (
+        "src/host/generate/speculative.cpp", "rows.rows(taken - 1, 1)", "rows.rows(0, 1)", "LogProbs*"),
     "a token that was taken back counts as a repetition": (
         "src/host/generate/generator_snapshot.cpp", "  copy(seen, slot().seen(), stream());\n", "  mark_seen(content.seen);\n",
         "Snapshot*"),

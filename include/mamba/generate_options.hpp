@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <exception>
 #include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -31,15 +32,32 @@ struct GenerateOptions {
   // finish_text). The text of an end-of-text token is left out.
   std::function<bool(std::string_view text)> on_text;
 
-  // A negative max_tokens, a stop string of no length or too long, and text without a tokenizer are
-  // ArgumentErrors; generate() asks.
+  // The log-probability of every token, and those of this many likeliest tokens in its place, come
+  // with the result. They are natural logarithms of the softmax of the model's logits as they are:
+  // before bias, penalty, temperature and the limits of sampling. Each token then takes its logits
+  // to the host, and no step is queued before the last token is known. Absent: nothing is computed.
+  std::optional<std::int64_t> log_probs;
+
+  // A negative max_tokens or log_probs, a stop string of no length or too long, and text without a
+  // tokenizer are ArgumentErrors; generate() asks.
   void check() const;
 };
 
 enum class StopReason { max_tokens, eos, stop_string, callback, error };
 
+struct TokenLogProb {
+  std::int32_t token = -1;
+  float log_prob = 0;
+};
+
+struct LogProbs {
+  float chosen = 0;               // of the token that was chosen
+  std::vector<TokenLogProb> top;  // of the likeliest, in falling order; equals by id
+};
+
 struct Generated {
   std::vector<std::int32_t> tokens;
+  std::vector<LogProbs> log_probs;  // one for each token where they were asked for, else none
   StopReason reason = StopReason::max_tokens;
   std::exception_ptr error;  // where that is the reason
 };

@@ -60,6 +60,10 @@ class Generator {
   std::optional<StopReason> stopped(const GenerateOptions& options) const;
   // The same text that on_text gets, for the last chosen token.
   std::string text(const GenerateOptions& options);
+  // The log-probability of the last chosen token, and of the `top` likeliest in its place, as
+  // GenerateOptions::log_probs. ArgumentError once that token has gone through the model, or where
+  // a Speculation has chosen it.
+  LogProbs log_probs(std::int64_t top = 0) const;
   // The text ends here. Returns U+FFFD if a character is incomplete, else nothing. That character,
   // and what was held back after a stop string, are discarded.
   std::string finish_text();
@@ -138,8 +142,9 @@ class Generator {
   void mark_seen(const Ids& ids);
   void push(std::int32_t token);
   void copy_to(Generator& other) const;
+  // `logits`: from which the token was chosen.
   std::optional<StopReason> hear(const GenerateOptions& options, std::int32_t token,
-                                 Generated& result);
+                                 ConstTensorView logits, Generated& result);
   static bool goes_on(Generator& member, const GenerateOptions& options, std::int32_t token,
                       Generated& result);
   bool is_eos(std::int32_t token) const;
@@ -153,6 +158,7 @@ class Generator {
   std::string after_stop_;        // what the last token holds after a stop string
   std::int64_t tokens_seen_ = 0;  // that have been through the model
   bool pending_ = false;          // the last of recent_ has not been through the model
+  bool lent_ = false;             // to a Speculation since logits() were last computed here
 };
 
 struct GeneratorSlots;

@@ -223,7 +223,10 @@ SlotRows rows_of(GeneratorSlots& slots, const Group& group, Row row) {
 void Generator::feed(const Group& group, ConstTensorView ids) {
   GeneratorSlots& slots = *group.front()->slot().slots;
   slots.feed(rows_of(slots, group, [](const Generator& g) { return g.slot().row; }), ids);
-  for (Generator* member : group) member->tokens_seen_ += ids.dim(1);
+  for (Generator* member : group) {
+    member->tokens_seen_ += ids.dim(1);
+    member->lent_ = false;
+  }
 }
 
 void Generator::settle(const Group& group) {
@@ -235,6 +238,7 @@ void Generator::settle(const Group& group) {
   slots.settle(rows_of(slots, waiting, [](const Generator& g) { return g.slot().row; }));
   for (Generator* member : waiting) {
     member->pending_ = false;
+    member->lent_ = false;
     ++member->tokens_seen_;
   }
 }
@@ -314,6 +318,7 @@ void Generator::step(const Group& group) {
   slots.out.send(slots.token, *slots.stream);
   for (Generator* member : group) {
     member->pending_ = false;
+    member->lent_ = false;
     ++member->tokens_seen_;
   }
 }

@@ -23,10 +23,10 @@ std::vector<Generated> Generator::generate(const Group& group,
   const auto options_of = [&](std::size_t i) -> const GenerateOptions& {
     return options[options.size() == 1 ? 0 : i];
   };
-  bool heard = false;  // by somebody, who may do anything with a generator meanwhile
+  bool heard = false;  // by somebody, who may do anything with a generator, or wants its logits
   for (std::size_t i = 0; i < group.size(); ++i) {
     options_of(i).check();
-    heard = heard || options_of(i).on_token || options_of(i).on_text;
+    heard = heard || options_of(i).on_token || options_of(i).on_text || options_of(i).log_probs;
     if (options_of(i).max_tokens > 0) active.push_back(i);
   }
   in_order(where, group);

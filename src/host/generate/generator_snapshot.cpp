@@ -169,6 +169,7 @@ void Generator::put(const GeneratorSnapshot& snapshot) {
   after_stop_ = std::move(after_stop);
   tokens_seen_ = content.tokens_seen;
   pending_ = false;
+  lent_ = false;
 }
 
 }  // namespace mamba

@@ -79,6 +79,24 @@ std::vector<double> token_odds(const float* logits, std::int64_t vocab, const st
   return odds;
 }
 
+LogProbs log_probs_of(const Tensor& logits, std::int32_t token, std::int64_t top) {
+  const std::vector<double> values = adjusted(logits.data<float>(), logits.count(), nullptr, 1);
+  const double best = *std::max_element(values.begin(), values.end());
+  double total = 0;
+  for (const double value : values) total += std::exp(value - best);
+  const double scale = best + std::log(total);
+  const auto log_prob = [&](std::size_t id) { return static_cast<float>(values[id] - scale); };
+  LogProbs result;
+  result.chosen = log_prob(static_cast<std::size_t>(token));
+  if (top == 0) return result;
+  std::vector<std::size_t> ids = ranked(values);
+  ids.resize(std::min(ids.size(), static_cast<std::size_t>(top)));
+  for (const std::size_t id : ids) {
+    result.top.push_back({static_cast<std::int32_t>(id), log_prob(id)});
+  }
+  return result;
+}
+
 std::int32_t draw(const std::vector<double>& odds, double uniform) {
   const double target = uniform * sum(odds);
   double passed = 0;
