@@ -238,6 +238,11 @@ BREAKS = {
         "src/host/generate/generator_snapshot.cpp", "  pending_ = false;\n", "", "Snapshot*"),
     "log-probabilities with a draft are those of another place": (
         "src/host/generate/speculative.cpp", "rows.rows(taken - 1, 1)", "rows.rows(0, 1)", "LogProbs*"),
+    "a row keeps the bias of its last owner": (
+        "src/host/generate/generator_pool.cpp", "if (bias.empty() && slots->bias) zero(slots->bias.view().rows(row, 1), *slots->stream);",
+        "", "LogitBias*"),
+    "a draft's proposals are judged without the bias": (
+        "src/host/generate/token_odds.cpp", "if (!bias.empty()) v += bias[id];", "", "LogitBias*"),
     "a token that was taken back counts as a repetition": (
         "src/host/generate/generator_snapshot.cpp", "  copy(seen, slot().seen(), stream());\n", "  mark_seen(content.seen);\n",
         "Snapshot*"),

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include <mamba/check.hpp>
 
@@ -23,6 +24,12 @@ void SamplingOptions::check() const {
   in("top_p", top_p, 0, 1);
   in("min_p", min_p, 0, 1);
   in("repetition_penalty", repetition_penalty, 1e-3, 1e3);
+  for (const auto& [id, value] : logit_bias) {
+    if (!std::isfinite(value)) {
+      throw ArgumentError("SamplingOptions", "logit_bias",
+                          fmt::format("a finite value for token {}", id), fmt::format("{}", value));
+    }
+  }
   if (temperature == 0 && (top_k != 0 || top_p != 1 || min_p != 0)) {
     throw ArgumentError("SamplingOptions", "temperature",
                         "above 0 where top_k, top_p or min_p is given", "0 (greedy)");

@@ -34,14 +34,22 @@ Json::Array byte_list(const std::string& text) {
 }
 
 // What is not a tensor. `held`: the bytes of a character that has only begun. `after_stop`: what
-// the last token holds after a stop string; only where there is any, so that a file without it is
-// as before there was such a thing.
+// the last token holds after a stop string. It is written only where there is any, and so are a
+// bias and what is allowed, so that a file without them is as before there were such things.
 std::string to_note(const SamplingOptions& options, std::int32_t draws, const std::string& held,
                     const std::string& after_stop) {
   Json json = Json::object();
   if (!after_stop.empty()) json.set("after_stop", byte_list(after_stop));
+  if (!options.allowed.empty()) {
+    json.set("allowed", Json::Array(options.allowed.begin(), options.allowed.end()));
+  }
   json.set("draws", draws);
   json.set("held", byte_list(held));
+  if (!options.logit_bias.empty()) {
+    Json::Array pairs;
+    for (const auto& [id, value] : options.logit_bias) pairs.push_back(Json::Array{id, value});
+    json.set("logit_bias", std::move(pairs));
+  }
   json.set("min_p", options.min_p);
   json.set("repetition_penalty", options.repetition_penalty);
   json.set("seed", options.seed);
@@ -72,6 +80,8 @@ class Note {
     options.min_p = number("min_p");
     options.repetition_penalty = number("repetition_penalty");
     options.seed = count<std::uint64_t>("seed");
+    if (json_.find("allowed") != nullptr) options.allowed = allowed();
+    if (json_.find("logit_bias") != nullptr) options.logit_bias = logit_bias();
     sampling.draws = count<std::int32_t>("draws");
     sampling.held = held();
     if (json_.find("after_stop") != nullptr) sampling.after_stop = bytes("after_stop");
@@ -108,11 +118,38 @@ class Note {
     return static_cast<Integer>(value.count());
   }
 
+  std::int32_t id(const Json& value, const char* name) const {
+    if (!value.is_count() || value.count() > INT32_MAX) refuse(describe(value) + " in " + name);
+    return static_cast<std::int32_t>(value.count());
+  }
+
+  const Json::Array& list(const char* name) const {
+    const Json& value = field(name);
+    if (!value.is_array()) refuse(describe(value) + " for " + name);
+    return value.elements();
+  }
+
+  std::vector<std::int32_t> allowed() const {
+    std::vector<std::int32_t> ids;
+    for (const Json& value : list("allowed")) ids.push_back(id(value, "allowed"));
+    return ids;
+  }
+
+  std::map<std::int32_t, float> logit_bias() const {
+    std::map<std::int32_t, float> bias;
+    for (const Json& pair : list("logit_bias")) {
+      if (!pair.is_array() || pair.elements().size() != 2 || !pair.elements()[1].is_number()) {
+        refuse(describe(pair) + " in logit_bias");
+      }
+      const auto value = static_cast<float>(pair.elements()[1].number());
+      bias[id(pair.elements()[0], "logit_bias")] = value;
+    }
+    return bias;
+  }
+
   std::string bytes(const char* name) const {
-    const Json& list = field(name);
     std::string result;
-    if (!list.is_array()) refuse(describe(list) + " for " + name);
-    for (const Json& byte : list.elements()) {
+    for (const Json& byte : list(name)) {
       if (!byte.is_count() || byte.count() > 0xFF) refuse(describe(byte) + " in " + name);
       result.push_back(static_cast<char>(byte.count()));
     }

@@ -8,6 +8,7 @@
 #include <mamba/generator.hpp>
 
 #include "host/generate/generator_slots.hpp"
+#include "host/generate/token_odds.hpp"
 
 namespace mamba {
 
@@ -49,6 +50,7 @@ GeneratorSlots::GeneratorSlots(const LanguageModel& of, std::int64_t capacity, S
   top_k = Tensor::zeros({capacity}, DType::i32, of.device());
   list_ = Tensor::zeros({capacity}, DType::i32, of.device());
   used.assign(static_cast<std::size_t>(capacity), false);
+  has_bias.assign(static_cast<std::size_t>(capacity), false);
 }
 
 std::shared_ptr<GeneratorSlots> GeneratorSlots::another(std::int64_t capacity) const {
@@ -73,6 +75,13 @@ GeneratorSlot::GeneratorSlot(const char* where, std::shared_ptr<GeneratorSlots> 
 }
 
 void GeneratorSlot::set_options(const SamplingOptions& options) {
+  const std::int64_t vocab = slots->model->config().vocab_size;
+  for (const std::int32_t id : options.allowed) {
+    check::range("SamplingOptions", "allowed", id, 0, vocab - 1);
+  }
+  for (const auto& [id, value] : options.logit_bias) {
+    check::range("SamplingOptions", "logit_bias", id, 0, vocab - 1);
+  }
   std::vector<std::pair<Tensor, TensorView>> values;  // all memory before anything changes
   const auto add = [&](auto value, Tensor& of_all) {
     values.emplace_back(Tensor::from<decltype(value)>({value}, {1}), of_all.view().rows(row, 1));
@@ -83,7 +92,18 @@ void GeneratorSlot::set_options(const SamplingOptions& options) {
   add(options.min_p, slots->min_p);
   add(options.repetition_penalty, slots->repetition_penalty);
   values.emplace_back(halves_of(options.seed), slots->seed.view().rows(row, 1));
+  const std::vector<float> bias = bias_of(options, vocab);
+  if (!bias.empty() && !slots->biased) {
+    Tensor none = Tensor::zeros(slots->logits.shape(), DType::f32, slots->logits.device());
+    slots->biased = Tensor(slots->logits.shape(), DType::f32, slots->logits.device());
+    slots->bias = std::move(none);
+  }
+  if (!bias.empty()) {
+    values.emplace_back(Tensor::from(bias, {1, vocab}), slots->bias.view().rows(row, 1));
+  }
   for (const auto& [value, to] : values) copy(value, to, *slots->stream);
+  if (bias.empty() && slots->bias) zero(slots->bias.view().rows(row, 1), *slots->stream);
+  slots->has_bias[static_cast<std::size_t>(row)] = !bias.empty();
   slots->stream->synchronize();
 }
 

@@ -128,11 +128,13 @@ std::optional<Misfit> GeneratorSnapshot::Content::misfit(const char* where,
   if (logits.shape() != Shape{1, vocab}) {
     return Misfit{fmt::format("generator.logits [1, {}]", vocab), logits.shape().to_string()};
   }
-  for (const std::vector<std::int32_t>* ids : {&recent, &seen}) {
-    for (const std::int32_t id : *ids) {
-      if (id < 0 || id >= vocab) {
-        return Misfit{fmt::format("token ids 0 to {}", vocab - 1), fmt::format("{}", id)};
-      }
+  std::vector<std::int32_t> ids(recent);
+  ids.insert(ids.end(), seen.begin(), seen.end());
+  ids.insert(ids.end(), options.allowed.begin(), options.allowed.end());
+  for (const auto& [id, value] : options.logit_bias) ids.push_back(id);
+  for (const std::int32_t id : ids) {
+    if (id < 0 || id >= vocab) {
+      return Misfit{fmt::format("token ids 0 to {}", vocab - 1), fmt::format("{}", id)};
     }
   }
   return std::nullopt;

@@ -92,7 +92,8 @@ void Speculation::read(const Ids& ids) {
 
 bool Speculation::greedy() const {
   const auto plain = [](const SamplingOptions& options) {
-    return options.temperature == 0 && options.repetition_penalty == 1;
+    return options.temperature == 0 && options.repetition_penalty == 1 &&
+           options.logit_bias.empty() && options.allowed.empty();
   };
   return plain(target_->options_) && plain(draft_->options_);
 }

@@ -11,6 +11,10 @@
 
 namespace mamba {
 
+// What `options` add to each logit, minus infinity for what is not allowed; empty where they leave
+// all logits as they are.
+std::vector<float> bias_of(const SamplingOptions& options, std::int64_t vocab);
+
 // Probabilities of all ids that sum to 1; greedy: 1 for one of them. `seen` may be nullptr where
 // there is no repetition penalty. No finite largest logit: ArgumentError, naming `row`.
 std::vector<double> token_odds(const float* logits, std::int64_t vocab, const std::int32_t* seen,
