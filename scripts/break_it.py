@@ -78,8 +78,8 @@ BREAKS = {
         "  each_layer(other, self(), [&](const MambaState& from, MambaState& to) {\n",
         "MambaState& to) {\n    check_same(where, from, to);\n", "StateTest*"),
     "a state of another model is taken": (
-        "src/host/generate/generator_file.cpp", "metadata.fingerprint != fingerprint", "metadata.fingerprint.empty()",
-        "Generator*"),
+        "src/host/generate/generator_snapshot.cpp", "if (fingerprint == own) return", "if (!fingerprint.empty()) return",
+        "Generator*:Snapshot*"),
     "a surplus tensor is ignored": (
         "src/host/files/model_files.cpp", "checkpoint.check_all_used(used, parameter_names(config));", "", "BadFolder*"),
     "random weights are not divided by the depth": (
@@ -164,7 +164,7 @@ BREAKS = {
         "src/host/generate/generator_step.cpp", "result.leading = rows.back() + 1 == result.count;", "result.leading = true;",
         "GeneratorPool*"),
     "a token chosen too much is not taken back": (
-        "src/host/generate/generator.cpp", "if (token >= 0) slots.unchoose(member.slot().row, token, member.options_);", "",
+        "src/host/generate/generator_group.cpp", "if (token >= 0) slots.unchoose(member.slot().row, token, member.options_);", "",
         "GeneratorPool*"),
     "every row chooses as the first does": (
         "src/host/ops/sample/sample.cpp", "values ? values.data<float>()[b] : otherwise", "values ? values.data<float>()[0] : otherwise",
@@ -183,14 +183,14 @@ BREAKS = {
     "a known state is believed without its hash": (
         "src/host/generate/known_prefix.cpp", "  check_seal(\"StateCache\", file, saved);\n", "", "StateCache*"),
     "the cache throws out what was used last": (
-        "src/host/generate/state_cache.cpp", "for (auto entry = list.end(); entry != list.begin();) {\n      --entry;\n"
-        "      if (entry->proven == of_proven) return entry;",
-        "for (auto entry = list.begin(); entry != list.end(); ++entry) {\n      if (entry->proven == of_proven) return entry;",
+        "src/host/generate/cache_lists.cpp", "for (auto entry = list.end(); entry != list.begin();) {\n    --entry;\n"
+        "    if (entry->proven == of_proven) return entry;",
+        "for (auto entry = list.begin(); entry != list.end(); ++entry) {\n    if (entry->proven == of_proven) return entry;",
         "StateCache*"),
     "a long prompt pushes out what others share": (
-        "src/host/generate/state_cache.cpp", "if (entry->proven == of_proven) return entry;", "return entry;", "StateCache*"),
+        "src/host/generate/cache_lists.cpp", "if (entry->proven == of_proven) return entry;", "return entry;", "StateCache*"),
     "a long prompt pushes out its own beginning": (
-        "src/host/generate/state_cache.cpp", "before = std::next(parent->second);", "before = list.begin();", "StateCache*"),
+        "src/host/generate/cache_lists.cpp", "before = std::next(parent->second);", "before = list.begin();", "StateCache*"),
     "a known state of another text is believed": (
         "src/host/generate/known_prefix.cpp", "XXH128_isEqual(proof, proof_of(ids.data(), length, salt)) != 0;", "true;", "KnownPrefix*"),
     "a stop string is seen only at the end of a token": (
@@ -199,7 +199,7 @@ BREAKS = {
     "text behind a stop string is given out": (
         "src/host/generate/generator_text.cpp", "after_stop_ + last.substr(0, end);", "after_stop_ + last;", "StopString*"),
     "text behind a stop string is lost with the process": (
-        "src/host/generate/generator_file.cpp", "generator.after_stop_ = sampling.after_stop;", "", "StopString*"),
+        "src/host/generate/generator_file.cpp", "  content.after_stop = std::move(sampling.after_stop);\n", "", "StopString*"),
     "a stop string ends a text twice": (
         "src/host/generate/generator_text.cpp", "before >= stop.size() ? before - stop.size() + 1 : 0;", "0;", "StopString*"),
     "a file that is being written is taken for one that was left": (
@@ -240,8 +240,20 @@ BREAKS = {
         "src/host/files/state_names.hpp", "layer_prefix, layer, one.name)", "layer_prefix, layer, one.f32 ? \"h\" : one.name)",
         "GoldenFiles*"),
     "a generation goes on from nothing on another device": (
-        "src/host/generate/generator_file.cpp", "generator.put(state, device_logits);",
-        "copy(device_logits, generator.slot().logits(), generator.stream());", "*AGenerationSavedOnOneDevice*"),
+        "src/host/generate/generator_snapshot.cpp", "put(content.state, content.logits);",
+        "copy(content.logits, slot().logits(), stream());", "*AGenerationSavedOnOneDevice*"),
+    "a token that was taken back goes through the model all the same": (
+        "src/host/generate/generator_snapshot.cpp", "  pending_ = false;\n", "", "Snapshot*"),
+    "log-probabilities with a draft are those of another place": (
+        "src/host/generate/speculative.cpp", "rows.rows(taken - 1, 1)", "rows.rows(0, 1)", "LogProbs*"),
+    "a row keeps the bias of its last owner": (
+        "src/host/generate/generator_pool.cpp", "if (bias.empty() && slots->bias) zero(slots->bias.view().rows(row, 1), *slots->stream);",
+        "", "LogitBias*"),
+    "a draft's proposals are judged without the bias": (
+        "src/host/generate/token_odds.cpp", "if (!bias.empty()) v += bias[id];", "", "LogitBias*"),
+    "a token that was taken back counts as a repetition": (
+        "src/host/generate/generator_snapshot.cpp", "  copy(seen, slot().seen(), stream());\n", "  mark_seen(content.seen);\n",
+        "Snapshot*"),
     "every proposal is accepted": (
         "src/host/generate/speculative.cpp", "if (at == proposals.size() || proposals[at] != best) break;",
         "if (at == proposals.size()) break;\n      result.back() = proposals[at];", "*GreedyTokensIn16Bits*"),
@@ -249,7 +261,7 @@ BREAKS = {
         "src/host/generate/speculative.cpp", "      ended = reason || static_cast",
         "      ended = (reason && *reason != StopReason::eos) || static_cast", "*EndOfTextEndsIt*"),
     "device memory is lost to a cache on the CPU": (
-        "src/host/generate/state_cache.cpp", "      limits[on_host] += std::min(limits[on_device], INT64_MAX - limits[on_host]);\n",
+        "src/host/generate/state_cache.cpp", "    limits[on_host] += std::min(limits[on_device], INT64_MAX - limits[on_host]);\n",
         "", "StateCache*"),
     "training forgets no episode": (
         "examples/rl/ppo/learn.cpp", "part(observations), state, part(reset),", "part(observations), state, {},",

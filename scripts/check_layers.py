@@ -6,12 +6,13 @@ import re
 import sys
 
 LAYERS = [
-    {"error", "dtype", "device", "shape", "version"},
+    {"error", "dtype", "bytes", "device", "shape", "version"},
     {"tensor", "tensor_view", "stream", "check", "safetensors", "graph"},
     {"ops", "grad_ops", "train_ops"},
     {"config", "weights", "state", "tape", "layer", "layer_grad"},
     {"stack", "language_model", "state_file", "loss", "optimizer"},
-    {"sampling", "generator", "tokenizer", "state_cache", "speculative", "checkpoint", "data_parallel"},
+    {"sampling", "generate_options", "generator_snapshot", "generator", "tokenizer", "state_cache", "speculative",
+     "checkpoint", "data_parallel"},
     {"mamba"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -3,58 +3,20 @@
 #pragma once
 
 #include <cstdint>
-#include <exception>
-#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include <mamba/generate_options.hpp>
+#include <mamba/generator_snapshot.hpp>
 #include <mamba/language_model.hpp>
 #include <mamba/sampling.hpp>
 #include <mamba/state.hpp>
 #include <mamba/tokenizer.hpp>
 
 namespace mamba {
-
-// When generate() ends, and which callbacks run meanwhile. On CUDA a step needs no answer from the
-// host: where there are no callbacks, the next step is queued before the last token is known. If
-// that token turns out to end the text, the superfluous step is undone.
-struct GenerateOptions {
-  std::int64_t max_tokens = 128;
-  bool ignore_eos = false;  // false: after one of config().eos_token_ids
-  // After the token that completes one of these in the decoded text of this and earlier calls; it
-  // may lie inside of a token, or across several. on_text gets the text up to the end of the stop
-  // string. What the token holds after that comes first in a later call's text, since the state has
-  // seen it. Needs a tokenizer; each 1 to Generator::longest_stop bytes.
-  std::vector<std::string> stop;
-  const Tokenizer* tokenizer = nullptr;
-  // Called with every token as soon as it is chosen; false ends after it.
-  std::function<bool(std::int32_t token)> on_token;
-  // Called with new text, in whole characters of UTF-8; false ends after it. Needs a tokenizer. A
-  // character that is not complete at the end of a call comes out in a later one (see
-  // finish_text). The text of an end-of-text token is left out.
-  std::function<bool(std::string_view text)> on_text;
-
-  // A negative max_tokens, a stop string of no length or too long, and text without a tokenizer are
-  // ArgumentErrors; generate() asks.
-  void check() const;
-};
-
-enum class StopReason { max_tokens, eos, stop_string, callback, error };
-
-struct Generated {
-  std::vector<std::int32_t> tokens;
-  StopReason reason = StopReason::max_tokens;
-  std::exception_ptr error;  // where that is the reason
-};
-
-// What a member of a group chose. With an error it has no new token.
-struct Chosen {
-  std::int32_t token = -1;
-  std::exception_ptr error;
-};
 
 struct GeneratorSlot;
 
@@ -69,7 +31,7 @@ struct GeneratorSlot;
 // ArgumentError.
 //
 // Between calls the state has seen every token, except perhaps the last one chosen. That one goes
-// through the model when next(), read(), save(), fork(), state() or logits() needs it.
+// through the model when next(), read(), snapshot(), save(), fork(), state() or logits() needs it.
 class Generator {
  public:
   static constexpr std::size_t longest_stop = 256;
@@ -79,6 +41,10 @@ class Generator {
   explicit Generator(const LanguageModel& model, const SamplingOptions& options = {});
   Generator(const LanguageModel& model, const SamplingOptions& options, Stream& stream);
   explicit Generator(LanguageModel&& model, const SamplingOptions& options = {}) = delete;
+  // Goes on from a snapshot. One of another model is an ArgumentError.
+  Generator(const LanguageModel& model, const GeneratorSnapshot& snapshot);
+  Generator(const LanguageModel& model, const GeneratorSnapshot& snapshot, Stream& stream);
+  Generator(LanguageModel&& model, const GeneratorSnapshot& snapshot) = delete;
   ~Generator();
   Generator(Generator&&) noexcept;
   Generator& operator=(Generator&&) noexcept;
@@ -94,6 +60,10 @@ class Generator {
   std::optional<StopReason> stopped(const GenerateOptions& options) const;
   // The same text that on_text gets, for the last chosen token.
   std::string text(const GenerateOptions& options);
+  // The log-probability of the last chosen token, and of the `top` likeliest in its place, as
+  // GenerateOptions::log_probs. ArgumentError once that token has gone through the model, or where
+  // a Speculation has chosen it.
+  LogProbs log_probs(std::int64_t top = 0) const;
   // The text ends here. Returns U+FFFD if a character is incomplete, else nothing. That character,
   // and what was held back after a stop string, are discarded.
   std::string finish_text();
@@ -124,9 +94,17 @@ class Generator {
   // them, as if the ids had been read here (StateCache). ArgumentError if anything was read before.
   void assume(const Ids& ids, const StackState& state, ConstTensorView logits);
 
-  // Writes everything to a state file, with the model's fingerprint and a hash of its contents;
-  // restore() goes on from one, for the same model: a file of another, or one that is not what was
-  // written, is a FormatError that says so. Both runs give the same tokens.
+  // All of this as a value that outlives the generator and its place in a pool. It takes a copy of
+  // one row of the state, and the model's fingerprint, which is read from all weights where they
+  // were not loaded or may have changed since; fork() takes the copy alone.
+  GeneratorSnapshot snapshot();
+  // Puts a snapshot back, whatever was written since: an ArgumentError if it is of another model.
+  // This is also the way to take tokens back, since a recurrent state that has seen a token cannot
+  // forget it: there is no truncate(n) without a snapshot from before.
+  void copy_from(const GeneratorSnapshot& snapshot);
+
+  // A snapshot in a state file, and on from there for the same model: a file of another, or one
+  // that is not what was written, is a FormatError that says so. Both runs give the same tokens.
   void save(const std::string& path);
   static Generator restore(const std::string& path, const LanguageModel& model, Stream& stream);
   static Generator restore(const std::string& path, const LanguageModel& model);
@@ -158,12 +136,15 @@ class Generator {
   static void run_ahead(const Group& group, const std::vector<GenerateOptions>& options,
                         std::vector<std::size_t>& active, std::vector<Generated>& results);
   void settle() { settle(Group{this}); }
+  void put_back(const char* where, const GeneratorSnapshot& snapshot);
+  void put(const GeneratorSnapshot& snapshot);
   void put(const StackState& state, ConstTensorView logits);
   void mark_seen(const Ids& ids);
   void push(std::int32_t token);
   void copy_to(Generator& other) const;
+  // `logits`: from which the token was chosen.
   std::optional<StopReason> hear(const GenerateOptions& options, std::int32_t token,
-                                 Generated& result);
+                                 ConstTensorView logits, Generated& result);
   static bool goes_on(Generator& member, const GenerateOptions& options, std::int32_t token,
                       Generated& result);
   bool is_eos(std::int32_t token) const;
@@ -177,6 +158,7 @@ class Generator {
   std::string after_stop_;        // what the last token holds after a stop string
   std::int64_t tokens_seen_ = 0;  // that have been through the model
   bool pending_ = false;          // the last of recent_ has not been through the model
+  bool lent_ = false;             // to a Speculation since logits() were last computed here
 };
 
 struct GeneratorSlots;
@@ -193,6 +175,8 @@ class GeneratorPool {
 
   // ArgumentError if there is no room.
   Generator make(const SamplingOptions& options = {});
+  // Goes on from a snapshot. One of another model is an ArgumentError.
+  Generator make(const GeneratorSnapshot& snapshot);
   Generator restore(const std::string& path);
 
   std::int64_t capacity() const;

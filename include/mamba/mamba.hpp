@@ -1,13 +1,16 @@
 // All of the library.
 #pragma once
 
+#include <mamba/bytes.hpp>
 #include <mamba/check.hpp>
 #include <mamba/checkpoint.hpp>
 #include <mamba/config.hpp>
 #include <mamba/device.hpp>
 #include <mamba/dtype.hpp>
 #include <mamba/error.hpp>
+#include <mamba/generate_options.hpp>
 #include <mamba/generator.hpp>
+#include <mamba/generator_snapshot.hpp>
 #include <mamba/grad_ops.hpp>
 #include <mamba/graph.hpp>
 #include <mamba/language_model.hpp>

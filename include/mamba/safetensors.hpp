@@ -1,5 +1,6 @@
 // Reading and writing safetensors files: 8 bytes of header length, a JSON header, then raw
-// little-endian data. Nothing in a file is believed before it is checked.
+// little-endian data. Nothing in a file is believed before it is checked. A file may as well be
+// bytes in memory.
 #pragma once
 
 #include <cstdint>
@@ -9,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include <mamba/bytes.hpp>
 #include <mamba/tensor.hpp>
 
 namespace mamba {
@@ -33,11 +35,14 @@ struct SafetensorsEntry {
 class SafetensorsFile {
  public:
   explicit SafetensorsFile(const std::string& path);
+  // What a file would hold. The bytes must outlive this; `name` stands for the path in errors.
+  explicit SafetensorsFile(ByteView bytes, std::string name = "bytes");
+  explicit SafetensorsFile(const Bytes&& bytes, std::string name = "bytes") = delete;
   ~SafetensorsFile();
   SafetensorsFile(SafetensorsFile&&) noexcept;
   SafetensorsFile& operator=(SafetensorsFile&&) noexcept;
 
-  const std::string& path() const;
+  const std::string& path() const;                       // or the name of the bytes
   const std::vector<SafetensorsEntry>& entries() const;  // in order of their data
   const std::map<std::string, std::string>& metadata() const;
   const SafetensorsEntry* find(const std::string& name) const;   // nullptr if missing
@@ -78,6 +83,9 @@ struct SafetensorsItem {
 // file that is replaced keeps its permissions.
 void save_safetensors(const std::string& path, const std::vector<SafetensorsItem>& items,
                       const std::map<std::string, std::string>& metadata = {});
+// The bytes of that file.
+[[nodiscard]] Bytes save_safetensors(const std::vector<SafetensorsItem>& items,
+                                     const std::map<std::string, std::string>& metadata = {});
 
 // The same care for a small text file (config.json).
 void save_text(const std::string& path, const std::string& text);

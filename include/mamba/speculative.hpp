@@ -50,7 +50,7 @@ class Speculation {
   const SpeculationCounts& counts() const { return counts_; }
 
  private:
-  using Take = std::function<bool(std::int32_t token)>;
+  using Take = std::function<bool(std::int32_t token, ConstTensorView logits)>;
   void check() const;
   void advance(const Take& take);
   std::int32_t first();

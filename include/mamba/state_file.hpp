@@ -1,5 +1,5 @@
-// States on disk: a safetensors file of a stated format and version, with a model's fingerprint if
-// wanted.
+// States on disk or as bytes: a safetensors file of a stated format and version, with a model's
+// fingerprint if wanted.
 //
 // Tensors "layers.N.conv" [rows, d_inner, d_conv - 1] and "layers.N.ssm" [rows, d_inner, d_state],
 // and whatever was saved beside them under its own names. Metadata: "format" = "mamba.cpp state",
@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include <mamba/bytes.hpp>
 #include <mamba/state.hpp>
 
 namespace mamba {
@@ -37,9 +38,17 @@ void save(const std::string& path, const MambaState& state, const StateMetadata&
           const StateExtras& extras = {});
 void save(const std::string& path, const StackState& state, const StateMetadata& metadata = {},
           const StateExtras& extras = {});
+// The bytes of that file.
+[[nodiscard]] Bytes save(const MambaState& state, const StateMetadata& metadata = {},
+                         const StateExtras& extras = {});
+[[nodiscard]] Bytes save(const StackState& state, const StateMetadata& metadata = {},
+                         const StateExtras& extras = {});
 
 // Everything is checked before anything is used; a file that is not a state, of another version,
 // cut short or inconsistent is a FormatError naming it.
 SavedState load_state(const std::string& path, Device device = Device::cpu());
+// From what such a file would hold. `name` stands for the path in errors.
+SavedState load_state(ByteView bytes, Device device = Device::cpu(),
+                      const std::string& name = "bytes");
 
 }  // namespace mamba

@@ -277,6 +277,56 @@ TEST(AllocationFailure, PoolMember) {
   EXPECT_GT(fail_each_of<PoolMember>(std::cref(model)), 0);
 }
 
+// Out of one generator, as bytes, and into a pool and another generator: who ran out of memory on
+// the way is as before.
+struct Snapshots : Plain {
+  Stream stream{Device::cpu(), 1};
+  Generator generator, other;
+  GeneratorPool pool;
+  std::vector<Generator> members;
+  Bytes before;
+
+  explicit Snapshots(const LanguageModel& model)
+      : generator(model, Generation::sampling(), stream),
+        other(model, {}, stream),
+        pool(model, 1, stream) {
+    generator.read({1, 2, 3});
+    generator.next();
+    other.read({4, 5});
+    other.next();
+    before = later();
+  }
+  Bytes later() {  // what the other writes
+    Generator fork = other.fork();
+    Bytes all;
+    append(all, std::to_string(fork.next()));
+    append(all, fork.state());
+    return all;
+  }
+  void call() {
+    const GeneratorSnapshot snapshot = generator.snapshot();
+    members.push_back(pool.make(GeneratorSnapshot::load(snapshot.save())));
+    other.copy_from(snapshot);
+  }
+  void after_failure() {
+    EXPECT_EQ(later(), before);
+    members.clear();
+    EXPECT_EQ(pool.size(), 0);
+  }
+  Bytes result() {
+    Bytes all = later();
+    append(all, std::to_string(members.front().next()));
+    append(all, members.front().state());
+    append(all, std::to_string(generator.next()));
+    return all;
+  }
+};
+
+TEST(AllocationFailure, Snapshot) {
+  const LanguageModel model = small_model();
+  EXPECT_GT(fail_each_of<Snapshots>(std::cref(model)), 0);
+}
+
 // ---- files ------------------------------------------------------------------------------------
 
 // The file is there as it was, or as it is to be, and nothing is left beside it.

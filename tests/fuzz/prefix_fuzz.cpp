@@ -39,10 +39,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   static const mamba::LanguageModel model = mamba::LanguageModel::load(fuzz::golden_folder("one"));
   static const fuzz::MemoryFolder folder;
   static const mamba::PrefixFiles files(model, folder.path());
-  static fuzz::MemoryFile file;
-  file.write(fuzz::text_of(data, size));
   fuzz::accepted([&] {
-    mamba::SavedState saved = mamba::load_state(file.path());
+    mamba::SavedState saved = mamba::load_state(mamba::ByteView(data, size));
     saved.metadata.fingerprint = model.fingerprint();
     mamba::StateExtras extras;
     for (const auto& [name, tensor] : saved.extras) extras.emplace(name, tensor);

@@ -4,10 +4,8 @@
 #include "fuzz.hpp"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  static fuzz::MemoryFile file;
-  file.write(fuzz::text_of(data, size));
   fuzz::accepted([&] {
-    const mamba::SavedState saved = mamba::load_state(file.path());
+    const mamba::SavedState saved = mamba::load_state(mamba::ByteView(data, size));
     fuzz::expect(!saved.state.layers.empty());
     const std::int64_t rows = saved.state.layers.front().batch();
     const auto& seen = saved.metadata.tokens_seen;

@@ -44,6 +44,7 @@ TEST(BadCalls, Generators) {
     StateCache cache(model);
     CacheOptions bad_cache;
     const std::string file = folder.file("g");
+    const GeneratorSnapshot snapshot = a.snapshot();
     expect_refused(
         {
             {moved, [&] { gone.state(); }},
@@ -58,6 +59,8 @@ TEST(BadCalls, Generators) {
             {moved, [&] { gone.model(); }},
             {moved, [&] { gone.stream(); }},
             {moved, [&] { gone.reseed(1); }},
+            {moved, [&] { gone.snapshot(); }},
+            {moved, [&] { gone.copy_from(snapshot); }},
             {moved, [&] { gone.assume({1}, state, logits); }},
             {moved, [&] { Speculation(gone, draft); }},
             {moved, [&] { Speculation(target, gone); }},
@@ -67,6 +70,13 @@ TEST(BadCalls, Generators) {
              [&] { spent.make(); }},
             {"GeneratorPool: pool: expected a pool, got one that was moved from",
              [&] { spent.restore(file); }},
+            {"GeneratorPool: pool: expected a pool, got one that was moved from",
+             [&] { spent.make(snapshot); }},
+            {"GeneratorPool::make: snapshot: ...", [&] { GeneratorPool(other, 1).make(snapshot); }},
+            {"Generator: snapshot: ...", [&] { Generator(other, snapshot); }},
+            {"Generator::copy_from: snapshot: ...", [&] { strange.copy_from(snapshot); }},
+            {"GeneratorSnapshot::load: bytes: ...",
+             [&] { GeneratorSnapshot::load(mamba::save(snapshot.state())); }},
             {"GeneratorPool: pool: expected a pool, got one that was moved from",
              [&] { spent.capacity(); }},
             {"GeneratorPool: pool: expected a pool, got one that was moved from",

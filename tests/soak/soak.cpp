@@ -389,16 +389,22 @@ class Alone : public Work {
     world_.shelf.push_back(std::move(other));
   }
 
+  // Or through the bytes of one.
   void through_a_file(Random& random) {
     ++counts.saves;
-    const std::string path = world_.file();
     const LanguageModel& model = text_.task->model->model;
-    generator_.save(path);
     std::unique_ptr<Stream> stream = world_.stream(random);
-    generator_ =
-        stream ? Generator::restore(path, model, *stream) : Generator::restore(path, model);
+    if (random.one_in(2)) {
+      const GeneratorSnapshot snapshot = GeneratorSnapshot::load(generator_.snapshot().save());
+      generator_ = stream ? Generator(model, snapshot, *stream) : Generator(model, snapshot);
+    } else {
+      const std::string path = world_.file();
+      generator_.save(path);
+      generator_ =
+          stream ? Generator::restore(path, model, *stream) : Generator::restore(path, model);
+      fs::remove(path);
+    }
     stream_ = std::move(stream);
-    fs::remove(path);
   }
 
   void throwing(Random& random) {

@@ -35,20 +35,42 @@ InputFile::InputFile(std::string where, std::string path)
   refuse_pointer();
 }
 
+InputFile::InputFile(std::string where, ByteView memory, std::string name)
+    : where_(std::move(where)),
+      path_(std::move(name)),
+      memory_(memory),
+      bytes_(static_cast<std::int64_t>(memory.size())) {
+  refuse_pointer();
+}
+
 // The text that Git leaves in place of a file that git-lfs was to download.
 void InputFile::refuse_pointer() const {
   constexpr std::string_view beginning = "version https://git-lfs.github.com/spec/";
   constexpr std::int64_t longest = 1024;  // of a pointer, by its specification
   std::array<char, beginning.size()> text;
   if (bytes_ > longest || bytes_ < static_cast<std::int64_t>(text.size())) return;
-  if (pread(file_, text.data(), text.size(), 0) != static_cast<ssize_t>(text.size())) return;
+  if (read_some(text.data(), 0, static_cast<std::int64_t>(text.size())) !=
+      static_cast<std::int64_t>(text.size())) {
+    return;
+  }
   if (std::string_view(text.data(), text.size()) != beginning) return;
-  close(file_);
+  if (file_ >= 0) close(file_);
   throw FormatError(path_, "file", "its contents",
                     "a Git LFS pointer: the file was not downloaded (git lfs pull does it)");
 }
 
-InputFile::~InputFile() { close(file_); }
+InputFile::~InputFile() {
+  if (file_ >= 0) close(file_);
+}
+
+// As pread() gives them: less than asked for, none at the end, -1 with errno.
+std::int64_t InputFile::read_some(void* target, std::int64_t offset, std::int64_t bytes) const {
+  if (file_ >= 0) return pread(file_, target, static_cast<std::size_t>(bytes), offset);
+  const std::int64_t count = std::min(bytes, bytes_ - offset);
+  if (count <= 0) return 0;
+  std::copy_n(static_cast<const char*>(memory_.data()) + offset, count, static_cast<char*>(target));
+  return count;
+}
 
 // pread and not mmap: a file cut short meanwhile is an error and not a SIGBUS.
 void InputFile::read(void* target, std::int64_t offset, std::int64_t bytes,
@@ -56,8 +78,7 @@ void InputFile::read(void* target, std::int64_t offset, std::int64_t bytes,
   constexpr std::int64_t largest = std::int64_t{1} << 30;  // one call moves less than 2 GiB
   auto* next = static_cast<char*>(target);
   while (bytes > 0) {
-    const ssize_t got =
-        pread(file_, next, static_cast<std::size_t>(std::min(bytes, largest)), offset);
+    const std::int64_t got = read_some(next, offset, std::min(bytes, largest));
     if (got < 0) {
       if (errno == EINTR) continue;
       fail(errno);
@@ -82,7 +103,9 @@ std::string InputFile::text() const {
   return text;
 }
 
-void InputFile::expect_all_read() const { posix_fadvise(file_, 0, 0, POSIX_FADV_SEQUENTIAL); }
+void InputFile::expect_all_read() const {
+  if (file_ >= 0) posix_fadvise(file_, 0, 0, POSIX_FADV_SEQUENTIAL);
+}
 
 void InputFile::fail(int reason) const {
   std::error_code error;

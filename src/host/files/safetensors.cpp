@@ -57,7 +57,13 @@ struct SafetensorsFile::Impl {
   SafetensorsHeader header;
   std::map<std::string, std::size_t, std::less<>> index;  // of entries, by name
 
-  explicit Impl(const std::string& path) : file("SafetensorsFile", path) {
+  explicit Impl(const std::string& path) : file("SafetensorsFile", path) { open(); }
+  Impl(ByteView bytes, std::string name) : file("SafetensorsFile", bytes, std::move(name)) {
+    open();
+  }
+
+  void open() {
+    const std::string& path = file.path();
     if (file.bytes() < SafetensorsHeader::length_bytes) {
       throw FormatError(path, "file", "at least 8 bytes", fmt::format("{}", file.bytes()));
     }
@@ -94,6 +100,8 @@ struct SafetensorsFile::Impl {
 };
 
 SafetensorsFile::SafetensorsFile(const std::string& path) : impl_(std::make_unique<Impl>(path)) {}
+SafetensorsFile::SafetensorsFile(ByteView bytes, std::string name)
+    : impl_(std::make_unique<Impl>(bytes, std::move(name))) {}
 SafetensorsFile::~SafetensorsFile() = default;
 SafetensorsFile::SafetensorsFile(SafetensorsFile&&) noexcept = default;
 SafetensorsFile& SafetensorsFile::operator=(SafetensorsFile&&) noexcept = default;

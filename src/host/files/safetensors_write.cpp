@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <functional>
 #include <set>
 
 #include <mamba/check.hpp>
@@ -122,7 +123,10 @@ std::string header_text(const std::vector<Planned>& all,
   return text;
 }
 
-void write_data(AtomicFile& file, const Planned& planned) {
+// To a file, or to bytes in memory.
+using Write = std::function<void(const void* data, std::size_t bytes)>;
+
+void write_data(const Planned& planned, const Write& write) {
   ConstTensorView view = planned.item->view;
   StreamAccess::wait_for(view);
   Tensor dense;
@@ -132,7 +136,7 @@ void write_data(AtomicFile& file, const Planned& planned) {
   }
   const char* from = elements::file_name_of(view.dtype());
   if (planned.dtype == from) {
-    file.write(view.data(), static_cast<std::size_t>(planned.bytes()));
+    write(view.data(), static_cast<std::size_t>(planned.bytes()));
     return;
   }
   constexpr std::int64_t piece = 64 << 10;  // elements: the buffer stays in the cache
@@ -143,7 +147,7 @@ void write_data(AtomicFile& file, const Planned& planned) {
     const std::int64_t count = std::min(piece, view.count() - done);
     elements::convert(from, planned.dtype, source + done * size_of(view.dtype()), buffer.data(),
                       count);
-    file.write(buffer.data(), static_cast<std::size_t>(count * planned.width()));
+    write(buffer.data(), static_cast<std::size_t>(count * planned.width()));
   }
 }
 
@@ -153,11 +157,19 @@ class Plan {
   Plan(const std::vector<SafetensorsItem>& items,
        const std::map<std::string, std::string>& metadata)
       : all_(plan_all(items)), header_(header_text(all_, metadata)) {}
-  void write(AtomicFile& file) const {
+  void write(const Write& write) const {
     const std::uint64_t length = header_.size();
-    file.write(&length, sizeof length);
-    file.write(header_.data(), header_.size());
-    for (const Planned& planned : all_) write_data(file, planned);
+    write(&length, sizeof length);
+    write(header_.data(), header_.size());
+    for (const Planned& planned : all_) write_data(planned, write);
+  }
+  void write(AtomicFile& file) const {
+    write([&](const void* data, std::size_t bytes) { file.write(data, bytes); });
+  }
+  std::size_t bytes() const {
+    std::size_t sum = sizeof(std::uint64_t) + header_.size();
+    for (const Planned& planned : all_) sum += static_cast<std::size_t>(planned.bytes());
+    return sum;
   }
 
  private:
@@ -173,6 +185,18 @@ void save_safetensors(const std::string& path, const std::vector<SafetensorsItem
   AtomicFile file(where, path);
   plan.write(file);
   file.commit();
+}
+
+Bytes save_safetensors(const std::vector<SafetensorsItem>& items,
+                       const std::map<std::string, std::string>& metadata) {
+  const Plan plan(items, metadata);
+  Bytes result;
+  result.reserve(plan.bytes());
+  plan.write([&](const void* data, std::size_t bytes) {
+    const auto* first = static_cast<const std::byte*>(data);
+    result.insert(result.end(), first, first + bytes);
+  });
+  return result;
 }
 
 void write_safetensors(AtomicFile& file, const std::vector<SafetensorsItem>& items,

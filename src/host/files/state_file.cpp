@@ -83,8 +83,22 @@ std::map<std::string, std::string> metadata_text(const Layers& layers,
   return text;
 }
 
-void save_layers(const std::string& path, const Layers& layers, const StateMetadata& metadata,
-                 const StateExtras& extras) {
+Layers layers_of(const MambaState& state) { return {&state}; }
+
+Layers layers_of(const StackState& state) {
+  Layers layers;
+  for (const MambaState& layer : state.layers) layers.push_back(&layer);
+  return layers;
+}
+
+// What is written; the items are views of the arguments.
+struct Contents {
+  std::vector<SafetensorsItem> items;
+  std::map<std::string, std::string> metadata;
+};
+
+Contents contents_of(const Layers& layers, const StateMetadata& metadata,
+                     const StateExtras& extras) {
   check_layers(layers);
   std::vector<SafetensorsItem> items;
   for (std::size_t i = 0; i < layers.size(); ++i) {
@@ -99,7 +113,18 @@ void save_layers(const std::string& path, const Layers& layers, const StateMetad
     }
     items.push_back({name, view});
   }
-  save_safetensors(path, items, metadata_text(layers, metadata));
+  return {std::move(items), metadata_text(layers, metadata)};
+}
+
+void save_layers(const std::string& path, const Layers& layers, const StateMetadata& metadata,
+                 const StateExtras& extras) {
+  const Contents contents = contents_of(layers, metadata, extras);
+  save_safetensors(path, contents.items, contents.metadata);
+}
+
+Bytes save_layers(const Layers& layers, const StateMetadata& metadata, const StateExtras& extras) {
+  const Contents contents = contents_of(layers, metadata, extras);
+  return save_safetensors(contents.items, contents.metadata);
 }
 
 // ---- loading ----------------------------------------------------------------------------------
@@ -107,7 +132,7 @@ void save_layers(const std::string& path, const Layers& layers, const StateMetad
 // A state file that is open, with every statement in it checked before memory is taken for it.
 class StateFile {
  public:
-  explicit StateFile(const std::string& path) : file_(path) {
+  explicit StateFile(SafetensorsFile file) : file_(std::move(file)) {
     check_metadata();
     check_tensors();
   }
@@ -262,18 +287,28 @@ class StateFile {
 
 void save(const std::string& path, const MambaState& state, const StateMetadata& metadata,
           const StateExtras& extras) {
-  save_layers(path, {&state}, metadata, extras);
+  save_layers(path, layers_of(state), metadata, extras);
 }
 
 void save(const std::string& path, const StackState& state, const StateMetadata& metadata,
           const StateExtras& extras) {
-  Layers layers;
-  for (const MambaState& layer : state.layers) layers.push_back(&layer);
-  save_layers(path, layers, metadata, extras);
+  save_layers(path, layers_of(state), metadata, extras);
+}
+
+Bytes save(const MambaState& state, const StateMetadata& metadata, const StateExtras& extras) {
+  return save_layers(layers_of(state), metadata, extras);
+}
+
+Bytes save(const StackState& state, const StateMetadata& metadata, const StateExtras& extras) {
+  return save_layers(layers_of(state), metadata, extras);
 }
 
 SavedState load_state(const std::string& path, Device device) {
-  return StateFile(path).load(device);
+  return StateFile(SafetensorsFile(path)).load(device);
+}
+
+SavedState load_state(ByteView bytes, Device device, const std::string& name) {
+  return StateFile(SafetensorsFile(bytes, name)).load(device);
 }
 
 }  // namespace mamba

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include <mamba/check.hpp>
 
@@ -23,6 +24,12 @@ void SamplingOptions::check() const {
   in("top_p", top_p, 0, 1);
   in("min_p", min_p, 0, 1);
   in("repetition_penalty", repetition_penalty, 1e-3, 1e3);
+  for (const auto& [id, value] : logit_bias) {
+    if (!std::isfinite(value)) {
+      throw ArgumentError("SamplingOptions", "logit_bias",
+                          fmt::format("a finite value for token {}", id), fmt::format("{}", value));
+    }
+  }
   if (temperature == 0 && (top_k != 0 || top_p != 1 || min_p != 0)) {
     throw ArgumentError("SamplingOptions", "temperature",
                         "above 0 where top_k, top_p or min_p is given", "0 (greedy)");
@@ -220,23 +227,15 @@ SlotRows rows_of(GeneratorSlots& slots, const Group& group, Row row) {
   return slots.rows_of(rows);
 }
 
-// Why rows of the last choice have no token. On CUDA the stream knows, and has then told it.
-std::exception_ptr no_token(Stream& stream) {
-  try {
-    stream.synchronize();
-  } catch (const ArgumentError&) {
-    return std::current_exception();
-  }
-  return std::make_exception_ptr(
-      ArgumentError("sample", "logits", "a finite largest value in each row", "none"));
-}
-
 }  // namespace
 
 void Generator::feed(const Group& group, ConstTensorView ids) {
   GeneratorSlots& slots = *group.front()->slot().slots;
   slots.feed(rows_of(slots, group, [](const Generator& g) { return g.slot().row; }), ids);
-  for (Generator* member : group) member->tokens_seen_ += ids.dim(1);
+  for (Generator* member : group) {
+    member->tokens_seen_ += ids.dim(1);
+    member->lent_ = false;
+  }
 }
 
 void Generator::settle(const Group& group) {
@@ -248,6 +247,7 @@ void Generator::settle(const Group& group) {
   slots.settle(rows_of(slots, waiting, [](const Generator& g) { return g.slot().row; }));
   for (Generator* member : waiting) {
     member->pending_ = false;
+    member->lent_ = false;
     ++member->tokens_seen_;
   }
 }
@@ -327,6 +327,7 @@ void Generator::step(const Group& group) {
   slots.out.send(slots.token, *slots.stream);
   for (Generator* member : group) {
     member->pending_ = false;
+    member->lent_ = false;
     ++member->tokens_seen_;
   }
 }
@@ -348,125 +349,11 @@ std::vector<Chosen> Generator::next(const Group& group) {
       group[i]->push(token);
       chosen[i].token = token;
     } else {
-      if (!error) error = no_token(*slots.stream);
+      if (!error) error = slots.no_token();
       chosen[i].error = error;
     }
   }
   return chosen;
-}
-
-std::vector<Generated> Generator::generate(const Group& group,
-                                           const std::vector<GenerateOptions>& options) {
-  constexpr const char* where = "Generator::generate";
-  if (options.size() != 1 && options.size() != group.size()) {
-    throw ArgumentError(where, "options", fmt::format("1 or {}", group.size()),
-                        fmt::format("{}", options.size()));
-  }
-  if (group.empty()) return {};
-  std::vector<Generated> results(group.size());
-  std::vector<std::size_t> active;
-  const auto options_of = [&](std::size_t i) -> const GenerateOptions& {
-    return options[options.size() == 1 ? 0 : i];
-  };
-  bool heard = false;  // by somebody, who may do anything with a generator meanwhile
-  for (std::size_t i = 0; i < group.size(); ++i) {
-    options_of(i).check();
-    heard = heard || options_of(i).on_token || options_of(i).on_text;
-    if (options_of(i).max_tokens > 0) active.push_back(i);
-  }
-  in_order(where, group);
-  Group writing;
-  for (const std::size_t i : active) writing.push_back(group[i]);
-  check_read(where, writing);
-  try {
-    if (!active.empty() && !heard && group.front()->slot().slots->ahead) {
-      run_ahead(group, options, active, results);
-    } else {
-      run_together(group, options, active, results);
-    }
-  } catch (...) {  // what was chosen by then is in the results
-    for (const std::size_t i : active) {
-      results[i].reason = StopReason::error;
-      results[i].error = std::current_exception();
-    }
-  }
-  return results;
-}
-
-// `active` are those that go on, also when it throws.
-void Generator::run_together(const Group& group, const std::vector<GenerateOptions>& options,
-                             std::vector<std::size_t>& active, std::vector<Generated>& results) {
-  while (!active.empty()) {
-    Group writing;
-    for (const std::size_t i : active) writing.push_back(group[i]);
-    const std::vector<Chosen> chosen = next(writing);
-    std::vector<std::size_t> left;
-    for (std::size_t j = 0; j < active.size(); ++j) {
-      const std::size_t i = active[j];
-      if (chosen[j].error) {
-        results[i].reason = StopReason::error;
-        results[i].error = chosen[j].error;
-      } else if (goes_on(*group[i], options[options.size() == 1 ? 0 : i], chosen[j].token,
-                         results[i])) {
-        left.push_back(i);
-      }
-    }
-    active = std::move(left);
-  }
-}
-
-// While the host looks at the tokens of one step, the device is at the next, with all who may go
-// on. Who turns out to have ended has then seen its last token, as after settle(); what is taken
-// back is the token chosen after that.
-void Generator::run_ahead(const Group& group, const std::vector<GenerateOptions>& options,
-                          std::vector<std::size_t>& active, std::vector<Generated>& results) {
-  constexpr const char* where = "Generator::generate";
-  GeneratorSlots& slots = *group.front()->slot().slots;
-  const auto options_of = [&](std::size_t i) -> const GenerateOptions& {
-    return options[options.size() == 1 ? 0 : i];
-  };
-  const auto members = [&](const std::vector<std::size_t>& which) {
-    Group list;
-    for (const std::size_t i : which) list.push_back(group[i]);
-    return in_order(where, list);
-  };
-  std::vector<std::size_t> flying = active;  // these lists are in ascending order
-  const auto ended = [&](std::size_t i) {
-    return !std::binary_search(active.begin(), active.end(), i);
-  };
-  choose(members(flying));
-  while (!flying.empty()) {
-    std::vector<std::size_t> next;
-    for (const std::size_t i : flying) {
-      const auto written = static_cast<std::int64_t>(results[i].tokens.size());
-      if (!ended(i) && written + 1 < options_of(i).max_tokens) next.push_back(i);
-    }
-    if (!next.empty()) step(members(next));
-    const std::int32_t* tokens = slots.out.receive();
-    std::exception_ptr error;
-    for (const std::size_t i : flying) {
-      Generator& member = *group[i];
-      const std::int32_t token = tokens[member.slot().row];
-      const bool stepped = std::binary_search(next.begin(), next.end(), i);
-      if (token < 0 && !error) error = no_token(*slots.stream);
-      if (ended(i)) {
-        if (token >= 0) slots.unchoose(member.slot().row, token, member.options_);
-        continue;
-      }
-      bool more = false;
-      if (token < 0) {
-        if (stepped) --member.tokens_seen_;
-        results[i].reason = StopReason::error;
-        results[i].error = error;
-      } else {
-        member.push(token);
-        member.pending_ = !stepped;
-        more = goes_on(member, options_of(i), token, results[i]);
-      }
-      if (!more) active.erase(std::lower_bound(active.begin(), active.end(), i));
-    }
-    flying = std::move(next);
-  }
 }
 
 }  // namespace mamba

@@ -1,23 +1,23 @@
-// Generator::save and restore: a generation on disk, and on again.
+// A generation as a state file, or as its bytes, and on again.
 #include <mamba/generator.hpp>
 
 #include <fmt/format.h>
 
 #include <limits>
+#include <utility>
 
 #include <mamba/check.hpp>
 #include <mamba/state_file.hpp>
 
-#include "host/core/finished.hpp"
 #include "host/core/json.hpp"
 #include "host/files/content_hash.hpp"
 #include "host/generate/generator_slots.hpp"
+#include "host/generate/snapshot_content.hpp"
 
 namespace mamba {
 
 namespace {
 
-constexpr const char* where = "Generator::restore";
 constexpr const char* note = "generator";
 constexpr const char* logits_name = "generator.logits";
 constexpr const char* seen_name = "generator.seen";
@@ -34,14 +34,22 @@ Json::Array byte_list(const std::string& text) {
 }
 
 // What is not a tensor. `held`: the bytes of a character that has only begun. `after_stop`: what
-// the last token holds after a stop string; only where there is any, so that a file without it is
-// as before there was such a thing.
+// the last token holds after a stop string. It is written only where there is any, and so are a
+// bias and what is allowed, so that a file without them is as before there were such things.
 std::string to_note(const SamplingOptions& options, std::int32_t draws, const std::string& held,
                     const std::string& after_stop) {
   Json json = Json::object();
   if (!after_stop.empty()) json.set("after_stop", byte_list(after_stop));
+  if (!options.allowed.empty()) {
+    json.set("allowed", Json::Array(options.allowed.begin(), options.allowed.end()));
+  }
   json.set("draws", draws);
   json.set("held", byte_list(held));
+  if (!options.logit_bias.empty()) {
+    Json::Array pairs;
+    for (const auto& [id, value] : options.logit_bias) pairs.push_back(Json::Array{id, value});
+    json.set("logit_bias", std::move(pairs));
+  }
   json.set("min_p", options.min_p);
   json.set("repetition_penalty", options.repetition_penalty);
   json.set("seed", options.seed);
@@ -60,8 +68,8 @@ struct Sampling {
 
 class Note {
  public:
-  Note(const std::string& path, const std::string& text)
-      : path_(path), json_(parse_json(text, path, note)) {}
+  Note(const char* where, const std::string& path, const std::string& text)
+      : where_(where), path_(path), json_(parse_json(text, path, note)) {}
 
   Sampling read() const {
     Sampling sampling;
@@ -72,6 +80,8 @@ class Note {
     options.min_p = number("min_p");
     options.repetition_penalty = number("repetition_penalty");
     options.seed = count<std::uint64_t>("seed");
+    if (json_.find("allowed") != nullptr) options.allowed = allowed();
+    if (json_.find("logit_bias") != nullptr) options.logit_bias = logit_bias();
     sampling.draws = count<std::int32_t>("draws");
     sampling.held = held();
     if (json_.find("after_stop") != nullptr) sampling.after_stop = bytes("after_stop");
@@ -85,7 +95,7 @@ class Note {
 
  private:
   [[noreturn]] void refuse(const std::string& got) const {
-    throw FormatError(where, path_, "sampling options as saved", got);
+    throw FormatError(where_, path_, "sampling options as saved", got);
   }
 
   const Json& field(const char* name) const {
@@ -108,11 +118,38 @@ class Note {
     return static_cast<Integer>(value.count());
   }
 
+  std::int32_t id(const Json& value, const char* name) const {
+    if (!value.is_count() || value.count() > INT32_MAX) refuse(describe(value) + " in " + name);
+    return static_cast<std::int32_t>(value.count());
+  }
+
+  const Json::Array& list(const char* name) const {
+    const Json& value = field(name);
+    if (!value.is_array()) refuse(describe(value) + " for " + name);
+    return value.elements();
+  }
+
+  std::vector<std::int32_t> allowed() const {
+    std::vector<std::int32_t> ids;
+    for (const Json& value : list("allowed")) ids.push_back(id(value, "allowed"));
+    return ids;
+  }
+
+  std::map<std::int32_t, float> logit_bias() const {
+    std::map<std::int32_t, float> bias;
+    for (const Json& pair : list("logit_bias")) {
+      if (!pair.is_array() || pair.elements().size() != 2 || !pair.elements()[1].is_number()) {
+        refuse(describe(pair) + " in logit_bias");
+      }
+      const auto value = static_cast<float>(pair.elements()[1].number());
+      bias[id(pair.elements()[0], "logit_bias")] = value;
+    }
+    return bias;
+  }
+
   std::string bytes(const char* name) const {
-    const Json& list = field(name);
     std::string result;
-    if (!list.is_array()) refuse(describe(list) + " for " + name);
-    for (const Json& byte : list.elements()) {
+    for (const Json& byte : list(name)) {
       if (!byte.is_count() || byte.count() > 0xFF) refuse(describe(byte) + " in " + name);
       result.push_back(static_cast<char>(byte.count()));
     }
@@ -128,34 +165,13 @@ class Note {
     return result;
   }
 
+  const char* where_;
   const std::string& path_;
   Json json_;
 };
 
-// The file is a generation of one sequence, by this model, loaded in the dtype it was saved from.
-void check_saved(const std::string& path, const StateMetadata& metadata, const StackState& state,
-                 const LanguageModel& model) {
-  const std::string fingerprint = model.fingerprint();
-  if (metadata.fingerprint != fingerprint) {
-    throw FormatError(where, path, "a state of this model (" + fingerprint + ")",
-                      metadata.fingerprint.empty()
-                          ? "a state of no stated model"
-                          : "one of another (" + metadata.fingerprint + ")");
-  }
-  if (metadata.notes.count(note) == 0 || metadata.tokens_seen.size() != 1) {
-    throw FormatError(where, path, "a saved generation of one sequence", "a bare state");
-  }
-  try {
-    model.stack().check_state(where, state, 1);
-  } catch (const ArgumentError& error) {
-    throw FormatError(where, path,
-                      fmt::format("a state of this model in {}", name_of(model.dtype())),
-                      error.what());
-  }
-}
-
-const Tensor& extra(const std::string& path, const SavedState& saved, const char* name,
-                    DType dtype) {
+const Tensor& extra(const char* where, const std::string& path, const SavedState& saved,
+                    const char* name, DType dtype) {
   const auto found = saved.extras.find(name);
   if (found == saved.extras.end() || found->second.dtype() != dtype) {
     throw FormatError(where, path, std::string("a saved generation with ") + name, "none");
@@ -163,71 +179,96 @@ const Tensor& extra(const std::string& path, const SavedState& saved, const char
   return found->second;
 }
 
-std::vector<std::int32_t> ids(const std::string& path, const SavedState& saved, const char* name,
-                              std::int64_t vocab) {
-  const Tensor& list = extra(path, saved, name, DType::i32);
-  std::vector<std::int32_t> result;
-  for (std::int64_t i = 0; i < list.count(); ++i) {
-    result.push_back(list.data<std::int32_t>()[i]);
-    if (result.back() < 0 || result.back() >= vocab) {
-      throw FormatError(where, path, fmt::format("token ids 0 to {}", vocab - 1),
-                        fmt::format("{}", result.back()));
-    }
-  }
-  return result;
+std::vector<std::int32_t> ids(const Tensor& list) {
+  const auto* first = list.data<std::int32_t>();
+  return {first, first + list.count()};
 }
+
+// What is written, in host memory. `extras` are views of the tensors here.
+struct Saved {
+  Tensor seen, recent;
+  StateMetadata metadata;
+  StateExtras extras;
+
+  template <class Content>
+  explicit Saved(const Content& content)
+      : seen(id_list(content.seen)), recent(id_list(content.recent)) {
+    metadata.fingerprint = content.fingerprint;
+    metadata.tokens_seen = {content.tokens_seen};
+    metadata.notes[note] =
+        to_note(content.options, content.draws, content.held, content.after_stop);
+    extras = {{logits_name, content.logits}, {seen_name, seen}, {recent_name, recent}};
+    seal(content.state, metadata, extras);
+  }
+};
 
 }  // namespace
 
-void Generator::save(const std::string& path) {
-  const StackState state = this->state().to(Device::cpu(), model().dtype(), stream());
-  std::vector<std::int32_t> seen;
-  const Tensor host_seen = on_host(slot().seen(), stream());
-  const auto* flags = host_seen.data<std::int32_t>();
-  for (std::int32_t id = 0; id < model().config().vocab_size; ++id) {
-    if (flags[id] != 0) seen.push_back(id);
+void GeneratorSnapshot::save(const std::string& path) const {
+  const GeneratorSnapshot host = to(Device::cpu());
+  const Saved saved(host.content());
+  mamba::save(path, host.state(), saved.metadata, saved.extras);
+}
+
+Bytes GeneratorSnapshot::save() const {
+  const GeneratorSnapshot host = to(Device::cpu());
+  const Saved saved(host.content());
+  return mamba::save(host.state(), saved.metadata, saved.extras);
+}
+
+void Generator::save(const std::string& path) { snapshot().save(path); }
+
+// ---- loading ----------------------------------------------------------------------------------
+
+GeneratorSnapshot::Content GeneratorSnapshot::Content::read(const char* where,
+                                                            const std::string& path,
+                                                            SavedState saved) {
+  if (saved.metadata.notes.count(note) == 0 || saved.metadata.tokens_seen.size() != 1) {
+    throw FormatError(where, path, "a saved generation of one sequence", "a bare state");
   }
-  const Tensor seen_list = id_list(seen);
-  const Tensor recent_list = id_list(recent_);
-  const Tensor host_logits = on_host(slot().logits(), stream());
-  StateMetadata metadata;
-  metadata.fingerprint = model().fingerprint();
-  metadata.tokens_seen = {tokens_seen_};
-  metadata.notes[note] = to_note(options_, *on_host(slot().draws(), stream()).data<std::int32_t>(),
-                                 text_.held(), after_stop_);
-  const StateExtras extras{
-      {logits_name, host_logits}, {seen_name, seen_list}, {recent_name, recent_list}};
-  seal(state, metadata, extras);
-  mamba::save(path, state, metadata, extras);
+  Sampling sampling = Note(where, path, saved.metadata.notes.at(note)).read();
+  extra(where, path, saved, logits_name, DType::f32);
+  Content content;
+  content.recent = ids(extra(where, path, saved, recent_name, DType::i32));
+  content.seen = ids(extra(where, path, saved, seen_name, DType::i32));
+  check_seal(where, path, saved);
+
+  content.fingerprint = saved.metadata.fingerprint;
+  content.state = std::move(saved.state);
+  content.logits = std::move(saved.extras.at(logits_name));
+  content.options = sampling.options;
+  content.draws = sampling.draws;
+  content.held = std::move(sampling.held);
+  content.after_stop = std::move(sampling.after_stop);
+  content.tokens_seen = saved.metadata.tokens_seen.front();
+  return content;
+}
+
+GeneratorSnapshot GeneratorSnapshot::load(const std::string& path) {
+  return GeneratorSnapshot(
+      std::make_shared<Content>(Content::read("GeneratorSnapshot::load", path, load_state(path))));
+}
+
+GeneratorSnapshot GeneratorSnapshot::load(ByteView bytes, const std::string& name) {
+  return GeneratorSnapshot(std::make_shared<Content>(
+      Content::read("GeneratorSnapshot::load", name, load_state(bytes, Device::cpu(), name))));
 }
 
 Generator Generator::restore(const std::string& path, std::unique_ptr<GeneratorSlot> slot) {
+  constexpr const char* where = "Generator::restore";
+  const auto refuse = [&](const std::optional<Misfit>& misfit) {
+    if (misfit) throw FormatError(where, path, misfit->expected, misfit->got);
+  };
   const LanguageModel& model = *slot->slots->model;
-  const SavedState saved = load_state(path);
-  const StackState state = saved.state.to(model.device());
-  check_saved(path, saved.metadata, state, model);
-  const Sampling sampling = Note(path, saved.metadata.notes.at(note)).read();
-  const std::int64_t vocab = model.config().vocab_size;
-  const Tensor& logits = extra(path, saved, logits_name, DType::f32);
-  if (logits.shape() != Shape{1, vocab}) {
-    throw FormatError(where, path, fmt::format("{} [1, {}]", logits_name, vocab),
-                      logits.shape().to_string());
-  }
-  const std::vector<std::int32_t> recent = ids(path, saved, recent_name, vocab);
-  const std::vector<std::int32_t> seen = ids(path, saved, seen_name, vocab);
-  check_seal(where, path, saved);
-
-  Generator generator(std::move(slot), sampling.options);
-  generator.recent_ = recent;
-  const Tensor device_logits = logits.to(model.device());
-  generator.put(state, device_logits);
-  generator.mark_seen(seen);
-  const Tensor draws = Tensor::from<std::int32_t>({sampling.draws}, {1});
-  copy(draws, generator.slot().draws(), generator.stream());
-  generator.stream().synchronize();
-  generator.text_ = TextStream(sampling.held);
-  generator.after_stop_ = sampling.after_stop;
-  generator.tokens_seen_ = saved.metadata.tokens_seen.front();
+  SavedState saved = load_state(path);
+  refuse(misfit_of(saved.metadata.fingerprint, model));
+  const GeneratorSnapshot snapshot =
+      GeneratorSnapshot(std::make_shared<GeneratorSnapshot::Content>(
+                            GeneratorSnapshot::Content::read(where, path, std::move(saved))))
+          .to(model.device());
+  refuse(snapshot.content().misfit(where, model));
+  Generator generator(std::move(slot), snapshot.options());
+  generator.put(snapshot);
   return generator;
 }
 

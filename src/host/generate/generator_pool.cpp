@@ -2,11 +2,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 #include <mamba/check.hpp>
 #include <mamba/generator.hpp>
 
 #include "host/generate/generator_slots.hpp"
+#include "host/generate/token_odds.hpp"
 
 namespace mamba {
 
@@ -15,6 +17,14 @@ namespace {
 std::int64_t checked_capacity(std::int64_t capacity) {
   check::range("GeneratorPool", "capacity", capacity, 1, std::int64_t{1} << 20);
   return capacity;
+}
+
+// A seed as Sample reads it: low half, high half.
+Tensor halves_of(std::uint64_t seed) {
+  return Tensor::from<std::int32_t>(
+      {static_cast<std::int32_t>(static_cast<std::uint32_t>(seed)),
+       static_cast<std::int32_t>(static_cast<std::uint32_t>(seed >> 32))},
+      {1, 2});
 }
 
 }  // namespace
@@ -40,6 +50,7 @@ GeneratorSlots::GeneratorSlots(const LanguageModel& of, std::int64_t capacity, S
   top_k = Tensor::zeros({capacity}, DType::i32, of.device());
   list_ = Tensor::zeros({capacity}, DType::i32, of.device());
   used.assign(static_cast<std::size_t>(capacity), false);
+  has_bias.assign(static_cast<std::size_t>(capacity), false);
 }
 
 std::shared_ptr<GeneratorSlots> GeneratorSlots::another(std::int64_t capacity) const {
@@ -64,24 +75,40 @@ GeneratorSlot::GeneratorSlot(const char* where, std::shared_ptr<GeneratorSlots> 
 }
 
 void GeneratorSlot::set_options(const SamplingOptions& options) {
-  const auto put = [&](auto value, Tensor& values) {
-    copy(Tensor::from<decltype(value)>({value}, {1}), values.view().rows(row, 1), *slots->stream);
+  const std::int64_t vocab = slots->model->config().vocab_size;
+  for (const std::int32_t id : options.allowed) {
+    check::range("SamplingOptions", "allowed", id, 0, vocab - 1);
+  }
+  for (const auto& [id, value] : options.logit_bias) {
+    check::range("SamplingOptions", "logit_bias", id, 0, vocab - 1);
+  }
+  std::vector<std::pair<Tensor, TensorView>> values;  // all memory before anything changes
+  const auto add = [&](auto value, Tensor& of_all) {
+    values.emplace_back(Tensor::from<decltype(value)>({value}, {1}), of_all.view().rows(row, 1));
   };
-  put(options.temperature, slots->temperature);
-  put(static_cast<std::int32_t>(options.top_k), slots->top_k);
-  put(options.top_p, slots->top_p);
-  put(options.min_p, slots->min_p);
-  put(options.repetition_penalty, slots->repetition_penalty);
-  set_seed(options.seed);
+  add(options.temperature, slots->temperature);
+  add(static_cast<std::int32_t>(options.top_k), slots->top_k);
+  add(options.top_p, slots->top_p);
+  add(options.min_p, slots->min_p);
+  add(options.repetition_penalty, slots->repetition_penalty);
+  values.emplace_back(halves_of(options.seed), slots->seed.view().rows(row, 1));
+  const std::vector<float> bias = bias_of(options, vocab);
+  if (!bias.empty() && !slots->biased) {
+    Tensor none = Tensor::zeros(slots->logits.shape(), DType::f32, slots->logits.device());
+    slots->biased = Tensor(slots->logits.shape(), DType::f32, slots->logits.device());
+    slots->bias = std::move(none);
+  }
+  if (!bias.empty()) {
+    values.emplace_back(Tensor::from(bias, {1, vocab}), slots->bias.view().rows(row, 1));
+  }
+  for (const auto& [value, to] : values) copy(value, to, *slots->stream);
+  if (bias.empty() && slots->bias) zero(slots->bias.view().rows(row, 1), *slots->stream);
+  slots->has_bias[static_cast<std::size_t>(row)] = !bias.empty();
+  slots->stream->synchronize();
 }
 
-// As Sample reads it: low half, high half.
 void GeneratorSlot::set_seed(std::uint64_t value) {
-  const Tensor halves = Tensor::from<std::int32_t>(
-      {static_cast<std::int32_t>(static_cast<std::uint32_t>(value)),
-       static_cast<std::int32_t>(static_cast<std::uint32_t>(value >> 32))},
-      {1, 2});
-  copy(halves, slots->seed.view().rows(row, 1), *slots->stream);
+  copy(halves_of(value), slots->seed.view().rows(row, 1), *slots->stream);
   slots->stream->synchronize();
 }
 

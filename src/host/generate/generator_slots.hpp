@@ -2,8 +2,10 @@
 // it: no more than a list of rows goes from the host to the device for a token.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
+#include <exception>
 #include <map>
 #include <memory>
 #include <optional>
@@ -56,6 +58,9 @@ struct GeneratorSlots {
   Tensor token;   // [capacity] i32: the last chosen
   Tensor temperature, top_p, min_p, repetition_penalty;  // [capacity] f32
   Tensor top_k;                                          // [capacity] i32
+  // What is added to logits before a choice, and the sum; absent until a row has such options.
+  Tensor bias, biased;         // [capacity, vocab_size] f32
+  std::vector<bool> has_bias;  // by row
   std::vector<bool> used;
   TokensOut out;
   // Whether generate() queues a step before it knows the tokens of the last. On the CPU nothing is
@@ -80,16 +85,23 @@ struct GeneratorSlots {
   void choose(const SlotRows& rows);
   // settle() and choose(): on CUDA the first time a call of each operation, then one graph.
   void step(const SlotRows& rows);
+  // Why rows of the last choice have no token. On CUDA the stream knows, and has then told it.
+  std::exception_ptr no_token();
   // As if `token` had not been chosen, which was the last that was in `row`.
   void unchoose(std::int64_t row, std::int32_t token, const SamplingOptions& options);
 
  private:
   void choose_each(Sample sample, const SlotRows& rows);
+  TensorView add_bias();  // biased = logits + bias
+  bool any_bias() const {
+    return std::find(has_bias.begin(), has_bias.end(), true) != has_bias.end();
+  }
 
   std::vector<std::int32_t> listed_;  // what is in list_
   Tensor list_;                       // [capacity] i32
-  // What a recording depends on: the views, the number of rows, and where scratch memory begins.
-  using StepKey = std::tuple<bool, std::int64_t, const void*>;
+  // What a recording depends on: the views, the number of rows, whether there is a bias, and where
+  // scratch memory begins.
+  using StepKey = std::tuple<bool, std::int64_t, bool, const void*>;
   std::map<StepKey, std::optional<Graph>> graphs_;  // none: has run once and may be recorded
 };
 
@@ -100,10 +112,14 @@ struct GeneratorSlot {
 
   // ArgumentError in the name of `where` if there is no room.
   GeneratorSlot(const char* where, std::shared_ptr<GeneratorSlots> slots);
-  ~GeneratorSlot() { slots->used[static_cast<std::size_t>(row)] = false; }
+  ~GeneratorSlot() {
+    slots->used[static_cast<std::size_t>(row)] = false;
+    slots->has_bias[static_cast<std::size_t>(row)] = false;
+  }
   GeneratorSlot(const GeneratorSlot&) = delete;
   GeneratorSlot& operator=(const GeneratorSlot&) = delete;
 
+  // ArgumentError for ids beyond the vocabulary.
   void set_options(const SamplingOptions& options);
   void set_seed(std::uint64_t value);
   void set_token(std::int32_t value);

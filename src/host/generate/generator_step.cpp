@@ -1,5 +1,7 @@
 // A step of several generators: their tokens through the model, the next tokens chosen, and on
 // their way to the host.
+#include <mamba/grad_ops.hpp>
+
 #include "detail/backend.hpp"
 #include "host/generate/generator_slots.hpp"
 
@@ -84,7 +86,7 @@ void GeneratorSlots::settle(const SlotRows& rows) {
 void GeneratorSlots::choose(const SlotRows& rows) {
   Sample sample;
   sample.rows = rows.list;
-  sample.logits = logits;
+  sample.logits = any_bias() ? add_bias() : logits.view();
   sample.seed = seed;
   sample.draws = draws;
   sample.seen = seen;
@@ -100,6 +102,17 @@ void GeneratorSlots::choose(const SlotRows& rows) {
   } catch (const ArgumentError&) {  // a row without a finite logit; the others choose all the same
     choose_each(sample, rows);
   }
+}
+
+// All rows at once: the sum over the rows of a matrix of one row, added to what is there.
+TensorView GeneratorSlots::add_bias() {
+  copy(logits, biased, *stream);
+  SumRows sum;
+  sum.x = bias.view().reshape({1, bias.count()});
+  sum.y = biased.view().reshape({biased.count()});
+  sum.accumulate = true;
+  run(sum, *stream);
+  return biased;
 }
 
 // On the CPU, which refuses all rows for one. As on CUDA, a row that cannot choose gets id -1.
@@ -124,7 +137,7 @@ void GeneratorSlots::step(const SlotRows& rows) {
   };
   if (!records()) return work();
   const void* scratch_begin = Scratch(*stream).take({1}, DType::i32).data();
-  const StepKey key{rows.leading, rows.count, scratch_begin};
+  const StepKey key{rows.leading, rows.count, any_bias(), scratch_begin};
   const auto known = graphs_.find(key);
   if (known == graphs_.end()) {
     if (graphs_.size() == most_graphs) {
@@ -139,6 +152,16 @@ void GeneratorSlots::step(const SlotRows& rows) {
     known->second = Graph::record(*stream, [&](Stream&) { work(); });
   }
   known->second->replay();
+}
+
+std::exception_ptr GeneratorSlots::no_token() {
+  try {
+    stream->synchronize();
+  } catch (const ArgumentError&) {
+    return std::current_exception();
+  }
+  return std::make_exception_ptr(
+      ArgumentError("sample", "logits", "a finite largest value in each row", "none"));
 }
 
 void GeneratorSlots::unchoose(std::int64_t row, std::int32_t id, const SamplingOptions& options) {

@@ -5,11 +5,16 @@
 
 #include <mamba/check.hpp>
 
+#include "host/core/finished.hpp"
+#include "host/generate/generator_slots.hpp"
+#include "host/generate/token_odds.hpp"
+
 namespace mamba {
 
 void GenerateOptions::check() const {
   constexpr const char* where = "Generator::generate";
   mamba::check::range(where, "max_tokens", max_tokens, 0, INT64_MAX);
+  if (log_probs) mamba::check::range(where, "log_probs", *log_probs, 0, INT32_MAX);
   for (const std::string& text : stop) {
     mamba::check::range(where, "stop (bytes)", static_cast<std::int64_t>(text.size()), 1,
                         Generator::longest_stop);
@@ -82,10 +87,23 @@ std::string Generator::finish_text() {
   return text_.finish();
 }
 
+LogProbs Generator::log_probs(std::int64_t top) const {
+  constexpr const char* where = "Generator::log_probs";
+  const ConstTensorView logits = slot().logits();
+  mamba::check::range(where, "top", top, 0, INT32_MAX);
+  if (!pending_ || lent_) {
+    throw ArgumentError(where, "token", "one that was chosen last, and not with a draft", "none");
+  }
+  return log_probs_of(on_host(logits, stream()), recent_.back(), top);
+}
+
 // A token just chosen: kept, told, and the reason to end after it if there is one.
 std::optional<StopReason> Generator::hear(const GenerateOptions& options, std::int32_t token,
-                                          Generated& result) {
+                                          ConstTensorView logits, Generated& result) {
   result.tokens.push_back(token);
+  if (options.log_probs) {
+    result.log_probs.push_back(log_probs_of(on_host(logits, stream()), token, *options.log_probs));
+  }
   // First, so that no character is lost where on_token throws.
   const std::string text = options.on_text ? this->text(options) : "";
   const bool heard = !options.on_token || options.on_token(token);
@@ -97,7 +115,8 @@ std::optional<StopReason> Generator::hear(const GenerateOptions& options, std::i
 bool Generator::goes_on(Generator& member, const GenerateOptions& options, std::int32_t token,
                         Generated& result) {
   try {
-    const std::optional<StopReason> reason = member.hear(options, token, result);
+    const std::optional<StopReason> reason =
+        member.hear(options, token, member.slot().logits(), result);
     if (reason) result.reason = *reason;
     return !reason && static_cast<std::int64_t>(result.tokens.size()) < options.max_tokens;
   } catch (...) {

@@ -92,7 +92,8 @@ void Speculation::read(const Ids& ids) {
 
 bool Speculation::greedy() const {
   const auto plain = [](const SamplingOptions& options) {
-    return options.temperature == 0 && options.repetition_penalty == 1;
+    return options.temperature == 0 && options.repetition_penalty == 1 &&
+           options.logit_bias.empty() && options.allowed.empty();
   };
   return plain(target_->options_) && plain(draft_->options_);
 }
@@ -221,6 +222,7 @@ std::int32_t Speculation::first() {
   const std::int32_t token = target_->next();
   undo.first = token;
   draft_->push(token);
+  draft_->lent_ = true;
   draft_->mark_seen({token});
   draft_->slot().set_token(token);
   ++counts_.runs;
@@ -231,11 +233,13 @@ std::int32_t Speculation::first() {
 void Speculation::advance(const Take& take) {
   check();
   if (!target_->pending_) {
-    take(first());
+    take(first(), target_->slot().logits());
     return;
   }
   const std::int32_t last = target_->recent_.back();
   Undo undo(*this);
+  target_->lent_ = true;
+  draft_->lent_ = true;
   const Ids proposals = propose(last);
   Ids judged{last};
   judged.insert(judged.end(), proposals.begin(), proposals.end());
@@ -249,6 +253,7 @@ void Speculation::advance(const Take& take) {
   counts_.proposed += most_;
   counts_.accepted += static_cast<std::int64_t>(tokens.size()) - 1;
 
+  const ConstTensorView rows = judged_.view().reshape({most_ + 1, judged_.dim(2)});
   // Who takes may stop before the end; the states go back to what was seen by then: `last` and all
   // that were taken but the last one.
   std::int64_t taken = 0;
@@ -260,7 +265,7 @@ void Speculation::advance(const Take& take) {
     draft_->push(kept.back());
     ++taken;
     try {
-      go_on = take(kept.back());
+      go_on = take(kept.back(), rows.rows(taken - 1, 1));
     } catch (...) {
       thrown = std::current_exception();
       go_on = false;
@@ -281,7 +286,7 @@ void Speculation::advance(const Take& take) {
 
 Ids Speculation::next() {
   Ids tokens;
-  advance([&](std::int32_t token) {
+  advance([&](std::int32_t token, const ConstTensorView&) {
     tokens.push_back(token);
     return true;
   });
@@ -293,8 +298,8 @@ Generated Speculation::generate(const GenerateOptions& options) {
   Generated result;
   bool ended = options.max_tokens == 0;
   while (!ended) {
-    advance([&](std::int32_t token) {
-      const std::optional<StopReason> reason = target_->hear(options, token, result);
+    advance([&](std::int32_t token, const ConstTensorView& logits) {
+      const std::optional<StopReason> reason = target_->hear(options, token, logits, result);
       ended = reason || static_cast<std::int64_t>(result.tokens.size()) == options.max_tokens;
       if (reason) result.reason = *reason;
       return !ended;

@@ -15,10 +15,13 @@ namespace {
 constexpr double impossible = -std::numeric_limits<double>::infinity();
 
 std::vector<double> adjusted(const float* logits, std::int64_t vocab, const std::int32_t* seen,
-                             float penalty) {
+                             const SamplingOptions& options) {
+  const std::vector<float> bias = bias_of(options, vocab);
+  const float penalty = options.repetition_penalty;
   std::vector<double> result(static_cast<std::size_t>(vocab), impossible);
   for (std::size_t id = 0; id < result.size(); ++id) {
     float v = logits[id];
+    if (!bias.empty()) v += bias[id];
     if (std::isnan(v)) continue;
     if (penalty != 1 && seen[id] != 0) v = v > 0 ? v / penalty : v * penalty;
     result[id] = static_cast<double>(v);
@@ -41,9 +44,18 @@ std::vector<std::size_t> ranked(const std::vector<double>& values) {
 
 }  // namespace
 
+std::vector<float> bias_of(const SamplingOptions& options, std::int64_t vocab) {
+  if (options.logit_bias.empty() && options.allowed.empty()) return {};
+  constexpr float never = -std::numeric_limits<float>::infinity();
+  std::vector<float> bias(static_cast<std::size_t>(vocab), options.allowed.empty() ? 0 : never);
+  for (const std::int32_t id : options.allowed) bias[static_cast<std::size_t>(id)] = 0;
+  for (const auto& [id, value] : options.logit_bias) bias[static_cast<std::size_t>(id)] += value;
+  return bias;
+}
+
 std::vector<double> token_odds(const float* logits, std::int64_t vocab, const std::int32_t* seen,
                                const SamplingOptions& options, std::int64_t row) {
-  const std::vector<double> values = adjusted(logits, vocab, seen, options.repetition_penalty);
+  const std::vector<double> values = adjusted(logits, vocab, seen, options);
   const auto best = std::max_element(values.begin(), values.end());
   if (!std::isfinite(*best)) {  // as Sample says it
     throw ArgumentError("sample", "logits", fmt::format("a finite largest value in row {}", row),
@@ -77,6 +89,24 @@ std::vector<double> token_odds(const float* logits, std::int64_t vocab, const st
   const double total = sum(odds);
   for (double& value : odds) value /= total;
   return odds;
+}
+
+LogProbs log_probs_of(const Tensor& logits, std::int32_t token, std::int64_t top) {
+  const std::vector<double> values = adjusted(logits.data<float>(), logits.count(), nullptr, {});
+  const double best = *std::max_element(values.begin(), values.end());
+  double total = 0;
+  for (const double value : values) total += std::exp(value - best);
+  const double scale = best + std::log(total);
+  const auto log_prob = [&](std::size_t id) { return static_cast<float>(values[id] - scale); };
+  LogProbs result;
+  result.chosen = log_prob(static_cast<std::size_t>(token));
+  if (top == 0) return result;
+  std::vector<std::size_t> ids = ranked(values);
+  ids.resize(std::min(ids.size(), static_cast<std::size_t>(top)));
+  for (const std::size_t id : ids) {
+    result.top.push_back({static_cast<std::int32_t>(id), log_prob(id)});
+  }
+  return result;
 }
 
 std::int32_t draw(const std::vector<double>& odds, double uniform) {

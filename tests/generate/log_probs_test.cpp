@@ -1,0 +1,160 @@
+// The log-probabilities of chosen tokens, held against a softmax in double of the logits that
+// another generator has before each token.
+#include <mamba/generator.hpp>
+
+#include <algorithm>
+#include <cmath>
+
+#include <mamba/speculative.hpp>
+
+#include "host/generate/generator_slots.hpp"
+#include "testing.hpp"
+
+namespace mamba {
+namespace {
+
+using testing::devices;
+using testing::expect_error;
+using testing::golden_folder;
+
+using Ids = std::vector<std::int32_t>;
+
+const Ids prompt{84, 104, 101, 32, 115, 116, 97, 116, 101};  // "The state"
+
+SamplingOptions lively(std::uint64_t seed) {
+  SamplingOptions options;
+  options.temperature = 1.2f;
+  options.top_k = 40;
+  options.repetition_penalty = 1.3f;
+  options.seed = seed;
+  return options;
+}
+
+GenerateOptions tokens(std::int64_t count, std::optional<std::int64_t> log_probs = std::nullopt) {
+  GenerateOptions options;
+  options.max_tokens = count;
+  options.ignore_eos = true;
+  options.log_probs = log_probs;
+  return options;
+}
+
+std::vector<double> softmax_logs(const ConstTensorView& logits) {
+  std::vector<double> values = testing::values(logits);
+  double sum = 0;
+  for (const double value : values) sum += std::exp(value);
+  for (double& value : values) value -= std::log(sum);
+  return values;
+}
+
+// `got` is what the model says of `text` after the prompt, up to `bound`.
+void expect_log_probs(const LanguageModel& model, const Ids& text, const std::vector<LogProbs>& got,
+                      std::size_t top, double bound) {
+  ASSERT_EQ(got.size(), text.size());
+  Generator reader(model);
+  reader.read(prompt);
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    const std::vector<double> expected = softmax_logs(reader.logits());
+    EXPECT_NEAR(got[i].chosen, expected[static_cast<std::size_t>(text[i])], bound);
+    ASSERT_EQ(got[i].top.size(), top);
+    std::vector<double> sorted = expected;
+    std::sort(sorted.rbegin(), sorted.rend());
+    for (std::size_t k = 0; k < top; ++k) {
+      const TokenLogProb& one = got[i].top[k];
+      EXPECT_NEAR(one.log_prob, sorted[k], bound) << "place " << k;
+      EXPECT_NEAR(one.log_prob, expected[static_cast<std::size_t>(one.token)], bound);
+    }
+    reader.read({text[i]});
+  }
+}
+
+class LogProbsTest : public ::testing::Test {
+ protected:
+  template <class Body>
+  void everywhere(Body body) {
+    for (const Device device : devices()) {
+      SCOPED_TRACE(device.name());
+      body(LanguageModel::load(golden_folder("bytes"), DType::f32, device));
+    }
+  }
+};
+
+TEST_F(LogProbsTest, AreTheModelsOwn) {
+  everywhere([](const LanguageModel& model) {
+    for (const SamplingOptions& sampling : {SamplingOptions{}, lively(3)}) {
+      Generator plain(model, sampling), told(model, sampling);
+      plain.read(prompt);
+      told.read(prompt);
+      const Generated without = plain.generate(tokens(20));
+      const Generated with = told.generate(tokens(20, 5));
+      EXPECT_EQ(with.tokens, without.tokens);
+      EXPECT_TRUE(without.log_probs.empty());
+      expect_log_probs(model, with.tokens, with.log_probs, 5, 1e-4);
+      EXPECT_EQ(told.generate(tokens(5)).tokens, plain.generate(tokens(5)).tokens);
+    }
+  });
+}
+
+TEST_F(LogProbsTest, OfAGroupOnlyWhoAsksIsTold) {
+  everywhere([](const LanguageModel& model) {
+    GeneratorPool pool(model, 3);
+    GeneratorAccess::slots(pool).ahead = true;
+    Generator a = pool.make(lively(1)), b = pool.make(), c = pool.make(lively(2));
+    Generator::read({&a, &b, &c}, {prompt, {1, 2}, prompt});
+    const std::vector<Generated> texts =
+        Generator::generate({&c, &b, &a}, {tokens(9, 2), tokens(12), tokens(6, 0)});
+    expect_log_probs(model, texts[0].tokens, texts[0].log_probs, 2, 1e-4);
+    EXPECT_TRUE(texts[1].log_probs.empty());
+    expect_log_probs(model, texts[2].tokens, texts[2].log_probs, 0, 1e-4);
+  });
+}
+
+TEST_F(LogProbsTest, ALoopOfOnesOwnMayAskAfterEachToken) {
+  everywhere([](const LanguageModel& model) {
+    Generator generator(model, lively(4));
+    generator.read(prompt);
+    expect_error<ArgumentError>(
+        "Generator::log_probs: token: expected one that was chosen last, and not with a draft, got "
+        "none",
+        [&] { generator.log_probs(); });
+    Ids text;
+    std::vector<LogProbs> said;
+    for (int i = 0; i < 8; ++i) {
+      text.push_back(generator.next());
+      said.push_back(generator.log_probs(3));
+    }
+    expect_log_probs(model, text, said, 3, 1e-4);
+    EXPECT_EQ(generator.log_probs(1000).top.size(), 256u) << "there are no more tokens";
+    double sum = 0;
+    for (const TokenLogProb& one : generator.log_probs(1000).top) {
+      sum += std::exp(static_cast<double>(one.log_prob));
+    }
+    EXPECT_NEAR(sum, 1, 1e-5);
+    EXPECT_THROW(generator.log_probs(-1), ArgumentError);
+    generator.state();  // the token goes through the model
+    EXPECT_THROW(generator.log_probs(), ArgumentError);
+    expect_error<ArgumentError>("Generator::generate: log_probs: expected 0 to 2147483647, got -1",
+                                [&] { generator.generate(tokens(1, -1)); });
+  });
+}
+
+TEST_F(LogProbsTest, WithADraftTheyAreTheTargets) {
+  everywhere([](const LanguageModel& model) {
+    const LanguageModel small =
+        LanguageModel::random(model.config(), 5, DType::f32, model.device());
+    for (const SamplingOptions& sampling : {SamplingOptions{}, lively(3)}) {
+      for (const LanguageModel* helper : {&model, &small}) {  // all is taken, or nearly nothing
+        Generator target(model, sampling), draft(*helper, sampling);
+        Speculation speculation(target, draft, 3);
+        speculation.read(prompt);
+        const Generated text = speculation.generate(tokens(15, 4));
+        expect_log_probs(model, text.tokens, text.log_probs, 4, 1e-4);
+        EXPECT_THROW(target.log_probs(), ArgumentError) << "its own logits are of another place";
+        target.next();
+        target.log_probs();
+      }
+    }
+  });
+}
+
+}  // namespace
+}  // namespace mamba
