@@ -35,7 +35,7 @@ class LayerTape {
   const void* layer_ = nullptr;  // whose run this is; nullptr: none
   Tensor x_, reset_;             // reset_ absent: there was none
   Tensor conv_state_, ssm_state_;
-  Tensor xz_, u_, raw_selection_, selection_, dt_, scanned_, chunk_states_;  // see LayerActivations
+  std::vector<Tensor> activations_;  // what the mixer keeps, in its own order
 };
 
 // Of a stack: the layers' tapes, and the residual stream before every norm.

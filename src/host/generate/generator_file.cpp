@@ -12,6 +12,7 @@
 #include "host/core/json.hpp"
 #include "host/files/content_hash.hpp"
 #include "host/generate/generator_slots.hpp"
+#include "host/model/model_checks.hpp"
 
 namespace mamba {
 
@@ -146,7 +147,7 @@ void check_saved(const std::string& path, const StateMetadata& metadata, const S
     throw FormatError(where, path, "a saved generation of one sequence", "a bare state");
   }
   try {
-    model.stack().check_state(where, state, 1);
+    check_state(where, model.stack(), state, 1);
   } catch (const ArgumentError& error) {
     throw FormatError(where, path,
                       fmt::format("a state of this model in {}", name_of(model.dtype())),
