@@ -1,6 +1,6 @@
 # Compiles each public header on its own: every header includes what it needs, as plain C++17.
 file(GLOB public_headers CONFIGURE_DEPENDS RELATIVE ${PROJECT_SOURCE_DIR}/include
-     ${PROJECT_SOURCE_DIR}/include/mamba/*.hpp)
+     ${PROJECT_SOURCE_DIR}/include/mamba/*.hpp ${PROJECT_SOURCE_DIR}/include/mamba/detail/*.hpp)
 set(alone_sources "")
 foreach(header IN LISTS public_headers)
   string(MAKE_C_IDENTIFIER ${header} name)

@@ -83,7 +83,8 @@ BREAKS = {
     "a surplus tensor is ignored": (
         "src/host/files/model_files.cpp", "checkpoint.check_all_used(used, parameter_names(config));", "", "BadFolder*"),
     "random weights are not divided by the depth": (
-        "src/host/model/weights.cpp", "fan_in(c.d_inner) * fan_in(n_layer)", "fan_in(c.d_inner) * fan_in(n_layer > 0 ? 1 : 2)", "LayerInit*"),
+        "src/host/model/mamba1/weights.cpp", "fan_in(c.d_inner) * fan_in(n_layer)", "fan_in(c.d_inner) * fan_in(n_layer > 0 ? 1 : 2)",
+        "LayerInit*"),
     "a step state is one step late": (
         "src/host/model/state.cpp", "all.view().steps(t, 1)", "all.view().steps(t > 0 ? t - 1 : t, 1)", "LayerTest*"),
     "pieces of a prompt share the first piece's resets": (
@@ -97,7 +98,7 @@ BREAKS = {
         "src/host/ops/norm/add_rms_norm.cpp", "op.sum ? op.sum : op.x ? op.residual : TensorView()", "op.x ? op.residual : op.sum",
         "AddRmsNorm*"),
     "B and C change places": (
-        "include/mamba/layer.hpp", "scan.B = a.selection.columns(c.dt_rank, c.d_state);\n"
+        "include/mamba/mamba1.hpp", "scan.B = a.selection.columns(c.dt_rank, c.d_state);\n"
         "  scan.C = a.selection.columns(c.dt_rank + c.d_state, c.d_state);",
         "scan.C = a.selection.columns(c.dt_rank, c.d_state);\n"
         "  scan.B = a.selection.columns(c.dt_rank + c.d_state, c.d_state);", "LayerTest*:*Golden*"),

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""Checks who includes whom: headers only what lies above them, kernels only L0-L2, programs only <mamba/...>, and the
-folders of src/ and examples/rl/ only those that their rows below name."""
+"""Checks who includes whom: headers only what lies above them, kernels only L0-L2, programs only <mamba/...> without its
+detail/, and the folders of src/ and examples/rl/ only those that their rows below name. Kernels do not name what lies
+below L2 either, and the files of a mixer are included by the list of mixers alone."""
 import pathlib
 import re
 import sys
@@ -9,7 +10,7 @@ LAYERS = [
     {"error", "dtype", "bytes", "device", "shape", "version"},
     {"tensor", "tensor_view", "stream", "check", "safetensors", "graph"},
     {"ops", "grad_ops", "train_ops"},
-    {"config", "weights", "state", "tape", "layer", "layer_grad"},
+    {"config", "weights", "state", "tape", "detail/mixer", "mamba1", "mamba1_grad", "layer"},
     {"stack", "language_model", "state_file", "loss", "optimizer"},
     {"sampling", "generate_options", "generator_snapshot", "generator", "tokenizer", "state_cache", "speculative",
      "checkpoint", "data_parallel"},
@@ -23,7 +24,7 @@ HOST = {
     "model": {"core"},
     "files": {"core", "model"},
     "text": {"core", "files"},
-    "generate": {"core", "files"},
+    "generate": {"core", "files", "model"},
     "ops": {"core"},
 }
 FAMILIES = {"scan", "conv", "matmul", "norm", "sample", "train", "memory"}  # of operations, on both devices
@@ -42,7 +43,10 @@ RL = {
 SUFFIXES = {".cpp", ".cu", ".hpp", ".cuh", ".h"}
 INCLUDED_AS = {"src/host": "host/", "src/kernels": "kernels/", "src/host/ops": "host/ops/", "examples/rl": "rl/"}
 MOST_FILES = 24  # of a folder under src/ or examples/rl/
-PUBLIC = re.compile(r"mamba/(\w+)\.hpp")
+PUBLIC = re.compile(r"mamba/((?:detail/)?\w+)\.hpp")
+TYPE = re.compile(r"^(?:class|struct) (\w+)", re.MULTILINE)
+NOT_CODE = re.compile(r'//.*|"(?:[^"\\\n]|\\.)*"')  # comments and texts
+MODEL = "src/host/model"  # its folders are mixers, which model/mixers.cpp lists
 NOT_IN_HEADERS = re.compile(r"(fmt|hwy|nlohmann|unicode|cuda|cub|cublas|nccl|CLI|omp)[/._]")
 
 
@@ -77,20 +81,28 @@ def problems(root):
             count = sum(p.is_file() for p in folder.iterdir())
             if count > MOST_FILES:
                 yield f"{folder}: {count} files, more than {MOST_FILES}"
-    for header in sorted((root / "include/mamba").glob("*.hpp")):
-        if header.stem not in LEVEL:
+    above_kernels = set()  # the types that kernels do not name
+    for header in sorted((root / "include/mamba").rglob("*.hpp")):
+        stem = header.relative_to(root / "include/mamba").with_suffix("").as_posix()
+        if stem not in LEVEL:
             yield f"{header}: not in the table of layers"
             continue
+        if LEVEL[stem] > KERNEL_LEVEL:
+            above_kernels.update(TYPE.findall(header.read_text()))
         for name in includes(header):
             public = PUBLIC.fullmatch(name)
-            if public and LEVEL.get(public[1], 99) > LEVEL[header.stem]:
+            if public and LEVEL.get(public[1], 99) > LEVEL[stem]:
                 yield f"{header}: includes {name} from a layer above its own"
             if NOT_IN_HEADERS.match(name):
                 yield f"{header}: a public header is plain C++17, but includes {name}"
     sources = [p for p in (root / "src").rglob("*") if p.suffix in SUFFIXES]
     for source in sorted(sources):
         part = source.relative_to(root / "src").parts
-        kernel = part[0] == "kernels" or part[:2] == ("host", "ops")
+        kernel = part[0] in ("kernels", "detail") or part[:2] == ("host", "ops")
+        if kernel:
+            code = NOT_CODE.sub("", source.read_text())
+            for name in sorted(above_kernels & set(re.findall(r"\w+", code))):
+                yield f"{source}: a kernel knows {name}"
         for name in includes(source):
             public = PUBLIC.fullmatch(name)
             if kernel and public and LEVEL.get(public[1], 99) > KERNEL_LEVEL:
@@ -99,10 +111,13 @@ def problems(root):
                 yield f"{source}: host and kernels include each other ({name})"
             if part[0] == "detail" and name.startswith(("host/", "kernels/")):
                 yield f"{source}: detail includes {name}"
+            mixer = pathlib.PurePath("src", name).parent
+            if mixer.parent.as_posix() == MODEL and source != root / MODEL / "mixers.cpp" and source.parent != root / mixer:
+                yield f"{source}: only mixers.cpp and the mixer itself include {name}"
     for folder in ("examples", "bench"):
         for source in sorted(p for p in (root / folder).rglob("*") if p.suffix in {".cpp", ".hpp", ".cu", ".cuh"}):
             for name in includes(source):
-                if name.startswith(("detail/", "host/", "kernels/", "src/")) or "../src" in name:
+                if name.startswith(("detail/", "mamba/detail/", "host/", "kernels/", "src/")) or "../src" in name:
                     yield f"{source}: needs something private ({name})"
 
 

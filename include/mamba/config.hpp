@@ -7,8 +7,12 @@
 
 namespace mamba {
 
+// The architectures of a layer: what stands between its norm and the residual stream.
+enum class MixerKind { mamba1 };
+
 // One layer (Gu & Dao 2023; names as in mamba_ssm). Zero means "by the published rule".
 struct LayerConfig {
+  MixerKind mixer = MixerKind::mamba1;
   std::int64_t d_model = 0;   // must be given
   std::int64_t d_state = 16;  // 1 to 256
   std::int64_t d_conv = 4;

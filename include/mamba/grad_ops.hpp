@@ -105,4 +105,40 @@ void run(const AddRmsNormGrad& op, Stream& stream);
 void run(const LayerNormGrad& op, Stream& stream);
 void run(const EmbeddingGrad& op, Stream& stream);
 
+// Of y = x weight^T + bias: two products and a sum of rows. What is absent is not computed.
+struct LinearGrad {
+  ConstTensorView x, weight, dy;
+  TensorView dx, dweight, dbias;
+  bool accumulate_dx = false;
+  bool accumulate = false;  // dweight and dbias
+};
+
+inline void run(const LinearGrad& op, Stream& stream) {
+  if (op.dx) {
+    Matmul input;
+    input.x = op.dy;
+    input.weight = op.weight;
+    input.transpose_weight = true;
+    input.y = op.dx;
+    input.accumulate = op.accumulate_dx;
+    run(input, stream);
+  }
+  if (op.dweight) {
+    Matmul weight;
+    weight.x = op.dy;
+    weight.weight = op.x;
+    weight.transpose_x = weight.transpose_weight = true;
+    weight.y = op.dweight;
+    weight.accumulate = op.accumulate;
+    run(weight, stream);
+  }
+  if (op.dbias) {
+    SumRows bias;
+    bias.x = op.dy;
+    bias.y = op.dbias;
+    bias.accumulate = op.accumulate;
+    run(bias, stream);
+  }
+}
+
 }  // namespace mamba

@@ -5,11 +5,11 @@
 #include <cstdint>
 #include <functional>
 #include <map>
-#include <memory>
 #include <optional>
 #include <string>
 
 #include <mamba/config.hpp>
+#include <mamba/grad_ops.hpp>
 #include <mamba/stack.hpp>
 #include <mamba/state.hpp>
 #include <mamba/weights.hpp>
@@ -83,10 +83,6 @@ class LanguageModel {
   void backward(ModelTape& tape, ConstTensorView dlogits, StackState* dstate,
                 ModelWeights& gradients, Stream& stream, const BackwardOptions& options = {}) const;
 
-  // Throws, in the name of `where`, if what is there of `gradients` is not f32 of the weights'
-  // shapes.
-  void check_gradients(const char* where, const ModelWeights& gradients) const;
-
  private:
   void check_call(const ConstTensorView& ids, const StackState& state, const TensorView& logits,
                   Stream& stream, const ModelOptions& options) const;
@@ -94,7 +90,6 @@ class LanguageModel {
                      const StackOptions& options, ModelTape* tape) const;
   void check_backward(const ModelTape& tape, const ConstTensorView& dlogits,
                       const ModelWeights& gradients) const;
-  void check_ids(const ConstTensorView& ids) const;
   std::string fingerprint_of_bytes() const;
 
   ModelConfig config_;

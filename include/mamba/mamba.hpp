@@ -15,8 +15,9 @@
 #include <mamba/graph.hpp>
 #include <mamba/language_model.hpp>
 #include <mamba/layer.hpp>
-#include <mamba/layer_grad.hpp>
 #include <mamba/loss.hpp>
+#include <mamba/mamba1.hpp>
+#include <mamba/mamba1_grad.hpp>
 #include <mamba/ops.hpp>
 #include <mamba/optimizer.hpp>
 #include <mamba/safetensors.hpp>

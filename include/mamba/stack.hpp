@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include <mamba/grad_ops.hpp>
 #include <mamba/layer.hpp>
 #include <mamba/ops.hpp>
 #include <mamba/state.hpp>
@@ -54,13 +55,6 @@ class Stack {
   void backward(StackTape& tape, ConstTensorView dy, StackState* dstate, TensorView dx,
                 StackWeights& gradients, Stream& stream, const BackwardOptions& options = {}) const;
 
-  // Throws, in the name of `where`, if what is there of `gradients` is not f32 of the weights'
-  // shapes.
-  void check_gradients(const char* where, const StackWeights& gradients) const;
-
-  // Throws, in the name of `where`, if `state` is not one of this stack's, of so many rows.
-  void check_state(const char* where, const StackState& state, std::int64_t rows) const;
-
  private:
   void check_call(const ConstTensorView& x, const StackState& state, const TensorView& y,
                   Stream& stream, const StackOptions& options) const;
@@ -68,8 +62,7 @@ class Stack {
                       const TensorView& dx, const StackWeights& gradients,
                       const Stream& stream) const;
   void begin(StackTape& tape, const Shape& shape) const;
-  // Where a device takes all layers of a single step in one kernel: x and what they add to it goes
-  // to `sum`. If not, false, and nothing is done.
+  // Where the mixer takes all layers of a single step in one kernel: see detail::Mixer.
   bool step_at_once(const ConstTensorView& x, StackState& state, const TensorView& sum,
                     Stream& stream, const StackOptions& options) const;
 
@@ -109,7 +102,7 @@ inline void Stack::forward(ConstTensorView x, StackState& state, TensorView y, S
     static_cast<SequenceOptions&>(layer_options) = options;
     if (options.steps != nullptr) layer_options.steps = &options.steps->layers[i];
     if (options.tape != nullptr) layer_options.tape = &options.tape->layers_[i];
-    layers_[i].forward(norm, state.layers[i], branch, stream, layer_options);
+    layers_[i].forward(norm.y, &norm, state.layers[i], branch, stream, layer_options);
     norm.residual = norm.sum;
     norm.x = branch;  // added by the next norm
   }

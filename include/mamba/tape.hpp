@@ -36,7 +36,7 @@ class LayerTape {
   const void* layer_ = nullptr;  // whose run this is; nullptr: none
   Tensor x_, reset_;             // reset_ absent: there was none
   StateTensors initial_;         // what backward needs of the state that the run began with
-  Tensor xz_, u_, raw_selection_, selection_, dt_, scanned_, chunk_states_;  // see LayerActivations
+  std::vector<Tensor> activations_;  // what the mixer keeps, in its own order
 };
 
 // Of a stack: the layers' tapes, and the residual stream before every norm.

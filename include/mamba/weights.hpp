@@ -2,9 +2,12 @@
 // that allocating, checking, loading, saving, counting and initialising walk.
 #pragma once
 
+#include <algorithm>
+#include <array>
+#include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <string>
-#include <type_traits>
 #include <vector>
 
 #include <mamba/config.hpp>
@@ -13,8 +16,8 @@
 namespace mamba {
 
 // Matrices and projection biases have the model's dtype; what enters the recurrence and the norms
-// is always f32. Gradients are LayerWeights too, with every tensor f32; one that is absent there is
-// not computed.
+// is always f32. Which of them a layer has is said by its config. Gradients are LayerWeights too,
+// with every tensor f32; one that is absent there is not computed.
 struct LayerWeights {
   Tensor in_proj;            // [2 d_inner, d_model]: rows of x first, then of z
   Tensor in_proj_bias;       // [2 d_inner], with use_bias
@@ -33,25 +36,46 @@ struct LayerWeights {
   // f(name, tensor, shape, dtype) for every tensor that `config` (resolved) has, in a fixed order.
   // `name` is the published one. Self is LayerWeights or const LayerWeights.
   template <class Self, class F>
-  static void each(Self& weights, const LayerConfig& config, DType dtype, F&& f) {
-    const LayerConfig& c = config;
-    f("in_proj.weight", weights.in_proj, Shape{2 * c.d_inner, c.d_model}, dtype);
-    if (c.use_bias) f("in_proj.bias", weights.in_proj_bias, Shape{2 * c.d_inner}, dtype);
-    f("conv1d.weight", weights.conv_weight, Shape{c.d_inner, c.d_conv}, DType::f32);
-    if (c.use_conv_bias) f("conv1d.bias", weights.conv_bias, Shape{c.d_inner}, DType::f32);
-    f("x_proj.weight", weights.x_proj, Shape{c.dt_rank + 2 * c.d_state, c.d_inner}, dtype);
-    f("dt_proj.weight", weights.dt_proj, Shape{c.d_inner, c.dt_rank}, dtype);
-    f("dt_proj.bias", weights.dt_bias, Shape{c.d_inner}, DType::f32);
-    f("A_log", weights.A_log, Shape{c.d_inner, c.d_state}, DType::f32);
-    f("D", weights.D, Shape{c.d_inner}, DType::f32);
-    if (c.gated_norm) {
-      f("norm.weight", weights.gated_norm_weight, Shape{c.d_inner}, DType::f32);
-      f("norm.bias", weights.gated_norm_bias, Shape{c.d_inner}, DType::f32);
-    }
-    f("out_proj.weight", weights.out_proj, Shape{c.d_model, c.d_inner}, dtype);
-    if (c.use_bias) f("out_proj.bias", weights.out_proj_bias, Shape{c.d_model}, dtype);
-  }
+  static void each(Self& weights, const LayerConfig& config, DType dtype, F&& f);
 };
+
+namespace detail {
+
+struct LayerWeight {
+  const char* name = nullptr;
+  Tensor LayerWeights::*tensor = nullptr;
+  Shape shape;
+  DType dtype = DType::f32;
+  bool wanted = true;  // by the config: `each` passes the others over
+};
+
+// A list in place, since a backward run walks it and allocates nothing.
+class LayerWeightList {
+ public:
+  static constexpr std::size_t most = 16;
+  LayerWeightList(std::initializer_list<LayerWeight> list) : size_(list.size()) {
+    if (size_ > most) throw ArgumentError("LayerWeightList", "size", "16", std::to_string(size_));
+    std::copy(list.begin(), list.end(), list_.begin());
+  }
+  const LayerWeight* begin() const { return list_.data(); }
+  const LayerWeight* end() const { return list_.data() + size_; }
+
+ private:
+  std::array<LayerWeight, most> list_;
+  std::size_t size_;
+};
+
+// The list of the config's mixer: every tensor that it may have.
+LayerWeightList layer_weights(const LayerConfig& config, DType dtype);
+
+}  // namespace detail
+
+template <class Self, class F>
+void LayerWeights::each(Self& weights, const LayerConfig& config, DType dtype, F&& f) {
+  for (const detail::LayerWeight& one : detail::layer_weights(config, dtype)) {
+    if (one.wanted) f(one.name, weights.*one.tensor, one.shape, one.dtype);
+  }
+}
 
 // The residual layers, each with the norm before it, and the norm after the last.
 struct StackWeights {

@@ -93,8 +93,24 @@ TEST(Config, HuggingFace) {
 
 TEST(Config, EveryFieldIsRead) {
   ModelConfig expected;
-  expected.layer = {64,    8,    3,     3,     96,     5,    true,  false, false,
-                    1e-6f, true, 2e-5f, 0.25f, 0.002f, 0.2f, 2e-4f, 0.5f};
+  expected.layer = {MixerKind::mamba1,
+                    64,
+                    8,
+                    3,
+                    3,
+                    96,
+                    5,
+                    true,
+                    false,
+                    false,
+                    1e-6f,
+                    true,
+                    2e-5f,
+                    0.25f,
+                    0.002f,
+                    0.2f,
+                    2e-4f,
+                    0.5f};
   expected.n_layer = 2;
   expected.vocab_size = expected.vocab_rows = 101;
   expected.tie_embeddings = false;
@@ -322,6 +338,7 @@ TEST(Config, ResolvedNamesWhatCannotBe) {
     change(config);
     expect_error<ArgumentError>("LayerConfig: " + text, [&] { config.resolved(); });
   };
+  layer("mixer: expected a MixerKind, got 7", [](auto& c) { c.mixer = MixerKind{7}; });
   layer("d_model: expected 1 to 2147483647, got 0", [](auto& c) { c.d_model = 0; });
   layer("d_state: expected 1 to 256, got 257", [](auto& c) { c.d_state = 257; });
   layer("d_state: expected 1 to 256, got 0", [](auto& c) { c.d_state = 0; });

@@ -10,7 +10,7 @@
 #include <mamba/graph.hpp>
 #include <mamba/stack.hpp>
 
-#include "detail/stack_step.hpp"
+#include "detail/mamba1_step.hpp"
 #include "model/layer_reference.hpp"
 #include "ops/limited_devices.hpp"
 #include "testing.hpp"
@@ -206,8 +206,8 @@ TEST(StackStep, TakesThePublishedShapes) {
     const bool can = built_for_sm_90 && cuda::limits(device, "test").capability >= 90;
     const Stream stream(device);
     for (const int d_model : {32, 96, 768, 1024, 1536, 2048, 2560}) {
-      for (int rows = 1; rows <= StackStep::most_rows; ++rows) {
-        StackStep step;
+      for (int rows = 1; rows <= Mamba1Step::most_rows; ++rows) {
+        Mamba1Step step;
         step.layer_count = 64;
         step.rows = rows;
         step.d_model = d_model;
@@ -229,7 +229,7 @@ TEST_P(StackStepLimits, IsAsNearToTheTruthAsLayerByLayer) {
       const Stack stack = lively_stack(size, DType::bf16, device);
       for (const std::int64_t rows : {1, 3}) {
         SCOPED_TRACE(std::to_string(size.d_model) + ", " + std::to_string(rows) + " rows");
-        StackStep sizes;
+        Mamba1Step sizes;
         sizes.layer_count = static_cast<int>(size.n_layer);
         sizes.rows = static_cast<int>(rows);
         sizes.d_model = static_cast<int>(size.d_model);

@@ -3,6 +3,7 @@
 
 #include <array>
 
+#include <mamba/grad_ops.hpp>
 #include <mamba/layer.hpp>
 #include <mamba/safetensors.hpp>
 

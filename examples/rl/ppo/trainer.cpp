@@ -1,5 +1,6 @@
 #include "rl/ppo/trainer.hpp"
 
+#include <mamba/check.hpp>
 #include <mamba/train_ops.hpp>
 
 #include <algorithm>

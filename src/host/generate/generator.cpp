@@ -9,6 +9,7 @@
 
 #include "detail/philox.hpp"
 #include "host/generate/generator_slots.hpp"
+#include "host/model/model_checks.hpp"
 
 namespace mamba {
 
@@ -133,7 +134,7 @@ void Generator::assume(const Ids& ids, const StackState& state, ConstTensorView 
   const std::int64_t vocab = model().config().vocab_size;
   check::range(where, "ids (their number)", static_cast<std::int64_t>(ids.size()), 1, INT64_MAX);
   for (const std::int32_t id : ids) check::range(where, "ids", id, 0, vocab - 1);
-  model().stack().check_state(where, state, 1);
+  check_state(where, model().stack(), state, 1);
   check::is(where, "logits", logits, {1, vocab}, DType::f32, model().device());
   synchronize(model().device());
   put(state, logits);

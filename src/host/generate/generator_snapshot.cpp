@@ -12,6 +12,7 @@
 #include "host/core/finished.hpp"
 #include "host/generate/generator_slots.hpp"
 #include "host/generate/snapshot_content.hpp"
+#include "host/model/model_checks.hpp"
 
 namespace mamba {
 
@@ -120,7 +121,7 @@ std::optional<Misfit> misfit_of(const std::string& fingerprint, const LanguageMo
 std::optional<Misfit> GeneratorSnapshot::Content::misfit(const char* where,
                                                          const LanguageModel& model) const {
   try {
-    model.stack().check_state(where, state, 1);
+    check_state(where, model.stack(), state, 1);
   } catch (const ArgumentError& error) {
     return Misfit{fmt::format("a state of this model in {}", name_of(model.dtype())), error.what()};
   }

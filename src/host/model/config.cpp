@@ -2,12 +2,16 @@
 
 #include <fmt/format.h>
 
+#include <utility>
+
 #include <mamba/error.hpp>
 
 #include "host/model/config_checks.hpp"
+#include "host/model/mixers.hpp"
 
 namespace mamba {
-namespace {
+
+namespace limits {
 
 void range(const Complain& complain, const char* field, std::int64_t value, std::int64_t low,
            std::int64_t high) {
@@ -16,22 +20,25 @@ void range(const Complain& complain, const char* field, std::int64_t value, std:
   }
 }
 
-// The factors are at most 2 * limits::size and limits::size, or limits::size and 512 more than it,
-// so the product stays below 2^63.
+// The factors are at most 2 * size and size, or size and 512 more than it, so the product stays
+// below 2^63.
 void product(const Complain& complain, const char* fields, std::int64_t a, std::int64_t b) {
-  range(complain, fields, a * b, 1, limits::elements);
+  range(complain, fields, a * b, 1, elements);
 }
 
 // Written so that NaN fails.
 void between(const Complain& complain, const char* field, float value, float low,
              const char* expected) {
-  if (!(value >= low && value <= limits::largest))
-    complain(field, expected, fmt::format("{}", value));
+  if (!(value >= low && value <= largest)) complain(field, expected, fmt::format("{}", value));
 }
 
 void positive(const Complain& complain, const char* field, float value) {
-  between(complain, field, value, limits::smallest, "a positive number");
+  between(complain, field, value, smallest, "a positive number");
 }
+
+}  // namespace limits
+
+namespace {
 
 Complain argument_error(const char* where) {
   return [where](const std::string& field, const std::string& expected, const std::string& got) {
@@ -41,38 +48,20 @@ Complain argument_error(const char* where) {
 
 }  // namespace
 
-LayerConfig resolve(LayerConfig c, const Complain& complain) {
-  range(complain, "d_model", c.d_model, 1, limits::size);
-  range(complain, "d_state", c.d_state, 1, limits::d_state);
-  range(complain, "d_conv", c.d_conv, 1, limits::size);
-  range(complain, "expand", c.expand, 1, limits::size);
-  if (c.d_inner == 0) c.d_inner = c.expand * c.d_model;
-  if (c.dt_rank == 0) c.dt_rank = (c.d_model + 15) / 16;
-  range(complain, "d_inner", c.d_inner, 1, limits::size);
-  range(complain, "dt_rank", c.dt_rank, 1, limits::size);
-  product(complain, "2 * d_inner * d_model", 2 * c.d_inner, c.d_model);
-  product(complain, "d_inner * d_conv", c.d_inner, c.d_conv);
-  product(complain, "d_inner * (dt_rank + 2 * d_state)", c.d_inner, c.dt_rank + 2 * c.d_state);
-  positive(complain, "norm_dt_b_c_epsilon", c.norm_dt_b_c_epsilon);
-  positive(complain, "gated_norm_epsilon", c.gated_norm_epsilon);
-  between(complain, "initial_D", c.initial_D, -limits::largest, "a number");
-  positive(complain, "dt_min", c.dt_min);
-  between(complain, "dt_max", c.dt_max, c.dt_min, "a number of at least dt_min");
-  positive(complain, "dt_floor", c.dt_floor);
-  positive(complain, "dt_scale", c.dt_scale);
-  return c;
+LayerConfig resolve(LayerConfig config, const Complain& complain) {
+  return host_mixer(config).resolve(std::move(config), complain);
 }
 
 ModelConfig resolve(ModelConfig c, const Complain& complain) {
   c.layer = resolve(c.layer, complain);
-  range(complain, "n_layer", c.n_layer, 1, limits::n_layer);
-  range(complain, "vocab_size", c.vocab_size, 1, limits::size);
+  limits::range(complain, "n_layer", c.n_layer, 1, limits::n_layer);
+  limits::range(complain, "vocab_size", c.vocab_size, 1, limits::size);
   if (c.vocab_rows == 0) c.vocab_rows = (c.vocab_size + 7) / 8 * 8;
-  range(complain, "vocab_rows", c.vocab_rows, c.vocab_size, limits::size);
-  product(complain, "vocab_rows * d_model", c.vocab_rows, c.layer.d_model);
-  positive(complain, "norm_epsilon", c.norm_epsilon);
+  limits::range(complain, "vocab_rows", c.vocab_rows, c.vocab_size, limits::size);
+  limits::product(complain, "vocab_rows * d_model", c.vocab_rows, c.layer.d_model);
+  limits::positive(complain, "norm_epsilon", c.norm_epsilon);
   for (const std::int32_t id : c.eos_token_ids) {
-    range(complain, "eos_token_ids", id, 0, limits::size);
+    limits::range(complain, "eos_token_ids", id, 0, limits::size);
   }
   return c;
 }

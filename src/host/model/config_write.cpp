@@ -5,13 +5,12 @@
 #include <mamba/error.hpp>
 
 #include "host/core/json.hpp"
+#include "host/model/config_fields.hpp"
 #include "host/model/config_files.hpp"
+#include "host/model/mixers.hpp"
 
 namespace mamba {
 namespace {
-
-// The shortest decimal that reads back as this float: 1e-05 and not 9.999999747378752e-06.
-Json number(float value) { return parse_json(fmt::format("{}", value), "to_json").number(); }
 
 void set_if_missing(Json& json, const char* key, Json value) {
   if (!json.contains(key)) json.set(key, std::move(value));
@@ -43,26 +42,6 @@ void translate_mamba_ssm(Json& json) {
   }
 }
 
-void write_layer(const LayerConfig& layer, Json& json) {
-  json.set("hidden_size", layer.d_model);
-  json.set("intermediate_size", layer.d_inner);
-  json.set("state_size", layer.d_state);
-  json.set("conv_kernel", layer.d_conv);
-  json.set("expand", layer.expand);
-  json.set("time_step_rank", layer.dt_rank);
-  json.set("time_step_min", number(layer.dt_min));
-  json.set("time_step_max", number(layer.dt_max));
-  json.set("time_step_floor", number(layer.dt_floor));
-  json.set("time_step_scale", number(layer.dt_scale));
-  json.set("use_bias", layer.use_bias);
-  json.set("use_conv_bias", layer.use_conv_bias);
-  if (layer.norm_dt_b_c) {
-    json.set("mixer_rms_eps", number(layer.norm_dt_b_c_epsilon));
-  } else {
-    json.erase("mixer_rms_eps");
-  }
-}
-
 Json end_of_text(const ModelConfig& config) {
   const auto& ids = config.eos_token_ids;
   if (ids.size() == 1) return ids[0];
@@ -79,15 +58,10 @@ void write_vocabulary(const ModelConfig& config, Json& json) {
 
 // "mamba_cpp", only where something differs from every published model.
 void write_own_options(const ModelConfig& config, bool with_own_end, Json& json) {
-  const LayerConfig published, &layer = config.layer;
   Json own = Json::object();
   if (config.vocab_size != config.vocab_rows) own.set("vocab_size", config.vocab_size);
   if (with_own_end) own.set("eos_token_id", end_of_text(config));
-  if (layer.gated_norm) {
-    own.set("gated_norm", true);
-    own.set("gated_norm_epsilon", number(layer.gated_norm_epsilon));
-  }
-  if (layer.initial_D != published.initial_D) own.set("initial_D", number(layer.initial_D));
+  host_mixer(config.layer).write_own_options(config.layer, own);
   if (own.members().empty()) {
     json.erase("mamba_cpp");
   } else {
@@ -98,15 +72,15 @@ void write_own_options(const ModelConfig& config, bool with_own_end, Json& json)
 std::string text_of(const ModelConfig& given, bool with_own_end) {
   const ModelConfig config = given.resolved();
   Json json = source_of(config);
-  const std::string type = config.layer.norm_dt_b_c ? "falcon_mamba" : "mamba";
+  const HostMixer& mixer = host_mixer(config.layer);
+  const PublishedAs published = mixer.published_as(config.layer);
   if (!json.contains("model_type")) translate_mamba_ssm(json);
   const Json* told = json.find("model_type");
-  if (!json.contains("architectures") || told == nullptr || *told != type) {
-    const char* name = config.layer.norm_dt_b_c ? "FalconMambaForCausalLM" : "MambaForCausalLM";
-    json.set("architectures", Json::Array{name});
+  if (!json.contains("architectures") || told == nullptr || *told != published.model_type) {
+    json.set("architectures", Json::Array{published.architecture});
   }
-  json.set("model_type", type);
-  write_layer(config.layer, json);
+  json.set("model_type", published.model_type);
+  mixer.write(config.layer, json);
   json.set("num_hidden_layers", config.n_layer);
   json.set("layer_norm_epsilon", number(config.norm_epsilon));
   json.set("tie_word_embeddings", config.tie_embeddings);

@@ -5,10 +5,14 @@
 #include <type_traits>
 #include <utility>
 
+#include <mamba/check.hpp>
+
 #include "host/core/elements.hpp"
 #include "host/core/hash.hpp"
 #include "host/core/row_map.hpp"
 #include "host/model/fingerprint.hpp"
+#include "host/model/mixers.hpp"
+#include "host/model/model_checks.hpp"
 
 namespace mamba {
 
@@ -112,6 +116,20 @@ std::string LanguageModel::fingerprint_of_bytes() const {
   return fingerprint.text();
 }
 
+namespace {
+
+// All of them, before the first piece is read.
+void check_ids(const ConstTensorView& ids, std::int64_t vocab_size) {
+  for (std::int64_t b = 0; b < ids.dim(0); ++b) {
+    const std::int32_t* row = ids.data<std::int32_t>() + b * ids.row_pitch();
+    for (std::int64_t t = 0; t < ids.dim(1); ++t) {
+      check::range("LanguageModel::forward", "ids", row[t], 0, vocab_size - 1);
+    }
+  }
+}
+
+}  // namespace
+
 void LanguageModel::check_call(const ConstTensorView& ids, const StackState& state,
                                const TensorView& logits, Stream& stream,
                                const ModelOptions& options) const {
@@ -121,7 +139,8 @@ void LanguageModel::check_call(const ConstTensorView& ids, const StackState& sta
   check::stream(where, stream, device());
   const std::int64_t batch = ids.dim(0);
   const std::int64_t time = ids.dim(1);
-  stack_.check_state(where, state, options.rows.read || options.rows.write ? state.batch() : batch);
+  check_state(where, stack_, state,
+              options.rows.read || options.rows.write ? state.batch() : batch);
   check_rows(where, options.rows, batch, state.batch(), stream);
   if (logits && logits.rank() == 2) {
     check::is(where, "logits", logits, {batch, config_.vocab_size}, DType::f32, device());
@@ -139,7 +158,7 @@ void LanguageModel::check_call(const ConstTensorView& ids, const StackState& sta
     throw ArgumentError(where, "rows", "none with a tape", "a row map");
   }
   check::range(where, "piece_tokens", options.piece_tokens, 0, INT64_MAX);
-  if (device().is_cpu()) check_ids(ids);
+  if (device().is_cpu()) check_ids(ids, config_.vocab_size);
 }
 
 void LanguageModel::check_backward(const ModelTape& tape, const ConstTensorView& dlogits,
@@ -151,29 +170,7 @@ void LanguageModel::check_backward(const ModelTape& tape, const ConstTensorView&
   check::rank(where, "tape", tape.hidden_, 3);
   check::is(where, "dlogits", dlogits, tape.hidden_.shape().with(2, config_.vocab_size), dtype(),
             device());
-  check_gradients(where, gradients);
-}
-
-void LanguageModel::check_gradients(const char* where, const ModelWeights& gradients) const {
-  stack_.check_gradients(where, gradients.stack);
-  const Shape vocabulary{config_.vocab_rows, config_.layer.d_model};
-  if (gradients.embedding) {
-    check::is(where, "gradients.embeddings.weight", gradients.embedding, vocabulary, DType::f32,
-              device());
-  }
-  if (gradients.head) {
-    check::is(where, "gradients.lm_head.weight", gradients.head, vocabulary, DType::f32, device());
-  }
-}
-
-// All of them, before the first piece is read.
-void LanguageModel::check_ids(const ConstTensorView& ids) const {
-  for (std::int64_t b = 0; b < ids.dim(0); ++b) {
-    const std::int32_t* row = ids.data<std::int32_t>() + b * ids.row_pitch();
-    for (std::int64_t t = 0; t < ids.dim(1); ++t) {
-      check::range("LanguageModel::forward", "ids", row[t], 0, config_.vocab_size - 1);
-    }
-  }
+  check_gradients(where, *this, gradients);
 }
 
 // ---- fingerprint --------------------------------------------------------------------------------
@@ -183,12 +180,11 @@ struct Fingerprint::Impl {
 };
 
 Fingerprint::Fingerprint(const ModelConfig& c) : impl_(std::make_unique<Impl>()) {
-  const LayerConfig& l = c.layer;
-  text(fmt::format("{} {} {} {} {} {} {} {} {} {} {} {} {}", c.n_layer, c.vocab_size, c.vocab_rows,
-                   c.tie_embeddings, c.norm_epsilon, l.d_model, l.d_state, l.d_conv, l.d_inner,
-                   l.dt_rank, l.use_bias, l.use_conv_bias,
-                   l.norm_dt_b_c ? l.norm_dt_b_c_epsilon : -1.0f));
-  if (l.gated_norm) text(fmt::format("gated_norm {}", l.gated_norm_epsilon));
+  std::string model = fmt::format("{} {} {} {} {} ", c.n_layer, c.vocab_size, c.vocab_rows,
+                                  c.tie_embeddings, c.norm_epsilon);
+  for (const std::string& layer : host_mixer(c.layer).identity(c.layer)) {
+    text(std::exchange(model, "") + layer);
+  }
 }
 
 Fingerprint::~Fingerprint() = default;

@@ -11,6 +11,7 @@
 #include <mamba/train_ops.hpp>
 
 #include "host/core/finished.hpp"
+#include "host/model/model_checks.hpp"
 
 namespace mamba {
 
@@ -42,7 +43,7 @@ void add(std::vector<Parameter>& list, const std::string& prefix, Layer& layer,
 }
 
 void add(std::vector<Parameter>& list, Stack& stack, const StackWeights& gradients) {
-  stack.check_gradients("parameters", gradients);
+  check_gradients("parameters", stack, gradients);
   for (std::size_t i = 0; i < stack.size(); ++i) {
     const std::string prefix = fmt::format("backbone.layers.{}.", i);
     add(list, prefix + "norm.weight", stack.norm(i), gradients.norms[i]);
@@ -54,7 +55,7 @@ void add(std::vector<Parameter>& list, Stack& stack, const StackWeights& gradien
 }  // namespace
 
 std::vector<Parameter> parameters(Layer& layer, const LayerWeights& gradients) {
-  layer.check_gradients("parameters", gradients);
+  check_gradients("parameters", layer, gradients);
   std::vector<Parameter> list;
   add(list, "", layer, gradients);
   return list;
@@ -67,7 +68,7 @@ std::vector<Parameter> parameters(Stack& stack, const StackWeights& gradients) {
 }
 
 std::vector<Parameter> parameters(LanguageModel& model, const ModelWeights& gradients) {
-  model.check_gradients("parameters", gradients);
+  check_gradients("parameters", model, gradients);
   std::vector<const Tensor*> all;
   ModelWeights::each(gradients, model.config(), DType::f32,
                      [&](const std::string&, const Tensor& tensor, const Shape&, DType) {

@@ -2,9 +2,11 @@
 
 #include <fmt/format.h>
 
-#include "detail/stack_step.hpp"
+#include <mamba/check.hpp>
+
 #include "host/core/finished.hpp"
 #include "host/core/row_map.hpp"
+#include "host/model/model_checks.hpp"
 
 namespace mamba {
 
@@ -76,7 +78,8 @@ void Stack::check_call(const ConstTensorView& x, const StackState& state, const 
   check::is(where, "x", x, x.shape().with(2, d_model_), dtype(), device());
   check::is(where, "y", y, x.shape(), dtype(), device());
   check::stream(where, stream, device());
-  check_state(where, state, options.rows.read || options.rows.write ? state.batch() : x.dim(0));
+  check_state(where, *this, state,
+              options.rows.read || options.rows.write ? state.batch() : x.dim(0));
   check_rows(where, options.rows, x.dim(0), state.batch(), stream);
   if (options.reset) {
     check::is(where, "reset", options.reset, {x.dim(0), x.dim(1)}, DType::i32, device());
@@ -89,56 +92,9 @@ void Stack::check_call(const ConstTensorView& x, const StackState& state, const 
 bool Stack::step_at_once(const ConstTensorView& x, StackState& state, const TensorView& sum,
                          Stream& stream, const StackOptions& options) const {
   const bool kept = options.tape != nullptr || options.steps != nullptr;
-  if (device().is_cpu() || dtype() != DType::bf16 || x.dim(1) != 1 || kept) return false;
-  if (x.dim(0) < 1 || x.dim(0) > StackStep::most_rows || layers_.empty() ||
-      size() > StackStep::most_layers) {
-    return false;
-  }
-  if (reinterpret_cast<std::uintptr_t>(x.data()) % 4 != 0 || x.row_pitch() % 2 != 0) return false;
-  const LayerConfig& c = layers_[0].config();
-  if (c.use_bias || c.norm_dt_b_c || c.gated_norm || c.d_state != StackStep::d_state ||
-      c.d_conv != StackStep::d_conv) {
-    return false;
-  }
-  StackStep step;
-  step.layer_count = static_cast<int>(size());
-  step.rows = static_cast<int>(x.dim(0));
-  step.d_model = static_cast<int>(d_model_);
-  step.d_inner = static_cast<int>(c.d_inner);
-  step.dt_rank = static_cast<int>(c.dt_rank);
-  if (!cuda::takes(step, stream)) return false;
-
-  step.state_rows = static_cast<int>(state.batch());
-  step.epsilon = epsilon_;
-  step.x = x.data();
-  step.x_pitch = x.row_pitch();
-  step.sum = sum.data<float>();
-  const auto ids = [](const ConstTensorView& view) {
-    return view ? view.data<std::int32_t>() : nullptr;
-  };
-  step.read = ids(options.rows.read);
-  step.write = ids(options.rows.write);
-  step.reset = ids(options.reset);
-  step.reset_pitch = options.reset ? options.reset.row_pitch() : 0;
-  for (std::size_t i = 0; i < size(); ++i) {
-    const LayerWeights& w = layers_[i].weights();
-    const auto at = [](const Tensor& tensor) { return tensor.view().data(); };
-    const auto f32 = [](const Tensor& tensor) { return tensor ? tensor.data<float>() : nullptr; };
-    step.layers[i] = {f32(norms_[i]),
-                      at(w.in_proj),
-                      f32(w.conv_weight),
-                      f32(w.conv_bias),
-                      at(w.x_proj),
-                      at(w.dt_proj),
-                      f32(w.dt_bias),
-                      f32(w.A_log),
-                      f32(w.D),
-                      at(w.out_proj),
-                      state.layers[i].conv.view().data(),
-                      state.layers[i].ssm.data<float>()};
-  }
-  cuda::run(step, stream);
-  return true;
+  if (kept || layers_.empty() || x.dim(0) < 1 || x.dim(1) != 1) return false;
+  return detail::mixer_of(layers_[0].config())
+      .step_at_once(*this, epsilon_, x, state, sum, options.rows, options.reset, stream);
 }
 
 void Stack::begin(StackTape& tape, const Shape& shape) const {
@@ -148,23 +104,6 @@ void Stack::begin(StackTape& tape, const Shape& shape) const {
   tape.sums_.resize(size() + 1);
   for (Tensor& sum : tape.sums_) {
     if (sum.shape() != shape || sum.device() != device()) sum = Tensor(shape, DType::f32, device());
-  }
-}
-
-void Stack::check_gradients(const char* where, const StackWeights& gradients) const {
-  if (gradients.layers.size() != size() || gradients.norms.size() != size()) {
-    throw ArgumentError(where, "gradients", fmt::format("{} layers and as many norms", size()),
-                        fmt::format("{} and {}", gradients.layers.size(), gradients.norms.size()));
-  }
-  const Shape norm{d_model_};
-  for (std::size_t i = 0; i < size(); ++i) {
-    layers_[i].check_gradients(where, gradients.layers[i]);
-    if (gradients.norms[i]) {
-      check::is(where, "gradients.norm.weight", gradients.norms[i], norm, DType::f32, device());
-    }
-  }
-  if (gradients.norm_f) {
-    check::is(where, "gradients.norm_f.weight", gradients.norm_f, norm, DType::f32, device());
   }
 }
 
@@ -182,16 +121,8 @@ void Stack::check_backward(const StackTape& tape, const ConstTensorView& dy,
   check::is(where, "dy", dy, tape.sums_.back().shape(), dtype(), device());
   if (dx) check::is(where, "dx", dx, dy.shape(), dtype(), device());
   check::stream(where, stream, device());
-  if (dstate != nullptr) check_state(where, *dstate, dy.dim(0));
-  check_gradients(where, gradients);
-}
-
-void Stack::check_state(const char* where, const StackState& state, std::int64_t rows) const {
-  if (state.layers.size() != size()) {
-    throw ArgumentError(where, "state", fmt::format("{} layers", size()),
-                        fmt::format("{}", state.layers.size()));
-  }
-  for (std::size_t i = 0; i < size(); ++i) layers_[i].check_state(where, state.layers[i], rows);
+  if (dstate != nullptr) check_state(where, *this, *dstate, dy.dim(0));
+  check_gradients(where, *this, gradients);
 }
 
 Tensor Stack::forward(ConstTensorView x, StackState& state) const {

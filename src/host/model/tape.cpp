@@ -4,11 +4,9 @@ namespace mamba {
 
 std::int64_t LayerTape::bytes() const {
   std::int64_t sum = 0;
-  for (const Tensor* tensor :
-       {&x_, &reset_, &xz_, &u_, &raw_selection_, &selection_, &dt_, &scanned_, &chunk_states_}) {
-    sum += tensor->bytes();
-  }
+  for (const Tensor* tensor : {&x_, &reset_}) sum += tensor->bytes();
   initial_.each([&](const char*, const Tensor& tensor) { sum += tensor.bytes(); });
+  for (const Tensor& tensor : activations_) sum += tensor.bytes();
   return sum;
 }
 

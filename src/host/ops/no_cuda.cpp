@@ -1,6 +1,6 @@
 // The CUDA side of a build without CUDA: there are no devices, and asking for one is an error.
 #include "detail/backend.hpp"
-#include "detail/stack_step.hpp"
+#include "detail/mamba1_step.hpp"
 
 namespace mamba::cuda {
 
@@ -47,7 +47,7 @@ bool in_one_pass(const AddRmsNorm&, const Matmul&, const CausalConv&) { refuse("
 void run(const AddRmsNorm&, const Matmul&, const CausalConv&, Stream&) { refuse("add_rms_norm"); }
 bool projects_dt(const SelectiveScan&) { refuse("selective_scan"); }
 std::int64_t scan_chunk_steps(const SelectiveScan&, const Stream&) { refuse("scan_chunk_steps"); }
-bool takes(const StackStep&, const Stream&) { refuse("Stack::forward"); }
-void run(const StackStep&, Stream&) { refuse("Stack::forward"); }
+bool takes(const Mamba1Step&, const Stream&) { refuse("Stack::forward"); }
+void run(const Mamba1Step&, Stream&) { refuse("Stack::forward"); }
 
 }  // namespace mamba::cuda

@@ -104,7 +104,7 @@ struct StepInput {
 // One thread's 4 Quads states of one channel of one batch row. Loads first, all at once: nothing is
 // touched that would wait for one of them.
 template <class T, bool Whole, bool Plain, int Quads>
-struct StepStates {
+struct ChannelStates {
   std::int64_t b;
   StateRow<> rows;
   bool fresh;  // begins at zero
@@ -226,7 +226,7 @@ __global__ void __launch_bounds__(threads, 6)
   wait_for_previous();
   if (thread.group >= op.batch) return;
   StepInput<T, Plain> input;
-  StepStates<T, Whole, Plain, Quads> states;
+  ChannelStates<T, Whole, Plain, Quads> states;
   float A[4 * Quads];
   input.load(op, thread.group, c);
   load_A<Whole, Quads>(op, c, n, A);
@@ -272,7 +272,7 @@ __global__ void __launch_bounds__(threads, 6)
   wait_for_previous();
   if (b0 >= op.batch) return;
   StepInput<T, Plain> mine;
-  StepStates<T, true, Plain, 1> states[4];
+  ChannelStates<T, true, Plain, 1> states[4];
   float A[4];
   mine.load(op, b0 + (thread.lane & 3), c);
   load_A<true, 1>(op, c, n, A);

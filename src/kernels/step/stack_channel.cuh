@@ -21,7 +21,7 @@ struct Filter {
   int write;  // the state row
 
   // Of channel c in batch row n.
-  __device__ __forceinline__ void load(const StackStep& s, const StackStep::Layer& layer, int n,
+  __device__ __forceinline__ void load(const Mamba1Step& s, const Mamba1Step::Block& layer, int n,
                                        int c) {
     const StateRow<int> row = state_row(s, n);
     write = row.write;
@@ -40,7 +40,7 @@ struct Filter {
     return silu_approx(fmaf(weight.at[past], to_float(x), sum));
   }
   // The state after x.
-  __device__ __forceinline__ void store(const StackStep& s, const StackStep::Layer& layer, int c,
+  __device__ __forceinline__ void store(const Mamba1Step& s, const Mamba1Step::Block& layer, int c,
                                         T x) const {
     if (write < 0) return;
     T* to = static_cast<T*>(layer.conv) + (std::int64_t{write} * s.d_inner + c) * past;
@@ -59,11 +59,11 @@ struct Channel {
   Vec<float, lane_states> h;
   int write;  // the state row
 
-  static __device__ __forceinline__ std::int64_t place(const StackStep& s, int row, int c, int p) {
+  static __device__ __forceinline__ std::int64_t place(const Mamba1Step& s, int row, int c, int p) {
     return (std::int64_t{row} * s.d_inner + c) * d_state + p * lane_states;
   }
   // Of channel c in batch row n.
-  __device__ __forceinline__ void load_state(const StackStep& s, const StackStep::Layer& layer,
+  __device__ __forceinline__ void load_state(const Mamba1Step& s, const Mamba1Step::Block& layer,
                                              int n, int c, int p) {
     const StateRow<int> row = state_row(s, n);
     write = row.write;
@@ -71,7 +71,7 @@ struct Channel {
     if (row.read >= 0) h = load_vec<lane_states>(layer.ssm + place(s, row.read, c, p));
   }
   // In batch row 0; A as it is stored.
-  __device__ __forceinline__ void load(const StackStep& s, const StackStep::Layer& layer, int c,
+  __device__ __forceinline__ void load(const Mamba1Step& s, const Mamba1Step::Block& layer, int c,
                                        int p) {
     const T* weight = static_cast<const T*>(layer.dt_proj) + std::int64_t{c} * s.dt_rank + 2 * p;
 #pragma unroll

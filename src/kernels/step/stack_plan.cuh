@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "detail/stack_step.hpp"
+#include "detail/mamba1_step.hpp"
 #include "kernels/gpu/state_row.cuh"
 #include "kernels/step/stack_words.cuh"
 
@@ -13,7 +13,7 @@ namespace mamba::cuda::stack {
 constexpr int tile = 8;             // weight rows of a product
 constexpr int unit = threads * 16;  // bytes of a ring's slot: 16 of each thread
 constexpr int sum_pitch = warps;    // floats, so that eight rows lie in different banks
-constexpr int d_state = StackStep::d_state, d_conv = StackStep::d_conv, past = d_conv - 1;
+constexpr int d_state = Mamba1Step::d_state, d_conv = Mamba1Step::d_conv, past = d_conv - 1;
 
 // Where everything lies in a block's shared memory, in bytes, and among the words.
 struct Plan {
@@ -22,7 +22,7 @@ struct Plan {
   int inputs, input_pitch;               // [warps][rows][input_pitch] T: a run of pieces
   int sums_A, pitch_A, sums_B, pitch_B;  // [rows][pitch][sum_pitch] f32: in_proj's; the others'
   int squares;                           // [rows][warps] f32
-  int layers;                            // StackStep::Layer[layer_count]
+  int layers;                            // Mamba1Step::Block[layer_count]
   int norm;                              // [warps][a run of pieces] f32
   int own, own_pitch;                    // [rows][own_pitch] f32: the residual
   int selected;                          // [rows][selection] f32
@@ -30,7 +30,7 @@ struct Plan {
   int bytes;
   int u_words, selection_words, y_words, residual_words, words;
 
-  Plan(const StackStep& s, int ring_bytes, int most_blocks) : model(s.d_model), inner(s.d_inner) {
+  Plan(const Mamba1Step& s, int ring_bytes, int most_blocks) : model(s.d_model), inner(s.d_inner) {
     blocks = std::min(most_blocks, s.d_inner / 2);  // one without channels would publish no word
     selection = s.dt_rank + 2 * d_state;
     const auto up = [](int count) { return (count + tile - 1) / tile * tile; };
@@ -50,7 +50,7 @@ struct Plan {
     sums_A = take(s.rows * pitch_A * sum_pitch, sizeof(float));
     sums_B = take(s.rows * pitch_B * sum_pitch, sizeof(float));
     squares = take(warps * s.rows, sizeof(float));
-    layers = take(s.layer_count, sizeof(StackStep::Layer));
+    layers = take(s.layer_count, sizeof(Mamba1Step::Block));
     norm = take(model.values(1), sizeof(float));
     own = take(s.rows * own_pitch, sizeof(float));
     selected = take(s.rows * selection, sizeof(float));
@@ -65,7 +65,7 @@ struct Plan {
 };
 
 // Of batch row n. A row that is bad or begins anew is read from nowhere.
-__device__ __forceinline__ StateRow<int> state_row(const StackStep& s, int n) {
+__device__ __forceinline__ StateRow<int> state_row(const Mamba1Step& s, int n) {
   StateRow<int> row{n, n, false, false};
   if (s.read != nullptr) {
     row = {s.read[n], s.write[n], false, false};
@@ -78,7 +78,7 @@ __device__ __forceinline__ StateRow<int> state_row(const StackStep& s, int n) {
 }
 
 struct Operands {
-  StackStep step;
+  Mamba1Step step;
   Plan plan;
   HandOver words;
   bool constant_weights;

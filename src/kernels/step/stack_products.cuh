@@ -135,7 +135,7 @@ class Products {
   }
 
   const Operands& op_;
-  const StackStep& step_;
+  const Mamba1Step& step_;
   const Plan& plan_;
   char* memory_;
   int warp_, lane_;

@@ -54,7 +54,7 @@ class Block : Products<Slots, Single> {
     wait_for_previous();
     begin();
     for (int l = 0; l < step_.layer_count; ++l) {
-      const StackStep::Layer& layer = weights_.layers[l];
+      const Mamba1Step::Block& layer = weights_.layers[l];
       project_in(layer, l);
       select(layer, l);
       scan(layer, l);
@@ -71,7 +71,7 @@ class Block : Products<Slots, Single> {
   }
   // Parameters are read well by whole warps only, and where they have been read before.
   __device__ __forceinline__ void copy_layers() const {
-    auto* to = at<StackStep::Layer>(plan_.layers);
+    auto* to = at<Mamba1Step::Block>(plan_.layers);
     for (int l = warp_; l < step_.layer_count; l += warps) to[l] = step_.layers[l];
     __syncthreads();
   }
@@ -159,7 +159,7 @@ class Block : Products<Slots, Single> {
   }
 
   // norm, in_proj, convolution: u and the gate of this block's channels.
-  __device__ __forceinline__ void project_in(const StackStep::Layer& layer, int l) {
+  __device__ __forceinline__ void project_in(const Mamba1Step::Block& layer, int l) {
     const Plan& p = plan_;
     const Share& channels = weights_.shares.channels;
     const int count = channels.count;
@@ -213,7 +213,7 @@ class Block : Products<Slots, Single> {
   }
 
   // x_proj, and what the scan will need.
-  __device__ __forceinline__ void select(const StackStep::Layer& layer, int l) {
+  __device__ __forceinline__ void select(const Mamba1Step::Block& layer, int l) {
     const int j = static_cast<int>(threadIdx.x) / channel_lanes;
     if (j < weights_.shares.channels.count) {
       channel_.load(step_, layer, weights_.shares.channels.first + j, lane_ % channel_lanes);
@@ -243,7 +243,7 @@ class Block : Products<Slots, Single> {
   }
 
   // dt_proj and the scan: y of this block's channels.
-  __device__ __forceinline__ void scan(const StackStep::Layer& layer, int l) {
+  __device__ __forceinline__ void scan(const Mamba1Step::Block& layer, int l) {
     const int count = weights_.shares.channels.count;
     const int j = static_cast<int>(threadIdx.x) / channel_lanes, p = lane_ % channel_lanes;
     if (warp_ * (32 / channel_lanes) >= count) return;
@@ -335,7 +335,7 @@ __global__ void __launch_bounds__(threads, 1)
 constexpr int slot_counts[] = {32, 24, 16};
 
 // Slots of the rings that fit besides everything else; 0: not even the fewest.
-int slots_of(const StackStep& step, Device device) {
+int slots_of(const Mamba1Step& step, Device device) {
   const int most = shared_memory(device, where), blocks = multiprocessors(device, where);
   for (const int slots : slot_counts) {
     if (Plan(step, slots * unit, blocks).bytes <= most) return slots;
@@ -363,7 +363,7 @@ StepKernel kernel_of(int slots, int rows) {
 
 }  // namespace stack
 
-bool takes(const StackStep& s, const Stream& stream) {
+bool takes(const Mamba1Step& s, const Stream& stream) {
   using namespace stack;
   const Device device = stream.device();
   const OnDevice current(device, where);
@@ -378,14 +378,14 @@ bool takes(const StackStep& s, const Stream& stream) {
   return slots > 0 && capability_of(kernel_of(slots, s.rows), device, where) >= sm_90;
 }
 
-void run(const StackStep& step, Stream& stream) {
+void run(const Mamba1Step& step, Stream& stream) {
   using namespace stack;
   const Device device = stream.device();
   const OnDevice current(device, where);
   const int slots = slots_of(step, device);
   const Plan plan(step, slots * unit, multiprocessors(device, where));
   // As many words as for the most rows, so that a stream needs no second place when they change.
-  const std::int64_t most = std::int64_t{plan.words} / step.rows * StackStep::most_rows;
+  const std::int64_t most = std::int64_t{plan.words} / step.rows * Mamba1Step::most_rows;
   const TensorView memory = StreamAccess::hand_over(
       stream, HandOver::turn_words + 2 * most * std::int64_t{sizeof(Word)} / 4);
   const Operands op{step, plan, HandOver(memory), StreamAccess::constant_weights(stream),

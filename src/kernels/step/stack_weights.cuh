@@ -17,8 +17,8 @@ namespace mamba::cuda::stack {
 // 130m and 2.0 of 2.8b, not 0.22 and 1.73).
 template <int Slots>
 struct WeightStream {
-  const StackStep& step;
-  const StackStep::Layer* layers;  // in shared memory
+  const Mamba1Step& step;
+  const Mamba1Step::Block* layers;  // in shared memory
   const Shares shares;
   unsigned ring, oldest;  // shared addresses: this thread's first slot, the one that is used next
   int warp, lane;
@@ -29,7 +29,7 @@ struct WeightStream {
 
   __device__ __forceinline__ WeightStream(const Operands& op, char* memory, int warp_, int lane_)
       : step(op.step),
-        layers(reinterpret_cast<const StackStep::Layer*>(memory + op.plan.layers)),
+        layers(reinterpret_cast<const Mamba1Step::Block*>(memory + op.plan.layers)),
         shares(op),
         ring(shared_address(memory) + threadIdx.x * 16),
         oldest(ring),
@@ -53,7 +53,7 @@ struct WeightStream {
       rows = shares.rows(matrix);
       inputs = matrix == in_proj ? step.d_model : step.d_inner;
     } while (rows == 0 || pieces_of(inputs) <= 0);
-    const StackStep::Layer& weights = layers[layer];
+    const Mamba1Step::Block& weights = layers[layer];
     const void* all = matrix == in_proj  ? weights.in_proj
                       : matrix == x_proj ? weights.x_proj
                                          : weights.out_proj;

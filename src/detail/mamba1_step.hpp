@@ -1,5 +1,5 @@
-// One step of all layers of a Stack, for a device that takes them at once: raw pointers and sizes,
-// checked by Stack::forward, passed to the kernel by value.
+// One step of Mamba-1 blocks one after the other, for a device that takes them at once: raw
+// pointers and sizes, which have been checked, passed to the kernel by value.
 #pragma once
 
 #include <cstdint>
@@ -8,10 +8,10 @@
 
 namespace mamba {
 
-// residual = x;  for each layer: residual += layer(norm(residual));  sum = residual.
-// All of bf16 but what LayerWeights has in f32. States go on in place, by the row map if there is
-// one (see RowMap); a padding row's sum is its x.
-struct StackStep {
+// residual = x;  for each block: residual += block(norm(residual));  sum = residual.
+// Matrices, x and conv are bf16. States go on in place, by the row map if there is one (see
+// RowMap); a padding row's sum is its x.
+struct Mamba1Step {
   static constexpr int most_layers = 64;
   // From five rows on the layers one after the other are faster, whose products read weights by the
   // tile (130m, ms a step of 1 to 5 rows: 0.22, 0.27, 0.29, 0.32, 0.40; layer by layer 0.24, 0.30,
@@ -20,7 +20,7 @@ struct StackStep {
   static constexpr int d_state = 16;
   static constexpr int d_conv = 4;
 
-  struct Layer {
+  struct Block {
     const float* norm;         // [d_model]
     const void* in_proj;       // [2 d_inner, d_model]
     const float* conv_weight;  // [d_inner, d_conv]
@@ -34,7 +34,7 @@ struct StackStep {
     void* conv;                // [state_rows, d_inner, d_conv - 1]
     float* ssm;                // [state_rows, d_inner, d_state]
   };
-  Layer layers[most_layers];
+  Block layers[most_layers];
   int layer_count, rows, d_model, d_inner, dt_rank;
   int state_rows;
   float epsilon;
@@ -49,8 +49,8 @@ struct StackStep {
 namespace cuda {
 
 // Whether run() takes a step of these sizes on the stream's device. Looks at no pointer.
-bool takes(const StackStep& step, const Stream& stream);
-void run(const StackStep& step, Stream& stream);
+bool takes(const Mamba1Step& step, const Stream& stream);
+void run(const Mamba1Step& step, Stream& stream);
 
 }  // namespace cuda
 

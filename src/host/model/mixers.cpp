@@ -1,0 +1,40 @@
+#include "host/model/mixers.hpp"
+
+#include <fmt/format.h>
+
+#include <mamba/error.hpp>
+
+#include "host/model/mamba1/mamba1_mixer.hpp"
+
+namespace mamba {
+
+// The list. All that differs between architectures is behind it.
+const std::vector<const HostMixer*>& mixers() {
+  static const Mamba1Mixer mamba1;
+  static const std::vector<const HostMixer*> all{&mamba1};
+  return all;
+}
+
+const HostMixer& host_mixer(const LayerConfig& config) {
+  for (const HostMixer* mixer : mixers()) {
+    if (mixer->kind() == config.mixer) return *mixer;
+  }
+  throw ArgumentError("LayerConfig", "mixer", "a MixerKind",
+                      fmt::format("{}", static_cast<int>(config.mixer)));
+}
+
+namespace detail {
+
+const Mixer& mixer_of(const LayerConfig& config) { return host_mixer(config); }
+
+LayerWeightList layer_weights(const LayerConfig& config, DType dtype) {
+  return host_mixer(config).weights(config, dtype);
+}
+
+bool Mixer::step_at_once(const Stack&, float, const ConstTensorView&, StackState&,
+                         const TensorView&, const RowMap&, const ConstTensorView&, Stream&) const {
+  return false;
+}
+
+}  // namespace detail
+}  // namespace mamba

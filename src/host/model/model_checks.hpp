@@ -1,0 +1,23 @@
+// Checks of states and gradients, for every call that takes some.
+#pragma once
+
+#include <cstdint>
+
+#include <mamba/language_model.hpp>
+#include <mamba/layer.hpp>
+#include <mamba/stack.hpp>
+
+namespace mamba {
+
+// Throws, in the name of `where`, if `state` is not one of this layer's or stack's, of so many
+// rows.
+void check_state(const char* where, const Layer& layer, const MambaState& state, std::int64_t rows);
+void check_state(const char* where, const Stack& stack, const StackState& state, std::int64_t rows);
+
+// Throws, in the name of `where`, if what is there of `gradients` is not f32 of the weights'
+// shapes.
+void check_gradients(const char* where, const Layer& layer, const LayerWeights& gradients);
+void check_gradients(const char* where, const Stack& stack, const StackWeights& gradients);
+void check_gradients(const char* where, const LanguageModel& model, const ModelWeights& gradients);
+
+}  // namespace mamba
