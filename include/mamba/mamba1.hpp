@@ -21,16 +21,18 @@ struct Mamba1Activations {
   std::int64_t chunk_steps = 0;
 };
 
+// One block. Shapes, dtypes and devices have been checked.
 struct Mamba1 {
-  const LayerConfig& c;
+  const LayerConfig& c;  // resolved
   const LayerWeights& w;
 
+  // From x to y, both [batch, time, d_model]; the final states are written on the way.
   void forward(const MixerForward& run, const Mamba1Activations& a, TensorView y,
                Stream& stream) const;
   // `a` has all that forward kept or computed again; a.gated is written here.
   void backward(const MixerBackward& run, const Mamba1Activations& a, Stream& stream) const;
 
-  // From x to what out_proj reads.
+  // The steps of forward: from x to what out_proj reads, and within it the selection.
   void mix(const MixerForward& run, const Mamba1Activations& a, Stream& stream) const;
   void select(const Mamba1Activations& a, Stream& stream) const;
   void normalise(ConstTensorView from, TensorView to, Stream& stream) const;
