@@ -53,11 +53,11 @@ BREAKS = {
     "top_p keeps one more": (
         "src/host/ops/sample/sample.cpp", "if (above >= target) return false;", "if (above > target) return false;", "Sample*"),
     "reset of a mask leaves the conv state": (
-        "src/host/model/state_verbs.cpp", "layer.each([&](const char*, Tensor& tensor) {\n      ZeroRows rows;",
+        "src/host/model/state/state_verbs.cpp", "layer.each([&](const char*, Tensor& tensor) {\n      ZeroRows rows;",
         "layer.each([&](const char* name, Tensor& tensor) {\n      if (name[0] == 'c') return;\n      ZeroRows rows;",
         "StateTest*"),
     "scatter takes its rows for the source's": (
-        "src/host/model/state_verbs.cpp", "op.to_rows = rows;", "op.from_rows = rows;", "StateTest*"),
+        "src/host/model/state/state_verbs.cpp", "op.to_rows = rows;", "op.from_rows = rows;", "StateTest*"),
     "a call in more pieces than are counted": (
         "src/host/core/team.cpp", "const int pieces = std::min(parts, Place::most_pieces);", "const int pieces = parts;",
         "TeamThreads.AnyNumber*"),
@@ -74,7 +74,7 @@ BREAKS = {
     "a row may be read that another batch row writes": (
         "src/host/core/row_map.cpp", "if (written.has(read[b]) && write[b] != read[b]) add_wrong(read[b]);", "", "*RowMap*"),
     "a stack's layers differ after a refused copy": (
-        "src/host/model/state_verbs.cpp", "const MambaState& to) { check_same(where, from, to); });\n"
+        "src/host/model/state/state_verbs.cpp", "const MambaState& to) { check_same(where, from, to); });\n"
         "  each_layer(other, self(), [&](const MambaState& from, MambaState& to) {\n",
         "MambaState& to) {\n    check_same(where, from, to);\n", "StateTest*"),
     "a state of another model is taken": (
@@ -86,7 +86,7 @@ BREAKS = {
         "src/host/model/mamba1/weights.cpp", "fan_in(c.d_inner) * fan_in(n_layer)", "fan_in(c.d_inner) * fan_in(n_layer > 0 ? 1 : 2)",
         "LayerInit*"),
     "a step state is one step late": (
-        "src/host/model/state.cpp", "all.view().steps(t, 1)", "all.view().steps(t > 0 ? t - 1 : t, 1)", "LayerTest*"),
+        "src/host/model/state/state.cpp", "all.view().steps(t, 1)", "all.view().steps(t > 0 ? t - 1 : t, 1)", "LayerTest*"),
     "pieces of a prompt share the first piece's resets": (
         "include/mamba/language_model.hpp", "options.reset.columns(first, count)", "options.reset.columns(0, count)",
         "LanguageModel*"),

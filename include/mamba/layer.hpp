@@ -114,8 +114,8 @@ inline void Layer::backward(LayerTape& tape, ConstTensorView dy, MambaState* dst
                             const BackwardOptions& options) const {
   check_backward(tape, dy, dstate, dx, gradients, stream);
   const detail::MixerForward forward{
-      config_, weights_,    tape.x_, tape.initial_.conv, tape.initial_.ssm, {},
-      {},      tape.reset_, {},      nullptr,            nullptr};
+      config_, weights_, tape.x_, tape.initial_.conv, tape.initial_.ssm, {}, {}, tape.reset_,
+      {},      nullptr,  nullptr};
   mixer_->backward({forward, tape.recompute, dy, dstate, dx, gradients, options.accumulate},
                    tape.activations_, stream);
   tape.layer_ = nullptr;

@@ -33,9 +33,9 @@ class LayerTape {
  private:
   friend class Layer;
 
-  const void* layer_ = nullptr;  // whose run this is; nullptr: none
-  Tensor x_, reset_;             // reset_ absent: there was none
-  StateTensors initial_;         // what backward needs of the state that the run began with
+  const void* layer_ = nullptr;      // whose run this is; nullptr: none
+  Tensor x_, reset_;                 // reset_ absent: there was none
+  StateTensors initial_;             // what backward needs of the state that the run began with
   std::vector<Tensor> activations_;  // what the mixer keeps, in its own order
 };
 

@@ -10,7 +10,7 @@
 #include "host/core/json.hpp"
 #include "host/files/folder.hpp"
 #include "host/files/model_folder.hpp"
-#include "host/model/config_files.hpp"
+#include "host/model/config/config_files.hpp"
 #include "host/model/fingerprint.hpp"
 
 namespace mamba {

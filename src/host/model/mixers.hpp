@@ -10,8 +10,8 @@
 #include <mamba/weights.hpp>
 
 #include "host/core/json.hpp"
-#include "host/model/config_checks.hpp"
-#include "host/model/config_fields.hpp"
+#include "host/model/config/config_checks.hpp"
+#include "host/model/config/config_fields.hpp"
 
 namespace mamba {
 

@@ -6,7 +6,7 @@
 
 #include <mamba/error.hpp>
 
-#include "host/model/config_checks.hpp"
+#include "host/model/config/config_checks.hpp"
 #include "host/model/mixers.hpp"
 
 namespace mamba {

@@ -9,9 +9,9 @@
 #include <mamba/state.hpp>
 
 #include "host/core/finished.hpp"
-#include "host/model/listed_rows.hpp"
-#include "host/model/state_checks.hpp"
-#include "host/model/state_layers.hpp"
+#include "host/model/state/listed_rows.hpp"
+#include "host/model/state/state_checks.hpp"
+#include "host/model/state/state_layers.hpp"
 
 namespace mamba {
 

@@ -7,7 +7,7 @@
 #include <mamba/check.hpp>
 
 #include "host/core/finished.hpp"
-#include "host/model/state_checks.hpp"
+#include "host/model/state/state_checks.hpp"
 
 namespace mamba {
 

@@ -14,7 +14,7 @@
 #include <mamba/error.hpp>
 
 #include "host/core/json.hpp"
-#include "host/model/config_checks.hpp"
+#include "host/model/config/config_checks.hpp"
 
 namespace mamba {
 

@@ -5,8 +5,8 @@
 #include <mamba/error.hpp>
 
 #include "host/core/json.hpp"
-#include "host/model/config_fields.hpp"
-#include "host/model/config_files.hpp"
+#include "host/model/config/config_fields.hpp"
+#include "host/model/config/config_files.hpp"
 #include "host/model/mixers.hpp"
 
 namespace mamba {
