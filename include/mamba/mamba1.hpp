@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include <mamba/detail/fused_ops.hpp>
 #include <mamba/detail/mixer.hpp>
 #include <mamba/ops.hpp>
 

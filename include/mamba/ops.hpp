@@ -18,6 +18,7 @@
 
 #include <cstdint>
 
+#include <mamba/row_map.hpp>
 #include <mamba/stream.hpp>
 #include <mamba/tensor.hpp>
 
@@ -34,15 +35,6 @@ struct Matmul {
   bool transpose_weight = false;
   bool transpose_x = false;  // only with transpose_weight
   bool accumulate = false;   // y is added to, in f32 before it is rounded
-};
-
-// Which rows of a larger state the batch rows of a call stand for. Batch row b continues from state
-// row read[b] and leaves its final state in row write[b]; read[b] < 0 starts from zero, write[b] <
-// 0 drops the final state, and both < 0 marks padding: its y is zeros. Absent, row b is state row
-// b. A state row written by one batch row may not be read or written by another of the same call.
-struct RowMap {
-  ConstTensorView read;   // [batch] i32, optional
-  ConstTensorView write;  // [batch] i32, optional; both or neither
 };
 
 // Depthwise causal convolution, its memory an explicit state (Gu & Dao 2023, section 3.4):
@@ -190,11 +182,6 @@ struct ZeroRows {
   RowMap padding;        // [rows]
   TensorView view;       // [rows, ...] any dtype
 };
-
-// The same as run(norm), run(product), run(conv), to the bit. Where the norm's y is the product's x
-// and the product's y contains the conv's x, a device may compute all three in one pass. Apart from
-// these two, no output may therefore overlap an operand of another operation.
-void run(const AddRmsNorm& norm, const Matmul& product, const CausalConv& conv, Stream& stream);
 
 void run(const Matmul& op, Stream& stream);
 void run(const CausalConv& op, Stream& stream);

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include <mamba/detail/fused_ops.hpp>
 #include <mamba/graph.hpp>
 #include <mamba/layer.hpp>
 #include <mamba/stack.hpp>

@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include <mamba/check.hpp>
+#include <mamba/detail/fused_ops.hpp>
 
 #include "host/core/row_map.hpp"
 #include "host/ops/dispatch.hpp"
