@@ -21,8 +21,8 @@ struct Size {
 constexpr Size sizes[] = {
     {"130m", 768, 24}, {"370m", 1024, 48}, {"1.4b", 2048, 48}, {"2.8b", 2560, 64}};
 
-ModelConfig config_of(const Size& size) {
-  ModelConfig config;
+LanguageModelConfig config_of(const Size& size) {
+  LanguageModelConfig config;
   config.layer.d_model = size.d_model;
   config.n_layer = size.n_layer;
   config.vocab_size = 50280;
@@ -31,10 +31,10 @@ ModelConfig config_of(const Size& size) {
 
 // Every layer has a place of its own, so that weights come from memory; their values repeat.
 LanguageModel make(const Size& size) {
-  const ModelConfig config = config_of(size);
+  const LanguageModelConfig config = config_of(size);
   const LayerWeights one = random_layer_weights(config.layer, DType::bf16, 1, size.n_layer);
   const Tensor norm = random_tensor({size.d_model}, DType::f32, 1, 1);
-  ModelWeights weights;
+  LanguageModelWeights weights;
   weights.embedding = random_tensor({config.vocab_rows, size.d_model}, DType::bf16, -0.03f, 0.03f);
   for (std::int64_t i = 0; i < size.n_layer; ++i) {
     LayerWeights layer;

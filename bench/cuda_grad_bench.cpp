@@ -138,7 +138,7 @@ void layer_training(benchmark::State& bench, bool backward) {
   Tensor y(x.shape(), DType::bf16, gpu), dx(x.shape(), DType::bf16, gpu);
   MambaState state = layer.make_state(batch);
   const std::vector<Call> calls{[&](Stream& stream) {
-    ForwardOptions options;
+    LayerOptions options;
     options.tape = &tape;
     layer.forward(x, state, y, stream, options);
     if (backward) layer.backward(tape, dy, nullptr, dx, gradients, stream);

@@ -12,7 +12,7 @@ using namespace mamba;
 
 // A thousand at a time, with a stream each, of a small model: their memory is not what is measured.
 void generators_made(benchmark::State& bench) {
-  ModelConfig config;
+  LanguageModelConfig config;
   config.layer.d_model = 64;
   config.n_layer = 2;
   config.vocab_size = 256;

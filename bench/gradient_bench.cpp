@@ -139,12 +139,12 @@ void conv(benchmark::State& state, const Shape& shape, DType dtype, int threads,
 
 // Forward, backward and optimiser of a byte model, batch 16, d_model 64, time 256.
 void train_step(benchmark::State& state, DType dtype, int threads) {
-  ModelConfig config;
+  LanguageModelConfig config;
   config.layer.d_model = 64;
   config.n_layer = 2;
   config.vocab_size = 256;
   LanguageModel model = LanguageModel::random(config, 1, dtype);
-  ModelWeights gradients = zero_gradients(config);
+  LanguageModelWeights gradients = zero_gradients(config);
   AdamW optimizer(parameters(model, gradients));
   Stream stream(Device::cpu(), threads);
   const Shape shape{16, 256};
@@ -157,9 +157,9 @@ void train_step(benchmark::State& state, DType dtype, int threads) {
       Tensor::from(std::vector<std::int32_t>(text.begin() + 1, text.end()), shape);
   Tensor logits({16, 256, 256}, DType::f32), dlogits({16, 256, 256}, dtype);
   StackState carried = model.make_state(16);
-  ModelTape tape;
+  LanguageModelTape tape;
   TokenLoss loss;
-  ModelOptions options;
+  LanguageModelOptions options;
   options.tape = &tape;
   const auto step = [&] {
     model.forward(ids, carried, logits, stream, options);

@@ -18,8 +18,8 @@ namespace {
 using namespace mamba;
 using mamba::bench::random_tensor;
 
-ModelConfig shape_130m() {
-  ModelConfig config;
+LanguageModelConfig shape_130m() {
+  LanguageModelConfig config;
   config.layer.d_model = 768;
   config.n_layer = 24;
   config.vocab_size = 50280;

@@ -73,7 +73,7 @@ bool reset_in_the_middle(const mamba::Layer& layer, const Tensor& x) {
   std::vector<std::int32_t> flags(time_steps);
   flags[middle] = 1;
   const Tensor reset = Tensor::from(flags, {1, time_steps});
-  mamba::ForwardOptions options;
+  mamba::LayerOptions options;
   options.reset = reset;
   MambaState state = layer.make_state(1);
   Tensor y(x.shape(), x.dtype());

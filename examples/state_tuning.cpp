@@ -29,8 +29,8 @@ struct Tuning {
   mamba::Stream stream;
   // The parameters are the tensors of a state, their gradients those of another of the same shape.
   mamba::StackState initial = model.make_state(1), gradient = model.make_state(1);
-  mamba::ModelWeights frozen;  // no gradient is in it, so none is computed
-  mamba::ModelTape tape;
+  mamba::LanguageModelWeights frozen;  // no gradient is in it, so none is computed
+  mamba::LanguageModelTape tape;
   mamba::TokenLoss loss;
 
   explicit Tuning(const mamba::LanguageModel& of) : model(of) {
@@ -53,7 +53,7 @@ struct Tuning {
     const mamba::Tensor ids = mamba::Tensor::from(bytes, {1, time + 1});
     mamba::Tensor logits({1, time, model.config().vocab_size}, mamba::DType::f32);
     mamba::Tensor dlogits(logits.shape(), mamba::DType::f32);
-    mamba::ModelOptions options;
+    mamba::LanguageModelOptions options;
     if (learns) options.tape = &tape;
     mamba::StackState state = initial.clone();
     model.forward(ids.view().columns(0, time), state, logits, stream, options);

@@ -60,8 +60,8 @@ inline std::string bytes(const StackState& state) {
 constexpr std::int64_t huge = std::int64_t{1} << 62;
 constexpr float nan = std::numeric_limits<float>::quiet_NaN();
 
-inline ModelConfig small() {
-  ModelConfig config;
+inline LanguageModelConfig small() {
+  LanguageModelConfig config;
   config.layer.d_model = 8;
   config.layer.d_state = 4;
   config.n_layer = 2;

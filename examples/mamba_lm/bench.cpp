@@ -34,8 +34,8 @@ struct BenchFlags {
 };
 
 // All rows of both tables, before anything is timed: the largest batch with the longest prompt.
-void check_fits(const BenchFlags& flags, const mamba::ModelConfig& config, mamba::DType dtype,
-                mamba::Device device) {
+void check_fits(const BenchFlags& flags, const mamba::LanguageModelConfig& config,
+                mamba::DType dtype, mamba::Device device) {
   const auto largest = [](const std::vector<std::int64_t>& list) {
     return static_cast<double>(*std::max_element(list.begin(), list.end()));
   };
@@ -54,7 +54,7 @@ mamba::LanguageModel with_random_weights(const ModelFlags& flags) {
   std::ifstream file(path);
   if (!file) throw mamba::FormatError("bench", path, "a configuration", "no such file");
   const std::string text{std::istreambuf_iterator<char>(file), {}};
-  const mamba::ModelConfig config = mamba::parse_config(text, path);
+  const mamba::LanguageModelConfig config = mamba::parse_config(text, path);
   const mamba::DType dtype =
       flags.dtype.empty() ? mamba::DType::f32 : mamba::parse_storage_dtype(flags.dtype);
   // The weights are made in the host's memory, wherever they go then.
@@ -159,7 +159,7 @@ int bench(const BenchFlags& flags) {
   mamba::Stream stream = flags.model.stream();
   std::printf("mamba-lm %s, %s%s, %.1f M parameters, %s, %s", mamba::version,
               flags.model.path("bench").c_str(), flags.random_weights ? " (random weights)" : "",
-              static_cast<double>(model.parameters()) / 1e6, model.device().name().c_str(),
+              static_cast<double>(model.parameter_count()) / 1e6, model.device().name().c_str(),
               mamba::name_of(model.dtype()));
   if (model.device().is_cpu()) {
     std::printf(", %d threads, %s", stream.threads(), mamba::cpu_kernels().c_str());

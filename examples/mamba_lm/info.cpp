@@ -31,7 +31,7 @@ std::int64_t count_not_finite(const Tensor& weight) {
 
 int info(const ModelFlags& flags) {
   const mamba::LanguageModel model = flags.load("info");
-  const mamba::ModelConfig& config = model.config();
+  const mamba::LanguageModelConfig& config = model.config();
   const mamba::LayerConfig& layer = config.layer;
   std::int64_t bytes = 0;
   model.each_weight([&](const std::string&, const Tensor& weight) { bytes += weight.bytes(); });
@@ -43,7 +43,7 @@ int info(const ModelFlags& flags) {
   line("d_conv", layer.d_conv);
   line("dt_rank", layer.dt_rank);
   line("vocab", config.vocab_size);
-  line("parameters", model.parameters());
+  line("parameters", model.parameter_count());
   line("dtype", std::string(mamba::name_of(model.dtype())));
   line("bytes of weights", bytes);
   line("bytes of state", model.make_state(1).bytes());  // of one sequence

@@ -20,8 +20,8 @@ double size(mamba::DType dtype) { return static_cast<double>(mamba::size_of(dtyp
 
 }  // namespace
 
-double bytes_of_state(const mamba::ModelConfig& config, mamba::DType dtype) {
-  const mamba::ModelConfig whole = config.resolved();
+double bytes_of_state(const mamba::LanguageModelConfig& config, mamba::DType dtype) {
+  const mamba::LanguageModelConfig whole = config.resolved();
   const auto& layer = whole.layer;
   const auto inner = static_cast<double>(layer.d_inner);
   return static_cast<double>(whole.n_layer) * inner *
@@ -29,14 +29,14 @@ double bytes_of_state(const mamba::ModelConfig& config, mamba::DType dtype) {
           static_cast<double>(layer.d_state) * size(mamba::DType::f32));
 }
 
-double bytes_of_generator(const mamba::ModelConfig& config, mamba::DType dtype) {
+double bytes_of_generator(const mamba::LanguageModelConfig& config, mamba::DType dtype) {
   const auto vocab = static_cast<double>(config.vocab_size);
   return bytes_of_state(config, dtype) +
          vocab * (size(mamba::DType::f32) + size(mamba::DType::i32));
 }
 
-double bytes_of_model(const mamba::ModelConfig& config, mamba::DType dtype) {
-  const mamba::ModelConfig whole = config.resolved();
+double bytes_of_model(const mamba::LanguageModelConfig& config, mamba::DType dtype) {
+  const mamba::LanguageModelConfig whole = config.resolved();
   const auto& layer = whole.layer;
   const auto inner = static_cast<double>(layer.d_inner);
   const auto model = static_cast<double>(layer.d_model);
@@ -46,8 +46,8 @@ double bytes_of_model(const mamba::ModelConfig& config, mamba::DType dtype) {
   return (static_cast<double>(whole.n_layer) * matrices + rows * model) * size(dtype);
 }
 
-double bytes_of_call(const mamba::ModelConfig& config, double tokens) {
-  const mamba::ModelConfig whole = config.resolved();
+double bytes_of_call(const mamba::LanguageModelConfig& config, double tokens) {
+  const mamba::LanguageModelConfig whole = config.resolved();
   return tokens * (2 * static_cast<double>(whole.layer.d_inner) * size(mamba::DType::bf16) +
                    static_cast<double>(whole.layer.d_model) * size(mamba::DType::f32));
 }

@@ -7,13 +7,14 @@
 #include <mamba/dtype.hpp>
 
 // Bytes, as doubles, since what is asked for may be more than 64 bits count.
-double bytes_of_state(const mamba::ModelConfig& config, mamba::DType dtype);  // of one sequence
+double bytes_of_state(const mamba::LanguageModelConfig& config,
+                      mamba::DType dtype);  // of one sequence
 // Of a generator in a pool: its state, its logits, and what it counts of tokens.
-double bytes_of_generator(const mamba::ModelConfig& config, mamba::DType dtype);
+double bytes_of_generator(const mamba::LanguageModelConfig& config, mamba::DType dtype);
 // Of weights in one dtype.
-double bytes_of_model(const mamba::ModelConfig& config, mamba::DType dtype);
+double bytes_of_model(const mamba::LanguageModelConfig& config, mamba::DType dtype);
 // At the least, of a call of so many tokens in all rows: what goes from layer to layer.
-double bytes_of_call(const mamba::ModelConfig& config, double tokens);
+double bytes_of_call(const mamba::LanguageModelConfig& config, double tokens);
 
 // Throws in the name of `command` and `flag` if `bytes`, for `what`, are more than the memory of
 // the machine; nothing on a device, whose own allocations fail at once and harm nobody.

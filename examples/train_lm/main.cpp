@@ -134,7 +134,7 @@ void train(const Flags& flags, const TrainerOptions& options, const Corpus& corp
     if (flags.overwrite) remove_run(flags.out);
     report.emplace(flags.out + "/metrics.jsonl", trainer.steps(), options.steps,
                    options.batch * options.time);
-    report->say("train-lm: " + std::to_string(trainer.model().parameters()) + " parameters, " +
+    report->say("train-lm: " + std::to_string(trainer.model().parameter_count()) + " parameters, " +
                 std::to_string(corpus.train.size()) + " bytes in " +
                 std::to_string(corpus.train.documents()) + " documents");
     for (const std::string& folder : corpus.left_out) {

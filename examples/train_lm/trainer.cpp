@@ -71,7 +71,7 @@ StepResult Trainer::try_step() {
   take(batch.ids, ids_);
   take(batch.targets, targets_);
   take(batch.reset, reset_);
-  mamba::ModelOptions run;
+  mamba::LanguageModelOptions run;
   run.tape = &tape_;
   run.reset = reset_;
   const float scale = progress_.loss_scale.value;
@@ -92,7 +92,8 @@ StepResult Trainer::try_step() {
                        "a loss of " + std::to_string(result.loss) +
                            (first.empty() ? "" : ", first in the gradient of " + first));
   }
-  if (options_.dtype == mamba::DType::f16) optimizer_.settle(progress_.loss_scale, stream_);
+  if (options_.dtype == mamba::DType::f16)
+    optimizer_.update_loss_scale(progress_.loss_scale, stream_);
   return result;
 }
 
@@ -110,7 +111,7 @@ double Trainer::validate(const Text& text, std::int64_t most) {
     const mamba::Tensor reset = there(batch.reset);
     mamba::Tensor logits({rows, time, model_.config().vocab_size}, mamba::DType::f32,
                          options_.device);
-    mamba::ModelOptions run;
+    mamba::LanguageModelOptions run;
     run.reset = reset;
     model_.forward(ids, state, logits, stream_, run);
     if (batch.counted > 0) {
@@ -152,7 +153,7 @@ void Trainer::save(const std::string& path) {
 
 void Trainer::load(const std::string& path) {
   const mamba::TrainingProgress ours = progress_;
-  const mamba::ModelConfig& config = model_.config();
+  const mamba::LanguageModelConfig& config = model_.config();
   mamba::StackState all(config.layer, config.n_layer, options_.batch, options_.dtype);
   const mamba::TrainingProgress found = mamba::load_training(path, optimizer_, &all);
   for (const auto& [key, value] : ours.notes) {

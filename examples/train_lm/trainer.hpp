@@ -15,7 +15,7 @@
 #include "ranks.hpp"
 
 struct TrainerOptions {
-  mamba::ModelConfig model;
+  mamba::LanguageModelConfig model;
   std::string start;  // a folder with a model of bytes to start from, instead of `model` and random
   mamba::DType dtype = mamba::DType::f32;
   mamba::Device device;
@@ -75,11 +75,11 @@ class Trainer {
   std::int64_t first_row_, rows_;  // this rank's of the batch
   mamba::Stream stream_;
   mamba::LanguageModel model_;
-  mamba::ModelWeights gradients_;
+  mamba::LanguageModelWeights gradients_;
   mamba::AdamW optimizer_;
   mamba::StackState state_;
   mamba::TrainingProgress progress_;
-  mamba::ModelTape tape_;
+  mamba::LanguageModelTape tape_;
   mamba::TokenLoss loss_;
   mamba::Tensor ids_, targets_, reset_, logits_, dlogits_;
 };

@@ -39,7 +39,7 @@ struct LayerConfig {
 };
 
 // A language model: embedding, n_layer residual layers, final norm, head.
-struct ModelConfig {
+struct LanguageModelConfig {
   LayerConfig layer;
   std::int64_t n_layer = 0;     // must be given
   std::int64_t vocab_size = 0;  // must be given: the ids there are, and the columns of logits
@@ -51,7 +51,7 @@ struct ModelConfig {
   // Everything the file said, as JSON text, so that saving keeps the keys we do not know.
   std::string source_json;
 
-  ModelConfig resolved() const;
+  LanguageModelConfig resolved() const;
 };
 
 // config.json as published, with the keys of Hugging Face (model_type mamba and falcon_mamba) or of
@@ -61,9 +61,9 @@ struct ModelConfig {
 // transformers; null or an empty list means none. A head of which nothing is said is tied. `where`
 // names the file in errors. A mistyped, zero, negative or absurdly large field, or a missing one
 // that has no published default, is a FormatError naming it.
-ModelConfig parse_config(const std::string& json_text, const std::string& where);
+LanguageModelConfig parse_config(const std::string& json_text, const std::string& where);
 
 // config.json with the keys of Hugging Face. Unknown keys of `source_json` are kept.
-std::string to_json(const ModelConfig& config);
+std::string to_json(const LanguageModelConfig& config);
 
 }  // namespace mamba

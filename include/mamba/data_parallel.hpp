@@ -6,7 +6,7 @@
 //   group.run([&](Rank& rank) {
 //     Stream stream(rank.device());
 //     LanguageModel model = LanguageModel::random(config, seed, DType::bf16, rank.device());
-//     ModelWeights gradients = zero_gradients(model.config(), rank.device());
+//     LanguageModelWeights gradients = zero_gradients(model.config(), rank.device());
 //     AdamW optimizer(parameters(model, gradients));
 //     ...                                            // forward and loss of this rank's rows
 //     model.backward(tape, dlogits, nullptr, gradients, stream);

@@ -24,8 +24,8 @@ struct GeneratorSlot;
 // its own. It belongs to no thread: any may use it, one at a time. Members of a pool, and forks of
 // a generator with a given stream, share a stream, and count as one in this.
 //
-// A generator waits for the work of other streams when it is made, in assume() and in restore().
-// If weights change later, wait for that before the next call.
+// A generator waits for the work of other streams when it is made, in continue_from() and in
+// restore(). If weights change later, wait for that before the next call.
 //
 // A generator that was moved from can be assigned to and destroyed; its other verbs throw
 // ArgumentError.
@@ -92,7 +92,7 @@ class Generator {
 
   // Takes over the state after `ids` (at least one) and the logits [1, vocab_size] that follow
   // them, as if the ids had been read here (StateCache). ArgumentError if anything was read before.
-  void assume(const Ids& ids, const StackState& state, ConstTensorView logits);
+  void continue_from(const Ids& ids, const StackState& state, ConstTensorView logits);
 
   // All of this as a value that outlives the generator and its place in a pool. It takes a copy of
   // one row of the state, and the model's fingerprint, which is read from all weights where they
@@ -126,7 +126,7 @@ class Generator {
   static Generator restore(const std::string& path, std::unique_ptr<GeneratorSlot> slot);
   static Group in_order(const char* where, const Group& group);
   static void check_read(const char* where, const Group& group);
-  static void settle(const Group& group);  // pending tokens go through the model
+  static void feed_pending(const Group& group);  // pending tokens go through the model
   static void feed(const Group& group, ConstTensorView ids);
   // After these the tokens are on their way to the host.
   static void choose(const Group& group);
@@ -135,7 +135,7 @@ class Generator {
   static void step(const Group& group);
   static void run_ahead(const Group& group, const std::vector<GenerateOptions>& options,
                         std::vector<std::size_t>& active, std::vector<Generated>& results);
-  void settle() { settle(Group{this}); }
+  void feed_pending() { feed_pending(Group{this}); }
   void put_back(const char* where, const GeneratorSnapshot& snapshot);
   void put(const GeneratorSnapshot& snapshot);
   void put(const StackState& state, ConstTensorView logits);
@@ -143,8 +143,8 @@ class Generator {
   void push(std::int32_t token);
   void copy_to(Generator& other) const;
   // `logits`: from which the token was chosen.
-  std::optional<StopReason> hear(const GenerateOptions& options, std::int32_t token,
-                                 ConstTensorView logits, Generated& result);
+  std::optional<StopReason> receive(const GenerateOptions& options, std::int32_t token,
+                                    ConstTensorView logits, Generated& result);
   static bool goes_on(Generator& member, const GenerateOptions& options, std::int32_t token,
                       Generated& result);
   bool is_eos(std::int32_t token) const;

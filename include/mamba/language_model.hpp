@@ -16,23 +16,23 @@
 
 namespace mamba {
 
-struct ModelOptions : SequenceOptions {
+struct LanguageModelOptions : SequenceOptions {
   // Longer calls go through in pieces of about this many tokens (batch x time), so that memory does
   // not grow with the prompt; 0: 2048 on the CPU, 16384 on CUDA, which few tokens leave idle. A
   // call whose row map reads other rows than it writes goes through whole (rows.read and rows.write
   // are then not the same memory).
   std::int64_t piece_tokens = 0;
   // With one of these a call goes through whole.
-  ModelTape* tape = nullptr;    // receives what backward needs; not with a row map
-  StackSteps* steps = nullptr;  // receives the states after every step
+  LanguageModelTape* tape = nullptr;  // receives what backward needs; not with a row map
+  StackSteps* steps = nullptr;        // receives the states after every step
 };
 
 // Constant once made, like Layer; what trains it owns it without const.
 class LanguageModel {
  public:
-  LanguageModel(const ModelConfig& config, ModelWeights weights);
+  LanguageModel(const LanguageModelConfig& config, LanguageModelWeights weights);
   // Fresh weights by the published recipe.
-  static LanguageModel random(const ModelConfig& config, std::uint64_t seed,
+  static LanguageModel random(const LanguageModelConfig& config, std::uint64_t seed,
                               DType dtype = DType::f32, Device device = Device::cpu());
 
   // A folder with config.json and model.safetensors, or shards and model.safetensors.index.json,
@@ -50,17 +50,17 @@ class LanguageModel {
   // moment load() reads the old model or the new one. In between the new config is config.json.new.
   void save(const std::string& folder) const;
 
-  const ModelConfig& config() const { return config_; }  // resolved
+  const LanguageModelConfig& config() const { return config_; }  // resolved
   const Stack& stack() const { return stack_; }
   const Tensor& embedding() const { return embedding_; }
   const Tensor& head() const { return head_ ? head_ : embedding_; }
   DType dtype() const { return embedding_.dtype(); }
   Device device() const { return embedding_.device(); }
-  // f(published name, tensor) for every weight, in the order of ModelWeights::each.
+  // f(published name, tensor) for every weight, in the order of LanguageModelWeights::each.
   void each_weight(const std::function<void(const std::string&, const Tensor&)>& f) const;
   // The same for training, which may change values, never shapes, dtypes or places.
   void each_mutable_weight(const std::function<void(const std::string&, Tensor&)>& f);
-  std::int64_t parameters() const;
+  std::int64_t parameter_count() const;
 
   // Tells two models apart by configuration and weights: the same for every dtype and device one
   // folder is loaded with, and kept by saving in the file's dtype. 32 hexadecimal digits. It stays
@@ -75,24 +75,24 @@ class LanguageModel {
   // vocab_size] the last one (time >= 1); absent none. On the CPU an id out of range is an
   // ArgumentError before any work.
   void forward(ConstTensorView ids, StackState& state, TensorView logits, Stream& stream,
-               const ModelOptions& options = {}) const;
+               const LanguageModelOptions& options = {}) const;
 
-  // The gradients of the run on `tape`: see Layer::backward. dlogits [batch, time, vocab_size] is
-  // of the model's dtype (CrossEntropy writes it so). A tied embedding gets the head's share too;
-  // rows of padding get zeros.
-  void backward(ModelTape& tape, ConstTensorView dlogits, StackState* dstate,
-                ModelWeights& gradients, Stream& stream, const BackwardOptions& options = {}) const;
+  // The gradients of the run on `tape`: see Layer::backward. dlogits [batch, time, vocab_size] is of
+  // the model's dtype (CrossEntropy). A tied embedding gets the head's share too, padding zeros.
+  void backward(LanguageModelTape& tape, ConstTensorView dlogits, StackState* dstate,
+                LanguageModelWeights& gradients, Stream& stream,
+                const BackwardOptions& options = {}) const;
 
  private:
   void check_call(const ConstTensorView& ids, const StackState& state, const TensorView& logits,
-                  Stream& stream, const ModelOptions& options) const;
+                  Stream& stream, const LanguageModelOptions& options) const;
   void forward_piece(ConstTensorView ids, StackState& state, TensorView logits, Stream& stream,
-                     const StackOptions& options, ModelTape* tape) const;
-  void check_backward(const ModelTape& tape, const ConstTensorView& dlogits,
-                      const ModelWeights& gradients) const;
+                     const StackOptions& options, LanguageModelTape* tape) const;
+  void check_backward(const LanguageModelTape& tape, const ConstTensorView& dlogits,
+                      const LanguageModelWeights& gradients) const;
   std::string fingerprint_of_bytes() const;
 
-  ModelConfig config_;
+  LanguageModelConfig config_;
   Stack stack_;
   Tensor embedding_;                // [vocab_rows, d_model]
   Tensor head_;                     // the same; absent when tied
@@ -102,7 +102,7 @@ class LanguageModel {
 };
 
 inline void LanguageModel::forward(ConstTensorView ids, StackState& state, TensorView logits,
-                                   Stream& stream, const ModelOptions& options) const {
+                                   Stream& stream, const LanguageModelOptions& options) const {
   check_call(ids, state, logits, stream, options);
   const std::int64_t batch = ids.dim(0);
   const std::int64_t time = ids.dim(1);
@@ -134,7 +134,7 @@ inline void LanguageModel::forward(ConstTensorView ids, StackState& state, Tenso
 
 inline void LanguageModel::forward_piece(ConstTensorView ids, StackState& state, TensorView logits,
                                          Stream& stream, const StackOptions& options,
-                                         ModelTape* tape) const {
+                                         LanguageModelTape* tape) const {
   const ConstantWeights constant(stream);
   Scratch scratch(stream);
   Embedding embed;
@@ -164,9 +164,9 @@ inline void LanguageModel::forward_piece(ConstTensorView ids, StackState& state,
   run(head, stream);
 }
 
-inline void LanguageModel::backward(ModelTape& tape, ConstTensorView dlogits, StackState* dstate,
-                                    ModelWeights& gradients, Stream& stream,
-                                    const BackwardOptions& options) const {
+inline void LanguageModel::backward(LanguageModelTape& tape, ConstTensorView dlogits,
+                                    StackState* dstate, LanguageModelWeights& gradients,
+                                    Stream& stream, const BackwardOptions& options) const {
   check_backward(tape, dlogits, gradients);
   Scratch scratch(stream);
   Tensor& dhead = config_.tie_embeddings ? gradients.embedding : gradients.head;

@@ -19,8 +19,8 @@ struct SequenceOptions {
   RowMap rows;            // [batch] into a larger state: see RowMap. A padding row's y is zeros
 };
 
-struct ForwardOptions : SequenceOptions {
-  StepStates* steps = nullptr;  // receives the state after every step
+struct LayerOptions : SequenceOptions {
+  LayerSteps* steps = nullptr;  // receives the state after every step
   LayerTape* tape = nullptr;    // receives what backward needs; not with a row map
 };
 
@@ -51,7 +51,7 @@ class Layer {
   // a whole sequence, a piece of one, a single step. x [batch, time, d_model] -> y the same, both
   // of dtype(). Allocates nothing after its first call of a size, waits for nothing.
   void forward(ConstTensorView x, MambaState& state, TensorView y, Stream& stream,
-               const ForwardOptions& options = {}) const;
+               const LayerOptions& options = {}) const;
   // The same into a new tensor, on the default stream, done when it returns. Without a state: from
   // zero.
   Tensor forward(ConstTensorView x, MambaState& state) const;
@@ -72,15 +72,15 @@ class Layer {
   // x is norm->y, computed first: for a single step a device may do both in one pass. Without a
   // norm, x is there.
   void forward(ConstTensorView x, const AddRmsNorm* norm, MambaState& state, TensorView y,
-               Stream& stream, const ForwardOptions& options) const;
+               Stream& stream, const LayerOptions& options) const;
   void check_call(const ConstTensorView& x, const MambaState& state, const TensorView& y,
-                  Stream& stream, const ForwardOptions& options) const;
+                  Stream& stream, const LayerOptions& options) const;
   void check_tape(const char* where, const LayerTape& tape) const;
   void check_backward(const LayerTape& tape, const ConstTensorView& dy, const MambaState* dstate,
                       const TensorView& dx, const LayerWeights& gradients,
                       const Stream& stream) const;
   void begin(LayerTape& tape, const ConstTensorView& x, const MambaState& state, Stream& stream,
-             const ForwardOptions& options) const;
+             const LayerOptions& options) const;
 
   LayerConfig config_;
   LayerWeights weights_;
@@ -88,12 +88,12 @@ class Layer {
 };
 
 inline void Layer::forward(ConstTensorView x, MambaState& state, TensorView y, Stream& stream,
-                           const ForwardOptions& options) const {
+                           const LayerOptions& options) const {
   forward(x, nullptr, state, y, stream, options);
 }
 
 inline void Layer::forward(ConstTensorView x, const AddRmsNorm* norm, MambaState& state,
-                           TensorView y, Stream& stream, const ForwardOptions& options) const {
+                           TensorView y, Stream& stream, const LayerOptions& options) const {
   check_call(x, state, y, stream, options);
   if (options.steps != nullptr) options.steps->prepare(state, x.dim(0), x.dim(1));
   LayerTape* const tape = options.tape;

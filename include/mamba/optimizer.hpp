@@ -1,6 +1,6 @@
 // AdamW over the weights of a layer, a stack or a model, and the usual schedule of its rate.
 //
-//   ModelWeights gradients = zero_gradients(model.config(), device);
+//   LanguageModelWeights gradients = zero_gradients(model.config(), device);
 //   AdamW optimizer(parameters(model, gradients));
 //   ...  model.backward(tape, dlogits, &dstate, gradients, stream);
 //   optimizer.step(warmup_cosine(optimizer.steps() + 1, 100, 1000, 3e-3f, 3e-4f), stream);
@@ -29,11 +29,12 @@ struct Parameter {
 // norms, biases and the convolution (it has a row of few weights per channel) do not.
 std::vector<Parameter> parameters(Layer& layer, const LayerWeights& gradients);
 std::vector<Parameter> parameters(Stack& stack, const StackWeights& gradients);
-std::vector<Parameter> parameters(LanguageModel& model, const ModelWeights& gradients);
+std::vector<Parameter> parameters(LanguageModel& model, const LanguageModelWeights& gradients);
 // Not of gradients that are gone at the semicolon.
 std::vector<Parameter> parameters(Layer& layer, const LayerWeights&& gradients) = delete;
 std::vector<Parameter> parameters(Stack& stack, const StackWeights&& gradients) = delete;
-std::vector<Parameter> parameters(LanguageModel& model, const ModelWeights&& gradients) = delete;
+std::vector<Parameter> parameters(LanguageModel& model,
+                                  const LanguageModelWeights&& gradients) = delete;
 
 struct AdamWOptions {
   float beta1 = 0.9f;
@@ -51,7 +52,7 @@ struct AdamWOptions {
 //   loss.run(logits, targets, counted, dlogits, stream, scale.value);
 //   model.backward(tape, dlogits, nullptr, gradients, stream);
 //   optimizer.step(rate, stream, scale.value);
-//   optimizer.settle(scale, stream);
+//   optimizer.update_loss_scale(scale, stream);
 struct LossScale {
   static constexpr float smallest = 1, largest = 16777216;
   static constexpr std::int64_t patience = 2000;
@@ -74,13 +75,13 @@ class AdamW {
   // gradient_norm().
   void step(float learning_rate, Stream& stream, float loss_scale = 1);
   // The steps that changed something. CUDA queues a step and does not wait for it, so a step whose
-  // gradients were not finite counts until gradient_norm() or settle() has found out.
+  // gradients were not finite counts until gradient_norm() or update_loss_scale() has found out.
   std::int64_t steps() const { return steps_; }
   const AdamWOptions& options() const { return options_; }
 
   // Updates the loss scale after the last step. Returns false if that step's gradients were not
   // finite; the step has then changed nothing and does not count. Waits for the stream.
-  bool settle(LossScale& scale, Stream& stream);
+  bool update_loss_scale(LossScale& scale, Stream& stream);
 
   // Of the last step's gradients, without loss scale and before they were clipped. Waits for the
   // stream. Not finite: that step changed nothing and does not count, and first_not_finite() says

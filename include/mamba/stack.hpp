@@ -14,8 +14,8 @@
 namespace mamba {
 
 struct StackSteps {
-  std::vector<StepStates> layers;
-  // See StepStates. All layers are checked before the first is touched.
+  std::vector<LayerSteps> layers;
+  // See LayerSteps. All layers are checked before the first is touched.
   void restore(std::int64_t t, StackState& state, Stream& stream) const;
 };
 
@@ -29,7 +29,7 @@ struct StackOptions : SequenceOptions {
 class Stack {
  public:
   // config.n_layer and config.layer say what `weights` must hold; config.norm_epsilon is used.
-  Stack(const ModelConfig& config, StackWeights weights);
+  Stack(const LanguageModelConfig& config, StackWeights weights);
 
   std::size_t size() const { return layers_.size(); }
   // A number that is too large is an ArgumentError. Without const: for training, see
@@ -98,7 +98,7 @@ inline void Stack::forward(ConstTensorView x, StackState& state, TensorView y, S
   for (std::size_t i = 0; !done && i < size(); ++i) {
     norm.weight = norms_[i];
     norm.sum = sum(i);
-    ForwardOptions layer_options;
+    LayerOptions layer_options;
     static_cast<SequenceOptions&>(layer_options) = options;
     if (options.steps != nullptr) layer_options.steps = &options.steps->layers[i];
     if (options.tape != nullptr) layer_options.tape = &options.tape->layers_[i];

@@ -144,7 +144,7 @@ extern template class StateVerbs<StackState>;
 
 // The state of one layer after every step of a forward call, for going back to any of them: the
 // tensors are [batch, time, channels, ...].
-struct StepStates : StateTensors {
+struct LayerSteps : StateTensors {
   // Shapes it for a call of `batch` x `time` steps; keeps its memory if the shape is already right.
   void prepare(const MambaState& like, std::int64_t batch, std::int64_t time);
   // state = the state after step t of every row. 0 <= t < time.

@@ -1,7 +1,7 @@
 // What backward needs of a forward run, kept beside the states.
 //
 //   LayerTape tape;
-//   ForwardOptions options;
+//   LayerOptions options;
 //   options.tape = &tape;
 //   layer.forward(x, state, y, stream, options);
 //   layer.backward(tape, dy, &dstate, dx, gradients, stream);
@@ -55,7 +55,7 @@ class StackTape {
 };
 
 // Of a language model.
-class ModelTape {
+class LanguageModelTape {
  public:
   StackTape stack;  // stack.recompute: see LayerTape
 

@@ -85,7 +85,7 @@ struct StackWeights {
 
   // As many norms as layers, else an ArgumentError before the first f.
   template <class Self, class F>
-  static void each(Self& weights, const ModelConfig& config, DType dtype, F&& f) {
+  static void each(Self& weights, const LanguageModelConfig& config, DType dtype, F&& f) {
     check_sizes(weights.layers.size(), weights.norms.size());
     const Shape norm_shape{config.layer.d_model};
     for (std::size_t i = 0; i < weights.layers.size(); ++i) {
@@ -106,13 +106,13 @@ struct StackWeights {
   }
 };
 
-struct ModelWeights {
+struct LanguageModelWeights {
   Tensor embedding;  // [vocab_rows, d_model]
   StackWeights stack;
   Tensor head;  // [vocab_rows, d_model]; absent when tied: the embedding serves
 
   template <class Self, class F>
-  static void each(Self& weights, const ModelConfig& config, DType dtype, F&& f) {
+  static void each(Self& weights, const LanguageModelConfig& config, DType dtype, F&& f) {
     StackWeights::check_sizes(weights.stack.layers.size(), weights.stack.norms.size());
     const Shape vocabulary{config.vocab_rows, config.layer.d_model};
     f(std::string("backbone.embeddings.weight"), weights.embedding, vocabulary, dtype);
@@ -121,8 +121,8 @@ struct ModelWeights {
   }
 };
 
-// What is there of LayerWeights, StackWeights or ModelWeights, in the order of `each`; `config` is
-// a LayerConfig or ModelConfig, as `each` takes it.
+// What is there of LayerWeights, StackWeights or LanguageModelWeights, in the order of `each`;
+// `config` is a LayerConfig or LanguageModelConfig, as `each` takes it.
 template <class Weights, class Config>
 std::vector<TensorView> tensors(Weights& weights, const Config& config) {
   std::vector<TensorView> list;
@@ -134,7 +134,8 @@ std::vector<TensorView> tensors(Weights& weights, const Config& config) {
 
 // Every weight's gradient for such a layer or model: all f32, zero.
 LayerWeights zero_gradients(const LayerConfig& config, Device device = Device::cpu());
-ModelWeights zero_gradients(const ModelConfig& config, Device device = Device::cpu());
+LanguageModelWeights zero_gradients(const LanguageModelConfig& config,
+                                    Device device = Device::cpu());
 
 // Fresh weights by the published recipe (mamba_ssm 2.3): every Linear U(+-1/sqrt(fan_in)), out_proj
 // further divided by sqrt(n_layer), biases zero; conv weight and bias U(+-1/sqrt(d_conv)); dt_proj
@@ -143,6 +144,7 @@ ModelWeights zero_gradients(const ModelConfig& config, Device device = Device::c
 // 0.02). Drawn from Philox keyed by `seed`: the same on every machine. On the CPU.
 LayerWeights random_layer_weights(const LayerConfig& config, DType dtype, std::uint64_t seed,
                                   std::int64_t n_layer = 1);
-ModelWeights random_model_weights(const ModelConfig& config, DType dtype, std::uint64_t seed);
+LanguageModelWeights random_model_weights(const LanguageModelConfig& config, DType dtype,
+                                          std::uint64_t seed);
 
 }  // namespace mamba

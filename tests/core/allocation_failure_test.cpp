@@ -150,14 +150,14 @@ struct TrainingStep {
   Stream stream{Device::cpu(), 2};
   Tensor ids = Tensor::zeros({4, 16}, DType::i32);
   Tensor logits, dlogits;
-  ModelTape tape;
+  LanguageModelTape tape;
   TokenLoss loss;
 
   explicit TrainingStep(DType dtype)
       : run(dtype, Device::cpu()), logits({4, 16, 16}, DType::f32), dlogits({4, 16, 16}, dtype) {}
 
   void call() {
-    ModelOptions options;
+    LanguageModelOptions options;
     options.tape = &tape;
     run.model.forward(ids, run.state, logits, stream, options);
     loss.run(logits, ids, 64, dlogits, stream);

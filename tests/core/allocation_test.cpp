@@ -34,7 +34,7 @@ TEST(Allocation, NoneInLayerForwardAfterItsFirstCall) {
       Tensor y({2, time, 96}, dtype, device);
       MambaState state = layer.make_state(2);
       const Tensor reset = Tensor::zeros({2, time}, DType::i32, device);
-      ForwardOptions options;
+      LayerOptions options;
       options.reset = reset;
       const auto forward = [&] { layer.forward(x, state, y, stream, options); };
       forward();
@@ -47,7 +47,7 @@ TEST(Allocation, NoneInLayerForwardAfterItsFirstCall) {
 
 TEST(Allocation, NoneInATrainingStepAfterItsFirst) {
   if (!testing::allocations_are_counted()) GTEST_SKIP() << "the sanitizer owns malloc";
-  ModelConfig config;
+  LanguageModelConfig config;
   config.layer.d_model = 48;
   config.layer.gated_norm = true;
   config.layer.norm_dt_b_c = true;
@@ -56,15 +56,15 @@ TEST(Allocation, NoneInATrainingStepAfterItsFirst) {
   for (DType dtype : testing::storage_dtypes()) {
     for (const bool recompute : {false, true}) {
       LanguageModel model = LanguageModel::random(config, 1, dtype);
-      ModelWeights gradients = zero_gradients(config);
+      LanguageModelWeights gradients = zero_gradients(config);
       AdamW optimizer(parameters(model, gradients));
       Stream stream(device, 1);
       StackState state = model.make_state(2), dstate = model.make_state(2);
       const Tensor ids = Tensor::zeros({2, 37}, DType::i32);
       Tensor logits({2, 37, 40}, DType::f32), dlogits({2, 37, 40}, dtype);
-      ModelTape tape;
+      LanguageModelTape tape;
       tape.stack.recompute = recompute;
-      ModelOptions options;
+      LanguageModelOptions options;
       options.tape = &tape;
       options.reset = ids;
       TokenLoss loss;

@@ -212,7 +212,7 @@ std::vector<Verb> verbs() {
          SafetensorsFile file(folder.file("tensors"));
          return joined({file.read(file.entry("ssm"))});
        }},
-      {"Generator::assume",
+      {"Generator::continue_from",
        [](Scene& s) {
          StackState given = s.model.make_state(1);
          for (std::size_t i = 0; i < given.layers.size(); ++i) {
@@ -226,7 +226,7 @@ std::vector<Verb> verbs() {
          for (std::size_t i = 0; i < given.layers.size(); ++i) {
            copy(s.state.layers[i].ssm.view().rows(0, 1), given.layers[i].ssm, s.stream);
          }
-         generator.assume({1, 2}, given, logits);
+         generator.continue_from({1, 2}, given, logits);
          return joined({generator.state().layers[1].ssm});
        }},
   };

@@ -78,7 +78,7 @@ Work prompt(const LanguageModel& model, std::int64_t time) {
 
 TEST(CudaThreads, PromptsOfDifferentLengths) {
   each_cuda_device([](Device device) {
-    ModelConfig config;
+    LanguageModelConfig config;
     config.layer.d_model = 256;
     config.n_layer = 2;
     config.vocab_size = 64;

@@ -17,7 +17,7 @@ using testing::Random;
 
 // Of a shape that a GPU of 9.0 takes in one kernel, in a step of one to four rows.
 LanguageModel small_model(Device device) {
-  ModelConfig config;
+  LanguageModelConfig config;
   config.layer.d_model = 32;
   config.layer.d_inner = 64;
   config.layer.dt_rank = 16;
@@ -133,7 +133,7 @@ TEST_P(WrongRowMap, IsRefusedByALanguageModel) {
     const Tensor ids = Tensor::zeros({GetParam(), 1}, DType::i32, device);
     expect_refused(model, "LanguageModel::forward",
                    [&](StackState& state, const RowMap& rows, Stream& stream) {
-                     ModelOptions options;
+                     LanguageModelOptions options;
                      options.rows = rows;
                      model.forward(ids, state, {}, stream, options);
                    });
@@ -148,7 +148,7 @@ TEST_P(WrongRowMap, IsRefusedByALayer) {
     Tensor y(x.shape(), DType::bf16, device);
     expect_refused(model, "Layer::forward",
                    [&](StackState& state, const RowMap& rows, Stream& stream) {
-                     ForwardOptions options;
+                     LayerOptions options;
                      options.rows = rows;
                      model.stack().layer(0).forward(x, state.layers[0], y, stream, options);
                    });

@@ -41,7 +41,7 @@ SamplingOptions lively(std::uint64_t seed) {
 }
 
 LanguageModel small(Device device, DType dtype = DType::f32) {
-  ModelConfig config;
+  LanguageModelConfig config;
   config.layer.d_model = 64;
   config.n_layer = 2;
   config.vocab_size = 256;

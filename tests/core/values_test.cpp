@@ -49,7 +49,7 @@ struct HasParameters<
 static_assert(HasParameters<Layer, LayerWeights&>::value);
 static_assert(!HasParameters<Layer, LayerWeights>::value);
 static_assert(!HasParameters<Stack, StackWeights>::value);
-static_assert(!HasParameters<LanguageModel, ModelWeights>::value);
+static_assert(!HasParameters<LanguageModel, LanguageModelWeights>::value);
 
 TEST(Values, AnOperandCanBeSetBackToNone) {
   const Tensor tensor = Tensor::zeros({2}, DType::f32);
@@ -96,7 +96,7 @@ TEST(Values, ReadingWeightsKeepsTheFingerprintAndChangingThemDoesNot) {
     const std::string loaded = model.fingerprint();
     model.each_weight([](const std::string&, const Tensor&) {});
     EXPECT_EQ(model.fingerprint(), loaded);
-    ModelWeights gradients = zero_gradients(model.config(), device);
+    LanguageModelWeights gradients = zero_gradients(model.config(), device);
     AdamWOptions still;
     still.weight_decay = 0;
     AdamW optimizer(parameters(model, gradients), still);
@@ -114,7 +114,7 @@ TEST(Values, ReadingWeightsKeepsTheFingerprintAndChangingThemDoesNot) {
       if (name == "backbone.norm_f.weight") copy(kept, tensor, default_stream(device));
     });
     EXPECT_EQ(model.fingerprint(), loaded) << "the same bytes as in the folder";
-    ModelWeights ones = zero_gradients(model.config(), device);
+    LanguageModelWeights ones = zero_gradients(model.config(), device);
     for (TensorView view : tensors(ones, model.config())) {
       const Tensor filled = Tensor::from(
           std::vector<float>(static_cast<std::size_t>(view.count()), 1.0f), view.shape());

@@ -106,7 +106,7 @@ TEST(AtomicFileTest, WritersAndThoseWhoCleanUpMayMeet) {
 // Weights and configuration are both new or both old.
 TEST(AtomicFileTest, AModelIsSavedAsOneChange) {
   const TemporaryFolder folder;
-  ModelConfig config;
+  LanguageModelConfig config;
   config.layer.d_model = 8;
   config.n_layer = 1;
   config.vocab_size = 16;

@@ -46,8 +46,8 @@ constexpr const char* model_name = "biased";
 inline std::vector<std::int32_t> prompt() { return {5, 17, 2, 40, 63, 8, 21}; }
 
 // Of the training checkpoint.
-inline ModelConfig training_config() {
-  ModelConfig config;
+inline LanguageModelConfig training_config() {
+  LanguageModelConfig config;
   config.layer = layer_config();
   config.n_layer = 2;
   config.vocab_size = 8;

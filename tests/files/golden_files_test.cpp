@@ -116,7 +116,7 @@ TEST(GoldenFiles, ATrainingRun) {
   for (const Device device : devices()) {
     LanguageModel model =
         LanguageModel::random(golden_files::training_config(), 2, DType::bf16, device);
-    ModelWeights gradients = zero_gradients(model.config(), device);
+    LanguageModelWeights gradients = zero_gradients(model.config(), device);
     AdamW optimizer(parameters(model, gradients));
     StackState carried = model.make_state(2);
     const TrainingProgress progress =

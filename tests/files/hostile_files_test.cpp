@@ -74,7 +74,7 @@ constexpr double linear = 6;  // seconds of anything here, also under a sanitize
 std::vector<std::pair<const char*, std::function<void(const std::string&)>>> readers() {
   static const LanguageModel model = LanguageModel::load(golden_folder("one"));
   static LanguageModel trained = LanguageModel::load(golden_folder("one"));
-  static const ModelWeights gradients = zero_gradients(trained.config());
+  static const LanguageModelWeights gradients = zero_gradients(trained.config());
   static AdamW optimizer(parameters(trained, gradients));
   return {{"safetensors", [](const std::string& path) { SafetensorsFile{path}; }},
           {"state", [](const std::string& path) { load_state(path); }},
@@ -207,7 +207,7 @@ TEST(HostileFiles, AHundredThousandKeysTakeTimeInTheirNumber) {
   const std::string more = object_of(keys, "k", "1");
   const std::string large = config.substr(0, config.rfind('}')) + "," + more.substr(1);
   EXPECT_LT(seconds([&] {
-              const ModelConfig read = parse_config(large, "large");
+              const LanguageModelConfig read = parse_config(large, "large");
               EXPECT_GT(to_json(read).size(), large.size());
             }),
             linear);

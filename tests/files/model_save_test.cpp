@@ -23,7 +23,7 @@ using testing::write_file;
 
 // Model 1, 2, ...: each its own weights, and a config that differs in the ids that end a text.
 LanguageModel numbered(std::int32_t number) {
-  ModelConfig config;
+  LanguageModelConfig config;
   config.layer.d_model = 16;
   config.n_layer = 2;
   config.vocab_size = 37;

@@ -4,7 +4,7 @@
 #include "fuzz.hpp"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  mamba::ModelConfig config;
+  mamba::LanguageModelConfig config;
   if (!fuzz::accepted([&] { config = mamba::parse_config(fuzz::text_of(data, size), "fuzz"); })) {
     return 0;
   }

@@ -91,7 +91,7 @@ void make(Seeds& seeds) {
          {{"prefix.ids", ids}, {"prefix.logits", logits}});
   }
   mamba::LanguageModel trained = mamba::LanguageModel::load(one.string());
-  mamba::ModelWeights gradients = zero_gradients(trained.config());
+  mamba::LanguageModelWeights gradients = zero_gradients(trained.config());
   const mamba::AdamW optimizer(parameters(trained, gradients));
   mamba::TrainingProgress progress;
   progress.positions = {1, 2};

@@ -10,7 +10,7 @@ namespace {
 
 struct Run {
   mamba::LanguageModel model = mamba::LanguageModel::load(fuzz::golden_folder("one"));
-  mamba::ModelWeights gradients = mamba::zero_gradients(model.config());
+  mamba::LanguageModelWeights gradients = mamba::zero_gradients(model.config());
   mamba::AdamW optimizer{mamba::parameters(model, gradients)};
 };
 

@@ -11,7 +11,7 @@ TEST(BadCalls, Generators) {
   for (const Device device : devices()) {
     SCOPED_TRACE(device.name());
     const LanguageModel model = LanguageModel::random(small(), 1, DType::f32, device);
-    ModelConfig larger = small();
+    LanguageModelConfig larger = small();
     larger.vocab_size = 24;
     const LanguageModel other = LanguageModel::random(larger, 1, DType::f32, device);
     GeneratorPool pool(model, 3);
@@ -61,7 +61,7 @@ TEST(BadCalls, Generators) {
             {moved, [&] { gone.reseed(1); }},
             {moved, [&] { gone.snapshot(); }},
             {moved, [&] { gone.copy_from(snapshot); }},
-            {moved, [&] { gone.assume({1}, state, logits); }},
+            {moved, [&] { gone.continue_from({1}, state, logits); }},
             {moved, [&] { Speculation(gone, draft); }},
             {moved, [&] { Speculation(target, gone); }},
             {moved, [&] { cache.find(gone, {1}); }},
@@ -144,16 +144,16 @@ TEST(BadCalls, Generators) {
              [&] {
                Generator::generate({&a, &b}, {});
              }},
-            {"Generator::assume: tokens_seen: expected 0, got 2",
-             [&] { a.assume({1}, state, logits); }},
-            {"Generator::assume: ids (their number): ...",
-             [&] { fresh.assume({}, state, logits); }},
-            {"Generator::assume: ids: expected 0 to 15, got 99",
-             [&] { fresh.assume({99}, state, logits); }},
-            {"Generator::assume: state: expected 2 layers, got 0",
-             [&] { fresh.assume({1}, {}, logits); }},
-            {"Generator::assume: logits: expected a tensor, got none",
-             [&] { fresh.assume({1}, state, {}); }},
+            {"Generator::continue_from: tokens_seen: expected 0, got 2",
+             [&] { a.continue_from({1}, state, logits); }},
+            {"Generator::continue_from: ids (their number): ...",
+             [&] { fresh.continue_from({}, state, logits); }},
+            {"Generator::continue_from: ids: expected 0 to 15, got 99",
+             [&] { fresh.continue_from({99}, state, logits); }},
+            {"Generator::continue_from: state: expected 2 layers, got 0",
+             [&] { fresh.continue_from({1}, {}, logits); }},
+            {"Generator::continue_from: logits: expected a tensor, got none",
+             [&] { fresh.continue_from({1}, state, {}); }},
             {"...", [&] { Generator::restore(folder.file("none"), model); }},
             {"...", [&] { Generator::restore(std::string(5000, 'x'), model); }},
             {"save_safetensors: ...", [&] { a.save(std::string(5000, 'x')); }},

@@ -95,7 +95,7 @@ struct BpeModel {
   std::vector<std::string> pieces;
   Tokenizer tokenizer;
   std::vector<std::int32_t> ids;  // of the pieces
-  ModelConfig config;
+  LanguageModelConfig config;
 
   // Writes config.json, model.safetensors and tokenizer.json into `folder`. The pieces differ.
   BpeModel(const std::string& folder, std::vector<std::string> text)
@@ -111,7 +111,7 @@ struct BpeModel {
     config.vocab_size = tokenizer.vocab_size();
     config.tie_embeddings = false;
     config = config.resolved();
-    ModelWeights weights = random_model_weights(config, DType::f32, 1);
+    LanguageModelWeights weights = random_model_weights(config, DType::f32, 1);
     const auto clear = [](Tensor& tensor) {
       std::fill_n(tensor.data<float>(), tensor.count(), 0.0f);
     };

@@ -249,11 +249,11 @@ TEST_F(GeneratorPoolTest, AKnownStateIsTakenOver) {
   everywhere([](const LanguageModel& model) {
     Generator read = alone(model, prompts()[0], lively(4));
     Generator told(model, lively(4));
-    told.assume(prompts()[0], read.state(), read.logits());
+    told.continue_from(prompts()[0], read.state(), read.logits());
     EXPECT_EQ(told.tokens_seen(), read.tokens_seen());
     EXPECT_EQ(told.generate(tokens(20)).tokens, read.generate(tokens(20)).tokens);
-    expect_error<ArgumentError>("Generator::assume: tokens_seen: expected 0, got 26",
-                                [&] { told.assume({1}, read.state(), read.logits()); });
+    expect_error<ArgumentError>("Generator::continue_from: tokens_seen: expected 0, got 26",
+                                [&] { told.continue_from({1}, read.state(), read.logits()); });
   });
 }
 

@@ -213,7 +213,7 @@ TEST_F(GeneratorTest, EndsWhereItIsTold) {
 TEST_F(GeneratorTest, EndOfTextEndsUnlessIgnored) {
   for (Device device : devices()) {
     SCOPED_TRACE(device.name());
-    ModelConfig config;
+    LanguageModelConfig config;
     config.layer.d_model = 8;
     config.n_layer = 1;
     config.vocab_size = 16;

@@ -181,7 +181,7 @@ TEST_F(SpeculationTest, EndOfTextEndsItWhereAGeneratorEnds) {
     model.save(folder.file("model"));
     for (std::size_t end = 0; end < text.size(); ++end) {
       SCOPED_TRACE(end);
-      ModelConfig config = model.config();
+      LanguageModelConfig config = model.config();
       config.eos_token_ids = {text[end]};
       testing::write_file(folder.file("model/config.json"), to_json(config));
       const LanguageModel ending =
@@ -361,7 +361,7 @@ double chi_square_excess(const std::map<Ids, double>& odds, const std::map<Ids, 
 }
 
 TEST_F(SpeculationTest, SampledTextHasTheTargetsDistribution) {
-  ModelConfig config;
+  LanguageModelConfig config;
   config.layer.d_model = 8;
   config.layer.d_state = 4;
   config.n_layer = 1;

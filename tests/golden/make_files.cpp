@@ -51,7 +51,7 @@ void make_generation(const std::string& folder) {
 // A run in bf16, which has masters, with a carried state.
 void make_training(const std::string& folder) {
   LanguageModel model = LanguageModel::random(golden_files::training_config(), 1, DType::bf16);
-  ModelWeights gradients = zero_gradients(model.config());
+  LanguageModelWeights gradients = zero_gradients(model.config());
   AdamW optimizer(parameters(model, gradients));
   int first = 0;
   optimizer.each_tensor([&](const std::string&, TensorView view) {

@@ -24,13 +24,13 @@ TEST(BadCalls, ModelsAndTraining) {
     const Tensor wrong = Tensor::zeros({2, 3}, DType::f32, device);
     Tensor narrow = Tensor::zeros({2, 3}, DType::f32, device);
     Stream& stream = default_stream(device);
-    ModelWeights gradients = zero_gradients(model.config(), device);
-    ModelWeights fewer = zero_gradients(model.config(), device);
+    LanguageModelWeights gradients = zero_gradients(model.config(), device);
+    LanguageModelWeights fewer = zero_gradients(model.config(), device);
     fewer.stack.layers.pop_back();
     fewer.stack.norms.pop_back();
-    ModelWeights no_norm = zero_gradients(model.config(), device);
+    LanguageModelWeights no_norm = zero_gradients(model.config(), device);
     no_norm.stack.norms.pop_back();
-    ModelWeights bad_head = zero_gradients(model.config(), device);
+    LanguageModelWeights bad_head = zero_gradients(model.config(), device);
     bad_head.embedding = Tensor::zeros({3, 8}, DType::f32, device);
     AdamW optimizer(parameters(model, gradients));
     AdamW spent(parameters(model, gradients));
@@ -39,16 +39,16 @@ TEST(BadCalls, ModelsAndTraining) {
     TokenLoss loss;
     LayerTape layer_tape;
     StackTape stack_tape;
-    ModelTape tape;
+    LanguageModelTape tape;
     const auto with = [](auto change) {
-      ModelConfig config = small();
+      LanguageModelConfig config = small();
       change(config);
       return config;
     };
     const auto refuse = [&](auto change) { LanguageModel::random(with(change), 1); };
-    ModelOptions reset_wrong;
+    LanguageModelOptions reset_wrong;
     reset_wrong.reset = wrong;
-    ModelOptions negative;
+    LanguageModelOptions negative;
     negative.piece_tokens = -1;
     const Tensor dlogits = Tensor::zeros({2, 3, 16}, DType::f32, device);
     const auto parameter = [&](const char* name, const TensorView& weight,
@@ -58,30 +58,30 @@ TEST(BadCalls, ModelsAndTraining) {
     const std::string long_name(5000, 'x');
     expect_refused(
         {
-            {"ModelConfig: n_layer: expected 1 to 65536, got 0",
-             [&] { refuse([](ModelConfig& c) { c.n_layer = 0; }); }},
-            {"ModelConfig: n_layer: expected 1 to 65536, got -1",
-             [&] { refuse([](ModelConfig& c) { c.n_layer = -1; }); }},
-            {"ModelConfig: d_model: ...",
-             [&] { refuse([](ModelConfig& c) { c.layer.d_model = huge; }); }},
-            {"ModelConfig: d_state: ...",
-             [&] { refuse([](ModelConfig& c) { c.layer.d_state = 257; }); }},
-            {"ModelConfig: d_conv: ...",
-             [&] { refuse([](ModelConfig& c) { c.layer.d_conv = 0; }); }},
-            {"ModelConfig: expand: ...",
-             [&] { refuse([](ModelConfig& c) { c.layer.expand = -1; }); }},
-            {"ModelConfig: dt_rank: ...",
-             [&] { refuse([](ModelConfig& c) { c.layer.dt_rank = -1; }); }},
-            {"ModelConfig: dt_min: ...",
-             [&] { refuse([](ModelConfig& c) { c.layer.dt_min = nan; }); }},
-            {"ModelConfig: vocab_size: ...",
-             [&] { refuse([](ModelConfig& c) { c.vocab_size = 0; }); }},
-            {"ModelConfig: vocab_rows: ...",
-             [&] { refuse([](ModelConfig& c) { c.vocab_rows = 15; }); }},
-            {"ModelConfig: norm_epsilon: ...",
-             [&] { refuse([](ModelConfig& c) { c.norm_epsilon = 0; }); }},
-            {"ModelConfig: eos_token_ids: ...",
-             [&] { refuse([](ModelConfig& c) { c.eos_token_ids = {-1}; }); }},
+            {"LanguageModelConfig: n_layer: expected 1 to 65536, got 0",
+             [&] { refuse([](LanguageModelConfig& c) { c.n_layer = 0; }); }},
+            {"LanguageModelConfig: n_layer: expected 1 to 65536, got -1",
+             [&] { refuse([](LanguageModelConfig& c) { c.n_layer = -1; }); }},
+            {"LanguageModelConfig: d_model: ...",
+             [&] { refuse([](LanguageModelConfig& c) { c.layer.d_model = huge; }); }},
+            {"LanguageModelConfig: d_state: ...",
+             [&] { refuse([](LanguageModelConfig& c) { c.layer.d_state = 257; }); }},
+            {"LanguageModelConfig: d_conv: ...",
+             [&] { refuse([](LanguageModelConfig& c) { c.layer.d_conv = 0; }); }},
+            {"LanguageModelConfig: expand: ...",
+             [&] { refuse([](LanguageModelConfig& c) { c.layer.expand = -1; }); }},
+            {"LanguageModelConfig: dt_rank: ...",
+             [&] { refuse([](LanguageModelConfig& c) { c.layer.dt_rank = -1; }); }},
+            {"LanguageModelConfig: dt_min: ...",
+             [&] { refuse([](LanguageModelConfig& c) { c.layer.dt_min = nan; }); }},
+            {"LanguageModelConfig: vocab_size: ...",
+             [&] { refuse([](LanguageModelConfig& c) { c.vocab_size = 0; }); }},
+            {"LanguageModelConfig: vocab_rows: ...",
+             [&] { refuse([](LanguageModelConfig& c) { c.vocab_rows = 15; }); }},
+            {"LanguageModelConfig: norm_epsilon: ...",
+             [&] { refuse([](LanguageModelConfig& c) { c.norm_epsilon = 0; }); }},
+            {"LanguageModelConfig: eos_token_ids: ...",
+             [&] { refuse([](LanguageModelConfig& c) { c.eos_token_ids = {-1}; }); }},
             {"random weights: dtype: expected f32, bf16 or f16, got i32",
              [] { LanguageModel::random(small(), 1, DType::i32); }},
             {"random weights: dtype: expected f32, bf16 or f16, got i32",
@@ -173,7 +173,8 @@ TEST(BadCalls, ModelsAndTraining) {
             {"AdamW::step: optimizer: expected a tensor, got none",
              [&] { spent.step(0.1f, stream); }},
             {"AdamW::gradient_norm: optimizer: ...", [&] { spent.gradient_norm(stream); }},
-            {"AdamW::gradient_norm: optimizer: ...", [&] { spent.settle(scale, stream); }},
+            {"AdamW::gradient_norm: optimizer: ...",
+             [&] { spent.update_loss_scale(scale, stream); }},
             {"AdamW::first_not_finite: optimizer: ...", [&] { spent.first_not_finite(stream); }},
             {"AdamW::set_steps: steps: ...", [&] { optimizer.set_steps(-1); }},
             {"AdamW::set_steps: steps: ...", [&] { optimizer.set_steps(huge); }},

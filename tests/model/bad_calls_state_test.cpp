@@ -39,11 +39,11 @@ TEST(BadCalls, States) {
       }
     }
     Stream& stream = default_stream(device);
-    StepStates steps;
+    LayerSteps steps;
     steps.prepare(state, 2, 3);
     StackSteps stack_steps;
     stack_steps.layers.resize(2);
-    for (StepStates& layer : stack_steps.layers) layer.prepare(state, 2, 3);
+    for (LayerSteps& layer : stack_steps.layers) layer.prepare(state, 2, 3);
     const std::string d = device.name();
     LayerConfig bad = config;
     bad.d_model = 0;
@@ -145,13 +145,13 @@ TEST(BadCalls, States) {
             {"MambaState::to: dtype: expected f32, bf16 or f16, got i32",
              [&] { stack.to(device, DType::i32); }},
             {"MambaState::repeat: k: expected 0 to 2147483648, got -1", [&] { stack.repeat(-1); }},
-            {"StepStates::restore: t: expected 0 to 2, got 3",
+            {"LayerSteps::restore: t: expected 0 to 2, got 3",
              [&] { steps.restore(3, state, stream); }},
-            {"StepStates::restore: t: expected 0 to 2, got -1",
+            {"LayerSteps::restore: t: expected 0 to 2, got -1",
              [&] { steps.restore(-1, state, stream); }},
-            {"StepStates::restore: steps.conv: expected a tensor, got none",
-             [&] { StepStates().restore(0, state, stream); }},
-            {"StepStates::restore: conv: expected a tensor, got none",
+            {"LayerSteps::restore: steps.conv: expected a tensor, got none",
+             [&] { LayerSteps().restore(0, state, stream); }},
+            {"LayerSteps::restore: conv: expected a tensor, got none",
              [&] { steps.restore(0, absent, stream); }},
             {"StackSteps::restore: layers: expected 2 layers, got 0",
              [&] {
@@ -162,11 +162,11 @@ TEST(BadCalls, States) {
              [&] { stack_steps.restore(0, uneven, stream); }},
             {"StackSteps::restore: ssm: expected a tensor, got none",
              [&] { stack_steps.restore(0, half, stream); }},
-            {"StepStates::prepare: batch: expected 0 to 2147483647, got -1",
+            {"LayerSteps::prepare: batch: expected 0 to 2147483647, got -1",
              [&] { steps.prepare(state, -1, 1); }},
-            {"StepStates::prepare: time: expected 0 to 9223372036854775807, got -1",
+            {"LayerSteps::prepare: time: expected 0 to 9223372036854775807, got -1",
              [&] { steps.prepare(state, 1, -1); }},
-            {"StepStates::prepare: conv: expected a tensor, got none",
+            {"LayerSteps::prepare: conv: expected a tensor, got none",
              [&] { steps.prepare(absent, 1, 1); }},
             {"to_wide_conv_state: conv: expected a tensor, got none",
              [] { to_wide_conv_state(Tensor()); }},

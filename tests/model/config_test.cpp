@@ -52,7 +52,7 @@ std::string with(const char* text, const std::string& key, const char* value) {
   return object.dump();
 }
 
-void expect_equal(const ModelConfig& a, const ModelConfig& b) {
+void expect_equal(const LanguageModelConfig& a, const LanguageModelConfig& b) {
   EXPECT_EQ(a.layer.d_model, b.layer.d_model);
   EXPECT_EQ(a.layer.d_state, b.layer.d_state);
   EXPECT_EQ(a.layer.d_conv, b.layer.d_conv);
@@ -79,20 +79,20 @@ void expect_equal(const ModelConfig& a, const ModelConfig& b) {
 }
 
 TEST(Config, HuggingFace) {
-  ModelConfig expected;
+  LanguageModelConfig expected;
   expected.layer.d_model = 768;
   expected.layer.d_inner = 1536;
   expected.layer.dt_rank = 48;
   expected.n_layer = 24;
   expected.vocab_size = expected.vocab_rows = 50280;
   expected.eos_token_ids = {0};
-  const ModelConfig config = parse_config(mamba_130m_hf, "config.json");
+  const LanguageModelConfig config = parse_config(mamba_130m_hf, "config.json");
   expect_equal(config, expected);
   EXPECT_EQ(config.source_json, mamba_130m_hf);
 }
 
 TEST(Config, EveryFieldIsRead) {
-  ModelConfig expected;
+  LanguageModelConfig expected;
   expected.layer = {MixerKind::mamba1,
                     64,
                     8,
@@ -141,7 +141,7 @@ TEST(Config, EveryFieldIsRead) {
 }
 
 TEST(Config, MambaSsm) {
-  ModelConfig expected = parse_config(mamba_130m_hf, "c");
+  LanguageModelConfig expected = parse_config(mamba_130m_hf, "c");
   expected.vocab_size = 50277;
   expect_equal(parse_config(mamba_130m, "c"), expected);
   EXPECT_EQ(parse_config(with(mamba_130m, "ssm_cfg", R"({"dt_rank": "auto"})"), "c").layer.dt_rank,
@@ -149,7 +149,7 @@ TEST(Config, MambaSsm) {
 }
 
 TEST(Config, FalconMamba) {
-  const ModelConfig config = parse_config(falcon_mamba_7b, "c");
+  const LanguageModelConfig config = parse_config(falcon_mamba_7b, "c");
   EXPECT_EQ(config.layer.expand, 16);
   EXPECT_EQ(config.layer.d_inner, 8192);
   EXPECT_EQ(config.layer.dt_rank, 256);
@@ -165,7 +165,7 @@ TEST(Config, FalconMamba) {
 }
 
 TEST(Config, WhatMayBeMissing) {
-  const ModelConfig expected = parse_config(mamba_130m_hf, "c");
+  const LanguageModelConfig expected = parse_config(mamba_130m_hf, "c");
   expect_equal(parse_config(R"({"model_type": "mamba", "hidden_size": 768, "num_hidden_layers": 24,
                                 "vocab_size": 50280})",
                             "c"),
@@ -303,7 +303,7 @@ TEST(Config, TextThatIsNoConfig) {
                                                                : random.integer(0, 255));
     }
     try {
-      const ModelConfig config = parse_config(damaged, "c");
+      const LanguageModelConfig config = parse_config(damaged, "c");
       expect_equal(parse_config(to_json(config), "c"), config);
     } catch (const FormatError&) {
       ++refused;
@@ -321,7 +321,7 @@ TEST(Config, ResolvedFillsInTheRules) {
   layer.dt_rank = 3;
   EXPECT_EQ(layer.resolved().d_inner, 10);
   EXPECT_EQ(layer.resolved().dt_rank, 3);
-  ModelConfig model;
+  LanguageModelConfig model;
   model.layer.d_model = 16;
   model.n_layer = 1;
   model.vocab_size = 9;
@@ -351,12 +351,12 @@ TEST(Config, ResolvedNamesWhatCannotBe) {
   layer("dt_max: expected a number of at least dt_min, got 0.0001",
         [](auto& c) { c.dt_max = 1e-4f; });
   const auto model = [](const std::string& text, auto change) {
-    ModelConfig config;
+    LanguageModelConfig config;
     config.layer.d_model = 16;
     config.n_layer = 1;
     config.vocab_size = 10;
     change(config);
-    expect_error<ArgumentError>("ModelConfig: " + text, [&] { config.resolved(); });
+    expect_error<ArgumentError>("LanguageModelConfig: " + text, [&] { config.resolved(); });
   };
   model("d_state: expected 1 to 256, got 300", [](auto& c) { c.layer.d_state = 300; });
   model("n_layer: expected 1 to 65536, got 0", [](auto& c) { c.n_layer = 0; });
@@ -368,9 +368,9 @@ TEST(Config, ResolvedNamesWhatCannotBe) {
 
 TEST(Config, SavedAndReadAgainIsEqual) {
   for (const char* source : {mamba_130m_hf, mamba_130m, falcon_mamba_7b}) {
-    const ModelConfig config = parse_config(source, "c");
+    const LanguageModelConfig config = parse_config(source, "c");
     const std::string saved = to_json(config);
-    const ModelConfig again = parse_config(saved, "c");
+    const LanguageModelConfig again = parse_config(saved, "c");
     expect_equal(again, config);
     EXPECT_EQ(to_json(again), saved);
   }
@@ -386,7 +386,7 @@ TEST(Config, SavedAndReadAgainIsEqual) {
 }
 
 TEST(Config, SavingKeepsUnknownKeysAndOverwritesKnownOnes) {
-  ModelConfig config =
+  LanguageModelConfig config =
       parse_config(with(mamba_130m_hf, "their_option", R"({"deep": [1, {"x": null}]})"), "c");
   config.layer.d_model = 512;
   config.layer.d_inner = 700;
@@ -411,7 +411,7 @@ TEST(Config, SavingKeepsUnknownKeysAndOverwritesKnownOnes) {
 
 // What no published model has is under one key, which is not there where nothing differs.
 TEST(Config, OptionsOfOurOwnAreUnderOneKey) {
-  ModelConfig config;
+  LanguageModelConfig config;
   config.layer.d_model = 24;
   config.n_layer = 2;
   config.vocab_size = 16;
@@ -443,7 +443,7 @@ TEST(Config, SavingAMambaSsmFileTranslatesIt) {
 }
 
 TEST(Config, SavingWithoutASource) {
-  ModelConfig config;
+  LanguageModelConfig config;
   config.layer.d_model = 24;
   config.layer.norm_dt_b_c = true;
   config.layer.norm_dt_b_c_epsilon = 3e-5f;

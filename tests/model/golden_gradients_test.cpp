@@ -52,10 +52,10 @@ TEST_P(GoldenGradients, OfEveryWeightAndBothStates) {
         StackState carried = state(model, "conv", "ssm");
         StackState dstate = state(model, "dconv_final", "dssm_final");
         Tensor logits(dlogits.shape(), DType::f32, device);
-        ModelWeights gradients = zero_gradients(model.config(), device);
-        ModelTape tape;
+        LanguageModelWeights gradients = zero_gradients(model.config(), device);
+        LanguageModelTape tape;
         tape.stack.recompute = recompute;
-        ModelOptions options;
+        LanguageModelOptions options;
         options.tape = &tape;
         options.reset = reset;
         Stream& stream = default_stream(device);
@@ -74,7 +74,7 @@ TEST_P(GoldenGradients, OfEveryWeightAndBothStates) {
                     bound)
               << "dssm " << i;
         }
-        ModelWeights::each(
+        LanguageModelWeights::each(
             gradients, model.config(), DType::f32,
             [&](const std::string& name, const Tensor& tensor, const Shape&, DType) {
               ASSERT_TRUE(has("d " + name)) << name;

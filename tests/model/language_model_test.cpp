@@ -22,8 +22,8 @@ using testing::relative_error;
 using testing::TemporaryFolder;
 using testing::values;
 
-ModelConfig small_config() {
-  ModelConfig config;
+LanguageModelConfig small_config() {
+  LanguageModelConfig config;
   config.layer.d_model = 16;
   config.layer.d_state = 8;
   config.n_layer = 2;
@@ -45,7 +45,7 @@ TEST(LanguageModel, PiecesOfAnySizeGiveTheSameLogitsAndStates) {
     Stream& stream = default_stream(device);
     const auto run = [&](std::int64_t piece_tokens, StackState& state) {
       Tensor logits({2, 40, 37}, DType::f32, device);
-      ModelOptions options;
+      LanguageModelOptions options;
       options.piece_tokens = piece_tokens;
       model.forward(ids, state, logits, stream, options);
       stream.synchronize();
@@ -69,7 +69,7 @@ TEST(LanguageModel, ComputesTheLogitsAskedForAndNoOthers) {
     const LanguageModel model = LanguageModel::random(small_config(), 3, DType::f32, device);
     const Tensor ids = random_ids(3, 9, 37).to(device);
     Stream& stream = default_stream(device);
-    ModelOptions options;
+    LanguageModelOptions options;
     options.piece_tokens = 12;  // several pieces: only the last one's last position counts
     StackState state = model.make_state(3);
     Tensor all({3, 9, 37}, DType::f32, device);
@@ -99,7 +99,7 @@ TEST(LanguageModel, ResetsInsideAPromptAreSeparateTexts) {
     flags[13] = 1;
     const Tensor reset = Tensor::from(flags, {1, 20}).to(device);
     Stream& stream = default_stream(device);
-    ModelOptions options;
+    LanguageModelOptions options;
     options.reset = reset;
     options.piece_tokens = 6;
     StackState state = model.make_state(1);
@@ -120,7 +120,7 @@ TEST(LanguageModel, BadCallsAreNamedAndTouchNothing) {
   const StackState before = state.clone();
   const auto forward = [&](const Tensor& ids, TensorView logits, std::int64_t piece = 2048) {
     return [&, logits, piece] {
-      ModelOptions options;
+      LanguageModelOptions options;
       options.piece_tokens = piece;
       model.forward(ids, state, logits, stream, options);
     };
@@ -157,7 +157,7 @@ TEST(LanguageModel, FingerprintsTellModelsApartAndSurviveDtypes) {
   const LanguageModel a = LanguageModel::random(small_config(), 1);
   EXPECT_EQ(a.fingerprint(), LanguageModel::random(small_config(), 1).fingerprint());
   EXPECT_NE(a.fingerprint(), LanguageModel::random(small_config(), 2).fingerprint());
-  ModelConfig epsilon = small_config();
+  LanguageModelConfig epsilon = small_config();
   epsilon.norm_epsilon = 1e-6f;
   EXPECT_NE(a.fingerprint(), LanguageModel::random(epsilon, 1).fingerprint());
   TemporaryFolder saved;

@@ -61,7 +61,7 @@ Outputs run_layer(const Layer& layer, const Inputs& inputs, LayerTape& tape) {
               Tensor(inputs.x.shape(), layer.dtype(), layer.device()), inputs.dstate.clone(),
               zero_gradients(layer.config(), layer.device())};
   MambaState state = inputs.state.clone();
-  ForwardOptions options;
+  LayerOptions options;
   options.tape = &tape;
   options.reset = inputs.reset;
   layer.forward(inputs.x, state, out.y, stream, options);
@@ -168,7 +168,7 @@ TEST(LayerGrad, ForwardWithATapeGivesTheSameBits) {
       const Outputs out = run_layer(layer, inputs);
       MambaState state = inputs.state.clone();
       Tensor y(inputs.x.shape(), layer.dtype(), device);
-      ForwardOptions options;
+      LayerOptions options;
       options.reset = inputs.reset;
       layer.forward(inputs.x, state, y, default_stream(device), options);
       default_stream(device).synchronize();
@@ -208,7 +208,7 @@ Outputs run_in_pieces(const Layer& layer, const Inputs& inputs,
   MambaState state = inputs.state.clone();
   std::int64_t first = 0;
   for (std::size_t i = 0; i < pieces.size(); ++i) {
-    ForwardOptions options;
+    LayerOptions options;
     options.tape = &tapes[i];
     if (inputs.reset) options.reset = inputs.reset.view().columns(first, pieces[i]);
     layer.forward(inputs.x.view().steps(first, pieces[i]), state,
@@ -254,7 +254,7 @@ TEST(LayerGrad, WithoutAStateGradientNothingFlows) {
     Outputs none{Tensor(inputs.x.shape(), DType::f32, device),
                  Tensor(inputs.x.shape(), DType::f32, device), zero.dstate.clone(),
                  zero_gradients(layer.config(), device)};
-    ForwardOptions options;
+    LayerOptions options;
     options.tape = &tape;
     Stream& stream = default_stream(device);
     layer.forward(inputs.x, state, none.y, stream, options);
@@ -276,7 +276,7 @@ TEST(LayerGrad, TwoHalfBatchesAccumulatedEqualOne) {
                              Tensor::from<std::int32_t>({2, 3}, {2}).to(device)};
       for (std::int64_t half = 0; half < 2; ++half) {
         LayerTape tape;
-        ForwardOptions options;
+        LayerOptions options;
         options.tape = &tape;
         MambaState state = inputs.state.gather(rows[half]);
         MambaState dstate = inputs.dstate.gather(rows[half]);
@@ -332,7 +332,7 @@ TEST(LayerGrad, AbsentGradientsAreNotComputedAndChangeNothing) {
       const Inputs inputs(layer, 2, 20, false);
       const Outputs all = run_layer(layer, inputs);
       LayerTape tape;
-      ForwardOptions options;
+      LayerOptions options;
       options.tape = &tape;
       MambaState state = inputs.state.clone(), dstate = inputs.dstate.clone();
       Tensor y(inputs.x.shape(), DType::f32, device), dx(inputs.x.shape(), DType::f32, device);
@@ -355,7 +355,7 @@ TEST(LayerGrad, DxMayBeDy) {
       const Inputs inputs(layer, 2, 20, false);
       const Outputs apart = run_layer(layer, inputs);
       LayerTape tape;
-      ForwardOptions options;
+      LayerOptions options;
       options.tape = &tape;
       MambaState state = inputs.state.clone(), dstate = inputs.dstate.clone();
       Tensor y(inputs.x.shape(), DType::f32, device), both = inputs.dy.clone();
@@ -412,7 +412,7 @@ TEST(LayerGrad, Errors) {
   };
   const auto backward = [&] { layer.backward(tape, inputs.dy, &dstate, dx, gradients, stream); };
   expect("tape: expected a forward run that no backward has used, got none", backward);
-  ForwardOptions options;
+  LayerOptions options;
   options.tape = &tape;
   layer.forward(inputs.x, state, y, stream, options);
   expect("tape: expected a forward run of this layer, got one of another",

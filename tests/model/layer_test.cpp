@@ -126,7 +126,7 @@ TEST_F(LayerTest, ResetsAreSeparateSequencesFromFreshStates) {
     const MambaState start = state.clone();
     Tensor y(x.shape(), layer.dtype(), layer.device());
     Stream& stream = default_stream(layer.device());
-    ForwardOptions options;
+    LayerOptions options;
     options.reset = reset;
     layer.forward(x, state, y, stream, options);
     stream.synchronize();
@@ -176,7 +176,7 @@ TEST_F(LayerTest, RowMapsReadAndWriteTheRowsTheyName) {
     // starts fresh and is dropped.
     const Tensor read = Tensor::from<std::int32_t>({4, 2, -1, -1}, {4}).to(layer.device());
     const Tensor write = Tensor::from<std::int32_t>({4, 0, -1, -1}, {4}).to(layer.device());
-    ForwardOptions options;
+    LayerOptions options;
     options.rows.read = read;
     options.rows.write = write;
     Tensor y(x.shape(), layer.dtype(), layer.device());
@@ -210,8 +210,8 @@ TEST_F(LayerTest, RowMapsReadAndWriteTheRowsTheyName) {
 TEST_F(LayerTest, StepStatesGoBackToAnyStep) {
   everywhere([](const Layer& layer, Random random) {
     const Tensor x = input(random, layer, 2, 6);
-    StepStates steps;
-    ForwardOptions options;
+    LayerSteps steps;
+    LayerOptions options;
     options.steps = &steps;
     MambaState state = layer.make_state(2);
     Tensor y(x.shape(), layer.dtype(), layer.device());
@@ -229,7 +229,7 @@ TEST_F(LayerTest, StepStatesGoBackToAnyStep) {
       EXPECT_LT(relative_error(values(back.conv), values(prefix.conv)), cut_bound(layer.dtype()));
     }
   });
-  StepStates none;
+  LayerSteps none;
   MambaState state(config_of(8, 4, 2), 1, DType::f32);
   Stream& stream = default_stream();
   EXPECT_THROW(none.restore(0, state, stream), ArgumentError);
@@ -326,7 +326,7 @@ TEST(LayerErrors, NameTheOperandAndTouchNothing) {
   const MambaState before = state.clone();
   Stream& stream = default_stream();
   const auto forward = [&](ConstTensorView in, MambaState& s, TensorView out,
-                           const ForwardOptions& options = {}) {
+                           const LayerOptions& options = {}) {
     return [&layer, in, &s, out, &stream, options] { layer.forward(in, s, out, stream, options); };
   };
   expect_error<ArgumentError>("Layer::forward: x: expected [2, 5, 8], got [2, 5, 7]",
@@ -349,12 +349,12 @@ TEST(LayerErrors, NameTheOperandAndTouchNothing) {
   MambaState nothing;
   expect_error<ArgumentError>("Layer::forward: state.conv: expected a tensor, got none",
                               forward(x, nothing, y));
-  ForwardOptions bad_reset;
+  LayerOptions bad_reset;
   const Tensor reset = Tensor::zeros({2, 4}, DType::i32);
   bad_reset.reset = reset;
   expect_error<ArgumentError>("Layer::forward: reset: expected [2, 5], got [2, 4]",
                               forward(x, state, y, bad_reset));
-  ForwardOptions bad_rows;
+  LayerOptions bad_rows;
   const Tensor read = Tensor::from<std::int32_t>({0, 2}, {2});
   const Tensor write = Tensor::from<std::int32_t>({0, 1}, {2});
   bad_rows.rows.read = read;

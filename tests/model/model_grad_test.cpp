@@ -19,8 +19,8 @@ using testing::Random;
 using testing::relative_error;
 using testing::values;
 
-ModelConfig small_config(bool tied) {
-  ModelConfig config;
+LanguageModelConfig small_config(bool tied) {
+  LanguageModelConfig config;
   config.layer.d_model = 12;
   config.layer.d_state = 6;
   config.n_layer = 2;
@@ -30,7 +30,7 @@ ModelConfig small_config(bool tied) {
 }
 
 // Embeddings of size 1, so that the residual stream is not lost in epsilon.
-LanguageModel lively_model(const ModelConfig& config, DType dtype, Device device) {
+LanguageModel lively_model(const LanguageModelConfig& config, DType dtype, Device device) {
   LanguageModel model = LanguageModel::random(config, 3, dtype, device);
   Random random(5);
   model.each_mutable_weight([&](const std::string& name, Tensor& tensor) {
@@ -74,7 +74,7 @@ struct Inputs {
 struct Outputs {
   Tensor logits;
   StackState dstate;
-  ModelWeights gradients;
+  LanguageModelWeights gradients;
 };
 
 Outputs run_in_pieces(const LanguageModel& model, const Inputs& inputs,
@@ -83,12 +83,12 @@ Outputs run_in_pieces(const LanguageModel& model, const Inputs& inputs,
   const std::int64_t vocab = model.config().vocab_size;
   Outputs out{Tensor({inputs.batch, inputs.time, vocab}, DType::f32, model.device()),
               inputs.dstate.clone(), zero_gradients(model.config(), model.device())};
-  std::vector<ModelTape> tapes(pieces.size());
+  std::vector<LanguageModelTape> tapes(pieces.size());
   StackState state = inputs.state.clone();
   std::int64_t first = 0;
   for (std::size_t i = 0; i < pieces.size(); ++i) {
     tapes[i].stack.recompute = recompute;
-    ModelOptions options;
+    LanguageModelOptions options;
     options.tape = &tapes[i];
     options.reset = inputs.reset.view().columns(first, pieces[i]);
     Tensor logits({inputs.batch, pieces[i], vocab}, DType::f32, model.device());
@@ -116,7 +116,7 @@ void each_gradient(const LanguageModel& model, const Outputs& out, F f) {
     f("dconv " + std::to_string(i), out.dstate.layers[i].conv);
     f("dssm " + std::to_string(i), out.dstate.layers[i].ssm);
   }
-  ModelWeights::each(
+  LanguageModelWeights::each(
       out.gradients, model.config(), DType::f32,
       [&](const std::string& name, const Tensor& tensor, const Shape&, DType) { f(name, tensor); });
 }
@@ -158,10 +158,11 @@ TEST(ModelGrad, MatchesFiniteDifferencesOfTheReference) {
           expect_slopes("dconv", conv[l], out.dstate.layers[l].conv, loss, bound);
           expect_slopes("dssm", ssm[l], out.dstate.layers[l].ssm, loss, bound);
         }
-        ModelWeights::each(out.gradients, model.config(), DType::f32,
-                           [&](const std::string& name, const Tensor& tensor, const Shape&, DType) {
-                             expect_slopes(name, reference.weight(name), tensor, loss, bound);
-                           });
+        LanguageModelWeights::each(
+            out.gradients, model.config(), DType::f32,
+            [&](const std::string& name, const Tensor& tensor, const Shape&, DType) {
+              expect_slopes(name, reference.weight(name), tensor, loss, bound);
+            });
         // Rows of padding are no ids.
         for (double value : values(out.gradients.embedding.view().rows(21, 3))) EXPECT_EQ(value, 0);
       }
@@ -257,9 +258,9 @@ TEST(ModelGrad, Errors) {
   const LanguageModel other = LanguageModel::random(small_config(true), 2);
   const Inputs inputs(model, 2, 5);
   Stream& stream = default_stream();
-  ModelTape tape;
+  LanguageModelTape tape;
   StackState state = model.make_state(2);
-  ModelWeights gradients = zero_gradients(model.config());
+  LanguageModelWeights gradients = zero_gradients(model.config());
   Tensor logits({2, 5, 21}, DType::f32), wrong({2, 4, 21}, DType::f32);
   const auto backward = [&](const LanguageModel& with, const Tensor& dlogits) {
     with.backward(tape, dlogits, nullptr, gradients, stream);
@@ -267,7 +268,7 @@ TEST(ModelGrad, Errors) {
   expect_error<ArgumentError>(
       "LanguageModel::backward: tape: expected a forward run that no backward has used, got none",
       [&] { backward(model, inputs.dlogits); });
-  ModelOptions options;
+  LanguageModelOptions options;
   options.tape = &tape;
   model.forward(inputs.id_tensor, state, logits, stream, options);
   expect_error<ArgumentError>(
@@ -276,18 +277,18 @@ TEST(ModelGrad, Errors) {
   expect_error<ArgumentError>(
       "Stack::backward: tape: expected a forward run of this layer, got one of another",
       [&] { backward(other, inputs.dlogits); });
-  const auto expect_refused = [&](const std::string& text, ModelWeights& bad) {
+  const auto expect_refused = [&](const std::string& text, LanguageModelWeights& bad) {
     expect_error<ArgumentError>(
         text, [&] { model.backward(tape, inputs.dlogits, nullptr, bad, stream); });
   };
-  ModelWeights bad = zero_gradients(model.config());
+  LanguageModelWeights bad = zero_gradients(model.config());
   bad.embedding = Tensor::zeros({21, 12}, DType::f32);
   expect_refused(
       "LanguageModel::backward: gradients.embeddings.weight: expected [24, 12], got [21, 12]", bad);
-  ModelWeights few;
+  LanguageModelWeights few;
   expect_refused(
       "LanguageModel::backward: gradients: expected 2 layers and as many norms, got 0 and 0", few);
-  ModelWeights half = zero_gradients(model.config());
+  LanguageModelWeights half = zero_gradients(model.config());
   half.stack.norm_f = Tensor::zeros({12}, DType::bf16);
   expect_refused("LanguageModel::backward: gradients.norm_f.weight: expected f32, got bf16", half);
   backward(model, inputs.dlogits);  // the tape has survived them all

@@ -90,7 +90,7 @@ class ModelReference {
     return y;
   }
 
-  ModelConfig c_;
+  LanguageModelConfig c_;
 };
 
 }  // namespace mamba::testing

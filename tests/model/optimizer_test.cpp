@@ -22,12 +22,12 @@ using testing::TrainingRun;
 using testing::values;
 
 TEST(Optimizer, MatricesDecayAndNothingElse) {
-  ModelConfig config = TrainingRun::config();
+  LanguageModelConfig config = TrainingRun::config();
   config.layer.use_bias = true;
   config.layer.gated_norm = true;
   config.tie_embeddings = false;
   LanguageModel model = LanguageModel::random(config, 1);
-  const ModelWeights gradients = zero_gradients(config);
+  const LanguageModelWeights gradients = zero_gradients(config);
   std::vector<std::string> names, decaying;
   for (const Parameter& p : parameters(model, gradients)) {
     names.push_back(p.name);
@@ -59,9 +59,9 @@ TEST(Optimizer, OfALayerAndOfAStack) {
   EXPECT_EQ(of_layer.front().weight.data(), layer.weights().in_proj.view().data());
   EXPECT_EQ(of_layer.back().name, "out_proj.weight");
 
-  const ModelConfig model = TrainingRun::config();
+  const LanguageModelConfig model = TrainingRun::config();
   Stack stack(model.resolved(), std::move(random_model_weights(model, DType::f32, 1).stack));
-  const ModelWeights stack_gradients = zero_gradients(model);
+  const LanguageModelWeights stack_gradients = zero_gradients(model);
   const std::vector<Parameter> of_stack = parameters(stack, stack_gradients.stack);
   ASSERT_EQ(of_stack.size(), 2 * 10 + 1);
   EXPECT_EQ(of_stack[1].name, "backbone.layers.0.mixer.in_proj.weight");
@@ -74,7 +74,7 @@ TEST(Optimizer, OfALayerAndOfAStack) {
 
 TEST(Optimizer, OnlyWhatHasAGradientIsTrained) {
   LanguageModel model = LanguageModel::random(TrainingRun::config(), 1);
-  ModelWeights gradients;
+  LanguageModelWeights gradients;
   gradients.stack.layers.resize(2);
   gradients.stack.norms.resize(2);
   EXPECT_TRUE(parameters(model, gradients).empty());
@@ -225,7 +225,7 @@ TEST(LossScale, AStepThatOverflowsChangesNothingAndDoesNotCount) {
     LossScale scale;
     optimizer.step(0.01f, stream, scale.value);
     EXPECT_EQ(optimizer.gradient_norm(stream), 5);
-    EXPECT_TRUE(optimizer.settle(scale, stream));
+    EXPECT_TRUE(optimizer.update_loss_scale(scale, stream));
     EXPECT_EQ(optimizer.steps(), 1);
     EXPECT_EQ(scale.good_steps, 1);
     std::vector<std::vector<unsigned char>> before, after;
@@ -233,7 +233,7 @@ TEST(LossScale, AStepThatOverflowsChangesNothingAndDoesNotCount) {
         [&](const std::string&, ConstTensorView tensor) { before.push_back(bits(tensor)); });
     copy(Tensor::from<float>({1, std::numeric_limits<float>::infinity()}, {2}), gradient, stream);
     optimizer.step(0.01f, stream, scale.value);
-    EXPECT_FALSE(optimizer.settle(scale, stream));
+    EXPECT_FALSE(optimizer.update_loss_scale(scale, stream));
     EXPECT_EQ(optimizer.steps(), 1);
     EXPECT_EQ(scale.value, 32768);
     optimizer.each_tensor(
@@ -249,13 +249,13 @@ TEST(LossScale, SmallGradientsAreNotLostInF16) {
   for (Device device : devices()) {
     const auto gradient_of = [&](DType dtype, float scale) {
       const LanguageModel model = LanguageModel::random(TrainingRun::config(), 1, dtype, device);
-      ModelWeights gradients = zero_gradients(model.config(), device);
+      LanguageModelWeights gradients = zero_gradients(model.config(), device);
       StackState state = model.make_state(2);
       const Tensor ids = Tensor::from<std::int32_t>({1, 2, 3, 4, 5, 6}, {2, 3}).to(device);
       Tensor logits({2, 3, TrainingRun::vocab}, DType::f32, device);
       Tensor dlogits(logits.shape(), dtype, device);
-      ModelTape tape;
-      ModelOptions options;
+      LanguageModelTape tape;
+      LanguageModelOptions options;
       options.tape = &tape;
       Stream& stream = default_stream(device);
       TokenLoss loss;

@@ -30,7 +30,7 @@ struct Size {
 
 // Random weights that make every part of a layer matter.
 Stack lively_stack(const Size& size, DType dtype, Device device, bool conv_bias = true) {
-  ModelConfig config;
+  LanguageModelConfig config;
   config.layer.d_model = size.d_model;
   config.layer.d_inner = size.d_inner;
   config.layer.dt_rank = size.dt_rank;

@@ -29,8 +29,8 @@ class TrainingRun {
     progress.positions.assign(batch, 0);
   }
 
-  static ModelConfig config() {
-    ModelConfig config;
+  static LanguageModelConfig config() {
+    LanguageModelConfig config;
     config.layer.d_model = 32;
     config.layer.d_state = 8;
     config.n_layer = 2;
@@ -57,7 +57,7 @@ class TrainingRun {
     const Tensor reset = Tensor::from(resets, {batch, time}).to(device);
     Tensor logits({batch, time, vocab}, DType::f32, device);
     Tensor dlogits({batch, time, vocab}, model.dtype(), device);
-    ModelOptions options;
+    LanguageModelOptions options;
     options.tape = &tape;
     options.reset = reset;
     model.forward(id_tensor, state, logits, stream, options);
@@ -72,10 +72,10 @@ class TrainingRun {
   void load(const std::string& path) { progress = load_training(path, optimizer, &state); }
 
   LanguageModel model;
-  ModelWeights gradients;
+  LanguageModelWeights gradients;
   AdamW optimizer;
   StackState state;
-  ModelTape tape;
+  LanguageModelTape tape;
   TokenLoss loss;
   TrainingProgress progress;
 };

@@ -212,7 +212,7 @@ class Share {
     const Shape shape{rows_, time_steps, vocab};
     Tensor logits(shape, DType::f32, model_.device());
     Tensor dlogits(shape, model_.dtype(), model_.device());
-    ModelOptions options;
+    LanguageModelOptions options;
     options.tape = &tape_;
     options.reset = reset;
     model_.forward(ids, state_, logits, stream_, options);
@@ -243,10 +243,10 @@ class Share {
   std::int64_t first_, rows_;
   Stream stream_;
   LanguageModel model_;
-  ModelWeights gradients_;
+  LanguageModelWeights gradients_;
   AdamW optimizer_;
   StackState state_;
-  ModelTape tape_;
+  LanguageModelTape tape_;
   TokenLoss loss_;
 };
 

@@ -233,7 +233,7 @@ TEST(NormMatmulConv, AStackTakesItsStepsWithTheSameBits) {
   for (const Device device : devices()) {
     for (const DType dtype : testing::storage_dtypes()) {
       SCOPED_TRACE(name_of(dtype) + std::string(" on ") + device.name());
-      ModelConfig config;
+      LanguageModelConfig config;
       config.layer = testing::config_of(512, 8, 4);
       config.n_layer = 3;
       config.vocab_size = 16;

@@ -454,7 +454,7 @@ TEST_F(Forks, bad_input_is_one_line_and_exit_code_1) {
 TEST_F(Forks, take_the_tokenizer_of_the_model) {
   const Folder folder;
   const std::string model = folder.path("model");
-  mamba::ModelConfig config;
+  mamba::LanguageModelConfig config;
   config.layer.d_model = 16;
   config.n_layer = 1;
   config.vocab_size = 726;

@@ -489,7 +489,7 @@ TEST_P(MambaLmSignals, while_loading_leave_an_older_state_as_it_was) {
   const std::string state = saved_state("base");
   std::ostringstream before;
   before << std::ifstream(state).rdbuf();
-  mamba::ModelConfig config;  // 100 MB, which take a while to read
+  mamba::LanguageModelConfig config;  // 100 MB, which take a while to read
   config.layer.d_model = 768;
   config.n_layer = 7;
   config.vocab_size = 96;
@@ -875,7 +875,7 @@ TEST_F(MambaLm, text_for_a_model_without_a_tokenizer_is_refused_plainly) {
 class MambaLmText : public MambaLm {
  protected:
   MambaLmText() : model_(path("model")) {
-    mamba::ModelConfig config;
+    mamba::LanguageModelConfig config;
     config.layer.d_model = 16;
     config.n_layer = 1;
     config.vocab_size = 726;

@@ -118,7 +118,7 @@ TEST(EmptyArguments, areNotTakenForAbsentOnes) {
 TEST(Bench, takesAnyVocabulary) {
   for (const std::int64_t vocab : {1, 2, 5, 7}) {
     const TemporaryFolder folder;
-    mamba::ModelConfig config;
+    mamba::LanguageModelConfig config;
     config.layer.d_model = 8;
     config.n_layer = 1;
     config.vocab_size = vocab;
@@ -138,7 +138,7 @@ TEST(Memory, whatCannotFitIsRefusedBeforeItIsTaken) {
   expect_error(run({"--capacity", "1000000000"}, place_of(SERVE)), fits);
 
   const TemporaryFolder folder;
-  mamba::ModelConfig large;
+  mamba::LanguageModelConfig large;
   large.layer.d_model = 1 << 16;
   large.n_layer = 1;
   large.vocab_size = 1 << 30;
@@ -146,7 +146,7 @@ TEST(Memory, whatCannotFitIsRefusedBeforeItIsTaken) {
   expect_error(run({"bench", folder.path(), "--random-weights"}), fits);
 
   const std::string big = folder.file("big");
-  mamba::ModelConfig wide;
+  mamba::LanguageModelConfig wide;
   wide.layer.d_model = 8;
   wide.n_layer = 1;
   wide.vocab_size = 1 << 19;

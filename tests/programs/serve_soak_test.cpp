@@ -40,13 +40,13 @@ std::int64_t requests() {
 
 // A model with random weights, in f32, that has no finite logit after a text with `poison` in it.
 mamba::LanguageModel poisoned_model(std::int64_t vocab, std::int32_t poison) {
-  mamba::ModelConfig config;
+  mamba::LanguageModelConfig config;
   config.layer.d_model = 16;
   config.n_layer = 2;
   config.vocab_size = vocab;
   config.tie_embeddings = false;
   config = config.resolved();
-  mamba::ModelWeights weights = mamba::random_model_weights(config, mamba::DType::f32, 5);
+  mamba::LanguageModelWeights weights = mamba::random_model_weights(config, mamba::DType::f32, 5);
   float* row = weights.embedding.data<float>() + poison * config.layer.d_model;
   std::fill_n(row, config.layer.d_model, std::nanf(""));
   float* head = weights.head.data<float>();  // clear leads: no choice depends on rounding

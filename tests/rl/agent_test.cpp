@@ -159,7 +159,7 @@ TEST(RlController, AddsWhatEachLayerSaysToWhatItReads) {
       for (std::size_t i = 0; i < controller.layers().size(); ++i) {
         const Tensor read = expected.to(device);
         Tensor branch(shape, DType::f32, device);
-        mamba::ForwardOptions options;
+        mamba::LayerOptions options;
         options.reset = reset;
         controller.layers()[i].forward(read, expected_state.layers[i], branch, stream, options);
         stream.synchronize();

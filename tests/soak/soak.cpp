@@ -594,7 +594,7 @@ class Calls : public Work {
     Tensor logits({batch_, vocabulary}, DType::f32, world_.device);
     const std::int64_t cut = random.upto(static_cast<std::int64_t>(time) - 1);
     const auto call = [&](std::int64_t first, std::int64_t count) {
-      ModelOptions options;
+      LanguageModelOptions options;
       const ConstTensorView part = reset.view().columns(first, count);
       options.reset = part;
       options.rows.read = map;
@@ -770,7 +770,7 @@ int soak(const Arguments& arguments) {
   world.folder = fs::temp_directory_path() / ("mamba_soak_" + std::to_string(getpid()));
   fs::create_directories(world.folder);
   add_model(world, "shipped", LanguageModel::load(arguments.model, DType::f32, world.device));
-  ModelConfig config;
+  LanguageModelConfig config;
   config.layer.d_model = 48;
   config.layer.gated_norm = true;
   config.n_layer = 2;

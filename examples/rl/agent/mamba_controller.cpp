@@ -54,7 +54,7 @@ void MambaController::forward(mamba::ConstTensorView x, mamba::StackState& state
   mamba::TensorView branch;
   if (layers_.size() > 1) branch = scratch.take(x.shape(), mamba::DType::f32);
   for (std::size_t i = 0; i < layers_.size(); ++i) {  // y = x + layer(x), then y += layer(y)
-    mamba::ForwardOptions options;
+    mamba::LayerOptions options;
     options.reset = reset;
     if (kept != nullptr) options.tape = &kept->layers[i];
     const bool first = i == 0;

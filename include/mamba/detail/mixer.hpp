@@ -26,7 +26,7 @@ struct MixerForward {
   TensorView final_conv, final_ssm;           // the same; may be their memory; may be absent
   ConstTensorView reset;                      // [batch, time] i32, may be absent
   RowMap rows;                                // may be absent
-  StepStates* steps = nullptr;                // receives the state after every step
+  LayerSteps* steps = nullptr;                // receives the state after every step
   const AddRmsNorm* norm = nullptr;           // still to be run: x is its y
 };
 

@@ -31,7 +31,8 @@ std::optional<std::vector<std::int32_t>> generation_end(const std::string& folde
 
 // A head that is not the embedding is never passed over: what was not said follows from it, and
 // what was said and is not so is an error.
-void settle_head(ModelConfig& config, const Checkpoint& checkpoint, const char* key, bool said) {
+void settle_head(LanguageModelConfig& config, const Checkpoint& checkpoint, const char* key,
+                 bool said) {
   const Checkpoint::Found head = checkpoint.find(head_name);
   if (!head || !config.tie_embeddings) return;
   if (same_values(checkpoint.get("backbone.embeddings.weight"), head)) return;
@@ -47,7 +48,8 @@ void settle_head(ModelConfig& config, const Checkpoint& checkpoint, const char* 
 
 // What a config may leave to the tensors: whether there are biases and a head, and how the
 // vocabulary is padded.
-void settle(ModelConfig& config, const Checkpoint& checkpoint, const std::string& folder) {
+void complete(LanguageModelConfig& config, const Checkpoint& checkpoint,
+              const std::string& folder) {
   const Json json = parse_json(config.source_json, where, "config.json");
   const std::string mixer = "backbone.layers.0.mixer.";
   if (!json.contains("use_bias") && !json.contains("ssm_cfg")) {
@@ -69,14 +71,14 @@ void settle(ModelConfig& config, const Checkpoint& checkpoint, const std::string
 }
 
 // The names that parameters of some Mamba of as many layers have.
-std::set<std::string> parameter_names(ModelConfig config) {
+std::set<std::string> parameter_names(LanguageModelConfig config) {
   config.layer.use_bias = config.layer.use_conv_bias = config.layer.gated_norm = true;
   config.tie_embeddings = false;
-  ModelWeights none;
+  LanguageModelWeights none;
   none.stack.layers.resize(static_cast<std::size_t>(config.n_layer));
   none.stack.norms.resize(static_cast<std::size_t>(config.n_layer));
   std::set<std::string> names;
-  ModelWeights::each(
+  LanguageModelWeights::each(
       none, config, DType::f32,
       [&](const std::string& name, const Tensor&, const Shape&, DType) { names.insert(name); });
   return names;
@@ -99,23 +101,23 @@ LanguageModel LanguageModel::load(const std::string& folder, std::optional<DType
   // Another process may save meanwhile: config and weights are those of one moment where the config
   // is the same before and after the weights were opened.
   std::string text = first_config(folder);
-  ModelConfig config = parse_config(text, config_path);
+  LanguageModelConfig config = parse_config(text, config_path);
   std::optional<Checkpoint> opened(folder);
   for (std::string again; (again = config_of(folder, *opened)) != text; opened.emplace(folder)) {
     config = parse_config(text = std::move(again), config_path);
   }
   const Checkpoint& checkpoint = *opened;
-  settle(config, checkpoint, folder);
+  complete(config, checkpoint, folder);
   config = config.resolved();
   const DType type = dtype ? *dtype : stored_dtype(checkpoint);
 
-  ModelWeights weights;
+  LanguageModelWeights weights;
   weights.stack.layers.resize(static_cast<std::size_t>(config.n_layer));
   weights.stack.norms.resize(static_cast<std::size_t>(config.n_layer));
   std::set<const SafetensorsEntry*> used;
   std::map<std::string, std::string> file_dtypes;
   Fingerprint fingerprint(config);
-  ModelWeights::each(
+  LanguageModelWeights::each(
       weights, config, type,
       [&](const std::string& name, Tensor& tensor, const Shape& shape, DType tensor_type) {
         const auto [file, entry] = checkpoint.get(name);

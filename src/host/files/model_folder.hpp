@@ -13,9 +13,9 @@
 
 namespace mamba {
 
-// The name that a tensor of a published model has in ModelWeights: "backbone." is put before what a
-// model without head is saved with, "model." of a wrapper is taken away, and mamba_ssm's embedding
-// is called as Hugging Face's. Other names come back as they are.
+// The name that a tensor of a published model has in LanguageModelWeights: "backbone." is put
+// before what a model without head is saved with, "model." of a wrapper is taken away, and
+// mamba_ssm's embedding is called as Hugging Face's. Other names come back as they are.
 std::string published_name(const std::string& name);
 
 // The safetensors file or files of a folder, seen as one. What is not there, or is not what it

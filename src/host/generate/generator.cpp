@@ -116,18 +116,18 @@ void Generator::push(std::int32_t token) {
 }
 
 StackState Generator::state() {
-  settle();
+  feed_pending();
   return slot().copy_state();
 }
 
 ConstTensorView Generator::logits() {
-  settle();
+  feed_pending();
   stream().synchronize();
   return slot().logits();
 }
 
-void Generator::assume(const Ids& ids, const StackState& state, ConstTensorView logits) {
-  constexpr const char* where = "Generator::assume";
+void Generator::continue_from(const Ids& ids, const StackState& state, ConstTensorView logits) {
+  constexpr const char* where = "Generator::continue_from";
   if (tokens_seen_ != 0 || pending_) {
     throw ArgumentError(where, "tokens_seen", "0", fmt::format("{}", tokens_seen_));
   }
@@ -175,7 +175,7 @@ std::vector<Generator> Generator::fork(std::int64_t k) {
   check::range("Generator::fork", "k", k, 0, std::int64_t{1} << 20);
   std::vector<Generator> forks;
   if (k == 0) return forks;
-  settle();
+  feed_pending();
   const std::shared_ptr<GeneratorSlots>& own = slot().slots;
   const auto slots = own->free() >= k ? own : own->another(k);
   for (std::int64_t i = 0; i < k; ++i) {
@@ -239,13 +239,13 @@ void Generator::feed(const Group& group, ConstTensorView ids) {
   }
 }
 
-void Generator::settle(const Group& group) {
+void Generator::feed_pending(const Group& group) {
   Group waiting;
   std::copy_if(group.begin(), group.end(), std::back_inserter(waiting),
                [](const Generator* member) { return member->pending_; });
   if (waiting.empty()) return;
   GeneratorSlots& slots = *waiting.front()->slot().slots;
-  slots.settle(rows_of(slots, waiting, [](const Generator& g) { return g.slot().row; }));
+  slots.feed_chosen(rows_of(slots, waiting, [](const Generator& g) { return g.slot().row; }));
   for (Generator* member : waiting) {
     member->pending_ = false;
     member->lent_ = false;
@@ -274,7 +274,7 @@ void Generator::read(const Group& group, const std::vector<Ids>& prompts) {
     reading.push_back(member);
     texts.push_back(&prompt);
   }
-  settle(reading);
+  feed_pending(reading);
   for (std::size_t i = 0; i < reading.size(); ++i) reading[i]->mark_seen(*texts[i]);
   for (std::size_t done = 0; !reading.empty();) {
     std::size_t count = SIZE_MAX;
@@ -316,7 +316,7 @@ void Generator::choose(const Group& group) {
     step(group);
     return;
   }
-  settle(group);
+  feed_pending(group);
   slots.choose(rows_of(slots, group, [](const Generator& g) { return g.slot().row; }));
   slots.out.send(slots.token, *slots.stream);
 }

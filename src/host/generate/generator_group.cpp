@@ -71,8 +71,8 @@ void Generator::run_together(const Group& group, const std::vector<GenerateOptio
 }
 
 // While the host looks at the tokens of one step, the device is at the next, with all who may go
-// on. Who turns out to have ended has then seen its last token, as after settle(); what is taken
-// back is the token chosen after that.
+// on. Who turns out to have ended has then seen its last token, as after feed_pending(); what is
+// taken back is the token chosen after that.
 void Generator::run_ahead(const Group& group, const std::vector<GenerateOptions>& options,
                           std::vector<std::size_t>& active, std::vector<Generated>& results) {
   constexpr const char* where = "Generator::generate";

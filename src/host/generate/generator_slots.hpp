@@ -81,9 +81,9 @@ struct GeneratorSlots {
   // All of these queue; `rows` are in use until the next call of rows_of.
   SlotRows rows_of(const std::vector<std::int32_t>& rows);
   void feed(const SlotRows& rows, ConstTensorView ids);  // ids [count, time]
-  void settle(const SlotRows& rows);                     // feeds the last chosen tokens
+  void feed_chosen(const SlotRows& rows);                // feeds the last chosen tokens
   void choose(const SlotRows& rows);
-  // settle() and choose(): on CUDA the first time a call of each operation, then one graph.
+  // feed_chosen() and choose(): on CUDA the first time a call of each operation, then one graph.
   void step(const SlotRows& rows);
   // Why rows of the last choice have no token. On CUDA the stream knows, and has then told it.
   std::exception_ptr no_token();

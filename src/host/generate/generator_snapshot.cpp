@@ -70,7 +70,7 @@ std::int64_t GeneratorSnapshot::bytes() const {
 // ---- out of a generator and into one ----------------------------------------------------------
 
 GeneratorSnapshot Generator::snapshot() {
-  settle();
+  feed_pending();
   auto content = std::make_shared<GeneratorSnapshot::Content>();
   content->fingerprint = model().fingerprint();
   content->logits = Tensor(slot().logits().shape(), DType::f32, model().device());

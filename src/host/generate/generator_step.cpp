@@ -54,7 +54,7 @@ SlotRows GeneratorSlots::rows_of(const std::vector<std::int32_t>& rows) {
 
 void GeneratorSlots::feed(const SlotRows& rows, ConstTensorView ids) {
   Scratch scratch(*stream);
-  ModelOptions options;
+  LanguageModelOptions options;
   options.rows.read = rows.list;
   options.rows.write = rows.list;
   const TensorView target = rows.leading
@@ -69,7 +69,7 @@ void GeneratorSlots::feed(const SlotRows& rows, ConstTensorView ids) {
   run(back, *stream);
 }
 
-void GeneratorSlots::settle(const SlotRows& rows) {
+void GeneratorSlots::feed_chosen(const SlotRows& rows) {
   Scratch scratch(*stream);
   TensorView ids = token.view().rows(0, rows.count);
   if (!rows.leading) {
@@ -132,7 +132,7 @@ void GeneratorSlots::choose_each(Sample sample, const SlotRows& rows) {
 void GeneratorSlots::step(const SlotRows& rows) {
   constexpr std::size_t most_graphs = 64;  // a few hundred kilobytes each
   const auto work = [&] {
-    settle(rows);
+    feed_chosen(rows);
     choose(rows);
   };
   if (!records()) return work();

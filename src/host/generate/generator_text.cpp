@@ -98,8 +98,8 @@ LogProbs Generator::log_probs(std::int64_t top) const {
 }
 
 // A token just chosen: kept, told, and the reason to end after it if there is one.
-std::optional<StopReason> Generator::hear(const GenerateOptions& options, std::int32_t token,
-                                          ConstTensorView logits, Generated& result) {
+std::optional<StopReason> Generator::receive(const GenerateOptions& options, std::int32_t token,
+                                             ConstTensorView logits, Generated& result) {
   result.tokens.push_back(token);
   if (options.log_probs) {
     result.log_probs.push_back(log_probs_of(on_host(logits, stream()), token, *options.log_probs));
@@ -111,12 +111,12 @@ std::optional<StopReason> Generator::hear(const GenerateOptions& options, std::i
   return heard && read ? stopped(options) : StopReason::callback;
 }
 
-// hear(), whatever happens in it; whether more is wanted.
+// receive(), whatever happens in it; whether more is wanted.
 bool Generator::goes_on(Generator& member, const GenerateOptions& options, std::int32_t token,
                         Generated& result) {
   try {
     const std::optional<StopReason> reason =
-        member.hear(options, token, member.slot().logits(), result);
+        member.receive(options, token, member.slot().logits(), result);
     if (reason) result.reason = *reason;
     return !reason && static_cast<std::int64_t>(result.tokens.size()) < options.max_tokens;
   } catch (...) {

@@ -40,7 +40,7 @@ void feed(const GeneratorSlot& slot, const Ids& tokens, TensorView logits, Stack
   GeneratorSlots& slots = *slot.slots;
   const Tensor host_ids = Tensor::from(tokens, {1, static_cast<std::int64_t>(tokens.size())});
   const Tensor ids = host_ids.to(slots.model->device(), DType::i32, *slots.stream);
-  ModelOptions options;
+  LanguageModelOptions options;
   options.steps = &steps;
   slots.model->forward(ids, slots.state, logits, *slots.stream, options);
   slots.stream->synchronize();
@@ -299,7 +299,7 @@ Generated Speculation::generate(const GenerateOptions& options) {
   bool ended = options.max_tokens == 0;
   while (!ended) {
     advance([&](std::int32_t token, const ConstTensorView& logits) {
-      const std::optional<StopReason> reason = target_->hear(options, token, logits, result);
+      const std::optional<StopReason> reason = target_->receive(options, token, logits, result);
       ended = reason || static_cast<std::int64_t>(result.tokens.size()) == options.max_tokens;
       if (reason) result.reason = *reason;
       return !ended;

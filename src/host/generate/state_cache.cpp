@@ -71,13 +71,13 @@ struct StateCache::Impl {
   // ---- places ----
 
   // Remembers an entry at `place` or, where it cannot be, further down; what it displaces likewise.
-  void settle(const CacheEntry& entry, CachePlace place) {
+  void move_into(const CacheEntry& entry, CachePlace place) {
     if (place == on_disk) {
       write(entry);
     } else {
       const bool moves = place == on_host && entry.prefix->logits.device().is_cuda();
       for (const CacheEntry& out : lists.put(moves ? at(entry, Device::cpu()) : entry, place)) {
-        settle(out, static_cast<CachePlace>(place + 1));
+        move_into(out, static_cast<CachePlace>(place + 1));
       }
     }
   }
@@ -180,12 +180,12 @@ std::int64_t StateCache::find(Generator& generator, const Ids& prompt) {
     const CacheEntry near = prefix->logits.device() == cache.model.device()
                                 ? entry
                                 : cache.at(entry, cache.model.device());
-    if (place != cache.top()) cache.settle(near, cache.top());
+    if (place != cache.top()) cache.move_into(near, cache.top());
     if (place == on_host && cache.top() == on_device) cache.lists.forget(key, on_host);
     cache.lists.refresh(candidates);
     if (cache.files) cache.files->mark_used(cache.lists.known_at(candidates, on_disk));
     const Ids known(prompt.begin(), prompt.begin() + static_cast<std::ptrdiff_t>(key.length));
-    generator.assume(known, near.prefix->state, near.prefix->logits);
+    generator.continue_from(known, near.prefix->state, near.prefix->logits);
     const std::lock_guard<std::mutex> lock(cache.mutex);
     ++cache.counts.hits;
     cache.counts.tokens += key.length;
@@ -222,7 +222,7 @@ void StateCache::keep(Generator& generator, const Ids& ids) {
   generator.stream().synchronize();
   CacheEntry entry{key, prefix, prefix->bytes(), false, std::nullopt};
   if (!beginnings.empty()) entry.parent = beginnings.back();
-  cache.settle(entry, cache.top());
+  cache.move_into(entry, cache.top());
 }
 
 std::int64_t StateCache::read(Generator& generator, const Ids& prompt) {

@@ -10,7 +10,7 @@ namespace mamba {
 
 class Fingerprint {
  public:
-  explicit Fingerprint(const ModelConfig& config);
+  explicit Fingerprint(const LanguageModelConfig& config);
   ~Fingerprint();
   void add(const std::string& name, const std::string& dtype, const void* data, std::int64_t bytes);
   std::string text() const;  // 32 hexadecimal digits

@@ -16,7 +16,7 @@
 
 namespace mamba {
 
-LanguageModel::LanguageModel(const ModelConfig& config, ModelWeights weights)
+LanguageModel::LanguageModel(const LanguageModelConfig& config, LanguageModelWeights weights)
     : config_(config.resolved()),
       stack_(config_, std::move(weights.stack)),
       embedding_(std::move(weights.embedding)),
@@ -32,22 +32,22 @@ LanguageModel::LanguageModel(const ModelConfig& config, ModelWeights weights)
   }
 }
 
-LanguageModel LanguageModel::random(const ModelConfig& config, std::uint64_t seed, DType dtype,
-                                    Device device) {
-  ModelWeights weights = random_model_weights(config, dtype, seed);
+LanguageModel LanguageModel::random(const LanguageModelConfig& config, std::uint64_t seed,
+                                    DType dtype, Device device) {
+  LanguageModelWeights weights = random_model_weights(config, dtype, seed);
   if (device.is_cuda()) {
-    ModelWeights::each(weights, config.resolved(), dtype,
-                       [&](const std::string&, Tensor& tensor, const Shape&, DType) {
-                         tensor = tensor.to(device);
-                       });
+    LanguageModelWeights::each(weights, config.resolved(), dtype,
+                               [&](const std::string&, Tensor& tensor, const Shape&, DType) {
+                                 tensor = tensor.to(device);
+                               });
   }
   return LanguageModel(config, std::move(weights));
 }
 
 namespace {
 
-// A model's weights, which its layers own, as ModelWeights::each wants to see them; to be changed
-// where S is Stack, to be read where it is const Stack.
+// A model's weights, which its layers own, as LanguageModelWeights::each wants to see them; to be
+// changed where S is Stack, to be read where it is const Stack.
 template <class S>
 struct OwnedWeights {
   using T = std::conditional_t<std::is_const_v<S>, const Tensor, Tensor>;
@@ -74,8 +74,8 @@ struct OwnedWeights {
       : embedding(embedding_), stack{{stack_}, {stack_}, stack_.norm(stack_.size())}, head(head_) {}
 
   template <class F>
-  void each(const ModelConfig& config, const F& f) const {
-    ModelWeights::each(
+  void each(const LanguageModelConfig& config, const F& f) const {
+    LanguageModelWeights::each(
         *this, config, embedding.dtype(),
         [&](const std::string& name, T& tensor, const Shape&, DType) { f(name, tensor); });
   }
@@ -95,7 +95,7 @@ void LanguageModel::each_mutable_weight(const std::function<void(const std::stri
   OwnedWeights<Stack>(embedding_, stack_, head_).each(config_, f);
 }
 
-std::int64_t LanguageModel::parameters() const {
+std::int64_t LanguageModel::parameter_count() const {
   std::int64_t sum = 0;
   each_weight([&](const std::string&, const Tensor& tensor) { sum += tensor.count(); });
   return sum;
@@ -132,7 +132,7 @@ void check_ids(const ConstTensorView& ids, std::int64_t vocab_size) {
 
 void LanguageModel::check_call(const ConstTensorView& ids, const StackState& state,
                                const TensorView& logits, Stream& stream,
-                               const ModelOptions& options) const {
+                               const LanguageModelOptions& options) const {
   constexpr const char* where = "LanguageModel::forward";
   check::rank(where, "ids", ids, 2);
   check::is(where, "ids", ids, ids.shape(), DType::i32, device());
@@ -161,8 +161,8 @@ void LanguageModel::check_call(const ConstTensorView& ids, const StackState& sta
   if (device().is_cpu()) check_ids(ids, config_.vocab_size);
 }
 
-void LanguageModel::check_backward(const ModelTape& tape, const ConstTensorView& dlogits,
-                                   const ModelWeights& gradients) const {
+void LanguageModel::check_backward(const LanguageModelTape& tape, const ConstTensorView& dlogits,
+                                   const LanguageModelWeights& gradients) const {
   constexpr const char* where = "LanguageModel::backward";
   if (!tape.stack.filled()) {
     throw ArgumentError(where, "tape", "a forward run that no backward has used", "none");
@@ -179,7 +179,7 @@ struct Fingerprint::Impl {
   Hash hash;
 };
 
-Fingerprint::Fingerprint(const ModelConfig& c) : impl_(std::make_unique<Impl>()) {
+Fingerprint::Fingerprint(const LanguageModelConfig& c) : impl_(std::make_unique<Impl>()) {
   std::string model = fmt::format("{} {} {} {} {} ", c.n_layer, c.vocab_size, c.vocab_rows,
                                   c.tie_embeddings, c.norm_epsilon);
   for (const std::string& layer : host_mixer(c.layer).identity(c.layer)) {

@@ -35,7 +35,7 @@ Layer Layer::random(const LayerConfig& config, std::uint64_t seed, DType dtype, 
 }
 
 void Layer::check_call(const ConstTensorView& x, const MambaState& state, const TensorView& y,
-                       Stream& stream, const ForwardOptions& options) const {
+                       Stream& stream, const LayerOptions& options) const {
   constexpr const char* where = "Layer::forward";
   check::rank(where, "x", x, 3);
   check::is(where, "x", x, x.shape().with(2, config_.d_model), dtype(), device());
@@ -82,7 +82,7 @@ void keep(Tensor& tensor, const ConstTensorView& from, Stream& stream) {
 }  // namespace
 
 void Layer::begin(LayerTape& tape, const ConstTensorView& x, const MambaState& state,
-                  Stream& stream, const ForwardOptions& options) const {
+                  Stream& stream, const LayerOptions& options) const {
   tape.layer_ = nullptr;
   keep(tape.x_, x, stream);
   for (const StateTensor& one : state_tensors) {

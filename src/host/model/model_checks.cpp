@@ -62,8 +62,9 @@ void check_gradients(const char* where, const Stack& stack, const StackWeights& 
   }
 }
 
-void check_gradients(const char* where, const LanguageModel& model, const ModelWeights& gradients) {
-  const ModelConfig& config = model.config();
+void check_gradients(const char* where, const LanguageModel& model,
+                     const LanguageModelWeights& gradients) {
+  const LanguageModelConfig& config = model.config();
   check_gradients(where, model.stack(), gradients.stack);
   const Shape vocabulary{config.vocab_rows, config.layer.d_model};
   if (gradients.embedding) {

@@ -18,6 +18,7 @@ void check_state(const char* where, const Stack& stack, const StackState& state,
 // shapes.
 void check_gradients(const char* where, const Layer& layer, const LayerWeights& gradients);
 void check_gradients(const char* where, const Stack& stack, const StackWeights& gradients);
-void check_gradients(const char* where, const LanguageModel& model, const ModelWeights& gradients);
+void check_gradients(const char* where, const LanguageModel& model,
+                     const LanguageModelWeights& gradients);
 
 }  // namespace mamba

@@ -67,13 +67,13 @@ std::vector<Parameter> parameters(Stack& stack, const StackWeights& gradients) {
   return list;
 }
 
-std::vector<Parameter> parameters(LanguageModel& model, const ModelWeights& gradients) {
+std::vector<Parameter> parameters(LanguageModel& model, const LanguageModelWeights& gradients) {
   check_gradients("parameters", model, gradients);
   std::vector<const Tensor*> all;
-  ModelWeights::each(gradients, model.config(), DType::f32,
-                     [&](const std::string&, const Tensor& tensor, const Shape&, DType) {
-                       all.push_back(&tensor);
-                     });
+  LanguageModelWeights::each(gradients, model.config(), DType::f32,
+                             [&](const std::string&, const Tensor& tensor, const Shape&, DType) {
+                               all.push_back(&tensor);
+                             });
   std::vector<Parameter> list;
   std::size_t i = 0;
   model.each_mutable_weight(
@@ -185,7 +185,7 @@ float AdamW::gradient_norm(Stream& stream) {
   return std::sqrt(squares) / loss_scale_;
 }
 
-bool AdamW::settle(LossScale& scale, Stream& stream) {
+bool AdamW::update_loss_scale(LossScale& scale, Stream& stream) {
   const bool finite = std::isfinite(gradient_norm(stream));
   scale.update(finite);
   return finite;

@@ -21,7 +21,7 @@ void StackSteps::restore(std::int64_t t, StackState& state, Stream& stream) cons
   for (std::size_t i = 0; i < layers.size(); ++i) layers[i].restore(t, state.layers[i], stream);
 }
 
-Stack::Stack(const ModelConfig& config, StackWeights weights)
+Stack::Stack(const LanguageModelConfig& config, StackWeights weights)
     : d_model_(config.layer.d_model), epsilon_(config.norm_epsilon) {
   check::present("Stack", "norm_f.weight", weights.norm_f);
   const Device device = weights.norm_f.device();

@@ -18,15 +18,14 @@ LayerWeights zero_gradients(const LayerConfig& config, Device device) {
   return gradients;
 }
 
-ModelWeights zero_gradients(const ModelConfig& config, Device device) {
-  const ModelConfig c = config.resolved();
-  ModelWeights gradients;
+LanguageModelWeights zero_gradients(const LanguageModelConfig& config, Device device) {
+  const LanguageModelConfig c = config.resolved();
+  LanguageModelWeights gradients;
   gradients.stack.layers.resize(static_cast<std::size_t>(c.n_layer));
   gradients.stack.norms.resize(static_cast<std::size_t>(c.n_layer));
-  ModelWeights::each(gradients, c, DType::f32,
-                     [&](const std::string&, Tensor& tensor, const Shape& shape, DType dtype) {
-                       tensor = Tensor::zeros(shape, dtype, device);
-                     });
+  LanguageModelWeights::each(gradients, c, DType::f32,
+                             [&](const std::string&, Tensor& tensor, const Shape& shape,
+                                 DType dtype) { tensor = Tensor::zeros(shape, dtype, device); });
   return gradients;
 }
 
@@ -38,14 +37,15 @@ LayerWeights random_layer_weights(const LayerConfig& config, DType dtype, std::u
   return host_mixer(c).random(c, dtype, seed, 0, n_layer);
 }
 
-ModelWeights random_model_weights(const ModelConfig& config, DType dtype, std::uint64_t seed) {
+LanguageModelWeights random_model_weights(const LanguageModelConfig& config, DType dtype,
+                                          std::uint64_t seed) {
   check::storage("random weights", "dtype", dtype);
-  const ModelConfig c = config.resolved();
+  const LanguageModelConfig c = config.resolved();
   const Shape vocabulary{c.vocab_rows, c.layer.d_model};
   const Shape norm{c.layer.d_model};
   const HostMixer& mixer = host_mixer(c.layer);
   const auto after_layers = static_cast<std::uint64_t>(c.n_layer) * 16;
-  ModelWeights w;
+  LanguageModelWeights w;
   const draws::Numbers normal(seed, after_layers);
   w.embedding =
       draws::filled(vocabulary, dtype, [&](std::int64_t i) { return 0.02 * normal.normal(i); });

@@ -52,7 +52,7 @@ LayerConfig resolve(LayerConfig config, const Complain& complain) {
   return host_mixer(config).resolve(std::move(config), complain);
 }
 
-ModelConfig resolve(ModelConfig c, const Complain& complain) {
+LanguageModelConfig resolve(LanguageModelConfig c, const Complain& complain) {
   c.layer = resolve(c.layer, complain);
   limits::range(complain, "n_layer", c.n_layer, 1, limits::n_layer);
   limits::range(complain, "vocab_size", c.vocab_size, 1, limits::size);
@@ -68,6 +68,8 @@ ModelConfig resolve(ModelConfig c, const Complain& complain) {
 
 LayerConfig LayerConfig::resolved() const { return resolve(*this, argument_error("LayerConfig")); }
 
-ModelConfig ModelConfig::resolved() const { return resolve(*this, argument_error("ModelConfig")); }
+LanguageModelConfig LanguageModelConfig::resolved() const {
+  return resolve(*this, argument_error("LanguageModelConfig"));
+}
 
 }  // namespace mamba

@@ -32,6 +32,6 @@ void positive(const Complain& complain, const char* field, float value);
 
 // Fills in the zeros, and complains of the first field that cannot be.
 LayerConfig resolve(LayerConfig config, const Complain& complain);
-ModelConfig resolve(ModelConfig config, const Complain& complain);
+LanguageModelConfig resolve(LanguageModelConfig config, const Complain& complain);
 
 }  // namespace mamba

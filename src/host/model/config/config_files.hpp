@@ -17,6 +17,6 @@ std::optional<std::vector<std::int32_t>> parse_generation_config(const std::stri
 
 // As to_json(config), with the ids that end a text once more under the key that goes before
 // generation_config.json: for a folder whose generation_config.json says others.
-std::string to_json_with_own_end(const ModelConfig& config);
+std::string to_json_with_own_end(const LanguageModelConfig& config);
 
 }  // namespace mamba

@@ -49,9 +49,9 @@ const HostMixer& mixer_of_ssm_cfg(const Fields& options) {
 }
 
 // What is missing has the value that transformers gives it.
-ModelConfig read_hugging_face(const Fields& file, const HostMixer& mixer,
-                              const std::string& model_type) {
-  ModelConfig config;
+LanguageModelConfig read_hugging_face(const Fields& file, const HostMixer& mixer,
+                                      const std::string& model_type) {
+  LanguageModelConfig config;
   config.layer.mixer = mixer.kind();
   mixer.read_hugging_face(file, model_type, config.layer);
   config.n_layer = file.size("num_hidden_layers", limits::n_layer);
@@ -63,8 +63,8 @@ ModelConfig read_hugging_face(const Fields& file, const HostMixer& mixer,
   return config;
 }
 
-ModelConfig read_mamba_ssm(const Fields& file) {
-  ModelConfig config;
+LanguageModelConfig read_mamba_ssm(const Fields& file) {
+  LanguageModelConfig config;
   config.layer.d_model = file.size("d_model");
   const Fields options = file.within("ssm_cfg");
   const HostMixer& mixer = mixer_of_ssm_cfg(options);
@@ -84,7 +84,7 @@ ModelConfig read_mamba_ssm(const Fields& file) {
 // "mamba_cpp" holds what this library alone knows: how many of the embedding's rows are real ids,
 // the options of a layer that no published model has, and ids that end a text in spite of a
 // generation_config.json.
-void read_own_options(const Fields& file, ModelConfig& config) {
+void read_own_options(const Fields& file, LanguageModelConfig& config) {
   const Fields own = file.within("mamba_cpp");
   const HostMixer& mixer = host_mixer(config.layer);
   std::set<std::string> known{"vocab_size", "eos_token_id"};
@@ -112,7 +112,7 @@ std::optional<std::vector<std::int32_t>> parse_generation_config(const std::stri
   return Fields(json, where).ids_or(key, {});
 }
 
-ModelConfig parse_config(const std::string& json_text, const std::string& where) {
+LanguageModelConfig parse_config(const std::string& json_text, const std::string& where) {
   const Json json = parse_object(json_text, where);
   const Fields file(json, where);
   const bool original = !file.has("model_type") && (file.has("d_model") || file.has("ssm_cfg"));
@@ -121,9 +121,9 @@ ModelConfig parse_config(const std::string& json_text, const std::string& where)
   file.flag_or("residual_in_fp32", true);
   file.flag_or("fused_add_norm", true);
   if (!file.flag_or("rms_norm", true)) file.refuse("rms_norm", "true", "false");
-  ModelConfig config = original
-                           ? read_mamba_ssm(file)
-                           : read_hugging_face(file, *published, json.find("model_type")->text());
+  LanguageModelConfig config =
+      original ? read_mamba_ssm(file)
+               : read_hugging_face(file, *published, json.find("model_type")->text());
   read_own_options(file, config);
   config.source_json = json_text;
   return resolve(

@@ -16,7 +16,7 @@ void set_if_missing(Json& json, const char* key, Json value) {
   if (!json.contains(key)) json.set(key, std::move(value));
 }
 
-Json source_of(const ModelConfig& config) {
+Json source_of(const LanguageModelConfig& config) {
   if (config.source_json.empty()) return Json::object();
   Json json;
   try {
@@ -42,7 +42,7 @@ void translate_mamba_ssm(Json& json) {
   }
 }
 
-Json end_of_text(const ModelConfig& config) {
+Json end_of_text(const LanguageModelConfig& config) {
   const auto& ids = config.eos_token_ids;
   if (ids.size() == 1) return ids[0];
   return ids.empty() ? Json() : Json(Json::Array(ids.begin(), ids.end()));
@@ -50,14 +50,14 @@ Json end_of_text(const ModelConfig& config) {
 
 // transformers sizes the embedding by vocab_size, so that must be its rows. How many of them are
 // real ids has no key there.
-void write_vocabulary(const ModelConfig& config, Json& json) {
+void write_vocabulary(const LanguageModelConfig& config, Json& json) {
   json.set("vocab_size", config.vocab_rows);
   // null is written out, because a missing key means 0 to transformers.
   json.set("eos_token_id", end_of_text(config));
 }
 
 // "mamba_cpp", only where something differs from every published model.
-void write_own_options(const ModelConfig& config, bool with_own_end, Json& json) {
+void write_own_options(const LanguageModelConfig& config, bool with_own_end, Json& json) {
   Json own = Json::object();
   if (config.vocab_size != config.vocab_rows) own.set("vocab_size", config.vocab_size);
   if (with_own_end) own.set("eos_token_id", end_of_text(config));
@@ -69,8 +69,8 @@ void write_own_options(const ModelConfig& config, bool with_own_end, Json& json)
   }
 }
 
-std::string text_of(const ModelConfig& given, bool with_own_end) {
-  const ModelConfig config = given.resolved();
+std::string text_of(const LanguageModelConfig& given, bool with_own_end) {
+  const LanguageModelConfig config = given.resolved();
   Json json = source_of(config);
   const HostMixer& mixer = host_mixer(config.layer);
   const PublishedAs published = mixer.published_as(config.layer);
@@ -101,8 +101,10 @@ std::string text_of(const ModelConfig& given, bool with_own_end) {
 
 }  // namespace
 
-std::string to_json(const ModelConfig& config) { return text_of(config, false); }
+std::string to_json(const LanguageModelConfig& config) { return text_of(config, false); }
 
-std::string to_json_with_own_end(const ModelConfig& config) { return text_of(config, true); }
+std::string to_json_with_own_end(const LanguageModelConfig& config) {
+  return text_of(config, true);
+}
 
 }  // namespace mamba

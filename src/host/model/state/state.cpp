@@ -52,10 +52,10 @@ std::int64_t StackState::bytes() const {
 
 // ---- going back, and the wide layout ------------------------------------------------------------
 
-void StepStates::prepare(const MambaState& like, std::int64_t batch, std::int64_t time) {
-  check_whole("StepStates::prepare", like);
-  check::range("StepStates::prepare", "batch", batch, 0, INT32_MAX);
-  check::range("StepStates::prepare", "time", time, 0, INT64_MAX);
+void LayerSteps::prepare(const MambaState& like, std::int64_t batch, std::int64_t time) {
+  check_whole("LayerSteps::prepare", like);
+  check::range("LayerSteps::prepare", "batch", batch, 0, INT32_MAX);
+  check::range("LayerSteps::prepare", "time", time, 0, INT64_MAX);
   for (const StateTensor& one : state_tensors) {
     Tensor& tensor = this->*one.tensor;
     const Tensor& step = like.*one.tensor;
@@ -67,7 +67,7 @@ void StepStates::prepare(const MambaState& like, std::int64_t batch, std::int64_
   }
 }
 
-void StepStates::check_restore(const char* where, std::int64_t t, const MambaState& state,
+void LayerSteps::check_restore(const char* where, std::int64_t t, const MambaState& state,
                                const Stream& stream) const {
   std::int64_t time = INT64_MAX;
   each([&](const char* name, const Tensor& all) {
@@ -85,8 +85,8 @@ void StepStates::check_restore(const char* where, std::int64_t t, const MambaSta
   check::stream(where, stream, ssm.device());
 }
 
-void StepStates::restore(std::int64_t t, MambaState& state, Stream& stream) const {
-  check_restore("StepStates::restore", t, state, stream);
+void LayerSteps::restore(std::int64_t t, MambaState& state, Stream& stream) const {
+  check_restore("LayerSteps::restore", t, state, stream);
   const auto step = [&](const Tensor& all) { return all.view().steps(t, 1); };
   const auto as_step = [](Tensor& tensor) {
     return tensor.view().reshape({tensor.dim(0), 1, tensor.dim(1), tensor.dim(2)});

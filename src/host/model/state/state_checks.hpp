@@ -1,4 +1,4 @@
-// What the verbs of states and StepStates check alike.
+// What the verbs of states and LayerSteps check alike.
 #pragma once
 
 #include <mamba/state.hpp>
