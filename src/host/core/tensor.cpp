@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <new>
@@ -238,13 +239,13 @@ Tensor Tensor::zeros(const Shape& shape, DType dtype, Device device) {
 Tensor Tensor::full(const Shape& shape, double value, DType dtype, Device device) {
   Tensor tensor(shape, dtype);
   if (dtype == DType::i32) {
-    const auto whole = static_cast<std::int32_t>(std::clamp<double>(
-        value, std::numeric_limits<std::int32_t>::min(), std::numeric_limits<std::int32_t>::max()));
-    if (static_cast<double>(whole) != value) {
+    using Limits = std::numeric_limits<std::int32_t>;
+    const bool fits = value >= Limits::min() && value <= Limits::max();  // NaN does not
+    if (!fits || std::trunc(value) != value) {
       throw ArgumentError("Tensor::full", "value", "a whole number of 32 bits",
                           fmt::format("{}", value));
     }
-    std::fill_n(tensor.data<std::int32_t>(), tensor.count(), whole);
+    std::fill_n(tensor.data<std::int32_t>(), tensor.count(), static_cast<std::int32_t>(value));
   } else {
     detail::visit(dtype, [&](auto type) {
       using T = typename decltype(type)::type;
