@@ -46,9 +46,9 @@ fi
 # see what cuBLASLt writes, and all kernels, since ours read what CUB's sort writes. racecheck leaves
 # out the scan's rings: their warps hand each other values and round numbers in single 8-byte
 # accesses, without a barrier, which it takes for a race.
-operations='SelectiveScan.*Choice*:SelectiveScan.CutAnywhere*:SelectiveScan.LayerSteps*'
+operations='SelectiveScan.*Choice*:SelectiveScan.CutAnywhere*:SelectiveScan.StepStates*'
 operations+=':SelectiveScan.RowMap*:SelectiveScan.YMay*:CausalConv.*Choice*:CausalConv.CutAnywhere*'
-operations+=':CausalConv.RowMap*:CausalConv.LayerSteps*:AddRmsNorm.AnyOperand*:Embedding.*'
+operations+=':CausalConv.RowMap*:CausalConv.StepStates*:AddRmsNorm.AnyOperand*:Embedding.*'
 operations+=':Sample.LimitsAct*:Sample.ThePenalty*:StateTest.*:CudaBadValues.*:CudaRows.*'
 operations+=':CausalConvGrad.CutAnywhere*:CausalConvGrad.NothingCrosses*:NormGrad.Accumulate*:SumRows.*'
 operations+=':CudaScan.EveryCutSelects*:SelectiveScanGrad.CutAnywhere*:SelectiveScanGrad.NothingCrosses*'

@@ -142,11 +142,13 @@ class Generator {
   void mark_seen(const Ids& ids);
   void push(std::int32_t token);
   void copy_to(Generator& other) const;
-  // `logits`: from which the token was chosen.
+  // Of a token just chosen from `logits`, if the options ask for it.
+  std::optional<LogProbs> odds(const GenerateOptions& options, std::int32_t token,
+                               ConstTensorView logits) const;
   std::optional<StopReason> receive(const GenerateOptions& options, std::int32_t token,
-                                    ConstTensorView logits, Generated& result);
+                                    std::optional<LogProbs> odds, Generated& result);
   static bool goes_on(Generator& member, const GenerateOptions& options, std::int32_t token,
-                      Generated& result);
+                      std::optional<LogProbs> odds, Generated& result);
   bool is_eos(std::int32_t token) const;
   std::optional<std::size_t> stop_end(const GenerateOptions& options,
                                       const std::string& last) const;

@@ -77,7 +77,7 @@ class LanguageModel {
   void forward(ConstTensorView ids, StackState& state, TensorView logits, Stream& stream,
                const LanguageModelOptions& options = {}) const;
 
-  // The gradients of the run on `tape`: see Layer::backward. dlogits [batch, time, vocab_size] is of
+  // The gradients of the run on `tape`: see Layer::backward. dlogits [batch, time, vocab_size] has
   // the model's dtype (CrossEntropy). A tied embedding gets the head's share too, padding zeros.
   void backward(LanguageModelTape& tape, ConstTensorView dlogits, StackState* dstate,
                 LanguageModelWeights& gradients, Stream& stream,

@@ -16,7 +16,7 @@ namespace mamba {
 // What a forward call may be told beside its operands. All absent by default.
 struct SequenceOptions {
   ConstTensorView reset;  // [batch, time] i32; non-zero: x[b, t] begins a new sequence
-  RowMap rows;            // [batch] into a larger state: see RowMap. A padding row's y is zeros
+  RowMap rows;            // [batch] into a larger state: see RowMap
 };
 
 struct LayerOptions : SequenceOptions {

@@ -23,10 +23,13 @@ struct StateTensors {
   void each(F&& f) const;
 };
 
+// One of them, of whichever state.
+using StateMember = Tensor StateTensors::*;
+
 // What the library needs to know about one of them.
 struct StateTensor {
   const char* name;  // in errors and in files
-  Tensor StateTensors::*tensor;
+  StateMember tensor;
   const char* channels;  // what dim(1) counts: tensors that count the same have equally many
   bool f32;              // true: always f32; false: the model's dtype
   bool backward;         // whether backward needs it as it was when the run began
@@ -62,9 +65,9 @@ void StateTensors::each(F&& f) const {
 // without one it has finished when the call returns.
 //
 // Rows are named by a tensor [n] i32 on the state's device, or by a list: {3, 5}, or a vector. A
-// row that is not there, or that scatter is given twice, is an ArgumentError. Only a tensor on CUDA
-// is not read before the work: the target of such a row becomes NaN (gather) or is left alone
-// (scatter), and the stream's next synchronize() throws. A list is copied to the device by the
+// row that is not there, or that scatter is given twice, is an ArgumentError. Rows in a CUDA tensor
+// cannot be checked beforehand: gather fills the target of a bad row with NaN, scatter skips it,
+// and the stream's next synchronize() throws. A list is copied to the device by the
 // call, so in a graph that is recorded only a tensor will do.
 template <class State>
 class StateVerbs {
@@ -93,7 +96,7 @@ class StateVerbs {
   State gather(ConstTensorView rows, Stream& stream) const;
   State gather(const RowList& rows) const;
   State gather(const RowList& rows, Stream& stream) const;
-  // Row rows[i] of this state becomes row i of `source`; the others stay.
+  // Row rows[i] of this state becomes row i of `source`, another state; the others stay.
   void scatter(const State& source, ConstTensorView rows);
   void scatter(const State& source, ConstTensorView rows, Stream& stream);
   void scatter(const State& source, const RowList& rows);

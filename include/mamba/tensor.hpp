@@ -29,8 +29,8 @@ class Tensor {
   // memory is std::bad_alloc on the host and a DeviceError naming the bytes on CUDA.
   Tensor(const Shape& shape, DType dtype, Device device = Device::cpu());
   static Tensor zeros(const Shape& shape, DType dtype, Device device = Device::cpu());
-  // Every element is `value`, rounded to dtype; in i32 it must be a whole number of 32 bits, else
-  // an ArgumentError.
+  // Every element is `value`, rounded to f32 and then to dtype. In i32 it must be a whole number of
+  // 32 bits, else an ArgumentError.
   static Tensor full(const Shape& shape, double value, DType dtype, Device device = Device::cpu());
   // Host memory that the GPU copies to and from asynchronously. Its device is the CPU. DeviceError
   // in a build without CUDA.

@@ -241,6 +241,16 @@ TEST_F(StateTest, AListOfRowsThatAreNotThereIsRefusedByName) {
   });
 }
 
+TEST_F(StateTest, ScatterTakesAnotherState) {
+  LayerConfig small;
+  small.d_model = 6;
+  MambaState state(small, 2, DType::f32);
+  testing::expect_error<ArgumentError>(
+      "MambaState::scatter: source: expected another state, got this one", [&] {
+        state.scatter(state, {1, 0});
+      });
+}
+
 TEST_F(StateTest, ScatterPutsRowsAndLeavesTheOthers) {
   everywhere([](Device device, DType dtype) {
     MambaState state = random_state(device, dtype, 4, 1);

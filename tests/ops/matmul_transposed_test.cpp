@@ -102,8 +102,12 @@ TEST(MatmulTransposed, MatchesTheReference) {
         c.bias = choice / 2 % 2 != 0;
         c.transpose_x = choice / 4 == 1;
         c.transpose_weight = choice / 4 != 2;
-        for (const Shape& size :
-             {Shape{2, 5, 17, 9}, {1, 1, 3, 1}, {3, 40, 48, 80}, {1, 33, 1, 16}}) {
+        for (const Shape& size : {Shape{2, 5, 17, 9},
+                                  {1, 1, 3, 1},
+                                  {3, 40, 48, 80},
+                                  {1, 33, 1, 16},
+                                  {3, 200, 150, 7},
+                                  {3, 200, 300, 1}}) {
           c.batch = size[0];
           c.time = size[1];
           c.in = size[2];

@@ -14,7 +14,6 @@
 #include "host/core/finished.hpp"
 #include "host/core/json.hpp"
 #include "host/files/safetensors_header.hpp"
-#include "host/files/safetensors_write.hpp"
 
 namespace mamba {
 namespace {

@@ -231,6 +231,10 @@ GeneratorSnapshot::Content GeneratorSnapshot::Content::read(const char* where,
   Content content;
   content.recent = ids(extra(where, path, saved, recent_name, DType::i32));
   content.seen = ids(extra(where, path, saved, seen_name, DType::i32));
+  if (content.recent.size() > Generator::longest_stop) {
+    throw FormatError(where, path, fmt::format("at most {} recent tokens", Generator::longest_stop),
+                      fmt::format("{}", content.recent.size()));
+  }
   check_seal(where, path, saved);
 
   content.fingerprint = saved.metadata.fingerprint;

@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "host/generate/generator_slots.hpp"
 
@@ -55,13 +56,23 @@ void Generator::run_together(const Group& group, const std::vector<GenerateOptio
     Group writing;
     for (const std::size_t i : active) writing.push_back(group[i]);
     const std::vector<Chosen> chosen = next(writing);
+    const auto options_of = [&](std::size_t i) -> const GenerateOptions& {
+      return options[options.size() == 1 ? 0 : i];
+    };
+    // Before anybody hears of a token: a callback may take another member's logits further.
+    std::vector<std::optional<LogProbs>> odds(active.size());
+    for (std::size_t j = 0; j < active.size(); ++j) {
+      if (chosen[j].error) continue;
+      const Generator& member = *group[active[j]];
+      odds[j] = member.odds(options_of(active[j]), chosen[j].token, member.slot().logits());
+    }
     std::vector<std::size_t> left;
     for (std::size_t j = 0; j < active.size(); ++j) {
       const std::size_t i = active[j];
       if (chosen[j].error) {
         results[i].reason = StopReason::error;
         results[i].error = chosen[j].error;
-      } else if (goes_on(*group[i], options[options.size() == 1 ? 0 : i], chosen[j].token,
+      } else if (goes_on(*group[i], options_of(i), chosen[j].token, std::move(odds[j]),
                          results[i])) {
         left.push_back(i);
       }
@@ -116,7 +127,7 @@ void Generator::run_ahead(const Group& group, const std::vector<GenerateOptions>
       } else {
         member.push(token);
         member.pending_ = !stepped;
-        more = goes_on(member, options_of(i), token, results[i]);
+        more = goes_on(member, options_of(i), token, std::nullopt, results[i]);
       }
       if (!more) active.erase(std::lower_bound(active.begin(), active.end(), i));
     }

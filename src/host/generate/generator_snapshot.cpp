@@ -62,9 +62,12 @@ Device GeneratorSnapshot::device() const { return content().logits.device(); }
 
 std::int64_t GeneratorSnapshot::bytes() const {
   const Content& own = content();
-  const std::size_t ids = own.seen.size() + own.recent.size();
+  const std::size_t ids = own.seen.size() + own.recent.size() + own.options.allowed.size();
+  const std::size_t texts = own.held.size() + own.after_stop.size() + own.fingerprint.size();
+  constexpr std::size_t bias = 4 * sizeof(void*) + sizeof(std::pair<std::int32_t, float>);
   return own.state.bytes() + own.logits.bytes() +
-         static_cast<std::int64_t>(ids * sizeof(std::int32_t) + sizeof own);
+         static_cast<std::int64_t>(ids * sizeof(std::int32_t) + texts +
+                                   own.options.logit_bias.size() * bias + sizeof own);
 }
 
 // ---- out of a generator and into one ----------------------------------------------------------
@@ -155,6 +158,7 @@ void Generator::put_back(const char* where, const GeneratorSnapshot& snapshot) {
 void Generator::put(const GeneratorSnapshot& snapshot) {
   const GeneratorSnapshot::Content& content = snapshot.content();
   Ids recent = content.recent;  // what may run out of memory comes first
+  SamplingOptions options = content.options;
   TextStream text(content.held);
   std::string after_stop = content.after_stop;
   const Tensor draws = Tensor::from<std::int32_t>({content.draws}, {1});
@@ -166,7 +170,7 @@ void Generator::put(const GeneratorSnapshot& snapshot) {
   copy(draws, slot().draws(), stream());
   copy(seen, slot().seen(), stream());
   stream().synchronize();
-  options_ = content.options;
+  options_ = std::move(options);
   recent_ = std::move(recent);
   text_ = std::move(text);
   after_stop_ = std::move(after_stop);

@@ -2,6 +2,7 @@
 #include <mamba/generator.hpp>
 
 #include <algorithm>
+#include <utility>
 
 #include <mamba/check.hpp>
 
@@ -97,13 +98,17 @@ LogProbs Generator::log_probs(std::int64_t top) const {
   return log_probs_of(on_host(logits, stream()), recent_.back(), top);
 }
 
+std::optional<LogProbs> Generator::odds(const GenerateOptions& options, std::int32_t token,
+                                        ConstTensorView logits) const {
+  if (!options.log_probs) return std::nullopt;
+  return log_probs_of(on_host(logits, stream()), token, *options.log_probs);
+}
+
 // A token just chosen: kept, told, and the reason to end after it if there is one.
 std::optional<StopReason> Generator::receive(const GenerateOptions& options, std::int32_t token,
-                                             ConstTensorView logits, Generated& result) {
+                                             std::optional<LogProbs> odds, Generated& result) {
   result.tokens.push_back(token);
-  if (options.log_probs) {
-    result.log_probs.push_back(log_probs_of(on_host(logits, stream()), token, *options.log_probs));
-  }
+  if (odds) result.log_probs.push_back(std::move(*odds));
   // First, so that no character is lost where on_token throws.
   const std::string text = options.on_text ? this->text(options) : "";
   const bool heard = !options.on_token || options.on_token(token);
@@ -113,10 +118,10 @@ std::optional<StopReason> Generator::receive(const GenerateOptions& options, std
 
 // receive(), whatever happens in it; whether more is wanted.
 bool Generator::goes_on(Generator& member, const GenerateOptions& options, std::int32_t token,
-                        Generated& result) {
+                        std::optional<LogProbs> odds, Generated& result) {
   try {
     const std::optional<StopReason> reason =
-        member.receive(options, token, member.slot().logits(), result);
+        member.receive(options, token, std::move(odds), result);
     if (reason) result.reason = *reason;
     return !reason && static_cast<std::int64_t>(result.tokens.size()) < options.max_tokens;
   } catch (...) {

@@ -299,7 +299,8 @@ Generated Speculation::generate(const GenerateOptions& options) {
   bool ended = options.max_tokens == 0;
   while (!ended) {
     advance([&](std::int32_t token, const ConstTensorView& logits) {
-      const std::optional<StopReason> reason = target_->receive(options, token, logits, result);
+      const std::optional<StopReason> reason =
+          target_->receive(options, token, target_->odds(options, token, logits), result);
       ended = reason || static_cast<std::int64_t>(result.tokens.size()) == options.max_tokens;
       if (reason) result.reason = *reason;
       return !ended;

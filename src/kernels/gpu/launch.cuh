@@ -35,7 +35,7 @@ void launch_with(LaunchAttributes attributes, void (*kernel)(Parameters...), dim
   config.stream = handle(stream);
   config.attrs = attributes.all;
   config.numAttrs = attributes.count;
-  check(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...), where);
+  check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), where);
 }
 
 // `shared`: bytes of dynamic shared memory of a block.

@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <iterator>
+#include <utility>
 #include <vector>
 
 #include <mamba/check.hpp>
@@ -178,6 +179,7 @@ State StateVerbs<State>::gather(ConstTensorView rows, Stream& stream) const {
 template <class State>
 void StateVerbs<State>::scatter(const State& source, ConstTensorView rows, Stream& stream) {
   constexpr const char* where = Names<State>::scatter;
+  if (&source == &self()) throw ArgumentError(where, "source", "another state", "this one");
   check_layer_count(where, source, self());
   check_layers_whole(where, self());
   check::stream(where, stream, self().device());
@@ -210,7 +212,10 @@ template <class State>
 void StateVerbs<State>::scatter(const State& source, const RowList& rows, Stream& stream) {
   const ListedRows listed(rows, stream);
   check_layers_whole(Names<State>::scatter, self());
-  each_layer(self(), [&](const MambaState& layer) { listed.check_put(layer.batch()); });
+  bool checked = false;  // for the first layer: all have as many rows
+  each_layer(self(), [&](const MambaState& layer) {
+    if (!std::exchange(checked, true)) listed.check_put(layer.batch());
+  });
   scatter(source, listed.view(), stream);
 }
 

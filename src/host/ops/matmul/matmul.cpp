@@ -135,44 +135,82 @@ void many_rows(const Matmul& op, const Gemm& gemm, const Blocks& blocks, std::in
   }
 }
 
-// Rows [first_row, first_row + blocks.rows) and columns [first_column, last_column) of y. The rows
-// are packed and the weights read once, from first to last. The sums have a row for each column of
-// y.
-void packed_rows(const Matmul& op, const Gemm& gemm, const Blocks& blocks, std::int64_t first_row,
-                 std::int64_t first_column, std::int64_t last_column) {
+// What a block of sums is added to: y, where the product accumulates. sums [columns, rows].
+void load_sums(const Matmul& op, const detail::ChannelRows& y_rows, std::int64_t first_row,
+               std::int64_t rows, std::int64_t first_column, std::int64_t columns, float* sums) {
+  if (!op.accumulate) return;
+  float row[Gemm::copied_rows];
+  for (std::int64_t r = 0; r < rows; ++r) {
+    widen(at(op.y, y_rows.offset(first_row + r) + first_column), op.y.dtype(), row, columns);
+    for (std::int64_t i = 0; i < columns; ++i) sums[i * rows + r] = row[i];
+  }
+}
+
+void store_sums(const Matmul& op, const detail::ChannelRows& y_rows, std::int64_t first_row,
+                std::int64_t rows, std::int64_t first_column, std::int64_t columns,
+                const float* sums) {
+  float row[Gemm::copied_rows];
+  const bool as_they_are = op.y.dtype() == DType::f32 && !op.bias;
+  for (std::int64_t r = 0; r < rows; ++r) {
+    const std::int64_t offset = y_rows.offset(first_row + r);
+    float* to = as_they_are ? op.y.data<float>() + offset + first_column : row;
+    for (std::int64_t i = 0; i < columns; ++i) to[i] = sums[i * rows + r];
+    if (!as_they_are) finish(op, row, offset, first_column, first_column + columns);
+  }
+}
+
+// All rows and columns [first_column, last_column) of y. The rows are packed and the weights read
+// once, from first to last. The sums have a row for each column of y.
+void few_rows(const Matmul& op, const Gemm& gemm, const Blocks& blocks, std::int64_t first_column,
+              std::int64_t last_column) {
   const detail::ChannelRows y_rows(op.y);
   const std::int64_t rows = blocks.rows;
   const auto weight_row = [&](std::int64_t c) {
     return at(op.weight, std::min(c, last_column) * op.weight.row_pitch());
   };
   GemmPiece piece;
-  piece.first_column = first_row;
   piece.columns = rows;
   piece.depth = blocks.depth;
   piece.sums = blocks.sums;
   piece.sums_pitch = rows;
-  piece.add = op.accumulate;
   pack(gemm, piece);
-  float row[Gemm::copied_rows];
   for (std::int64_t c = first_column; c < last_column; c += Gemm::copied_rows) {
     const std::int64_t n = std::min(Gemm::copied_rows, last_column - c);
     piece.first_row = c;
     piece.rows = n;
-    if (!gemm.broadcast->transposed) {
-      piece.next = weight_row(c + n);
-      piece.next_end = weight_row(c + n + Gemm::copied_rows);
-    }
-    for (std::int64_t r = 0; op.accumulate && r < rows; ++r) {
-      widen(at(op.y, y_rows.offset(first_row + r) + c), op.y.dtype(), row, n);
-      for (std::int64_t i = 0; i < n; ++i) blocks.sums[i * rows + r] = row[i];
-    }
+    piece.next = weight_row(c + n);
+    piece.next_end = weight_row(c + n + Gemm::copied_rows);
     multiply(gemm, piece);
-    for (std::int64_t r = 0; r < rows; ++r) {
-      const bool as_they_are = op.y.dtype() == DType::f32 && !op.bias;
-      float* to = as_they_are ? op.y.data<float>() + y_rows.offset(first_row + r) + c : row;
-      for (std::int64_t i = 0; i < n; ++i) to[i] = blocks.sums[i * rows + r];
-      if (as_they_are) continue;
-      finish(op, row, y_rows.offset(first_row + r), c, c + n);
+    store_sums(op, y_rows, 0, rows, c, n, blocks.sums);
+  }
+}
+
+// Rows [first_row, last_row) and all columns of y, which are few: a piece of the rows is packed at
+// a time. The sums have a row for each column of y.
+void few_columns(const Matmul& op, const Gemm& gemm, const Blocks& blocks, std::int64_t first_row,
+                 std::int64_t last_row) {
+  const detail::ChannelRows y_rows(op.y);
+  const std::int64_t out = op.y.shape().back();
+  GemmPiece piece;
+  piece.sums = blocks.sums;
+  for (std::int64_t r = first_row; r < last_row; r += blocks.rows) {
+    const std::int64_t rows = std::min(blocks.rows, last_row - r);
+    piece.first_column = r;
+    piece.columns = rows;
+    piece.sums_pitch = rows;
+    for (std::int64_t c = 0; c < out; c += Gemm::copied_rows) {
+      const std::int64_t n = std::min(Gemm::copied_rows, out - c);
+      piece.first_row = c;
+      piece.rows = n;
+      load_sums(op, y_rows, r, rows, c, n, blocks.sums);
+      for (std::int64_t k = 0; k < blocks.depth; k += Gemm::depth) {
+        piece.first_k = k;
+        piece.depth = std::min(Gemm::depth, blocks.depth - k);
+        piece.add = op.accumulate || k > 0;
+        pack(gemm, piece);
+        multiply(gemm, piece);
+      }
+      store_sums(op, y_rows, r, rows, c, n, blocks.sums);
     }
   }
 }
@@ -184,22 +222,24 @@ void gemm(const Matmul& op, Stream& stream, MatmulPlan plan, Words words) {
   const std::int64_t rows = y_rows.count();
   const std::int64_t out = op.y.shape().back();
   const std::int64_t depth = depth_of(op);
-  const bool few_rows = plan == MatmulPlan::gemm_few_rows;
-  const bool packs_x = few_rows || plan == MatmulPlan::gemm_few_columns;
+  const bool all_rows = plan == MatmulPlan::gemm_few_rows;
+  const bool packs_x = all_rows || plan == MatmulPlan::gemm_few_columns;
   const bool direct = !packs_x && op.y.dtype() == DType::f32 && y_rows.evenly_pitched();
-  const int threads = useful_threads(op, stream, gemm_grain);
+  int threads = useful_threads(op, stream, gemm_grain);
+  if (plan == MatmulPlan::gemm_few_columns) {  // whose rows are cut in pieces of 32
+    threads = static_cast<int>(std::min<std::int64_t>(threads, (rows + 31) / 32));
+  }
 
   Blocks blocks;
   blocks.depth = depth;
-  blocks.rows = few_rows || direct ? rows : std::min<std::int64_t>(rows, packs_x ? 128 : 512);
+  blocks.rows = all_rows || direct ? rows : std::min<std::int64_t>(rows, packs_x ? 128 : 512);
   blocks.columns = std::min<std::int64_t>(out, packs_x ? Gemm::copied_rows : 512);
   Gemm factors;
   factors.broadcast = packs_x ? &weight : &x;
   factors.lanes = packs_x ? &x : &weight;
   factors.words = words;
-  const std::int64_t packed_size =
-      packs_x ? Gemm::padded(blocks.rows) * depth
-              : Gemm::padded(blocks.columns) * std::min(depth, Gemm::depth);
+  const std::int64_t packed_size = Gemm::padded(packs_x ? blocks.rows : blocks.columns) *
+                                   (all_rows ? depth : std::min(depth, Gemm::depth));
   const std::int64_t sums_size = direct ? 0 : blocks.rows * blocks.columns;
   Scratch scratch(stream);
   const auto floats = [&](std::int64_t each) {
@@ -214,14 +254,10 @@ void gemm(const Matmul& op, Stream& stream, MatmulPlan plan, Words words) {
     gemm.copy = copy + i * Gemm::copy_size;
     Blocks own = blocks;
     own.sums = direct ? nullptr : sums + i * sums_size;
-    if (few_rows) {
-      packed_rows(op, gemm, own, 0, part(out, i, threads, 12), part(out, i + 1, threads, 12));
-    } else if (packs_x) {
-      const std::int64_t last = part(rows, i + 1, threads, 32);
-      for (std::int64_t r = part(rows, i, threads, 32); r < last; r += blocks.rows) {
-        own.rows = std::min(blocks.rows, last - r);
-        packed_rows(op, gemm, own, r, 0, out);
-      }
+    if (plan == MatmulPlan::gemm_few_rows) {
+      few_rows(op, gemm, own, part(out, i, threads, 12), part(out, i + 1, threads, 12));
+    } else if (plan == MatmulPlan::gemm_few_columns) {
+      few_columns(op, gemm, own, part(rows, i, threads, 32), part(rows, i + 1, threads, 32));
     } else if (plan == MatmulPlan::gemm_rows) {
       many_rows(op, gemm, own, part(rows, i, threads, 12), part(rows, i + 1, threads, 12), 0, out);
     } else {
