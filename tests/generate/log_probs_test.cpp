@@ -109,18 +109,19 @@ TEST_F(LogProbsTest, OfAGroupOnlyWhoAsksIsTold) {
 }
 
 TEST_F(LogProbsTest, ACallbackThatTakesAnotherMemberFurtherChangesNone) {
-  const LanguageModel model = LanguageModel::load(golden_folder("base"));
-  GeneratorPool pool(model, 2);
-  Generator first = pool.make(lively(1));
-  Generator second = pool.make(lively(2));
-  Generator::read({&first, &second}, {prompt, prompt});
-  std::vector<GenerateOptions> options{tokens(4), tokens(4, 0)};
-  options[0].on_token = [&](std::int32_t) {
-    second.snapshot();  // its chosen token goes through the model
-    return true;
-  };
-  const std::vector<Generated> results = Generator::generate({&first, &second}, options);
-  expect_log_probs(model, results[1].tokens, results[1].log_probs, 0, 1e-4);
+  everywhere([](const LanguageModel& model) {
+    GeneratorPool pool(model, 2);
+    Generator first = pool.make(lively(1));
+    Generator second = pool.make(lively(2));
+    Generator::read({&first, &second}, {prompt, prompt});
+    std::vector<GenerateOptions> options{tokens(4), tokens(4, 0)};
+    options[0].on_token = [&](std::int32_t) {
+      second.snapshot();  // its chosen token goes through the model
+      return true;
+    };
+    const std::vector<Generated> results = Generator::generate({&first, &second}, options);
+    expect_log_probs(model, results[1].tokens, results[1].log_probs, 0, 1e-4);
+  });
 }
 
 TEST_F(LogProbsTest, ALoopOfOnesOwnMayAskAfterEachToken) {
