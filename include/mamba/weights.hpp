@@ -41,9 +41,12 @@ struct LayerWeights {
 
 namespace detail {
 
+// One of them, of whichever weights.
+using LayerWeightMember = Tensor LayerWeights::*;
+
 struct LayerWeight {
   const char* name = nullptr;
-  Tensor LayerWeights::*tensor = nullptr;
+  LayerWeightMember tensor = nullptr;
   Shape shape;
   DType dtype = DType::f32;
   bool wanted = true;  // by the config: `each` passes the others over
