@@ -104,18 +104,17 @@ inline void Layer::forward(ConstTensorView x, const AddRmsNorm* norm, MambaState
   if (x.count() == 0 && !options.rows.read) return;  // nothing to see, nothing to move
 
   const ConstantWeights constant(stream);
-  mixer_->forward({config_, weights_, x, state.conv, state.ssm, state.conv, state.ssm,
-                   options.reset, options.rows, options.steps, norm},
-                  y, tape != nullptr && !tape->recompute ? &tape->activations_ : nullptr, stream);
+  mixer_->forward(
+      {config_, weights_, x, state, &state, options.reset, options.rows, options.steps, norm}, y,
+      tape != nullptr && !tape->recompute ? &tape->activations_ : nullptr, stream);
 }
 
 inline void Layer::backward(LayerTape& tape, ConstTensorView dy, MambaState* dstate, TensorView dx,
                             LayerWeights& gradients, Stream& stream,
                             const BackwardOptions& options) const {
   check_backward(tape, dy, dstate, dx, gradients, stream);
-  const detail::MixerForward forward{
-      config_, weights_, tape.x_, tape.initial_.conv, tape.initial_.ssm, {}, {}, tape.reset_,
-      {},      nullptr,  nullptr};
+  const detail::MixerForward forward{config_,       weights_, tape.x_,
+                                     tape.initial_, nullptr,  tape.reset_};
   mixer_->backward({forward, tape.recompute, dy, dstate, dx, gradients, options.accumulate},
                    tape.activations_, stream);
   tape.layer_ = nullptr;

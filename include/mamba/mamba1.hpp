@@ -70,8 +70,8 @@ inline void Mamba1::mix(const MixerForward& r, const Mamba1Activations& a, Strea
   conv.x = a.xz.columns(0, c.d_inner);
   conv.weight = w.conv_weight;
   conv.bias = w.conv_bias;
-  conv.initial_state = r.initial_conv;
-  conv.final_state = r.final_conv;
+  conv.initial_state = r.initial_state.conv;
+  if (r.final_state != nullptr) conv.final_state = r.final_state->conv;
   conv.rows = r.rows;
   conv.reset = r.reset;
   conv.y = a.u;
@@ -95,8 +95,8 @@ inline void Mamba1::mix(const MixerForward& r, const Mamba1Activations& a, Strea
   scan.D = w.D;
   if (!c.gated_norm) scan.z = a.xz.columns(c.d_inner, c.d_inner);
   scan.dt_bias = w.dt_bias;
-  scan.initial_state = r.initial_ssm;
-  scan.final_state = r.final_ssm;
+  scan.initial_state = r.initial_state.ssm;
+  if (r.final_state != nullptr) scan.final_state = r.final_state->ssm;
   scan.rows = r.rows;
   scan.reset = r.reset;
   scan.y = a.scanned;

@@ -111,7 +111,7 @@ struct Mamba1Backward {
     conv.x = a.xz.columns(0, c.d_inner);
     conv.weight = w.conv_weight;
     conv.bias = w.conv_bias;
-    conv.initial_state = r.forward.initial_conv;
+    conv.initial_state = r.forward.initial_state.conv;
     conv.reset = r.forward.reset;
     conv.dy = du;
     if (r.dstate != nullptr) conv.dfinal_state = conv.dinitial_state = r.dstate->conv;

@@ -21,19 +21,19 @@ namespace detail {
 struct MixerForward {
   const LayerConfig& config;  // resolved
   const LayerWeights& weights;
-  ConstTensorView x;                          // [batch, time, d_model]
-  ConstTensorView initial_conv, initial_ssm;  // as in MambaState
-  TensorView final_conv, final_ssm;           // the same; may be their memory; may be absent
-  ConstTensorView reset;                      // [batch, time] i32, may be absent
-  RowMap rows;                                // may be absent
-  LayerSteps* steps = nullptr;                // receives the state after every step
-  const AddRmsNorm* norm = nullptr;           // still to be run: x is its y
+  ConstTensorView x;                    // [batch, time, d_model]
+  const StateTensors& initial_state;    // what the run goes on from
+  StateTensors* final_state = nullptr;  // receives the state after the run; may be `initial_state`
+  ConstTensorView reset = {};           // [batch, time] i32, may be absent
+  RowMap rows = {};                     // may be absent
+  LayerSteps* steps = nullptr;          // receives the state after every step
+  const AddRmsNorm* norm = nullptr;     // still to be run: x is its y
 };
 
 // The operands of the backward run of what `forward` says. What is absent of dx and of `gradients`
 // is not computed.
 struct MixerBackward {
-  const MixerForward& forward;  // without final states, rows, steps and norm
+  const MixerForward& forward;  // without a final state, rows, steps and norm
   bool recompute = false;       // nothing was kept: the run forward has to be repeated
   ConstTensorView dy;           // [batch, time, d_model]
   MambaState* dstate = nullptr;
