@@ -95,6 +95,18 @@ struct Blocks {
   float* sums = nullptr;     // [rows, columns]; nullptr: y itself
 };
 
+// A block of sums over all of `depth`, a piece of which is packed at a time. `add`: to what is
+// there.
+void multiply_all(const Gemm& gemm, GemmPiece piece, std::int64_t depth, bool add) {
+  for (std::int64_t k = 0; k < depth; k += Gemm::depth) {
+    piece.first_k = k;
+    piece.depth = std::min(Gemm::depth, depth - k);
+    piece.add = add || k > 0;
+    pack(gemm, piece);
+    multiply(gemm, piece);
+  }
+}
+
 // Rows [first_row, last_row) and columns [first_column, last_column) of y. The weights are packed,
 // which many rows pay for.
 void many_rows(const Matmul& op, const Gemm& gemm, const Blocks& blocks, std::int64_t first_row,
@@ -120,13 +132,7 @@ void many_rows(const Matmul& op, const Gemm& gemm, const Blocks& blocks, std::in
           std::fill_n(sums, n, 0.0f);
         }
       }
-      for (std::int64_t k = 0; k < blocks.depth; k += Gemm::depth) {
-        piece.first_k = k;
-        piece.depth = std::min(Gemm::depth, blocks.depth - k);
-        piece.add = op.accumulate || k > 0;
-        pack(gemm, piece);
-        multiply(gemm, piece);
-      }
+      multiply_all(gemm, piece, blocks.depth, op.accumulate);
       if (direct && !op.bias) continue;
       for (std::int64_t i = 0; i < m; ++i) {
         finish(op, piece.sums + i * piece.sums_pitch, y_rows.offset(r + i), c, c + n);
@@ -203,13 +209,7 @@ void few_columns(const Matmul& op, const Gemm& gemm, const Blocks& blocks, std::
       piece.first_row = c;
       piece.rows = n;
       load_sums(op, y_rows, r, rows, c, n, blocks.sums);
-      for (std::int64_t k = 0; k < blocks.depth; k += Gemm::depth) {
-        piece.first_k = k;
-        piece.depth = std::min(Gemm::depth, blocks.depth - k);
-        piece.add = op.accumulate || k > 0;
-        pack(gemm, piece);
-        multiply(gemm, piece);
-      }
+      multiply_all(gemm, piece, blocks.depth, op.accumulate);
       store_sums(op, y_rows, r, rows, c, n, blocks.sums);
     }
   }
