@@ -19,7 +19,8 @@ namespace mamba_rl::cuda {
 inline void check(cudaError_t status, const char* where) {
   if (status == cudaSuccess) return;
   cudaGetLastError();  // so that the library still works afterwards
-  throw mamba::DeviceError(where, "CUDA", "success", cudaGetErrorString(status));
+  throw mamba::DeviceError(where, "CUDA", "success", cudaGetErrorString(status),
+                           static_cast<int>(status));
 }
 
 // The calls of the driver that OnDevice needs. The runtime has loaded it; linking to it would keep

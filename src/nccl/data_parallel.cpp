@@ -171,7 +171,8 @@ void set_device(Device device) {
   const cudaError_t status = cudaSetDevice(device.index());
   if (status == cudaSuccess) return;
   cudaGetLastError();
-  throw DeviceError("DataParallel", "CUDA", "success", cudaGetErrorString(status));
+  throw DeviceError("DataParallel", "CUDA", "success", cudaGetErrorString(status),
+                    static_cast<int>(status));
 }
 
 }  // namespace
