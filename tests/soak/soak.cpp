@@ -95,12 +95,6 @@ Tensor row_of(const Ids& ids) {
   return Tensor::from(ids, {1, static_cast<std::int64_t>(ids.size())});
 }
 
-std::vector<float> floats(const Tensor& tensor) {
-  const Tensor host = tensor.to(Device::cpu());
-  const float* data = host.data<float>();
-  return {data, data + host.count()};
-}
-
 float largest(const std::vector<float>& values) {
   float size = 0;
   for (const float value : values) size = std::max(size, std::abs(value));
@@ -190,7 +184,7 @@ void follow(const Text& text, const std::string& how) {
     for (const auto& [place, value] : text.seeds) {
       if (place == i) seed = value;
     }
-    const std::vector<float> row = floats(logits);
+    const std::vector<float> row = logits.to_vector<float>();
     const std::int32_t got = text.written[i];
     const std::int32_t expected = choose(row, task.options, seed, i, seen, host);
     if (got != expected) {
@@ -299,7 +293,7 @@ class Alone : public Work {
       case 3: {
         generator_.read({});
         const StackState state = generator_.state();
-        if (state.batch() != 1 || floats(copy_of(generator_.logits())).empty()) {
+        if (state.batch() != 1 || copy_of(generator_.logits()).to_vector<float>().empty()) {
           throw Difference("no state");
         }
         break;
@@ -607,7 +601,7 @@ class Calls : public Work {
     call(cut, 0);
     call(cut, static_cast<std::int64_t>(time) - cut);
     stream_.synchronize();
-    const std::vector<float> got = floats(logits);
+    const std::vector<float> got = logits.to_vector<float>();
     for (std::size_t b = 0; b < tasks.size(); ++b) {
       const std::vector<float>& expected = tasks[b]->logits;
       const float reach = rounding(model, expected);
@@ -705,7 +699,7 @@ void add_tasks(World& world, const Model& model, Random& random) {
     Tensor copied(logits.shape(), DType::f32, world.device);
     copy(logits, copied, stream);
     stream.synchronize();
-    task.logits = floats(copied);
+    task.logits = copied.to_vector<float>();
     task.expected = generator.generate(plain(text_length)).tokens;
     world.tasks.push_back(std::move(task));
   }

@@ -179,11 +179,6 @@ const Tensor& extra(const char* where, const std::string& path, const SavedState
   return found->second;
 }
 
-std::vector<std::int32_t> ids(const Tensor& list) {
-  const auto* first = list.data<std::int32_t>();
-  return {first, first + list.count()};
-}
-
 // What is written, in host memory. `extras` are views of the tensors here.
 struct Saved {
   Tensor seen, recent;
@@ -229,8 +224,8 @@ GeneratorSnapshot::Content GeneratorSnapshot::Content::read(const char* where,
   Sampling sampling = Note(where, path, saved.metadata.notes.at(note)).read();
   extra(where, path, saved, logits_name, DType::f32);
   Content content;
-  content.recent = ids(extra(where, path, saved, recent_name, DType::i32));
-  content.seen = ids(extra(where, path, saved, seen_name, DType::i32));
+  content.recent = extra(where, path, saved, recent_name, DType::i32).to_vector<std::int32_t>();
+  content.seen = extra(where, path, saved, seen_name, DType::i32).to_vector<std::int32_t>();
   if (content.recent.size() > Generator::longest_stop) {
     throw FormatError(where, path, fmt::format("at most {} recent tokens", Generator::longest_stop),
                       fmt::format("{}", content.recent.size()));

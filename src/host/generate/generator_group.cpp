@@ -11,6 +11,15 @@
 
 namespace mamba {
 
+namespace {
+
+// One element is for all members.
+const GenerateOptions& options_of(const std::vector<GenerateOptions>& options, std::size_t member) {
+  return options[options.size() == 1 ? 0 : member];
+}
+
+}  // namespace
+
 std::vector<Generated> Generator::generate(const Group& group,
                                            const std::vector<GenerateOptions>& options) {
   constexpr const char* where = "Generator::generate";
@@ -21,14 +30,12 @@ std::vector<Generated> Generator::generate(const Group& group,
   if (group.empty()) return {};
   std::vector<Generated> results(group.size());
   std::vector<std::size_t> active;
-  const auto options_of = [&](std::size_t i) -> const GenerateOptions& {
-    return options[options.size() == 1 ? 0 : i];
-  };
   bool heard = false;  // by somebody, who may do anything with a generator, or wants its logits
   for (std::size_t i = 0; i < group.size(); ++i) {
-    options_of(i).check();
-    heard = heard || options_of(i).on_token || options_of(i).on_text || options_of(i).log_probs;
-    if (options_of(i).max_tokens > 0) active.push_back(i);
+    options_of(options, i).check();
+    heard = heard || options_of(options, i).on_token || options_of(options, i).on_text ||
+            options_of(options, i).log_probs;
+    if (options_of(options, i).max_tokens > 0) active.push_back(i);
   }
   in_order(where, group);
   Group writing;
@@ -55,16 +62,19 @@ void Generator::run_together(const Group& group, const std::vector<GenerateOptio
   while (!active.empty()) {
     Group writing;
     for (const std::size_t i : active) writing.push_back(group[i]);
-    const std::vector<Chosen> chosen = next(writing);
-    const auto options_of = [&](std::size_t i) -> const GenerateOptions& {
-      return options[options.size() == 1 ? 0 : i];
-    };
+    std::vector<Chosen> chosen = next(writing);
     // Before anybody hears of a token: a callback may take another member's logits further.
     std::vector<std::optional<LogProbs>> odds(active.size());
     for (std::size_t j = 0; j < active.size(); ++j) {
+      const std::size_t i = active[j];
       if (chosen[j].error) continue;
-      const Generator& member = *group[active[j]];
-      odds[j] = member.odds(options_of(active[j]), chosen[j].token, member.slot().logits());
+      try {
+        odds[j] =
+            group[i]->odds(options_of(options, i), chosen[j].token, group[i]->slot().logits());
+      } catch (...) {  // its token is part of its text all the same, and the others go on
+        results[i].tokens.push_back(chosen[j].token);
+        chosen[j].error = std::current_exception();
+      }
     }
     std::vector<std::size_t> left;
     for (std::size_t j = 0; j < active.size(); ++j) {
@@ -72,7 +82,7 @@ void Generator::run_together(const Group& group, const std::vector<GenerateOptio
       if (chosen[j].error) {
         results[i].reason = StopReason::error;
         results[i].error = chosen[j].error;
-      } else if (goes_on(*group[i], options_of(i), chosen[j].token, std::move(odds[j]),
+      } else if (goes_on(*group[i], options_of(options, i), chosen[j].token, std::move(odds[j]),
                          results[i])) {
         left.push_back(i);
       }
@@ -88,9 +98,6 @@ void Generator::run_ahead(const Group& group, const std::vector<GenerateOptions>
                           std::vector<std::size_t>& active, std::vector<Generated>& results) {
   constexpr const char* where = "Generator::generate";
   GeneratorSlots& slots = *group.front()->slot().slots;
-  const auto options_of = [&](std::size_t i) -> const GenerateOptions& {
-    return options[options.size() == 1 ? 0 : i];
-  };
   const auto members = [&](const std::vector<std::size_t>& which) {
     Group list;
     for (const std::size_t i : which) list.push_back(group[i]);
@@ -105,7 +112,7 @@ void Generator::run_ahead(const Group& group, const std::vector<GenerateOptions>
     std::vector<std::size_t> next;
     for (const std::size_t i : flying) {
       const auto written = static_cast<std::int64_t>(results[i].tokens.size());
-      if (!ended(i) && written + 1 < options_of(i).max_tokens) next.push_back(i);
+      if (!ended(i) && written + 1 < options_of(options, i).max_tokens) next.push_back(i);
     }
     if (!next.empty()) step(members(next));
     const std::int32_t* tokens = slots.out.receive();
@@ -127,7 +134,7 @@ void Generator::run_ahead(const Group& group, const std::vector<GenerateOptions>
       } else {
         member.push(token);
         member.pending_ = !stepped;
-        more = goes_on(member, options_of(i), token, std::nullopt, results[i]);
+        more = goes_on(member, options_of(options, i), token, std::nullopt, results[i]);
       }
       if (!more) active.erase(std::lower_bound(active.begin(), active.end(), i));
     }

@@ -41,7 +41,7 @@ GeneratorSnapshot GeneratorSnapshot::to(Device target) const {
   const Content& from = content();
   auto moved = std::make_shared<Content>();
   moved->fingerprint = from.fingerprint;
-  moved->state = from.state.to(target, from.state.layers.front().conv.dtype());
+  moved->state = from.state.to(target);
   moved->logits = from.logits.to(target);
   moved->options = from.options;
   moved->draws = from.draws;

@@ -86,7 +86,7 @@ struct StateCache::Impl {
     auto moved = std::make_shared<KnownPrefix>();
     moved->salt = entry.prefix->salt;
     moved->proof = entry.prefix->proof;
-    moved->state = entry.prefix->state.to(device, model.dtype());
+    moved->state = entry.prefix->state.to(device);
     moved->logits = entry.prefix->logits.to(device);
     return {entry.key, moved, entry.bytes, entry.proven, entry.parent};
   }
