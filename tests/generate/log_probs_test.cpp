@@ -7,28 +7,18 @@
 
 #include <mamba/speculative.hpp>
 
+#include "generate/texts.hpp"
 #include "host/generate/generator_slots.hpp"
 #include "testing.hpp"
 
 namespace mamba {
 namespace {
 
-using testing::devices;
 using testing::expect_error;
-using testing::golden_folder;
-
-using Ids = std::vector<std::int32_t>;
-
-const Ids prompt{84, 104, 101, 32, 115, 116, 97, 116, 101};  // "The state"
-
-SamplingOptions lively(std::uint64_t seed) {
-  SamplingOptions options;
-  options.temperature = 1.2f;
-  options.top_k = 40;
-  options.repetition_penalty = 1.3f;
-  options.seed = seed;
-  return options;
-}
+using testing::Ids;
+using testing::lively;
+using testing::prompt;
+using testing::with_bytes_model;
 
 GenerateOptions tokens(std::int64_t count, std::optional<std::int64_t> log_probs = std::nullopt) {
   GenerateOptions options;
@@ -67,19 +57,8 @@ void expect_log_probs(const LanguageModel& model, const Ids& text, const std::ve
   }
 }
 
-class LogProbsTest : public ::testing::Test {
- protected:
-  template <class Body>
-  void everywhere(Body body) {
-    for (const Device device : devices()) {
-      SCOPED_TRACE(device.name());
-      body(LanguageModel::load(golden_folder("bytes"), DType::f32, device));
-    }
-  }
-};
-
-TEST_F(LogProbsTest, AreTheModelsOwn) {
-  everywhere([](const LanguageModel& model) {
+TEST(LogProbsTest, AreTheModelsOwn) {
+  with_bytes_model([](const LanguageModel& model) {
     for (const SamplingOptions& sampling : {SamplingOptions{}, lively(3)}) {
       Generator plain(model, sampling), told(model, sampling);
       plain.read(prompt);
@@ -94,8 +73,8 @@ TEST_F(LogProbsTest, AreTheModelsOwn) {
   });
 }
 
-TEST_F(LogProbsTest, OfAGroupOnlyWhoAsksIsTold) {
-  everywhere([](const LanguageModel& model) {
+TEST(LogProbsTest, OfAGroupOnlyWhoAsksIsTold) {
+  with_bytes_model([](const LanguageModel& model) {
     GeneratorPool pool(model, 3);
     GeneratorAccess::slots(pool).ahead = true;
     Generator a = pool.make(lively(1)), b = pool.make(), c = pool.make(lively(2));
@@ -108,8 +87,8 @@ TEST_F(LogProbsTest, OfAGroupOnlyWhoAsksIsTold) {
   });
 }
 
-TEST_F(LogProbsTest, ACallbackThatTakesAnotherMemberFurtherChangesNone) {
-  everywhere([](const LanguageModel& model) {
+TEST(LogProbsTest, ACallbackThatTakesAnotherMemberFurtherChangesNone) {
+  with_bytes_model([](const LanguageModel& model) {
     GeneratorPool pool(model, 2);
     Generator first = pool.make(lively(1));
     Generator second = pool.make(lively(2));
@@ -124,8 +103,8 @@ TEST_F(LogProbsTest, ACallbackThatTakesAnotherMemberFurtherChangesNone) {
   });
 }
 
-TEST_F(LogProbsTest, ALoopOfOnesOwnMayAskAfterEachToken) {
-  everywhere([](const LanguageModel& model) {
+TEST(LogProbsTest, ALoopOfOnesOwnMayAskAfterEachToken) {
+  with_bytes_model([](const LanguageModel& model) {
     Generator generator(model, lively(4));
     generator.read(prompt);
     expect_error<ArgumentError>(
@@ -153,8 +132,8 @@ TEST_F(LogProbsTest, ALoopOfOnesOwnMayAskAfterEachToken) {
   });
 }
 
-TEST_F(LogProbsTest, WithADraftTheyAreTheTargets) {
-  everywhere([](const LanguageModel& model) {
+TEST(LogProbsTest, WithADraftTheyAreTheTargets) {
+  with_bytes_model([](const LanguageModel& model) {
     const LanguageModel small =
         LanguageModel::random(model.config(), 5, DType::f32, model.device());
     for (const SamplingOptions& sampling : {SamplingOptions{}, lively(3)}) {

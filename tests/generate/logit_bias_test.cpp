@@ -7,6 +7,7 @@
 
 #include <mamba/speculative.hpp>
 
+#include "generate/texts.hpp"
 #include "host/generate/generator_slots.hpp"
 #include "testing.hpp"
 
@@ -14,13 +15,11 @@ namespace mamba {
 namespace {
 
 using testing::bits;
-using testing::devices;
 using testing::expect_error;
-using testing::golden_folder;
+using testing::Ids;
+using testing::prompt;
+using testing::with_bytes_model;
 
-using Ids = std::vector<std::int32_t>;
-
-const Ids prompt{84, 104, 101, 32, 115, 116, 97, 116, 101};  // "The state"
 const Ids vowels{97, 101, 105, 111, 117};
 
 SamplingOptions lively(std::uint64_t seed) {
@@ -55,20 +54,9 @@ bool all_in(const Ids& text, const Ids& allowed) {
   });
 }
 
-class LogitBias : public ::testing::Test {
- protected:
-  template <class Body>
-  void everywhere(Body body) {
-    for (const Device device : devices()) {
-      SCOPED_TRACE(device.name());
-      body(LanguageModel::load(golden_folder("bytes"), DType::f32, device));
-    }
-  }
-};
-
 // Greedy: the largest of the logits that are left, whatever the others are.
-TEST_F(LogitBias, TheLikeliestOfWhatIsAllowedIsChosen) {
-  everywhere([](const LanguageModel& model) {
+TEST(LogitBias, TheLikeliestOfWhatIsAllowedIsChosen) {
+  with_bytes_model([](const LanguageModel& model) {
     Generator generator(model, only(vowels));
     Generator reader(model);
     generator.read(prompt);
@@ -88,8 +76,8 @@ TEST_F(LogitBias, TheLikeliestOfWhatIsAllowedIsChosen) {
   });
 }
 
-TEST_F(LogitBias, MakesLikelierAndUnlikely) {
-  everywhere([](const LanguageModel& model) {
+TEST(LogitBias, MakesLikelierAndUnlikely) {
+  with_bytes_model([](const LanguageModel& model) {
     const Ids plain = text_of(model, {});
     SamplingOptions options;
     options.logit_bias = {{120, 1e6f}};
@@ -106,8 +94,8 @@ TEST_F(LogitBias, MakesLikelierAndUnlikely) {
   });
 }
 
-TEST_F(LogitBias, OfOneMemberIsNoneOfTheOthers) {
-  everywhere([](const LanguageModel& model) {
+TEST(LogitBias, OfOneMemberIsNoneOfTheOthers) {
+  with_bytes_model([](const LanguageModel& model) {
     for (const bool ahead : {false, true}) {
       GeneratorPool pool(model, 4);
       GeneratorAccess::slots(pool).ahead = ahead;
@@ -142,8 +130,8 @@ TEST_F(LogitBias, OfOneMemberIsNoneOfTheOthers) {
   });
 }
 
-TEST_F(LogitBias, GoesAlongWithForksSnapshotsAndFiles) {
-  everywhere([](const LanguageModel& model) {
+TEST(LogitBias, GoesAlongWithForksSnapshotsAndFiles) {
+  with_bytes_model([](const LanguageModel& model) {
     SamplingOptions options = only(vowels, lively(5));
     options.logit_bias = {{97, -1.5f}, {117, 0.1f}};
     Generator generator(model, options);
@@ -169,8 +157,8 @@ TEST_F(LogitBias, GoesAlongWithForksSnapshotsAndFiles) {
   });
 }
 
-TEST_F(LogitBias, OfATextWithADraft) {
-  everywhere([](const LanguageModel& model) {
+TEST(LogitBias, OfATextWithADraft) {
+  with_bytes_model([](const LanguageModel& model) {
     const LanguageModel small =
         LanguageModel::random(model.config(), 5, DType::f32, model.device());
     for (const SamplingOptions& of_draft : {SamplingOptions{}, only(vowels)}) {
@@ -193,8 +181,8 @@ TEST_F(LogitBias, OfATextWithADraft) {
   });
 }
 
-TEST_F(LogitBias, RefusesWhatCannotWork) {
-  everywhere([](const LanguageModel& model) {
+TEST(LogitBias, RefusesWhatCannotWork) {
+  with_bytes_model([](const LanguageModel& model) {
     expect_error<ArgumentError>("SamplingOptions: allowed: expected 0 to 255, got 256", [&] {
       Generator(model, only({1, 256}));
     });

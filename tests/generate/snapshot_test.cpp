@@ -11,6 +11,7 @@
 #include <mamba/state_file.hpp>
 
 #include "files.hpp"
+#include "generate/texts.hpp"
 #include "testing.hpp"
 
 namespace mamba {
@@ -20,21 +21,10 @@ using testing::bits;
 using testing::devices;
 using testing::expect_error;
 using testing::golden_folder;
+using testing::Ids;
+using testing::lively;
+using testing::prompt;
 using testing::TemporaryFolder;
-
-using Ids = std::vector<std::int32_t>;
-
-const Ids prompt{84, 104, 101, 32, 115, 116, 97, 116, 101};  // "The state"
-
-SamplingOptions lively(std::uint64_t seed) {
-  SamplingOptions options;
-  options.temperature = 1.2f;
-  options.top_k = 40;
-  options.top_p = 0.95f;
-  options.repetition_penalty = 1.1f;
-  options.seed = seed;
-  return options;
-}
 
 GenerateOptions tokens(std::int64_t count) {
   GenerateOptions options;
