@@ -5,6 +5,7 @@
 #include <mamba/state_file.hpp>
 
 #include "files.hpp"
+#include "host/files/input_file.hpp"
 #include "testing.hpp"
 
 namespace mamba {
@@ -30,6 +31,27 @@ StackState random_stack(DType dtype, Device device) {
     stack.layers.push_back(std::move(state));
   }
   return stack;
+}
+
+// A file and bytes in its place.
+TEST(InputFile, EndsWhereItsBytesEnd) {
+  const std::string text = "0123456789";
+  const TemporaryFolder folder;
+  testing::write_file(folder.file("f"), text);
+  const InputFile file("test", folder.file("f"));
+  const InputFile memory("test", ByteView(text.data(), 6), "f");
+  EXPECT_EQ(memory.text(), "012345");
+  for (const auto& [input, end] : {std::pair{&file, 10}, std::pair{&memory, 6}}) {
+    char got[11] = "..........";
+    input->read(got, end - 4, 4, "tail");
+    EXPECT_EQ(std::string(got, 5), text.substr(static_cast<std::size_t>(end) - 4, 4) + ".");
+    expect_error<FormatError>(
+        input->path() + ": tail: expected 3 more bytes, got the end of the file",
+        [&] { input->read(got, end - 4, 7, "tail"); });
+    expect_error<FormatError>(
+        input->path() + ": tail: expected 1 more bytes, got the end of the file",
+        [&] { input->read(got, end, 1, "tail"); });
+  }
 }
 
 void expect_same(const StackState& a, const StackState& b) {
