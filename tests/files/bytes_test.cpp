@@ -41,17 +41,19 @@ TEST(InputFile, EndsWhereItsBytesEnd) {
   const InputFile file("test", folder.file("f"));
   const InputFile memory("test", ByteView(text.data(), 6), "f");
   EXPECT_EQ(memory.text(), "012345");
-  for (const auto& [input, end] : {std::pair{&file, 10}, std::pair{&memory, 6}}) {
+  const auto expect_end = [&](const InputFile& input, std::int64_t end) {
     char got[11] = "..........";
-    input->read(got, end - 4, 4, "tail");
+    input.read(got, end - 4, 4, "tail");
     EXPECT_EQ(std::string(got, 5), text.substr(static_cast<std::size_t>(end) - 4, 4) + ".");
     expect_error<FormatError>(
-        input->path() + ": tail: expected 3 more bytes, got the end of the file",
-        [&] { input->read(got, end - 4, 7, "tail"); });
+        input.path() + ": tail: expected 3 more bytes, got the end of the file",
+        [&] { input.read(got, end - 4, 7, "tail"); });
     expect_error<FormatError>(
-        input->path() + ": tail: expected 1 more bytes, got the end of the file",
-        [&] { input->read(got, end, 1, "tail"); });
-  }
+        input.path() + ": tail: expected 1 more bytes, got the end of the file",
+        [&] { input.read(got, end, 1, "tail"); });
+  };
+  expect_end(file, 10);
+  expect_end(memory, 6);
 }
 
 void expect_same(const StackState& a, const StackState& b) {
