@@ -19,7 +19,8 @@ using cuda::ScanGeometry;
 
 std::vector<ScanGeometry> geometries() {
   std::vector<ScanGeometry> all;
-  for (const auto& [channels, warps] : {std::pair{16, 1}, {16, 3}, {16, 8}, {32, 2}, {32, 8}}) {
+  for (const auto& [channels, warps] :
+       {std::pair{16, 1}, {16, 3}, {16, 8}, {32, 2}, {32, 8}, {32, 12}}) {
     ScanGeometry geometry;
     geometry.channels = channels;
     geometry.warps = warps;
@@ -154,7 +155,7 @@ TEST_P(CudaScanGradLimits, TakesPromptsByEveryCut) {
 INSTANTIATE_TEST_SUITE_P(CudaScanGrad, CudaScanGradLimits, ::testing::ValuesIn(lesser_devices()),
                          name_of_lesser);
 
-// One warp of the most states in f32 needs 106 KiB.
+// One warp of the most states in f32 needs 98.4 KiB.
 TEST(CudaScanGrad, WhatFitsOnNoMultiprocessorIsNamedAndTheDeviceStillWorks) {
   each_cuda_device([](Device device) {
     ScanCase c;
@@ -168,12 +169,12 @@ TEST(CudaScanGrad, WhatFitsOnNoMultiprocessorIsNamedAndTheDeviceStillWorks) {
     Stream& stream = default_stream(device);
     {
       cuda::Limits small = cuda::limits(device, "test");
-      small.shared_memory = 99 << 10;
+      small.shared_memory = 98 << 10;
       const cuda::LimitedDevices limited(small);
       const Gradients out(c, device);
       expect_error<DeviceError>(
-          "selective_scan_grad: shared memory: expected at most 101376 bytes of a block on " +
-              device.name() + ", got 108944",
+          "selective_scan_grad: shared memory: expected at most 100352 bytes of a block on " +
+              device.name() + ", got 100752",
           [&] { run_both(inputs, out, stream); });
       out.expect_untouched("refused");
     }

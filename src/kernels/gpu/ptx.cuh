@@ -172,6 +172,16 @@ __device__ __forceinline__ void load_tagged(const void* from, float& value, int&
                : "memory");
 }
 
+// ---- special registers
+// ---------------------------------------------------------------------------
+
+// Read anew at every call, which costs less than a register that is kept for long. Volatile.
+__device__ __forceinline__ int lane_id() {
+  int lane;
+  asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+  return lane;
+}
+
 // ---- copies from memory to shared memory that pass no registers ---------------------------------
 
 // cp.async.cg, past L1: the first `valid` of 16 bytes come from memory and the rest are zeros. The

@@ -30,8 +30,7 @@ namespace mamba::cuda {
 namespace {
 
 constexpr int chunk = scan_chunk;  // steps of a lane
-// Of a block, for the registers they need: with states to leave, and without.
-constexpr int most_warps_leaving = 12, most_warps = 16;
+constexpr int most_warps = 16;     // of a block
 
 template <class T, int Channels>
 struct RingMemory : RingTile<Channels> {
@@ -136,6 +135,7 @@ struct Ring : RingWarp<T, Channels, ScanOperands, RingMemory<T, Channels>> {
   template <bool Careful>
   __device__ __forceinline__ void one_state(const Place& at, int tile, int round, int n,
                                             Steps& s) const {
+    if constexpr (chunks == 1) return one_state_in_turn<Careful>(at, tile, round, n, s);
     const float A_n = *at.A;
     const Passed seen = look(at.slot);  // early: it is mostly there
     float a[chunk], u[chunk];
@@ -160,15 +160,12 @@ struct Ring : RingWarp<T, Channels, ScanOperands, RingMemory<T, Channels>> {
       join_neighbour<Careful, false>(Channels << stage, cut, P, h);
     }
     const float before = wait_for(at.slot, seen, round);
-    constexpr int all_cuts = chunks == 1 ? 0 : chunks == 2 ? 1 : 2;
+    constexpr int all_cuts = chunks == 2 ? 1 : 2;
     const bool from_zero = Careful && (cuts >> (chunk + all_cuts) & 1) != 0;
     const float after = from_zero ? h : __fmaf_rn(P, before, h);
     if (q == chunks - 1) pass(at.next_slot, {after, Warp::round_after(round)});
-    h = before;
-    if constexpr (chunks > 1) {
-      const float entering = __shfl_up_sync(all_lanes, after, Channels);
-      if (q > 0) h = entering;
-    }
+    const float entering = __shfl_up_sync(all_lanes, after, Channels);
+    h = q > 0 ? entering : before;
     const float begins = h;
     cuts = Warp::template cuts<Careful>();
 #pragma unroll
@@ -179,24 +176,55 @@ struct Ring : RingWarp<T, Channels, ScanOperands, RingMemory<T, Channels>> {
         if (Careful && (cuts >> (k + i) & 1) != 0) h = 0;
         h = __fmaf_rn(a[k + i], h, u[k + i]);
         s.y[k + i] = __fmaf_rn(C4.at[i], h, s.y[k + i]);
-        if (Careful && Leaves && op.step_states.data != nullptr && works() &&
-            k + i < left_in(tile)) {
-          op.step_states.template out<float>(
-              b, first_step(tile) + k + i)[std::int64_t{channel()} * op.d_state + n] = h;
-        }
+        if constexpr (Careful) leave_step(tile, n, k + i, h);
       }
     }
     if constexpr (Leaves) (*left_states())[lane][n % ring_states] = begins;
+  }
+  // The same where a warp has one chunk of each channel: down alone, from the state before it.
+  template <bool Careful>
+  __device__ __forceinline__ void one_state_in_turn(const Place& at, int tile, int round, int n,
+                                                    Steps& s) const {
+    const float A_n = *at.A;
+    const unsigned cuts = Warp::template cuts<Careful>();
+    float h = wait_for(at.slot, look(at.slot), round);
+    if constexpr (Leaves) (*left_states())[lane][n % ring_states] = h;
+#pragma unroll
+    for (int k = 0; k < chunk; k += 4) {
+      const auto B4 = load_vec<4>(at.B + k), C4 = load_vec<4>(at.B + ring_states * line + k);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (Careful && (cuts >> (k + i) & 1) != 0) h = 0;
+        h = advance(h, s.delta[k + i], A_n, s.delta_x[k + i], B4.at[i]);
+        s.y[k + i] = __fmaf_rn(C4.at[i], h, s.y[k + i]);
+        if constexpr (Careful) leave_step(tile, n, k + i, h);
+      }
+    }
+    pass(at.next_slot, {h, Warp::round_after(round)});
+  }
+  // State n after step k of this lane's chunk, where step_states want it.
+  __device__ __forceinline__ void leave_step(int tile, int n, int k, float h) const {
+    if (!Leaves || op.step_states.data == nullptr || !works() || k >= left_in(tile)) return;
+    op.step_states.template out<float>(
+        b, first_step(tile) + k)[std::int64_t{channel()} * op.d_state + n] = h;
   }
   // `count` states from n on, of every lane: its neighbours' are next to them in memory.
   __device__ __forceinline__ void leave_chunks(int tile, int n, int count) const {
     if (op.chunk_states == nullptr) return;
     __syncwarp();
-    for (int i = lane; i < 32 * count; i += 32) {
-      const int of = i / count, k = i % count, c = block_channel + of % Channels;
-      const std::int64_t row = b * op.chunks() + std::int64_t{tile} * chunks + of / Channels;
-      if (c >= op.channels || steps_of(tile) <= of / Channels * chunk) continue;
-      op.chunk_states[op.state(row, c) + n + k] = (*left_states())[of][k];
+    constexpr int together = 32 / ring_states;  // lanes whose states the warp takes at once
+    const int k = lane % ring_states, first = lane / ring_states;
+    const std::int64_t row = b * op.chunks() + std::int64_t{tile} * chunks;
+    float* to_states = op.chunk_states + op.state(row, block_channel + first) + n + k;
+    const bool wanted = k < count;
+    const int steps_here = steps_of(tile), channels_here = op.channels - block_channel - first;
+#pragma unroll
+    for (int of = 0; of < 32; of += together) {
+      const int c = of % Channels, of_chunk = of / Channels;
+      if (wanted && c < channels_here && of_chunk * chunk < steps_here) {
+        to_states[(std::int64_t{of_chunk} * op.channels + c) * op.d_state] =
+            (*left_states())[of + first][k];
+      }
     }
     __syncwarp();
   }
@@ -277,10 +305,12 @@ struct Ring : RingWarp<T, Channels, ScanOperands, RingMemory<T, Channels>> {
   }
 };
 
-constexpr int warps_of(bool leaves) { return leaves ? most_warps_leaving : most_warps; }
+// Of a block, for the registers they need.
+template <int Channels, bool Leaves>
+constexpr int warps_of = Leaves&& Channels < 32 ? 12 : most_warps;
 
 template <class T, int Channels, bool Leaves>
-__global__ void __launch_bounds__(32 * warps_of(Leaves), 1)
+__global__ void __launch_bounds__(32 * warps_of<Channels, Leaves>, 1)
     ring_kernel(const __grid_constant__ ScanOperands op) {
   extern __shared__ __align__(16) char scan_memory[];
   const Ring<T, Channels, Leaves> ring(op, scan_memory);
@@ -293,11 +323,12 @@ void run_ring(const SelectiveScan& op, Stream& stream, const ScanGeometry& geome
   const std::int64_t blocks = op.x.dim(0) * ((op.x.dim(2) + Channels - 1) / Channels);
   const auto d_state = static_cast<int>(op.A_log.dim(1));
   // Fewer, where they need more registers: as many blocks share a multiprocessor.
-  int warps = std::clamp(geometry.warps * warps_of(Leaves) / most_warps, 1, warps_of(Leaves));
+  constexpr int most = warps_of<Channels, Leaves>;
+  int warps = std::clamp(geometry.warps * most / most_warps, 1, most);
   const auto bytes = [&] { return Ring<T, Channels, Leaves>::shared_bytes(warps, d_state); };
   // All that a block can have: above 196 KiB of an H200 the first-level cache loses the same.
-  const int most = shared_memory(stream.device(), "selective_scan");
-  while (warps > 1 && bytes() > most) --warps;
+  const int memory = shared_memory(stream.device(), "selective_scan");
+  while (warps > 1 && bytes() > memory) --warps;
   launch(ring_kernel<T, Channels, Leaves>, static_cast<unsigned>(blocks), 32 * warps,
          static_cast<std::size_t>(bytes()), stream, "selective_scan", ScanOperands(op, stream));
 }

@@ -8,9 +8,13 @@
 //   down      dh = C g + a dh from the gradient that comes from behind: dB, dA, and the sums over
 //             states that dx and ddt are made of
 //
+// Where a warp has one chunk of each channel, the way down alone says what the chunk hands on. Each
+// warp is then a state behind the warp that it gets dh from, and nobody waits for long as long as a
+// channel has no fewer states than the block has warps.
+//
 // dB and dC are sums over channels: the lanes of a warp add theirs through shared memory, and each
-// block writes [batch, time, 2, d_state] for its channels. dA_log, dD and ddt_bias are summed over
-// time here.
+// block writes [batch, chunks, d_state, 2, 16 steps] for its channels. dA_log, dD and ddt_bias are
+// summed over time here.
 #pragma once
 
 #include "kernels/gpu/math.cuh"
@@ -24,10 +28,8 @@ struct GradMemory : RingTile<Channels> {
   using RingTile<Channels>::rows, RingTile<Channels>::steps;
   static constexpr int products = 36;  // of a lane: dB and dC of 16 steps, and four words between
   T x[rows][Channels], dt[rows][Channels], z[rows][Channels], dy[rows][Channels];
-  RingStates<T, steps> BC;
+  RingStates<T, steps, float[32][products]> BC;  // later: the products of the lanes
   RingResets<steps, true> resets;
-  float product[32][products];
-  float dBC[steps][2][ring_states];
 };
 
 template <class T, int Channels>
@@ -39,6 +41,9 @@ struct GradRing : RingWarp<T, Channels, ScanGradOperands, GradMemory<T, Channels
   using Warp::bias, Warp::channel, Warp::copy_BC, Warp::copy_channels, Warp::copy_resets,
       Warp::left_in, Warp::mine, Warp::steps_of, Warp::store_channels, Warp::tiles, Warp::warps,
       Warp::works;
+
+  // Of a block, as the registers allow: 168 for one chunk, 255 for two.
+  static constexpr int most_warps = chunks == 1 && sizeof(T) == 2 ? 12 : 8;
 
   float* dA;  // [d_state + 2, 32], at this lane: sums over its steps
 
@@ -117,32 +122,70 @@ struct GradRing : RingWarp<T, Channels, ScanGradOperands, GradMemory<T, Channels
   // State n over the chunk, `at` being its place among those in shared memory; h is the state
   // before the chunk. Careful: there are resets in the tile.
   template <bool Careful>
-  __device__ __forceinline__ void one_state(int n, int at, int round, float h, Steps& s) const {
+  __device__ __forceinline__ void one_state(int tile, int n, int at, int round, float h, float* dBC,
+                                            Steps& s) const {
     const float A_n = A[n * Channels];
     const Passed* slot = from + n * Channels;
-    const Passed seen = look(slot);  // early: it is mostly there
     const float* B = &memory->BC.turned[0][at][q * (chunk + 4)];
     const float* C = &memory->BC.turned[1][at][q * (chunk + 4)];
-    float* product = memory->product[lane];
-    unsigned cuts = Warp::template cuts<Careful>();
+    float* product = memory->BC.later[lane];
     float a[chunk], e[chunk];  // the decays, and a h[t - 1]
 #pragma unroll
     for (int k = 0; k < chunk; k += 4) {
       const auto B4 = load_vec<4>(B + k), C4 = load_vec<4>(C + k);
+      const unsigned cuts = Warp::template cuts<Careful>() >> k;
       Vec<float, 4> g_h;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         a[k + i] = decay(s.delta[k + i], A_n);
         e[k + i] = __fmul_rn(a[k + i], h);
-        if (Careful && (cuts >> (k + i) & 1) != 0) e[k + i] = 0;
+        if (Careful && (cuts >> i & 1) != 0) e[k + i] = 0;
         h = __fmaf_rn(s.delta_x[k + i], B4.at[i], e[k + i]);
         s.y[k + i] = __fmaf_rn(C4.at[i], h, s.y[k + i]);
         g_h.at[i] = __fmul_rn(s.g[k + i], h);
       }
       store_vec(product + chunk + k, g_h);
     }
-    cuts = Warp::template cuts<Careful>();
-    float P = decay(s.sum, A_n), carry = 0;
+    float carry;  // the gradient that comes from behind the chunk
+    if constexpr (chunks == 1) {
+      carry = wait_for(slot, look(slot), round);
+    } else {
+      carry = hand_over<Careful>(n, C, a, slot, round, s);
+    }
+    float sum = 0;
+#pragma unroll
+    for (int k = chunk - 4; k >= 0; k -= 4) {
+      const auto B4 = load_vec<4>(B + k), C4 = load_vec<4>(C + k);
+      const unsigned cuts = Warp::template cuts<Careful>() >> k;
+      Vec<float, 4> x_dh;
+#pragma unroll
+      for (int i = 3; i >= 0; --i) {
+        const float dh = __fmaf_rn(C4.at[i], s.g[k + i], carry);
+        const float dexponent = __fmul_rn(dh, e[k + i]);
+        x_dh.at[i] = __fmul_rn(s.delta_x[k + i], dh);
+        s.B_dh[k + i] = __fmaf_rn(B4.at[i], dh, s.B_dh[k + i]);
+        s.A_dh[k + i] = __fmaf_rn(A_n, dexponent, s.A_dh[k + i]);
+        sum = __fmaf_rn(s.delta[k + i], dexponent, sum);
+        carry = __fmul_rn(a[k + i], dh);
+        if (Careful && (cuts >> i & 1) != 0) carry = 0;
+      }
+      store_vec(product + k, x_dh);
+    }
+    if constexpr (chunks == 1) pass(to + n * Channels, {carry, Warp::round_after(round)});
+    dA[n * 32] += sum;
+    __syncwarp();
+    add_products(tile, dBC);
+    __syncwarp();
+  }
+
+  // Hands on what the warp's chunks make of the gradient that comes from behind them, before that
+  // is needed, and gives this lane the one from behind its chunk.
+  template <bool Careful>
+  __device__ __forceinline__ float hand_over(int n, const float* C, const float (&a)[chunk],
+                                             const Passed* slot, int round, const Steps& s) const {
+    const Passed seen = look(slot);  // early: it is mostly there
+    const unsigned cuts = Warp::template cuts<Careful>();
+    float P = decay(s.sum, A[n * Channels]), carry = 0;
 #pragma unroll
     for (int k = chunk - 4; k >= 0; k -= 4) {
       const auto C4 = load_vec<4>(C + k);
@@ -158,49 +201,22 @@ struct GradRing : RingWarp<T, Channels, ScanGradOperands, GradMemory<T, Channels
       join_neighbour<Careful, true>(Channels << stage, cut, P, carry);
     }
     const float behind = wait_for(slot, seen, round);
-    constexpr int all_cuts = chunks == 1 ? 0 : 1;
-    const bool from_zero = Careful && (cuts >> (chunk + all_cuts) & 1) != 0;
+    const bool from_zero = Careful && (cuts >> (chunk + 1) & 1) != 0;  // of two chunks
     const float left_over = from_zero ? carry : __fmaf_rn(P, behind, carry);
     if (q == 0) pass(to + n * Channels, {left_over, Warp::round_after(round)});
-    carry = behind;
-    if constexpr (chunks > 1) {
-      const float entering = __shfl_down_sync(all_lanes, left_over, Channels);
-      if (q < chunks - 1) carry = entering;
-    }
-    cuts = Warp::template cuts<Careful>();
-    float sum = 0;
-#pragma unroll
-    for (int k = chunk - 4; k >= 0; k -= 4) {
-      const auto B4 = load_vec<4>(B + k), C4 = load_vec<4>(C + k);
-      Vec<float, 4> x_dh;
-#pragma unroll
-      for (int i = 3; i >= 0; --i) {
-        const float dh = __fmaf_rn(C4.at[i], s.g[k + i], carry);
-        const float dexponent = __fmul_rn(dh, e[k + i]);
-        x_dh.at[i] = __fmul_rn(s.delta_x[k + i], dh);
-        s.B_dh[k + i] = __fmaf_rn(B4.at[i], dh, s.B_dh[k + i]);
-        s.A_dh[k + i] = __fmaf_rn(A_n, dexponent, s.A_dh[k + i]);
-        sum = __fmaf_rn(s.delta[k + i], dexponent, sum);
-        carry = __fmul_rn(a[k + i], dh);
-        if (Careful && (cuts >> (k + i) & 1) != 0) carry = 0;
-      }
-      store_vec(product + k, x_dh);
-    }
-    dA[n * 32] += sum;
-    __syncwarp();
-    add_products(at);
-    __syncwarp();
+    const float entering = __shfl_down_sync(all_lanes, left_over, Channels);
+    return q < chunks - 1 ? entering : behind;
   }
 
-  // dBC[.., at]: the products of the lanes of each chunk, added. A lane takes four columns of eight
-  // lanes, then exchanges with the lanes that have the other lanes of its chunk, each time one half
-  // of its columns.
-  __device__ __forceinline__ void add_products(int at) const {
+  // dB and dC of state n: the products of the lanes of each chunk, added. A lane takes four columns
+  // of eight lanes, then exchanges with the lanes that have the other lanes of its chunk, each time
+  // one half of its columns.
+  __device__ __forceinline__ void add_products(int tile, float* dBC) const {
     const int column = lane % 8 * 4, first = lane / 8 * 8;
     float sum[4] = {};
 #pragma unroll
     for (int r = 0; r < 8; ++r) {
-      const auto four = load_vec<4>(&memory->product[first + r][column]);
+      const auto four = load_vec<4>(&memory->BC.later[first + r][column]);
 #pragma unroll
       for (int i = 0; i < 4; ++i) sum[i] += four.at[i];
     }
@@ -209,46 +225,55 @@ struct GradRing : RingWarp<T, Channels, ScanGradOperands, GradMemory<T, Channels
       const float other = __shfl_xor_sync(all_lanes, second ? low : high, apart);
       return (second ? high : low) + other;
     };
-    const auto put = [&](int c, int of_chunk, float value) {
-      const int t = of_chunk * chunk + (column + c) % chunk;
-      memory->dBC[t][(column + c) / chunk][at] = value;
-    };
     const float even_sum = exchange(odd, sum[0], sum[2], 8);
     const float odd_sum = exchange(odd, sum[1], sum[3], 8);
-    const int c = odd ? 2 : 0;
+    const int c = column + (odd ? 2 : 0);
     if constexpr (Channels == 16) {
-      put(c, lane / 16, even_sum);
-      put(c + 1, lane / 16, odd_sum);
+      if (left_in(tile) <= 0) return;  // lanes 16 to 31 have the second chunk, here as everywhere
+      dBC[c] = even_sum;
+      dBC[c + 1] = odd_sum;
     } else {
-      put(upper ? c + 1 : c, 0, exchange(upper, even_sum, odd_sum, 16));
+      dBC[upper ? c + 1 : c] = exchange(upper, even_sum, odd_sum, 16);
     }
+  }
+  // Where dB and dC of this lane's chunk and state n go: [2, 16 steps].
+  __device__ __forceinline__ float* dBC_of(int tile, int n) const {
+    const std::int64_t chunks_in_time = (op.time + chunk - 1) / chunk;
+    const auto block = static_cast<unsigned>(block_channel) / Channels;  // a sign would be spilled
+    const std::int64_t row = (block * op.batch + b) * chunks_in_time + tile * chunks + q;
+    return op.dBC + (row * op.d_state + n) * (2 * chunk);
   }
 
   template <bool Careful>
   __device__ __forceinline__ void some_states(int tile, int n, int count, int round,
                                               Steps& s) const {
-    const bool there = left_in(tile) > 0;
+    const bool there = chunks == 1 || left_in(tile) > 0;
     const std::int64_t chunks_in_time = (op.time + chunk - 1) / chunk;
     const float* begins = op.chunk_states + n;
-    if (there) begins += op.state(b * chunks_in_time + tile * chunks + q, channel());
-    float next = there ? *begins : 0;
+    // The channel is made anew: kept since begin_steps, it would be spilled.
+    const int c = min(block_channel + lane_id() % Channels, op.channels - 1);
+    if (there) begins += op.state(b * chunks_in_time + tile * chunks + q, c);
+    // Four at a time: the lanes' states are far from each other, and a load takes as long for four.
+    Vec<float, 4> next{};
+    const auto load_next = [&](int left) {
+      if (!there || left <= 0) return;
+      if (op.wide_states) {
+        next = load_vec<4>(begins);
+      } else {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) next.at[i] = i < left ? begins[i] : 0;
+      }
+      begins += 4;
+    };
+    load_next(count);
+    float* dBC = dBC_of(tile, n);
 #pragma unroll 1
     for (int k = 0; k < count; ++k) {
-      const float h = next;
-      ++begins;
-      if (there && k + 1 < count) next = *begins;
-      one_state<Careful>(n + k, k, round, h, s);
-    }
-  }
-  __device__ __forceinline__ void store_dBC(int tile, int n, int count) const {
-    const int left = steps_of(tile);
-    const auto block = static_cast<unsigned>(block_channel) / Channels;  // a sign would be spilled
-    const std::int64_t row = (block * op.batch + b) * op.time + tile * steps;
-    for (int i = lane; i < left * 2 * ring_states; i += 32) {
-      const int k = i % ring_states, which = i / ring_states % 2, t = i / (2 * ring_states);
-      if (k < count) {
-        op.dBC[((row + t) * 2 + which) * op.d_state + n + k] = memory->dBC[t][which][k];
-      }
+      const float h = next.at[0];
+      next = {next.at[1], next.at[2], next.at[3], 0};
+      if (k % 4 == 3) load_next(count - k - 1);
+      one_state<Careful>(tile, n + k, k, round, h, dBC, s);
+      dBC += 2 * chunk;
     }
   }
 
@@ -269,10 +294,8 @@ struct GradRing : RingWarp<T, Channels, ScanGradOperands, GradMemory<T, Channels
         dx = __fmaf_rn(D, s.g[k], dx);
         s.y[k] = __fmaf_rn(D, x_k, s.y[k]);
       }
-      if (k < left) {
-        dD = __fmaf_rn(s.g[k], x_k, dD);
-        dbias += ddt;
-      }
+      dD = __fmaf_rn(k < left ? s.g[k] : 0, x_k, dD);
+      dbias += k < left ? ddt : 0;
       x[at] = from_float<T>(dx);
       dt[at] = from_float<T>(ddt);
     }
@@ -306,7 +329,8 @@ struct GradRing : RingWarp<T, Channels, ScanGradOperands, GradMemory<T, Channels
       wait_for_all_copies();
       __syncwarp();
       begin_steps(tile, s);
-      for (int n = 0; n < op.d_state; n += ring_states) {
+      int n = 0;
+      do {
         if (n > 0) {
           copy_BC(tile, n);
           wait_for_all_copies();
@@ -317,9 +341,8 @@ struct GradRing : RingWarp<T, Channels, ScanGradOperands, GradMemory<T, Channels
         const int count = min(ring_states, op.d_state - n);
         memory->resets.any() ? some_states<true>(tile, n, count, round, s)
                              : some_states<false>(tile, n, count, round, s);
-        store_dBC(tile, n, count);
-        __syncwarp();
-      }
+        n += ring_states;
+      } while (n < op.d_state);
       end_steps(tile, s);
       __syncwarp();
       store_channels(memory->x, op.dx, tile);

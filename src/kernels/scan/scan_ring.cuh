@@ -100,11 +100,15 @@ struct alignas(16) RingResets {
 };
 
 // B and C of a warp's tile of `Steps` steps. In f32 four words follow each chunk, so that what the
-// chunks of a warp read together lies in different banks.
-template <class T, int Steps>
+// chunks of a warp read together lies in different banks. Later takes the place of what came, once
+// it is turned.
+template <class T, int Steps, class Later = char>
 struct RingStates {
   static constexpr int line = Steps / scan_chunk * (scan_chunk + 4);
-  T raw[2][Steps][ring_states];  // as they come
+  union {
+    alignas(16) T raw[2][Steps][ring_states];  // as they come
+    Later later;
+  };
   float turned[2][ring_states][line];
 
   __device__ __forceinline__ void copy(const ScanTile& B, const ScanTile& C, int bits) {

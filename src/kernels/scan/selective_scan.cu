@@ -24,30 +24,49 @@ double warps_each(const SelectiveScan& op, int states, int sm_count) {
          (32 * 4 * sm_count);
 }
 
-// Rings: the fewest channels on the busiest multiprocessor, which has one block at a time or two of
-// half the warps (`blocks_together`; the first of equals is taken). Narrow warps cost more per
-// channel. With 384 blocks on 132 multiprocessors, say, two at a time leave more of the last round
-// idle: the gradient at (8, 1536, 2048) takes 1193 us against 935.
-template <class Op>
-ScanGeometry ring_geometry(const Op& op, int sm_count, int narrowest, int most_warps,
+// How a ring may be cut: warps of so many channels, at most so many in a block, and what a channel
+// costs there beside one of the widest, without cost_of_turns (measured where an H200 is full).
+struct RingWidth {
+  int channels, most_warps;
+  double cost;
+};
+constexpr RingWidth scan_widths[] = {{32, 16, 1.0}, {16, 16, 1.44}, {8, 16, 1.87}};
+constexpr RingWidth grad_widths[] = {{32, 12, 1.0}, {16, 8, 1.33}};
+
+// What a ring costs in which warps of one chunk take turns (see scan_chunked.cu): they begin one
+// after the other, and more of them than there are states wait for each other.
+double cost_of_turns(std::int64_t d_state, std::int64_t tiles, std::int64_t warps) {
+  const auto states = static_cast<double>(d_state), ring = static_cast<double>(warps);
+  const auto rounds = static_cast<double>(divide_up(tiles, warps));
+  return std::max(1.0, ring / states) + ring / (states * rounds);
+}
+
+// The least cost on the busiest multiprocessor, which has one block at a time or two of half the
+// warps (`blocks_together`; the first of equals is taken). With 384 blocks on 132 multiprocessors,
+// say, two at a time leave more of the last round idle: the gradient at (8, 1536, 2048) takes 904
+// us against 754, the one at (8, 5120, 2048) 2286 against 2416.
+template <class Op, std::size_t N>
+ScanGeometry ring_geometry(const Op& op, int sm_count, const RingWidth (&widths)[N],
                            std::initializer_list<int> blocks_together) {
   ScanGeometry g;
   double least = 0;
-  for (const auto& [width, cost] : {std::pair{32, 1.0}, {16, 1.08}, {8, 1.4}}) {
-    if (width < narrowest) continue;
-    if (width == 32 && op.A_log.dim(1) > 64) continue;  // the ring's slots would leave few warps
-    const std::int64_t blocks = op.x.dim(0) * divide_up(op.x.dim(2), width);
+  for (const RingWidth& width : widths) {
+    // The slots of such a ring would leave few warps.
+    if (width.channels == 32 && op.A_log.dim(1) > 64) continue;
+    const std::int64_t blocks = op.x.dim(0) * divide_up(op.x.dim(2), width.channels);
+    const std::int64_t steps = std::int64_t{32} / width.channels * scan_chunk;  // of a warp
+    const std::int64_t tiles = std::max<std::int64_t>(1, divide_up(op.x.dim(1), steps));
     for (const int together : blocks_together) {
       const std::int64_t rounds = divide_up(blocks, std::int64_t{together} * sm_count);
-      const double busiest = static_cast<double>(rounds * together * width) * cost;
-      if (least != 0 && busiest >= least) continue;
-      least = busiest;
-      g.channels = width;
-      g.warps = most_warps / together;
+      const std::int64_t warps = std::min<std::int64_t>(tiles, width.most_warps / together);
+      double cost = static_cast<double>(rounds * together * width.channels) * width.cost;
+      if (width.channels == 32) cost *= cost_of_turns(op.A_log.dim(1), tiles, warps);
+      if (least != 0 && cost >= least) continue;
+      least = cost;
+      g.channels = width.channels;
+      g.warps = static_cast<int>(warps);
     }
   }
-  const std::int64_t steps = std::int64_t{32} / g.channels * scan_chunk;  // of a warp
-  g.warps = static_cast<int>(std::clamp<std::int64_t>(divide_up(op.x.dim(1), steps), 1, g.warps));
   return g;
 }
 
@@ -66,7 +85,7 @@ ScanPlan plan(const SelectiveScan& op, const Limits& device) {
 }
 
 ScanGeometry geometry(const SelectiveScan& op, ScanPlan plan, int sm_count) {
-  if (plan == ScanPlan::chunked) return ring_geometry(op, sm_count, 8, 16, {1, 2});
+  if (plan == ScanPlan::chunked) return ring_geometry(op, sm_count, scan_widths, {1, 2});
   ScanGeometry g;
   if (plan == ScanPlan::sequential) {
     // Two lanes a channel save work, four keep more warps busy. Where the chip is full, legs keep
@@ -127,7 +146,7 @@ void run(const SelectiveScan& op, Stream& stream) {
 void run(const SelectiveScanGrad& op, Stream& stream) {
   run_scan_grad(
       op, stream,
-      ring_geometry(op, multiprocessors(stream.device(), "selective_scan"), 16, 8, {2, 1}));
+      ring_geometry(op, multiprocessors(stream.device(), "selective_scan"), grad_widths, {2, 1}));
 }
 
 }  // namespace mamba::cuda

@@ -1,6 +1,7 @@
 // The gradient of the selective scan: scan_grad_ring.cuh, then sums in a fixed order of what each
 // of its blocks leaves, over blocks of channels (dB and dC) or over the batch (dA_log, dD,
 // ddt_bias).
+#include <algorithm>
 #include <string>
 
 #include "detail/visit.hpp"
@@ -13,28 +14,26 @@ namespace mamba::cuda {
 
 namespace {
 
-constexpr int most_warps = 8;  // of a block, for the registers they need
-
 template <class T, int Channels>
-__global__ void __launch_bounds__(32 * most_warps, 1)
+__global__ void __launch_bounds__(32 * GradRing<T, Channels>::most_warps, 1)
     grad_ring_kernel(const __grid_constant__ ScanGradOperands op) {
   extern __shared__ __align__(16) char scan_memory[];
   GradRing<T, Channels>(op, scan_memory).run();
 }
 
-// dB and dC: the sums over blocks of channels, in the storage type.
+// dB and dC, in the storage type, from [batch, chunks, d_state, 2, scan_chunk].
 template <class T>
 struct PutStates {
   ScanTrack dB, dC;
-  std::int64_t time;
+  std::int64_t time, chunks;
   int d_state;
 
   __device__ void operator()(std::int64_t i, float sum) const {
-    const auto n = static_cast<int>(i % d_state);
-    const std::int64_t row = i / (2 * d_state), b = row / time;
-    const std::int64_t t = row - b * time;
-    T* to = i / d_state % 2 == 0 ? dB.out<T>(b, t) : dC.out<T>(b, t);
-    to[n] = from_float<T>(sum);
+    const std::int64_t state = i / (2 * scan_chunk), row = state / d_state, b = row / chunks;
+    const std::int64_t t = (row - b * chunks) * scan_chunk + i % scan_chunk;
+    if (t >= time) return;
+    T* to = i / scan_chunk % 2 == 0 ? dB.out<T>(b, t) : dC.out<T>(b, t);
+    to[state - row * d_state] = from_float<T>(sum);
   }
 };
 template <class Put>
@@ -78,20 +77,23 @@ void run_ring(const SelectiveScanGrad& op, Stream& stream, int warps) {
   ScanGradOperands operands(op);
   const std::int64_t across = divide_up(op.x.dim(2), Channels);
   Scratch scratch(stream);
-  operands.dBC =
-      scratch.take({across, op.x.dim(0) * op.x.dim(1), 2 * op.B.dim(2)}, DType::f32).data<float>();
+  const std::int64_t chunks = divide_up(op.x.dim(1), scan_chunk);
+  const std::int64_t states = op.x.dim(0) * chunks * operands.d_state * 2 * scan_chunk;
+  operands.dBC = scratch.take({across, states}, DType::f32).data<float>();
   operands.sums =
       scratch.take({op.x.dim(0), op.x.dim(2), op.A_log.dim(1) + 2}, DType::f32).data<float>();
   const int most = shared_memory(stream.device(), "selective_scan_grad");
+  warps = std::min(warps, Block::most_warps);
   while (warps > 1 && Block::shared_bytes(warps, operands.d_state) > most) --warps;
   if (op.x.dim(0) * across > 0) {
     launch(grad_ring_kernel<T, Channels>, static_cast<unsigned>(op.x.dim(0) * across), 32 * warps,
            static_cast<std::size_t>(Block::shared_bytes(warps, operands.d_state)), stream,
            "selective_scan_grad", operands);
   }
-  add_blocks(operands.dBC, across, op.x.dim(0) * op.x.dim(1) * 2 * op.B.dim(2),
-             PutStates<T>{ScanTrack(op.dB), ScanTrack(op.dC), op.x.dim(1), operands.d_state},
-             stream);
+  add_blocks(
+      operands.dBC, across, states,
+      PutStates<T>{ScanTrack(op.dB), ScanTrack(op.dC), op.x.dim(1), chunks, operands.d_state},
+      stream);
   const auto data = [](const TensorView& view) { return view ? view.data<float>() : nullptr; };
   add_blocks(
       operands.sums, op.x.dim(0), op.x.dim(2) * (op.A_log.dim(1) + 2),
