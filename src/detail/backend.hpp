@@ -1,6 +1,7 @@
 // What stands behind Tensor, Stream and run(op, stream) on each device. Operands have been checked.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include <mamba/grad_ops.hpp>
@@ -55,6 +56,9 @@ void zero(const TensorView& view, Stream& stream);
 // Whether run() takes the three together.
 bool in_one_pass(const AddRmsNorm& norm, const Matmul& product, const CausalConv& conv);
 void run(const AddRmsNorm& norm, const Matmul& product, const CausalConv& conv, Stream& stream);
+// run() of each of `count` > 0, in one pass: see detail/fused_ops.hpp.
+void run_all(const SumSquares* ops, std::size_t count, Stream& stream);
+void run_all(const AdamWStep* ops, std::size_t count, Stream& stream);
 // Whether run() takes dt_weight with these operands.
 bool projects_dt(const SelectiveScan& op);
 std::int64_t scan_chunk_steps(const SelectiveScan& op, const Stream& stream);

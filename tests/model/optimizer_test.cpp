@@ -142,6 +142,66 @@ TEST(Optimizer, AStepIsAdamWOfEveryParameterUnderTheirCommonNorm) {
   }
 }
 
+// More tensors than a launch takes, in every dtype, of whole parts and not, some at odd addresses.
+TEST(Optimizer, AStepOfManyTensorsIsAdamWOfEach) {
+  struct One {
+    Tensor weight, gradient, weight_alone, master, m, v;
+    static TensorView at(Tensor& whole) {  // from the second element on, where there is one
+      return whole.dim(0) % 2 == 0 ? whole.view().rows(1, whole.dim(0) - 1) : whole.view();
+    }
+  };
+  for (Device device : devices()) {
+    Random random(3);
+    std::vector<One> all;
+    std::vector<Parameter> parameters;
+    double squares = 0;
+    for (int i = 0; i < 131; ++i) {
+      const std::int64_t count = std::vector<std::int64_t>{1, 6, 4096, 4097, 8193, 12288}[i % 6];
+      const DType dtype = i % 5 == 0 ? DType::bf16 : i % 7 == 0 ? DType::f16 : DType::f32;
+      One one;
+      one.weight = random.normal_tensor({count}, dtype).to(device);
+      one.gradient = random.normal_tensor({count}).to(device);
+      one.weight_alone = one.weight.clone();
+      one.master = one.weight.to(device, DType::f32);
+      one.m = Tensor::zeros({count}, DType::f32, device);
+      one.v = one.m.clone();
+      all.push_back(std::move(one));
+    }
+    for (One& one : all) {
+      parameters.push_back({std::to_string(parameters.size()), one.at(one.weight),
+                            one.at(one.gradient), parameters.size() % 3 == 0});
+      for (double g : values(one.at(one.gradient))) squares += g * g;
+    }
+    AdamWOptions options;
+    options.max_norm = 0;
+    AdamW optimizer(parameters, options);
+    Stream& stream = default_stream(device);
+    for (std::int64_t step = 1; step <= 2; ++step) {
+      optimizer.step(0.01f, stream);
+      for (std::size_t i = 0; i < all.size(); ++i) {
+        One& one = all[i];
+        const bool whole = one.weight.dtype() == DType::f32;
+        AdamWStep op;
+        op.weight = one.at(whole ? one.weight_alone : one.master);
+        if (!whole) op.stored = one.at(one.weight_alone);
+        op.gradient = one.at(one.gradient);
+        op.m = one.at(one.m);
+        op.v = one.at(one.v);
+        op.learning_rate = 0.01f;
+        op.beta2 = options.beta2;
+        op.weight_decay = parameters[i].decay ? options.weight_decay : 0;
+        op.step = step;
+        run(op, stream);
+      }
+    }
+    stream.synchronize();
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      EXPECT_EQ(bits(all[i].weight), bits(all[i].weight_alone)) << device.name() << " tensor " << i;
+    }
+    EXPECT_NEAR(optimizer.gradient_norm(stream), std::sqrt(squares), 1e-5 * std::sqrt(squares));
+  }
+}
+
 // Steps far below a bf16 rounding add up in the master.
 TEST(Optimizer, SmallStepsAreNotLostIn16Bits) {
   for (Device device : devices()) {

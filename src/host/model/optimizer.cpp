@@ -8,6 +8,7 @@
 #include <utility>
 
 #include <mamba/check.hpp>
+#include <mamba/detail/fused_ops.hpp>
 #include <mamba/train_ops.hpp>
 
 #include "host/core/finished.hpp"
@@ -129,13 +130,16 @@ void AdamW::step(float learning_rate, Stream& stream, float loss_scale) {
   check_made("AdamW::step");
   last_counts_ = false;
   loss_scale_ = loss_scale;
-  SumSquares sum;
-  sum.y = squares_;
+  std::vector<SumSquares> sums;
+  sums.reserve(slots_.size());
   for (const Slot& slot : slots_) {
+    SumSquares sum;
     sum.x = slot.parameter.gradient;
-    run(sum, stream);
-    sum.accumulate = true;
+    sum.y = squares_;
+    sum.accumulate = !sums.empty();
+    sums.push_back(sum);
   }
+  detail::run_all(sums, stream);
   AdamWStep op;
   op.squares = squares_;
   op.max_norm = options_.max_norm;
@@ -145,6 +149,8 @@ void AdamW::step(float learning_rate, Stream& stream, float loss_scale) {
   op.beta2 = options_.beta2;
   op.epsilon = options_.epsilon;
   op.step = steps_ + 1;
+  std::vector<AdamWStep> steps;
+  steps.reserve(slots_.size());
   for (Slot& slot : slots_) {
     const Parameter& p = slot.parameter;
     op.weight = slot.master ? TensorView(slot.master) : p.weight;
@@ -153,8 +159,9 @@ void AdamW::step(float learning_rate, Stream& stream, float loss_scale) {
     op.m = slot.m;
     op.v = slot.v;
     op.weight_decay = p.decay ? options_.weight_decay : 0;
-    run(op, stream);
+    steps.push_back(op);
   }
+  detail::run_all(steps, stream);
   ++steps_;
   last_counts_ = true;
   if (squares_.device().is_cpu()) count(*squares_.data<float>());

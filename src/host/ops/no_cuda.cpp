@@ -45,6 +45,8 @@ void zero(const TensorView&, Stream&) { refuse("zero"); }
 
 bool in_one_pass(const AddRmsNorm&, const Matmul&, const CausalConv&) { refuse("add_rms_norm"); }
 void run(const AddRmsNorm&, const Matmul&, const CausalConv&, Stream&) { refuse("add_rms_norm"); }
+void run_all(const SumSquares*, std::size_t, Stream&) { refuse("sum_squares"); }
+void run_all(const AdamWStep*, std::size_t, Stream&) { refuse("adamw_step"); }
 bool projects_dt(const SelectiveScan&) { refuse("selective_scan"); }
 std::int64_t scan_chunk_steps(const SelectiveScan&, const Stream&) { refuse("scan_chunk_steps"); }
 bool takes(const Mamba1Step&, const Stream&) { refuse("Stack::forward"); }

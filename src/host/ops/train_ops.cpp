@@ -3,6 +3,8 @@
 
 #include <cmath>
 
+#include <mamba/detail/fused_ops.hpp>
+
 #include "host/ops/dispatch.hpp"
 #include "host/ops/operands.hpp"
 
@@ -87,16 +89,17 @@ void run(const CategoricalGrad& op, Stream& stream) {
   if (op.logits.count() > 0) dispatch(op, stream);
 }
 
-void run(const SumSquares& op, Stream& stream) {
+namespace {
+
+void check_operands(const SumSquares& op, Stream& stream) {
   const Operands operands("sum_squares", stream);
   check::present("sum_squares", "x", op.x);
   operands.is("x", op.x, op.x.shape(), DType::f32);
   operands.dense("x", op.x);
   operands.is("y", op.y, {1}, DType::f32);
-  dispatch(op, stream);
 }
 
-void run(const AdamWStep& op, Stream& stream) {
+void check_operands(const AdamWStep& op, Stream& stream) {
   const Operands operands("adamw_step", stream);
   check::present("adamw_step", "weight", op.weight);
   const Shape& shape = op.weight.shape();
@@ -121,7 +124,32 @@ void run(const AdamWStep& op, Stream& stream) {
   operands.finite("epsilon", op.epsilon, 0);
   operands.finite("weight_decay", op.weight_decay, 0);
   check::range("adamw_step", "step", op.step, 1, std::int64_t{1} << 40);
+}
+
+template <class Op>
+void check_and_run_all(const std::vector<Op>& ops, Stream& stream) {
+  for (const Op& op : ops) check_operands(op, stream);
+  if (ops.empty()) return;
+  if (stream.device().is_cuda()) return cuda::run_all(ops.data(), ops.size(), stream);
+  for (const Op& op : ops) host::run(op, stream);
+}
+
+}  // namespace
+
+void run(const SumSquares& op, Stream& stream) {
+  check_operands(op, stream);
+  dispatch(op, stream);
+}
+
+void run(const AdamWStep& op, Stream& stream) {
+  check_operands(op, stream);
   if (op.weight.count() > 0) dispatch(op, stream);
 }
 
+namespace detail {
+
+void run_all(const std::vector<SumSquares>& ops, Stream& stream) { check_and_run_all(ops, stream); }
+void run_all(const std::vector<AdamWStep>& ops, Stream& stream) { check_and_run_all(ops, stream); }
+
+}  // namespace detail
 }  // namespace mamba
