@@ -79,8 +79,9 @@ class Layer {
   void check_backward(const LayerTape& tape, const ConstTensorView& dy, const MambaState* dstate,
                       const TensorView& dx, const LayerWeights& gradients,
                       const Stream& stream) const;
-  void begin(LayerTape& tape, const ConstTensorView& x, const MambaState& state, Stream& stream,
-             const LayerOptions& options) const;
+  // Gives x where the tape keeps it.
+  ConstTensorView begin(LayerTape& tape, const ConstTensorView& x, const AddRmsNorm* norm,
+                        const MambaState& state, Stream& stream, const LayerOptions& options) const;
 
   LayerConfig config_;
   LayerWeights weights_;
@@ -98,8 +99,7 @@ inline void Layer::forward(ConstTensorView x, const AddRmsNorm* norm, MambaState
   if (options.steps != nullptr) options.steps->prepare(state, x.dim(0), x.dim(1));
   LayerTape* const tape = options.tape;
   if (tape != nullptr) {
-    if (norm != nullptr) run(*std::exchange(norm, nullptr), stream);
-    begin(*tape, x, state, stream, options);
+    x = begin(*tape, x, std::exchange(norm, nullptr), state, stream, options);
   }
   if (x.count() == 0 && !options.rows.read) return;  // nothing to see, nothing to move
 

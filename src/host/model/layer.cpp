@@ -81,10 +81,17 @@ void keep(Tensor& tensor, const ConstTensorView& from, Stream& stream) {
 
 }  // namespace
 
-void Layer::begin(LayerTape& tape, const ConstTensorView& x, const MambaState& state,
-                  Stream& stream, const LayerOptions& options) const {
+ConstTensorView Layer::begin(LayerTape& tape, const ConstTensorView& x, const AddRmsNorm* norm,
+                             const MambaState& state, Stream& stream,
+                             const LayerOptions& options) const {
   tape.layer_ = nullptr;
-  keep(tape.x_, x, stream);
+  if (norm != nullptr) {
+    AddRmsNorm to_tape = *norm;
+    to_tape.y = shaped(tape.x_, x.shape(), x.dtype(), x.device());
+    run(to_tape, stream);
+  } else {
+    keep(tape.x_, x, stream);
+  }
   for (const StateTensor& one : state_tensors) {
     if (one.backward || tape.recompute) {
       keep(tape.initial_.*one.tensor, state.*one.tensor, stream);
@@ -93,6 +100,7 @@ void Layer::begin(LayerTape& tape, const ConstTensorView& x, const MambaState& s
   tape.reset_ = options.reset ? std::move(tape.reset_) : Tensor();
   if (options.reset) keep(tape.reset_, options.reset, stream);
   tape.layer_ = weights_.in_proj.view().data();
+  return tape.x_;
 }
 
 Tensor Layer::forward(ConstTensorView x, MambaState& state) const {

@@ -13,7 +13,6 @@ struct ScanGradOperands {
   std::int64_t batch, time;
   int channels, d_state, copy_bits;
   bool wide;                                     // see are_wide
-  bool wide_states;                              // four of chunk_states can be read at once
   ScanTrack x, dt, B, C, z, dy, dx, ddt, dz, y;  // z and dz, and y may be absent
   const float* A_log;
   std::int64_t A_log_pitch;
@@ -32,8 +31,6 @@ struct ScanGradOperands {
         d_state(static_cast<int>(op.A_log.dim(1))),
         copy_bits(copy_bits_of_states(op)),
         wide(are_wide({op.x, op.dt, op.z, op.dy, op.dx, op.ddt, op.dz, op.y})),
-        wide_states(d_state % 4 == 0 &&
-                    reinterpret_cast<std::uintptr_t>(op.chunk_states.data()) % 16 == 0),
         x(op.x),
         dt(op.dt),
         B(op.B),

@@ -253,25 +253,13 @@ struct GradRing : RingWarp<T, Channels, ScanGradOperands, GradMemory<T, Channels
     // The channel is made anew: kept since begin_steps, it would be spilled.
     const int c = min(block_channel + lane_id() % Channels, op.channels - 1);
     if (there) begins += op.state(b * chunks_in_time + tile * chunks + q, c);
-    // Four at a time: the lanes' states are far from each other, and a load takes as long for four.
-    Vec<float, 4> next{};
-    const auto load_next = [&](int left) {
-      if (!there || left <= 0) return;
-      if (op.wide_states) {
-        next = load_vec<4>(begins);
-      } else {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) next.at[i] = i < left ? begins[i] : 0;
-      }
-      begins += 4;
-    };
-    load_next(count);
+    float next = there ? *begins : 0;
     float* dBC = dBC_of(tile, n);
 #pragma unroll 1
     for (int k = 0; k < count; ++k) {
-      const float h = next.at[0];
-      next = {next.at[1], next.at[2], next.at[3], 0};
-      if (k % 4 == 3) load_next(count - k - 1);
+      const float h = next;
+      ++begins;
+      if (there && k + 1 < count) next = *begins;
       one_state<Careful>(tile, n + k, k, round, h, dBC, s);
       dBC += 2 * chunk;
     }

@@ -25,21 +25,13 @@ double warps_each(const SelectiveScan& op, int states, int sm_count) {
 }
 
 // How a ring may be cut: warps of so many channels, at most so many in a block, and what a channel
-// costs there beside one of the widest, without cost_of_turns (measured where an H200 is full).
+// costs there beside one of the widest (measured where an H200 is full).
 struct RingWidth {
   int channels, most_warps;
   double cost;
 };
-constexpr RingWidth scan_widths[] = {{32, 16, 1.0}, {16, 16, 1.44}, {8, 16, 1.87}};
-constexpr RingWidth grad_widths[] = {{32, 12, 1.0}, {16, 8, 1.33}};
-
-// What a ring costs in which warps of one chunk take turns (see scan_chunked.cu): they begin one
-// after the other, and more of them than there are states wait for each other.
-double cost_of_turns(std::int64_t d_state, std::int64_t tiles, std::int64_t warps) {
-  const auto states = static_cast<double>(d_state), ring = static_cast<double>(warps);
-  const auto rounds = static_cast<double>(divide_up(tiles, warps));
-  return std::max(1.0, ring / states) + ring / (states * rounds);
-}
+constexpr RingWidth scan_widths[] = {{32, 16, 1.0}, {16, 16, 1.37}, {8, 16, 1.8}};
+constexpr RingWidth grad_widths[] = {{32, 12, 1.0}, {16, 8, 1.22}};
 
 // The least cost on the busiest multiprocessor, which has one block at a time or two of half the
 // warps (`blocks_together`; the first of equals is taken). With 384 blocks on 132 multiprocessors,
@@ -60,7 +52,10 @@ ScanGeometry ring_geometry(const Op& op, int sm_count, const RingWidth (&widths)
       const std::int64_t rounds = divide_up(blocks, std::int64_t{together} * sm_count);
       const std::int64_t warps = std::min<std::int64_t>(tiles, width.most_warps / together);
       double cost = static_cast<double>(rounds * together * width.channels) * width.cost;
-      if (width.channels == 32) cost *= cost_of_turns(op.A_log.dim(1), tiles, warps);
+      // Warps of one chunk take turns, state by state (see scan_chunked.cu): with fewer states than
+      // warps they wait for each other.
+      const double turns = static_cast<double>(warps) / static_cast<double>(op.A_log.dim(1));
+      if (width.channels == 32) cost *= std::max(1.0, turns);
       if (least != 0 && cost >= least) continue;
       least = cost;
       g.channels = width.channels;
@@ -78,10 +73,13 @@ ScanPlan plan(const SelectiveScan& op, const Limits& device) {
   constexpr std::int64_t longest = std::int64_t{1} << 30;  // steps that one block counts
   if (time > longest || scan_walk_bytes(op) > device.shared_memory) return ScanPlan::chunked;
   // Measured on an H200: below 3 warps a scheduler, and with more than four lanes a channel, chunks
-  // are faster; a short sequence is not worth them.
+  // are faster, if the sequence is long enough: with 2.9 warps from 1100 steps on, with 1.5 from
+  // 300.
   const bool wide = op.A_log.dim(1) > 32;
-  const bool few = warps_each(op, 4, device.multiprocessors) < 3;
-  return time >= 128 && (wide || few) ? ScanPlan::chunked : ScanPlan::sequential;
+  const double warps = warps_each(op, 4, device.multiprocessors);
+  const double long_enough = std::max(128.0, 128 * warps * warps);
+  const bool few = warps < 3 && static_cast<double>(time) >= long_enough;
+  return (wide && time >= 128) || few ? ScanPlan::chunked : ScanPlan::sequential;
 }
 
 ScanGeometry geometry(const SelectiveScan& op, ScanPlan plan, int sm_count) {
