@@ -78,7 +78,7 @@ void decode(benchmark::State& bench) {
   StackState state = model.make_state(batch);
   Tensor logits({batch, vocab}, DType::f32, gpu), ids = Tensor::zeros({batch}, DType::i32, gpu);
   const auto step = [&](Stream& stream) {
-    model.forward(ids.view().reshape({batch, 1}), state, logits, stream);
+    model.forward(ids.view().reshape({batch, 1}), state, Logits::last(logits), stream);
     Sample sample;
     sample.logits = logits;
     sample.ids = ids;
@@ -98,7 +98,9 @@ void prefill(benchmark::State& bench) {
   StackState state = model.make_state(batch);
   Tensor logits({batch, model.config().vocab_size}, DType::f32, gpu);
   const Tensor ids = Tensor::zeros({batch, time}, DType::i32, gpu);
-  const auto read = [&](Stream& stream) { model.forward(ids, state, logits, stream); };
+  const auto read = [&](Stream& stream) {
+    model.forward(ids, state, Logits::last(logits), stream);
+  };
   const auto rows = static_cast<double>(batch * time * model.config().n_layer);
   const auto d_inner = static_cast<double>(c.d_inner);
   const double products = static_cast<double>(3 * c.d_model + 2 * c.dt_rank + 2 * c.d_state);

@@ -162,8 +162,8 @@ void train_step(benchmark::State& state, DType dtype, int threads) {
   LanguageModelOptions options;
   options.tape = &tape;
   const auto step = [&] {
-    model.forward(ids, carried, logits, stream, options);
-    loss.run(logits, targets, shape.count(), dlogits, stream);
+    model.forward(ids, carried, Logits::all(logits), stream, options);
+    loss.run(logits, targets, {shape.count(), dlogits}, stream);
     model.backward(tape, dlogits, nullptr, gradients, stream);
     optimizer.step(3e-3f, stream);
     return loss.mean(stream);

@@ -64,7 +64,7 @@ void model_decode(benchmark::State& bench, DType dtype) {
     weights.push_back(tensor);
     bytes += static_cast<double>(tensor.bytes());
   });
-  for (int i = 0; i < 3; ++i) model.forward(id, state, logits, stream);
+  for (int i = 0; i < 3; ++i) model.forward(id, state, Logits::last(logits), stream);
   std::vector<double> reads;
   std::vector<double> steps;
   for (auto _ : bench) {
@@ -72,7 +72,7 @@ void model_decode(benchmark::State& bench, DType dtype) {
     bench::plain_read(weights, stream.threads());
     reads.push_back(seconds_now() - start);
     start = seconds_now();
-    model.forward(id, state, logits, stream);
+    model.forward(id, state, Logits::last(logits), stream);
     steps.push_back(seconds_now() - start);
     bench.SetIterationTime(steps.back());
   }
@@ -116,7 +116,7 @@ void model_prefill(benchmark::State& bench, DType dtype) {
   Tensor logits({1, model.config().vocab_size}, DType::f32);
   const Tensor ids = some_ids(512);
   const Products products(model, 512);
-  model.forward(ids, state, logits, stream);
+  model.forward(ids, state, Logits::last(logits), stream);
   products.run(stream);
   std::vector<double> alone, whole;
   for (auto _ : bench) {
@@ -125,7 +125,7 @@ void model_prefill(benchmark::State& bench, DType dtype) {
     alone.push_back(seconds_now() - start);
     state.reset(stream);
     start = seconds_now();
-    model.forward(ids, state, logits, stream);
+    model.forward(ids, state, Logits::last(logits), stream);
     whole.push_back(seconds_now() - start);
     bench.SetIterationTime(whole.back());
   }

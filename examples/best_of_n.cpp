@@ -43,7 +43,7 @@ std::vector<double> log_p(mamba::Generator& trunk, const std::vector<mamba::Gene
   mamba::StackState states = trunk.state().repeat(n, trunk.stream());
   mamba::Tensor logits({n, time, vocab}, mamba::DType::f32, model.device());
   const mamba::Tensor read = mamba::Tensor::from(ids, {n, time}).to(model.device());
-  model.forward(read, states, logits, trunk.stream());
+  model.forward(read, states, mamba::Logits::all(logits), trunk.stream());
   trunk.stream().synchronize();
   const mamba::Tensor host = logits.to(mamba::Device::cpu());
   for (std::int64_t i = 0; i < n; ++i) {

@@ -59,7 +59,7 @@ struct Answer {
 
 // An object with the id of a request before its other keys. Whole lines only, each in one piece:
 // whatever ends this program, no reader sees half of one.
-void put(const Request& request, const Json& rest) {
+void send_line(const Request& request, const Json& rest) {
   const std::string others = rest.dump(-1, ' ', false, Json::error_handler_t::replace);
   write_output("serve", "{\"id\":" + request.id + "," + others.substr(1) + "\n");
 }
@@ -69,7 +69,7 @@ class Input {
  public:
   bool open() const { return open_; }
 
-  void take(bool wait, std::deque<std::string>& lines) {
+  void read_lines(bool wait, std::deque<std::string>& lines) {
     pollfd either[] = {{STDIN_FILENO, POLLIN, 0}, {interrupt_descriptor(), POLLIN, 0}};
     if (poll(either, 2, wait ? -1 : 0) <= 0 || either[0].revents == 0) return;
     char buffer[65536];
@@ -108,13 +108,13 @@ class Server {
       const bool idle = answers_.empty() && lines_.empty();
       const bool room = static_cast<std::int64_t>(lines_.size()) < pool_.capacity();
       if (idle && !input_.open()) return;
-      if (input_.open() && room) input_.take(/*wait=*/idle, lines_);
+      if (input_.open() && room) input_.read_lines(/*wait=*/idle, lines_);
       admit();
       read_prompts();
       write_tokens();
     }
     for (Answer& answer : answers_) finish(answer, "interrupted");
-    input_.take(/*wait=*/false, lines_);  // what lies in the pipe was asked too
+    input_.read_lines(/*wait=*/false, lines_);  // what lies in the pipe was asked too
     while (const std::optional<Request> request = next_request()) finish(*request, "interrupted");
   }
 
@@ -133,7 +133,7 @@ class Server {
         parse(line, tokenizer_, request);
         return request;
       } catch (const std::exception& error) {
-        put(request, {{"error", error.what()}});
+        send_line(request, {{"error", error.what()}});
       }
     }
     return std::nullopt;
@@ -196,7 +196,7 @@ class Server {
     for (std::size_t i = 0; i < writing.size(); ++i) {
       const auto answer = writing[i];
       if (chosen[i].error) fail(*answer, chosen[i].error);
-      if (chosen[i].error || hear(*answer)) answers_.erase(answer);
+      if (chosen[i].error || send_token(*answer)) answers_.erase(answer);
     }
   }
 
@@ -205,15 +205,15 @@ class Server {
     try {
       std::rethrow_exception(error);
     } catch (const std::exception& what) {
-      put(answer.request, {{"error", what.what()}});
+      send_line(answer.request, {{"error", what.what()}});
     }
   }
 
   // Sends the new token's text; whether that was the last.
-  bool hear(Answer& answer) {
+  bool send_token(Answer& answer) {
     const mamba::GenerateOptions& options = answer.request.options;
     const std::string text = answer.generator.text(options);
-    if (!text.empty()) put(answer.request, {{"text", text}});
+    if (!text.empty()) send_line(answer.request, {{"text", text}});
     ++answer.written;
     const auto reason = answer.generator.stopped(options);
     if (!reason && answer.written < options.max_tokens) return false;
@@ -223,7 +223,7 @@ class Server {
 
   void finish(Answer& answer, const char* reason) const {
     const std::string rest = answer.generator.finish_text();
-    if (!rest.empty()) put(answer.request, {{"text", rest}});
+    if (!rest.empty()) send_line(answer.request, {{"text", rest}});
     done(answer.request, reason, answer.read, answer.known, answer.written);
   }
 
@@ -234,7 +234,7 @@ class Server {
     Json line{{"done", reason}, {"prompt_tokens", read}};
     if (cache_ != nullptr) line["known_tokens"] = known;
     line["tokens"] = written;
-    put(request, line);
+    send_line(request, line);
   }
 
   const mamba::Tokenizer& tokenizer_;

@@ -25,19 +25,19 @@ std::string text_of(const Json& value) {
 
 // Values of the kind that `field` is. JSON's own conversions cut fractions off, wrap round and take
 // true for 1.
-void take(const Json& value, float& field) {
+void read_value(const Json& value, float& field) {
   if (!value.is_number()) refuse("a number", value);
   constexpr double largest = std::numeric_limits<float>::max();
   if (std::abs(value.get<double>()) > largest) refuse("a number of at most 3.4e38", value);
   value.get_to(field);
 }
 
-void take(const Json& value, std::uint64_t& field) {
+void read_value(const Json& value, std::uint64_t& field) {
   if (!value.is_number_unsigned()) refuse("a whole number from 0 to 2^64 - 1", value);
   value.get_to(field);
 }
 
-void take(const Json& value, std::int64_t& field) {
+void read_value(const Json& value, std::int64_t& field) {
   constexpr auto largest = static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
   if (!value.is_number_integer() ||
       (value.is_number_unsigned() && value.get<std::uint64_t>() > largest)) {
@@ -46,20 +46,20 @@ void take(const Json& value, std::int64_t& field) {
   value.get_to(field);
 }
 
-void take(const Json& value, bool& field) {
+void read_value(const Json& value, bool& field) {
   if (!value.is_boolean()) refuse("true or false", value);
   value.get_to(field);
 }
 
-void take(const Json& value, std::string& field) {
+void read_value(const Json& value, std::string& field) {
   if (!value.is_string()) refuse("a text", value);
   value.get_to(field);
 }
 
-void take(const Json& value, std::vector<std::string>& field) {
-  if (value.is_string()) return take(value, field.emplace_back());
+void read_value(const Json& value, std::vector<std::string>& field) {
+  if (value.is_string()) return read_value(value, field.emplace_back());
   if (!value.is_array()) refuse("a text, or a list of texts", value);
-  for (const Json& element : value) take(element, field.emplace_back());
+  for (const Json& element : value) read_value(element, field.emplace_back());
 }
 
 void set(Request& request, const std::string& key, const Json& value,
@@ -72,18 +72,18 @@ void set(Request& request, const std::string& key, const Json& value,
       {"prompt",
        [&](const Json& v) {
          std::string text;
-         take(v, text);
+         read_value(v, text);
          request.prompt = tokenizer.encode(text);
        }},
-      {"max_tokens", [&](const Json& v) { take(v, options.max_tokens); }},
-      {"ignore_eos", [&](const Json& v) { take(v, options.ignore_eos); }},
-      {"stop", [&](const Json& v) { take(v, options.stop); }},
-      {"temperature", [&](const Json& v) { take(v, sampling.temperature); }},
-      {"top_k", [&](const Json& v) { take(v, sampling.top_k); }},
-      {"top_p", [&](const Json& v) { take(v, sampling.top_p); }},
-      {"min_p", [&](const Json& v) { take(v, sampling.min_p); }},
-      {"repetition_penalty", [&](const Json& v) { take(v, sampling.repetition_penalty); }},
-      {"seed", [&](const Json& v) { take(v, sampling.seed); }}};
+      {"max_tokens", [&](const Json& v) { read_value(v, options.max_tokens); }},
+      {"ignore_eos", [&](const Json& v) { read_value(v, options.ignore_eos); }},
+      {"stop", [&](const Json& v) { read_value(v, options.stop); }},
+      {"temperature", [&](const Json& v) { read_value(v, sampling.temperature); }},
+      {"top_k", [&](const Json& v) { read_value(v, sampling.top_k); }},
+      {"top_p", [&](const Json& v) { read_value(v, sampling.top_p); }},
+      {"min_p", [&](const Json& v) { read_value(v, sampling.min_p); }},
+      {"repetition_penalty", [&](const Json& v) { read_value(v, sampling.repetition_penalty); }},
+      {"seed", [&](const Json& v) { read_value(v, sampling.seed); }}};
   const auto setter = setters.find(key);
   if (setter == setters.end()) throw std::invalid_argument("no such key");
   if (!value.is_null()) setter->second(value);  // null is what clients write for what is not given
@@ -186,7 +186,7 @@ Json object_of(const std::string& text) {
 
 // A temperature of 0 is greedy, whatever is said of how to draw: those numbers must be right all
 // the same.
-void settle(mamba::SamplingOptions& sampling, bool greedy) {
+void check_and_resolve(mamba::SamplingOptions& sampling, bool greedy) {
   mamba::SamplingOptions drawn = sampling;
   if (greedy) drawn.temperature = 1;
   drawn.check();
@@ -217,7 +217,7 @@ void parse(const std::string& line, const mamba::Tokenizer& tokenizer, Request& 
     }
   }
   const bool says_temperature = json.contains("temperature") && !json["temperature"].is_null();
-  settle(request.sampling, says_temperature && request.sampling.temperature == 0);
+  check_and_resolve(request.sampling, says_temperature && request.sampling.temperature == 0);
   request.options.check();
   if (request.prompt.empty()) throw std::invalid_argument("prompt: none, or an empty one");
 }

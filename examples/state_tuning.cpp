@@ -56,8 +56,8 @@ struct Tuning {
     mamba::LanguageModelOptions options;
     if (learns) options.tape = &tape;
     mamba::StackState state = initial.clone();
-    model.forward(ids.view().columns(0, time), state, logits, stream, options);
-    loss.run(logits, ids.view().columns(1, time), time, dlogits, stream);
+    model.forward(ids.view().columns(0, time), state, mamba::Logits::all(logits), stream, options);
+    loss.run(logits, ids.view().columns(1, time), {time, dlogits}, stream);
     gradient.reset();  // nothing is asked of the final state
     if (learns) model.backward(tape, dlogits, &gradient, frozen, stream);
     return loss.mean(stream) / std::log(2.0);
@@ -75,7 +75,7 @@ struct Tuning {
     do {
       const mamba::Tensor id =
           mamba::Tensor::from<std::int32_t>({static_cast<unsigned char>(text.back())}, {1, 1});
-      model.forward(id, state, logits, stream);
+      model.forward(id, state, mamba::Logits::last(logits), stream);
       const float* first = logits.data<float>();
       text += static_cast<char>(std::max_element(first, first + logits.count()) - first);
     } while (text.back() != '\n' && text.size() < 90);

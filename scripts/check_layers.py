@@ -11,7 +11,7 @@ LAYERS = [
     {"tensor", "tensor_view", "row_map", "stream", "check", "safetensors", "graph"},
     {"ops", "detail/fused_ops", "grad_ops", "train_ops"},
     {"config", "weights", "state", "tape", "detail/mixer", "mamba1", "mamba1_grad", "layer"},
-    {"stack", "language_model", "state_file", "loss", "optimizer"},
+    {"stack", "logits", "language_model", "state_file", "loss", "optimizer"},
     {"sampling", "generate_options", "generator_snapshot", "generator", "tokenizer", "state_cache", "speculative",
      "checkpoint", "data_parallel"},
     {"mamba"},

@@ -82,7 +82,7 @@ int logits(const LogitsFlags& flags) {
   for (std::int64_t first = 0; first < time; first += chunk) {
     const std::int64_t count = std::min(chunk, time - first);
     Tensor piece({batch, count, vocab}, DType::f32, model.device());
-    model.forward(ids.view().columns(first, count), state, piece, stream);
+    model.forward(ids.view().columns(first, count), state, mamba::Logits::all(piece), stream);
     mamba::copy(piece, all.view().steps(first, count), stream);
     stream.synchronize();  // `piece` goes
   }

@@ -42,7 +42,7 @@ void MetricsFile::line(const std::string& json) {
   }
 }
 
-void MetricsFile::cut(const std::string& field, const Repeated& repeated) {
+void MetricsFile::drop_repeated(const std::string& field, const Repeated& repeated) {
   const std::lock_guard<std::mutex> lock(mutex_);
   keep_lines([&](const Json& json, const std::string& text) {
     const auto found = json.find(field);

@@ -31,7 +31,7 @@ class MetricsFile {
   // Leaves out lines that a run which goes on from a checkpoint writes again: those with `field`,
   // a number, of which repeated(that number, the line) is true.
   using Repeated = std::function<bool(std::int64_t number, const std::string& line)>;
-  void cut(const std::string& field, const Repeated& repeated);
+  void drop_repeated(const std::string& field, const Repeated& repeated);
 
  private:
   void open();

@@ -17,7 +17,7 @@ Report::Report(const std::string& path, std::int64_t first_step, std::int64_t st
   // A run that was killed has written lines of steps after its last checkpoint, which come again;
   // and one that was done says its validation again.
   const bool done = first_step == steps;
-  metrics_.cut("step", [&](std::int64_t step, const std::string& line) {
+  metrics_.drop_repeated("step", [&](std::int64_t step, const std::string& line) {
     return step > first_step ||
            (step == first_step && done && line.find("valid_bits_per_byte") != std::string::npos);
   });

@@ -75,8 +75,9 @@ StepResult Trainer::try_step() {
   run.tape = &tape_;
   run.reset = reset_;
   const float scale = progress_.loss_scale.value;
-  model_.forward(ids_, state_, logits_, stream_, run);
-  loss_.run(logits_, targets_, std::max<std::int64_t>(1, batch.counted), dlogits_, stream_, scale);
+  model_.forward(ids_, state_, mamba::Logits::all(logits_), stream_, run);
+  loss_.run(logits_, targets_, {std::max<std::int64_t>(1, batch.counted), dlogits_, scale},
+            stream_);
   model_.backward(tape_, dlogits_, nullptr, gradients_, stream_);
   ranks_.all_reduce(mamba::tensors(gradients_, model_.config()), stream_);
   const float rate = mamba::warmup_cosine(steps() + 1, options_.warmup, options_.steps,
@@ -113,9 +114,9 @@ double Trainer::validate(const Text& text, std::int64_t most) {
                          options_.device);
     mamba::LanguageModelOptions run;
     run.reset = reset;
-    model_.forward(ids, state, logits, stream_, run);
+    model_.forward(ids, state, mamba::Logits::all(logits), stream_, run);
     if (batch.counted > 0) {
-      loss.run(logits, targets, batch.counted, {}, stream_);
+      loss.run(logits, targets, {batch.counted}, stream_);
       sum += loss.mean(stream_) * static_cast<double>(batch.counted);
     }
     counted += static_cast<double>(batch.counted);

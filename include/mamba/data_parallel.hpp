@@ -58,8 +58,8 @@ class Rank {
   Rank(Group& group, int index, int count, Device device)
       : group_(group), index_(index), count_(count), device_(device) {}
   const std::vector<Call>& meet(Call call);
-  void together(const char* name, const std::vector<TensorView>& tensors, const Stream& stream,
-                const std::function<void(const TensorView&)>& call);
+  void run_collective(const char* name, const std::vector<TensorView>& tensors,
+                      const Stream& stream, const std::function<void(const TensorView&)>& call);
 
   Group& group_;
   int index_, count_;

@@ -137,8 +137,8 @@ class Generator {
                         std::vector<std::size_t>& active, std::vector<Generated>& results);
   void feed_pending() { feed_pending(Group{this}); }
   void put_back(const char* where, const GeneratorSnapshot& snapshot);
-  void put(const GeneratorSnapshot& snapshot);
-  void put(const StackState& state, ConstTensorView logits);
+  void set_snapshot(const GeneratorSnapshot& snapshot);
+  void set_state(const StackState& state, ConstTensorView logits);
   void mark_seen(const Ids& ids);
   void push(std::int32_t token);
   void copy_to(Generator& other) const;

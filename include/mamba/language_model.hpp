@@ -10,6 +10,7 @@
 
 #include <mamba/config.hpp>
 #include <mamba/grad_ops.hpp>
+#include <mamba/logits.hpp>
 #include <mamba/stack.hpp>
 #include <mamba/state.hpp>
 #include <mamba/weights.hpp>
@@ -70,11 +71,10 @@ class LanguageModel {
 
   StackState make_state(std::int64_t batch) const { return stack_.make_state(batch); }
 
-  // Reads ids [batch, time] i32, any time >= 0, continuing from `state`. What is computed follows
-  // from the shape of `logits` (f32, dense): [batch, time, vocab_size] all positions; [batch,
-  // vocab_size] the last one (time >= 1); absent none. On the CPU an id out of range is an
-  // ArgumentError before any work.
-  void forward(ConstTensorView ids, StackState& state, TensorView logits, Stream& stream,
+  // Reads ids [batch, time] i32, any time >= 0, continuing from `state`. `logits` says which are
+  // computed: Logits::all(to), Logits::last(to) or Logits::none(). On the CPU an id out of range is
+  // an ArgumentError before any work.
+  void forward(ConstTensorView ids, StackState& state, const Logits& logits, Stream& stream,
                const LanguageModelOptions& options = {}) const;
 
   // The gradients of the run on `tape`: see Layer::backward. dlogits [batch, time, vocab_size] has
@@ -84,7 +84,7 @@ class LanguageModel {
                 const BackwardOptions& options = {}) const;
 
  private:
-  void check_call(const ConstTensorView& ids, const StackState& state, const TensorView& logits,
+  void check_call(const ConstTensorView& ids, const StackState& state, const Logits& logits,
                   Stream& stream, const LanguageModelOptions& options) const;
   void forward_piece(ConstTensorView ids, StackState& state, TensorView logits, Stream& stream,
                      const StackOptions& options, LanguageModelTape* tape) const;
@@ -101,12 +101,11 @@ class LanguageModel {
   std::map<std::string, std::string> file_dtypes_;  // tensor name -> dtype it was read from
 };
 
-inline void LanguageModel::forward(ConstTensorView ids, StackState& state, TensorView logits,
+inline void LanguageModel::forward(ConstTensorView ids, StackState& state, const Logits& logits,
                                    Stream& stream, const LanguageModelOptions& options) const {
   check_call(ids, state, logits, stream, options);
   const std::int64_t batch = ids.dim(0);
   const std::int64_t time = ids.dim(1);
-  const bool every_position = logits && logits.rank() == 3;
   const bool moves = options.rows.read && options.rows.read.data() != options.rows.write.data();
   std::int64_t tokens = options.piece_tokens;
   if (tokens == 0) tokens = device().is_cuda() ? 16384 : 2048;
@@ -121,13 +120,8 @@ inline void LanguageModel::forward(ConstTensorView ids, StackState& state, Tenso
     piece_options.rows = options.rows;
     if (options.tape != nullptr) piece_options.tape = &options.tape->stack;
     piece_options.steps = options.steps;
-    TensorView wanted;
-    if (every_position) {
-      wanted = logits.steps(first, count);
-    } else if (logits && first + count == time) {
-      wanted = logits.reshape({batch, 1, config_.vocab_size});
-    }
-    forward_piece(ids.columns(first, count), state, wanted, stream, piece_options, options.tape);
+    forward_piece(ids.columns(first, count), state, logits.of_steps(first, count, time), stream,
+                  piece_options, options.tape);
     first += count;
   } while (first < time);
 }

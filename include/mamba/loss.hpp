@@ -9,16 +9,24 @@
 
 namespace mamba {
 
+struct TokenLossOptions {
+  // How many targets count, which the caller knows; at least 1. For a part of a batch it is the
+  // count of the whole batch: then the gradients and means of the parts add up to those of the
+  // batch.
+  std::int64_t counted = 0;
+  // [batch, time, vocab] of the model's dtype, or absent: the gradient of the mean, times
+  // loss_scale.
+  TensorView dlogits = {};
+  float loss_scale = 1;  // see LossScale
+};
+
 // Keeps its memory from call to call.
 class TokenLoss {
  public:
   // logits [batch, time, vocab] f32; targets [batch, time] i32, dense, a negative one is not
-  // counted; dlogits [batch, time, vocab] of the model's dtype, or absent: the gradient of the
-  // mean, times loss_scale (see LossScale). `counted` is how many targets count, which the caller
-  // knows; at least 1. For a part of a batch pass the count of the whole batch: then the gradients
-  // and means of the parts add up to those of the batch.
-  void run(ConstTensorView logits, ConstTensorView targets, std::int64_t counted,
-           TensorView dlogits, Stream& stream, float loss_scale = 1);
+  // counted.
+  void run(ConstTensorView logits, ConstTensorView targets, const TokenLossOptions& options,
+           Stream& stream);
 
   // Of the last run, in nats a token, not scaled; divided by log(2), bits. Waits for the stream.
   float mean(Stream& stream) const;

@@ -15,6 +15,7 @@
 #include <mamba/graph.hpp>
 #include <mamba/language_model.hpp>
 #include <mamba/layer.hpp>
+#include <mamba/logits.hpp>
 #include <mamba/loss.hpp>
 #include <mamba/mamba1.hpp>
 #include <mamba/mamba1_grad.hpp>

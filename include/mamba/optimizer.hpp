@@ -49,7 +49,7 @@ struct AdamWOptions {
 // whose gradients were not finite, doubled after `patience` steps in a row whose were. Powers of
 // two, so that nothing is rounded.
 //
-//   loss.run(logits, targets, counted, dlogits, stream, scale.value);
+//   loss.run(logits, targets, {counted, dlogits, scale.value}, stream);
 //   model.backward(tape, dlogits, nullptr, gradients, stream);
 //   optimizer.step(rate, stream, scale.value);
 //   optimizer.update_loss_scale(scale, stream);

@@ -33,7 +33,7 @@ void Communicator::require() const {
 
 // NCCL works on threads of its own. They have done what was asked when the state is no longer "in
 // progress"; until then nothing else may be queued.
-void Communicator::settle() {
+void Communicator::wait_until_done() {
   for (int turn = 0;; ++turn) {
     ncclResult_t state = ncclSuccess;
     {
@@ -60,7 +60,7 @@ void Communicator::join(const ncclUniqueId& id, int count) {
     config.blocking = 0;
     check(ncclCommInitRankConfig(&communicator_, count, id, rank_, &config));
   }
-  settle();
+  wait_until_done();
   const std::lock_guard<std::mutex> lock(mutex_);
   require();
   // NVLink switches can add, but in the order in which values arrive: not the same bits from run to
@@ -84,7 +84,7 @@ void Communicator::queue(const std::function<void()>& calls) {
     }
     check(ncclGroupEnd(), communicator_);
   }
-  settle();
+  wait_until_done();
 }
 
 void Communicator::sum(float* data, std::int64_t count, cudaStream_t stream) {
@@ -106,7 +106,7 @@ void Communicator::close() {
     check(ncclRedOpDestroy(sum_, communicator_), communicator_);
     check(ncclCommFinalize(communicator_), communicator_);
   }
-  settle();
+  wait_until_done();
   const std::lock_guard<std::mutex> lock(mutex_);
   require();
   check(ncclCommDestroy(std::exchange(communicator_, nullptr)));

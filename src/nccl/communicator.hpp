@@ -40,7 +40,7 @@ class Communicator {
   void abort() noexcept;
 
  private:
-  void settle();
+  void wait_until_done();
   void require() const;
 
   detail::Meeting& meeting_;

@@ -83,8 +83,9 @@ const std::vector<Rank::Call>& Rank::meet(Call call) {
   return calls;
 }
 
-void Rank::together(const char* name, const std::vector<TensorView>& tensors, const Stream& stream,
-                    const std::function<void(const TensorView&)>& call) {
+void Rank::run_collective(const char* name, const std::vector<TensorView>& tensors,
+                          const Stream& stream,
+                          const std::function<void(const TensorView&)>& call) {
   const std::string where = std::string("Rank::") + name;
   check::stream(where.c_str(), stream, device_);
   for (const TensorView& tensor : tensors) {
@@ -104,13 +105,13 @@ void Rank::all_reduce(const std::vector<TensorView>& tensors, Stream& stream) {
   for (const TensorView& tensor : tensors) {
     check::dtype("Rank::all_reduce", "tensors", tensor, DType::f32);
   }
-  together("all_reduce", tensors, stream, [&](const TensorView& tensor) {
+  run_collective("all_reduce", tensors, stream, [&](const TensorView& tensor) {
     group_.communicator(index_).sum(tensor.data<float>(), tensor.count(), handle(stream));
   });
 }
 
 void Rank::broadcast(const std::vector<TensorView>& tensors, Stream& stream) {
-  together("broadcast", tensors, stream, [&](const TensorView& tensor) {
+  run_collective("broadcast", tensors, stream, [&](const TensorView& tensor) {
     group_.communicator(index_).broadcast(tensor.data(), tensor.count() * size_of(tensor.dtype()),
                                           handle(stream));
   });

@@ -122,7 +122,7 @@ struct ModelForward {
   ModelForward(const LanguageModel& of, bool with_logits) : model(of), state(of.make_state(2)) {
     if (with_logits) logits = Tensor::zeros({2, model.config().vocab_size}, DType::f32);
   }
-  void call() { model.forward(ids, state, logits ? logits.view() : TensorView(), stream); }
+  void call() { model.forward(ids, state, logits ? Logits::last(logits) : Logits::none(), stream); }
   // A state that the layers have seen a part of the way is of no use; the stream and the model are.
   void after_failure() { state = model.make_state(2); }
   Bytes result() const {
@@ -159,8 +159,8 @@ struct TrainingStep {
   void call() {
     LanguageModelOptions options;
     options.tape = &tape;
-    run.model.forward(ids, run.state, logits, stream, options);
-    loss.run(logits, ids, 64, dlogits, stream);
+    run.model.forward(ids, run.state, Logits::all(logits), stream, options);
+    loss.run(logits, ids, {64, dlogits}, stream);
     run.model.backward(tape, dlogits, nullptr, run.gradients, stream);
     run.optimizer.step(1e-3f, stream);
   }

@@ -69,8 +69,8 @@ TEST(Allocation, NoneInATrainingStepAfterItsFirst) {
       options.reset = ids;
       TokenLoss loss;
       const auto step = [&] {
-        model.forward(ids, state, logits, stream, options);
-        loss.run(logits, ids, 74, dlogits, stream);
+        model.forward(ids, state, Logits::all(logits), stream, options);
+        loss.run(logits, ids, {74, dlogits}, stream);
         model.backward(tape, dlogits, &dstate, gradients, stream);
         optimizer.step(1e-3f, stream);
       };
@@ -89,7 +89,9 @@ TEST(Allocation, NoneInLanguageModelForwardAfterItsFirstCall) {
   Tensor logits({1, model.config().vocab_size}, DType::f32, device);
   const Tensor prompt = Tensor::zeros({1, 40}, DType::i32, device);
   const auto read = [&](std::int64_t time) {
-    return [&, time] { model.forward(prompt.view().columns(0, time), state, logits, stream); };
+    return [&, time] {
+      model.forward(prompt.view().columns(0, time), state, Logits::last(logits), stream);
+    };
   };
   for (std::int64_t time : {40, 1, 7}) {
     read(time)();

@@ -118,7 +118,8 @@ TEST(BorrowedStream, WorkIsQueuedThereAndNowhereElse) {
     const Tensor ids = some_ids(2, 20).to(device);
     StackState state = model.make_state(2);
     Tensor logits({2, 256}, DType::f32, device);
-    model.forward(ids, state, logits, stream);  // for the first time, so that memory is there
+    model.forward(ids, state, Logits::last(logits),
+                  stream);  // for the first time, so that memory is there
     ASSERT_EQ(cudaStreamSynchronize(callers.get()), cudaSuccess);
     const auto first = bits(logits);
     state.reset(stream);
@@ -127,7 +128,7 @@ TEST(BorrowedStream, WorkIsQueuedThereAndNowhereElse) {
 
     // While the caller's stream is being recorded, what goes there does not run; the rest would.
     ASSERT_EQ(cudaStreamBeginCapture(callers.get(), cudaStreamCaptureModeThreadLocal), cudaSuccess);
-    model.forward(ids, state, logits, stream);
+    model.forward(ids, state, Logits::last(logits), stream);
     cudaGraph_t graph = nullptr;
     ASSERT_EQ(cudaStreamEndCapture(callers.get(), &graph), cudaSuccess);
     ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
@@ -140,7 +141,7 @@ TEST(BorrowedStream, WorkIsQueuedThereAndNowhereElse) {
     EXPECT_GT(nodes, 10u);
     cudaGraphDestroy(graph);
 
-    model.forward(ids, state, logits, stream);
+    model.forward(ids, state, Logits::last(logits), stream);
     ASSERT_EQ(cudaStreamSynchronize(callers.get()), cudaSuccess);
     EXPECT_EQ(bits(logits), first);
   });
@@ -294,7 +295,7 @@ TEST(TooLittleMemory, IsNamedAndTheLibraryStillWorks) {
     Stream stream(device);
     const auto forward = [&] {
       StackState state = model.make_state(2);
-      model.forward(ids, state, logits, stream);
+      model.forward(ids, state, Logits::last(logits), stream);
       stream.synchronize();
       return bits(logits);
     };
@@ -356,7 +357,7 @@ std::vector<std::int32_t> everything_on(Device device) {
   StackState state = model.make_state(2);
   Tensor logits({2, 256}, DType::f32, device);
   Stream stream(device);
-  const auto forward = [&](Stream& on) { model.forward(ids, state, logits, on); };
+  const auto forward = [&](Stream& on) { model.forward(ids, state, Logits::last(logits), on); };
   forward(stream);
   stream.synchronize();
   const auto eager = bits(logits);
@@ -536,7 +537,7 @@ TEST(CudaFork, TheCopyWorksOnTheCpu) {
   each_cuda_device([](Device device) {
     const LanguageModel model = LanguageModel::load(golden_folder("bytes"), DType::f32, device);
     StackState state = model.make_state(2);
-    model.forward(some_ids(2, 40).to(device), state, {}, default_stream(device));
+    model.forward(some_ids(2, 40).to(device), state, Logits::none(), default_stream(device));
     const testing::TemporaryFolder folder;
     const pid_t child = fork();
     ASSERT_GE(child, 0);
@@ -545,7 +546,7 @@ TEST(CudaFork, TheCopyWorksOnTheCpu) {
       const auto work = [&]() noexcept {  // an error ends the process
         const LanguageModel own = LanguageModel::load(golden_folder("bytes"));
         StackState on_cpu = own.make_state(2);
-        own.forward(some_ids(2, 40), on_cpu, {}, default_stream(Device::cpu()));
+        own.forward(some_ids(2, 40), on_cpu, Logits::none(), default_stream(Device::cpu()));
         save(folder.file("state"), on_cpu.clone());
       };
       work();
@@ -589,7 +590,7 @@ TEST_F(TwoDevices, AMoveSeesWhatWasQueuedBefore) {
   const LanguageModel model = LanguageModel::load(golden_folder("bytes"), DType::f32, first);
   const Tensor ids = some_ids(2, 600).to(first);
   StackState state = model.make_state(2);
-  for (int i = 0; i < 20; ++i) model.forward(ids, state, {}, default_stream(first));
+  for (int i = 0; i < 20; ++i) model.forward(ids, state, Logits::none(), default_stream(first));
   const StackState moved = state.to(Device::cuda(1), DType::f32);
   default_stream(first).synchronize();
   for (std::size_t i = 0; i < state.layers.size(); ++i) {

@@ -68,7 +68,7 @@ Work prompt(const LanguageModel& model, std::int64_t time) {
     const Tensor ids = Tensor::from(tokens, {1, time}).to(stream.device());
     StackState state = model.make_state(1);
     Tensor logits({1, 64}, DType::f32, stream.device());
-    model.forward(ids, state, logits, stream);
+    model.forward(ids, state, Logits::last(logits), stream);
     stream.synchronize();
     Bits left = bits(logits);
     append(left, state.layers.back().ssm);

@@ -135,7 +135,7 @@ TEST_P(WrongRowMap, IsRefusedByALanguageModel) {
                    [&](StackState& state, const RowMap& rows, Stream& stream) {
                      LanguageModelOptions options;
                      options.rows = rows;
-                     model.forward(ids, state, {}, stream, options);
+                     model.forward(ids, state, Logits::none(), stream, options);
                    });
   }
 }

@@ -258,7 +258,7 @@ TEST(Threads, StreamsOfManyThreadsShareAModelAtOnce) {
         const Tensor tokens = Tensor::from(ids, {2, time}).to(device);
         StackState state = model.make_state(2);
         Tensor logits({2, 256}, DType::f32, device);
-        model.forward(tokens, state, logits, stream);
+        model.forward(tokens, state, Logits::last(logits), stream);
         stream.synchronize();
         return bits(logits);
       };

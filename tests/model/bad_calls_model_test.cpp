@@ -22,6 +22,11 @@ TEST(BadCalls, ModelsAndTraining) {
     Tensor y = Tensor::zeros({2, 3, 8}, DType::f32, device);
     Tensor logits = Tensor::zeros({2, 16}, DType::f32, device);
     const Tensor wrong = Tensor::zeros({2, 3}, DType::f32, device);
+    Tensor every = Tensor::zeros({2, 3, 16}, DType::f32, device);
+    Tensor wide = Tensor::zeros({2, 20}, DType::f32, device);
+    const TensorView strided = wide.view().columns(0, 16);
+    Tensor whole_numbers = Tensor::zeros({2, 16}, DType::i32, device);
+    const Tensor no_ids = Tensor::zeros({2, 0}, DType::i32, device);
     Tensor narrow = Tensor::zeros({2, 3}, DType::f32, device);
     Stream& stream = default_stream(device);
     LanguageModelWeights gradients = zero_gradients(model.config(), device);
@@ -104,26 +109,41 @@ TEST(BadCalls, ModelsAndTraining) {
             {"Stack: norm: ...", [&] { gone.fingerprint(); }},
             {"Stack: norm: ...",
              [&] { gone.each_weight([](const std::string&, const Tensor&) {}); }},
-            {"...", [&] { gone.forward(ids, state, {}, stream); }},
-            {"...", [&] { gone.forward(ids, no_layers, {}, stream); }},
+            {"...", [&] { gone.forward(ids, state, Logits::none(), stream); }},
+            {"...", [&] { gone.forward(ids, no_layers, Logits::none(), stream); }},
             {"...", [&] { gone.stack().forward(x, no_layers, y, stream); }},
             {"MambaState: batch: expected 0 to 2147483647, got -1", [&] { model.make_state(-1); }},
             {"MambaState: batch: expected 0 to 2147483647, got -1", [&] { layer.make_state(-1); }},
             {"LanguageModel::forward: ids: expected a tensor, got none",
-             [&] { model.forward({}, state, logits, stream); }},
+             [&] { model.forward({}, state, Logits::last(logits), stream); }},
             {"LanguageModel::forward: ids: expected 2 dimensions, got [2, 3, 8]",
-             [&] { model.forward(x, state, logits, stream); }},
+             [&] { model.forward(x, state, Logits::last(logits), stream); }},
             {"LanguageModel::forward: ids: expected i32, got f32",
-             [&] { model.forward(wrong, state, logits, stream); }},
+             [&] { model.forward(wrong, state, Logits::last(logits), stream); }},
             {"LanguageModel::forward: state: expected 2 layers, got 0",
-             [&] { model.forward(ids, no_layers, logits, stream); }},
-            {"LanguageModel::forward: logits: expected [2, 16], got [2, 3]",
-             [&] { model.forward(ids, state, narrow, stream); }},
-            {"LanguageModel::forward: logits: ...", [&] { model.forward(ids, state, y, stream); }},
+             [&] { model.forward(ids, no_layers, Logits::last(logits), stream); }},
+            {"LanguageModel::forward: Logits::last: expected [2, 16], got [2, 3]",
+             [&] { model.forward(ids, state, Logits::last(narrow), stream); }},
+            {"LanguageModel::forward: Logits::last: expected [2, 16], got [2, 3, 16]",
+             [&] { model.forward(ids, state, Logits::last(every), stream); }},
+            {"LanguageModel::forward: Logits::last: expected a tensor, got none",
+             [&] { model.forward(ids, state, Logits::last({}), stream); }},
+            {"LanguageModel::forward: Logits::last: expected f32, got i32",
+             [&] { model.forward(ids, state, Logits::last(whole_numbers), stream); }},
+            {"LanguageModel::forward: Logits::last: expected a time of at least 1, got 0",
+             [&] { model.forward(no_ids, state, Logits::last(logits), stream); }},
+            {"LanguageModel::forward: Logits::last: expected a dense tensor, got a strided view",
+             [&] { model.forward(ids, state, Logits::last(strided), stream); }},
+            {"LanguageModel::forward: Logits::all: expected [2, 3, 16], got [2, 3, 8]",
+             [&] { model.forward(ids, state, Logits::all(y), stream); }},
+            {"LanguageModel::forward: Logits::all: expected [2, 3, 16], got [2, 16]",
+             [&] { model.forward(ids, state, Logits::all(logits), stream); }},
+            {"LanguageModel::forward: Logits::all: expected a tensor, got none",
+             [&] { model.forward(ids, state, Logits::all({}), stream); }},
             {"LanguageModel::forward: reset: expected i32, got f32",
-             [&] { model.forward(ids, state, logits, stream, reset_wrong); }},
+             [&] { model.forward(ids, state, Logits::last(logits), stream, reset_wrong); }},
             {"LanguageModel::forward: piece_tokens: ...",
-             [&] { model.forward(ids, state, logits, stream, negative); }},
+             [&] { model.forward(ids, state, Logits::last(logits), stream, negative); }},
             {"Layer::forward: x: expected a tensor, got none",
              [&] { layer.forward(ConstTensorView(), state.layers[0], y, stream); }},
             {"Layer::forward: x: expected a tensor, got none",
@@ -180,11 +200,18 @@ TEST(BadCalls, ModelsAndTraining) {
             {"AdamW::set_steps: steps: ...", [&] { optimizer.set_steps(huge); }},
             {"TokenLoss::mean: run: expected a tensor, got none", [&] { loss.mean(stream); }},
             {"TokenLoss::run: targets: expected a tensor, got none",
-             [&] { loss.run(dlogits, {}, 1, {}, stream); }},
-            {"TokenLoss::run: counted: ...", [&] { loss.run(dlogits, ids, 0, {}, stream); }},
-            {"cross_entropy: logits: ...", [&] { loss.run({}, ids, 1, {}, stream); }},
-            {"cross_entropy: targets: ...", [&] { loss.run(dlogits, wrong, 1, {}, stream); }},
-            {"cross_entropy: scale: ...", [&] { loss.run(dlogits, ids, 1, {}, stream, nan); }},
+             [&] { loss.run(dlogits, {}, {1}, stream); }},
+            {"TokenLoss::run: counted: ...", [&] { loss.run(dlogits, ids, {}, stream); }},
+            {"cross_entropy: logits: ...", [&] { loss.run({}, ids, {1}, stream); }},
+            {"cross_entropy: dlogits: ...",
+             [&] {
+               loss.run(dlogits, ids, {1, y}, stream);
+             }},
+            {"cross_entropy: targets: ...", [&] { loss.run(dlogits, wrong, {1}, stream); }},
+            {"cross_entropy: scale: ...",
+             [&] {
+               loss.run(dlogits, ids, {1, {}, nan}, stream);
+             }},
             {"save_training: positions: expected 0 to 2^40, got -1",
              [&] {
                TrainingProgress progress;

@@ -76,7 +76,7 @@ Result run_in_chunks(const LanguageModel& model, const Tensor& host_ids, std::in
   for (std::int64_t first = 0; first < time; first += chunk) {
     const std::int64_t count = std::min(chunk, time - first);
     Tensor part({ids.dim(0), count, model.config().vocab_size}, DType::f32, model.device());
-    model.forward(ids.view().columns(first, count), state, part, stream);
+    model.forward(ids.view().columns(first, count), state, Logits::all(part), stream);
     copy(part, logits.view().steps(first, count), stream);
     stream.synchronize();
   }
@@ -119,7 +119,7 @@ TEST_P(GoldenTest, AStateSavedOnOneDeviceGoesOnOnAnother) {
     const Tensor ids = golden.ids.to(model.device());
     Tensor logits({2, count, model.config().vocab_size}, DType::f32, model.device());
     Stream& stream = default_stream(model.device());
-    model.forward(ids.view().columns(first, count), state, logits, stream);
+    model.forward(ids.view().columns(first, count), state, Logits::all(logits), stream);
     stream.synchronize();
     return values(logits);
   };

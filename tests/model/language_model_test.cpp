@@ -4,6 +4,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <sstream>
+#include <type_traits>
 
 #include <mamba/safetensors.hpp>
 
@@ -21,6 +22,12 @@ using testing::Random;
 using testing::relative_error;
 using testing::TemporaryFolder;
 using testing::values;
+
+// A call that does not say which logits it wants does not compile.
+static_assert(!std::is_convertible_v<TensorView, Logits>);
+static_assert(!std::is_convertible_v<Tensor&, Logits>);
+static_assert(!std::is_constructible_v<Logits, TensorView>);
+static_assert(!std::is_default_constructible_v<Logits>);
 
 LanguageModelConfig small_config() {
   LanguageModelConfig config;
@@ -47,7 +54,7 @@ TEST(LanguageModel, PiecesOfAnySizeGiveTheSameLogitsAndStates) {
       Tensor logits({2, 40, 37}, DType::f32, device);
       LanguageModelOptions options;
       options.piece_tokens = piece_tokens;
-      model.forward(ids, state, logits, stream, options);
+      model.forward(ids, state, Logits::all(logits), stream, options);
       stream.synchronize();
       return logits;
     };
@@ -73,12 +80,12 @@ TEST(LanguageModel, ComputesTheLogitsAskedForAndNoOthers) {
     options.piece_tokens = 12;  // several pieces: only the last one's last position counts
     StackState state = model.make_state(3);
     Tensor all({3, 9, 37}, DType::f32, device);
-    model.forward(ids, state, all, stream, options);
+    model.forward(ids, state, Logits::all(all), stream, options);
     testing::Guarded last({3, 37}, DType::f32, device);
     StackState state_last = model.make_state(3);
-    model.forward(ids, state_last, last.view(), stream, options);
+    model.forward(ids, state_last, Logits::last(last.view()), stream, options);
     StackState state_none = model.make_state(3);
-    model.forward(ids, state_none, {}, stream, options);
+    model.forward(ids, state_none, Logits::none(), stream, options);
     stream.synchronize();
     EXPECT_LE(
         relative_error(values(last.view().reshape({3, 1, 37})), values(all.view().steps(8, 1))),
@@ -104,10 +111,10 @@ TEST(LanguageModel, ResetsInsideAPromptAreSeparateTexts) {
     options.piece_tokens = 6;
     StackState state = model.make_state(1);
     Tensor logits({1, 37}, DType::f32, device);
-    model.forward(ids, state, logits, stream, options);
+    model.forward(ids, state, Logits::last(logits), stream, options);
     StackState fresh = model.make_state(1);
     Tensor expected({1, 37}, DType::f32, device);
-    model.forward(ids.view().columns(13, 7), fresh, expected, stream);
+    model.forward(ids.view().columns(13, 7), fresh, Logits::last(expected), stream);
     EXPECT_LE(relative_error(values(logits), values(expected)), 5e-6) << device.name();
   }
 }
@@ -116,9 +123,9 @@ TEST(LanguageModel, BadCallsAreNamedAndTouchNothing) {
   const LanguageModel model = LanguageModel::random(small_config(), 3);
   Stream& stream = default_stream();
   StackState state = model.make_state(1);
-  model.forward(random_ids(1, 5, 37), state, {}, stream);
+  model.forward(random_ids(1, 5, 37), state, Logits::none(), stream);
   const StackState before = state.clone();
-  const auto forward = [&](const Tensor& ids, TensorView logits, std::int64_t piece = 2048) {
+  const auto forward = [&](const Tensor& ids, const Logits& logits, std::int64_t piece = 2048) {
     return [&, logits, piece] {
       LanguageModelOptions options;
       options.piece_tokens = piece;
@@ -129,22 +136,26 @@ TEST(LanguageModel, BadCallsAreNamedAndTouchNothing) {
   Tensor bad = good.clone();
   bad.data<std::int32_t>()[8] = 37;  // in the last of three pieces
   expect_error<ArgumentError>("LanguageModel::forward: ids: expected 0 to 36, got 37",
-                              forward(bad, {}, 3));
+                              forward(bad, Logits::none(), 3));
   bad.data<std::int32_t>()[8] = -1;
   expect_error<ArgumentError>("LanguageModel::forward: ids: expected 0 to 36, got -1",
-                              forward(bad, {}, 3));
+                              forward(bad, Logits::none(), 3));
   Tensor logits({1, 9, 40}, DType::f32);
-  expect_error<ArgumentError>("LanguageModel::forward: logits: expected [1, 9, 37], got [1, 9, 40]",
-                              forward(good, logits));
+  expect_error<ArgumentError>(
+      "LanguageModel::forward: Logits::all: expected [1, 9, 37], got [1, 9, 40]",
+      forward(good, Logits::all(logits)));
   Tensor last({1, 37}, DType::f32);
   const Tensor none = random_ids(1, 0, 37);
-  EXPECT_THROW(forward(none, last)(), ArgumentError);
+  expect_error<ArgumentError>(
+      "LanguageModel::forward: Logits::last: expected a time of at least 1, got 0",
+      forward(none, Logits::last(last)));
   const Tensor two = random_ids(2, 3, 37);
   expect_error<ArgumentError>(
-      "LanguageModel::forward: state.conv: expected [2, 32, 3], got [1, 32, 3]", forward(two, {}));
+      "LanguageModel::forward: state.conv: expected [2, 32, 3], got [1, 32, 3]",
+      forward(two, Logits::none()));
   state.layers.pop_back();
   expect_error<ArgumentError>("LanguageModel::forward: state: expected 2 layers, got 1",
-                              forward(good, {}));
+                              forward(good, Logits::none()));
   EXPECT_EQ(bits(state.layers[0].ssm), bits(before.layers[0].ssm));
 }
 

@@ -37,12 +37,12 @@ TEST(TokenLoss, PartsOfABatchAddUpToIt) {
     Stream& stream = default_stream(device);
     Tensor whole(data.logits.shape(), DType::bf16, device), parts = whole.clone();
     TokenLoss loss;
-    loss.run(data.logits, data.targets, data.counted, whole, stream);
+    loss.run(data.logits, data.targets, {data.counted, whole}, stream);
     const double mean = loss.mean(stream);
     double sum = 0;
     for (const auto& [first, rows] : {std::pair<std::int64_t, std::int64_t>{0, 2}, {2, 3}}) {
       loss.run(data.logits.view().rows(first, rows), data.targets.view().rows(first, rows),
-               data.counted, parts.view().rows(first, rows), stream);
+               {data.counted, parts.view().rows(first, rows)}, stream);
       sum += loss.mean(stream);
     }
     EXPECT_EQ(bits(parts), bits(whole));
@@ -56,9 +56,9 @@ TEST(TokenLoss, ALossScaleIsInTheGradientAlone) {
     Stream& stream = default_stream(device);
     Tensor plain(data.logits.shape(), DType::f32, device), scaled = plain.clone();
     TokenLoss loss;
-    loss.run(data.logits, data.targets, data.counted, plain, stream);
+    loss.run(data.logits, data.targets, {data.counted, plain}, stream);
     const float mean = loss.mean(stream);
-    loss.run(data.logits, data.targets, data.counted, scaled, stream, 65536);
+    loss.run(data.logits, data.targets, {data.counted, scaled, 65536}, stream);
     EXPECT_EQ(loss.mean(stream), mean);
     const std::vector<double> expected = values(plain), got = values(scaled);
     for (std::size_t i = 0; i < got.size(); ++i) EXPECT_EQ(got[i], 65536 * expected[i]);
@@ -68,9 +68,8 @@ TEST(TokenLoss, ALossScaleIsInTheGradientAlone) {
 TEST(TokenLoss, Errors) {
   const Batch data(Device::cpu());
   TokenLoss loss;
-  expect_error<ArgumentError>("TokenLoss::run: counted: expected 1 to 1099511627776, got 0", [&] {
-    loss.run(data.logits, data.targets, 0, {}, default_stream());
-  });
+  expect_error<ArgumentError>("TokenLoss::run: counted: expected 1 to 1099511627776, got 0",
+                              [&] { loss.run(data.logits, data.targets, {0}, default_stream()); });
   expect_error<ArgumentError>("TokenLoss::mean: run: expected a tensor, got none",
                               [&] { loss.mean(default_stream()); });
 }

@@ -92,8 +92,8 @@ Outputs run_in_pieces(const LanguageModel& model, const Inputs& inputs,
     options.tape = &tapes[i];
     options.reset = inputs.reset.view().columns(first, pieces[i]);
     Tensor logits({inputs.batch, pieces[i], vocab}, DType::f32, model.device());
-    model.forward(inputs.id_tensor.view().columns(first, pieces[i]), state, logits, stream,
-                  options);
+    model.forward(inputs.id_tensor.view().columns(first, pieces[i]), state, Logits::all(logits),
+                  stream, options);
     copy(logits, out.logits.view().steps(first, pieces[i]), stream);
     stream.synchronize();
     first += pieces[i];
@@ -270,7 +270,7 @@ TEST(ModelGrad, Errors) {
       [&] { backward(model, inputs.dlogits); });
   LanguageModelOptions options;
   options.tape = &tape;
-  model.forward(inputs.id_tensor, state, logits, stream, options);
+  model.forward(inputs.id_tensor, state, Logits::all(logits), stream, options);
   expect_error<ArgumentError>(
       "LanguageModel::backward: dlogits: expected [2, 5, 21], got [2, 4, 21]",
       [&] { backward(model, wrong); });

@@ -319,8 +319,8 @@ TEST(LossScale, SmallGradientsAreNotLostInF16) {
       options.tape = &tape;
       Stream& stream = default_stream(device);
       TokenLoss loss;
-      model.forward(ids, state, logits, stream, options);
-      loss.run(logits, ids, std::int64_t{1} << 30, dlogits, stream, scale);
+      model.forward(ids, state, Logits::all(logits), stream, options);
+      loss.run(logits, ids, {std::int64_t{1} << 30, dlogits, scale}, stream);
       model.backward(tape, dlogits, nullptr, gradients, stream);
       stream.synchronize();
       std::vector<double> list = values(gradients.stack.layers[0].out_proj);

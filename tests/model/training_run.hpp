@@ -60,8 +60,8 @@ class TrainingRun {
     LanguageModelOptions options;
     options.tape = &tape;
     options.reset = reset;
-    model.forward(id_tensor, state, logits, stream, options);
-    loss.run(logits, target_tensor, batch * time, dlogits, stream);
+    model.forward(id_tensor, state, Logits::all(logits), stream, options);
+    loss.run(logits, target_tensor, {batch * time, dlogits}, stream);
     model.backward(tape, dlogits, nullptr, gradients, stream);
     optimizer.step(warmup_cosine(optimizer.steps() + 1, 5, 100, 1e-2f, 1e-3f), stream);
     ++progress.draws;

@@ -215,8 +215,8 @@ class Share {
     LanguageModelOptions options;
     options.tape = &tape_;
     options.reset = reset;
-    model_.forward(ids, state_, logits, stream_, options);
-    loss_.run(logits, targets, batch * time_steps, dlogits, stream_);
+    model_.forward(ids, state_, Logits::all(logits), stream_, options);
+    loss_.run(logits, targets, {batch * time_steps, dlogits}, stream_);
     model_.backward(tape_, dlogits, nullptr, gradients_, stream_);
     if (rank_ != nullptr) rank_->all_reduce(tensors(gradients_, model_.config()), stream_);
     optimizer_.step(1e-3f, stream_);

@@ -174,7 +174,7 @@ void follow(const Text& text, const std::string& how) {
   std::vector<std::int32_t> seen(static_cast<std::size_t>(model.config().vocab_size));
   const auto feed = [&](const Ids& ids) {
     const Tensor there = row_of(ids).to(model.device());
-    model.forward(there, state, logits, stream);
+    model.forward(there, state, Logits::last(logits), stream);
     stream.synchronize();
     for (const std::int32_t id : ids) ++seen[static_cast<std::size_t>(id)];
   };
@@ -595,7 +595,7 @@ class Calls : public Work {
       options.rows.write = map;
       const bool last = first + count == static_cast<std::int64_t>(time) && count > 0;
       model.forward(tokens.view().columns(first, count), state_,
-                    last ? logits.view() : TensorView(), stream_, options);
+                    last ? Logits::last(logits) : Logits::none(), stream_, options);
     };
     call(0, cut);
     call(cut, 0);

@@ -67,7 +67,7 @@ RunEnd run(const RunOptions& options, double seconds, MetricsFile& metrics) {
     // Lines of updates after the checkpoint come again; those of other runs in the file stay.
     const std::string any = line_of(trainer.options(), {}, 0, 0, 0, "");
     const std::string ours = any.substr(0, any.find("\"update\": "));
-    metrics.cut("update", [&](std::int64_t update, const std::string& line) {
+    metrics.drop_repeated("update", [&](std::int64_t update, const std::string& line) {
       return update > trainer.updates() && line.compare(0, ours.size(), ours) == 0;
     });
   }

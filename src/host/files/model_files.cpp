@@ -31,8 +31,8 @@ std::optional<std::vector<std::int32_t>> generation_end(const std::string& folde
 
 // A head that is not the embedding is never passed over: what was not said follows from it, and
 // what was said and is not so is an error.
-void settle_head(LanguageModelConfig& config, const Checkpoint& checkpoint, const char* key,
-                 bool said) {
+void resolve_head(LanguageModelConfig& config, const Checkpoint& checkpoint, const char* key,
+                  bool said) {
   const Checkpoint::Found head = checkpoint.find(head_name);
   if (!head || !config.tie_embeddings) return;
   if (same_values(checkpoint.get("backbone.embeddings.weight"), head)) return;
@@ -63,7 +63,7 @@ void complete(LanguageModelConfig& config, const Checkpoint& checkpoint,
     config.vocab_rows = std::max(config.vocab_size, embedding.entry->shape.front());
   }
   const char* tie = json.contains("model_type") ? "tie_word_embeddings" : "tie_embeddings";
-  settle_head(config, checkpoint, tie, json.contains(tie));
+  resolve_head(config, checkpoint, tie, json.contains(tie));
   const Json* own = json.find("mamba_cpp");
   if (own == nullptr || !own->contains("eos_token_id")) {
     if (auto ids = generation_end(folder)) config.eos_token_ids = std::move(*ids);

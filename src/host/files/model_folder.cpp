@@ -34,7 +34,7 @@ std::string in(const std::string& folder, const std::string& name) {
   return (fs::path(folder) / name).string();
 }
 
-bool take(std::string_view& text, std::string_view prefix) {
+bool strip_prefix(std::string_view& text, std::string_view prefix) {
   if (text.substr(0, prefix.size()) != prefix) return false;
   text.remove_prefix(prefix.size());
   return true;
@@ -106,9 +106,9 @@ void finish_last_save(const std::string& folder) {
 
 std::string published_name(const std::string& name) {
   std::string_view rest = name;
-  take(rest, "model.");
-  const bool named = take(rest, "backbone.");
-  if (take(rest, "embeddings.") || take(rest, "embedding.")) {
+  strip_prefix(rest, "model.");
+  const bool named = strip_prefix(rest, "backbone.");
+  if (strip_prefix(rest, "embeddings.") || strip_prefix(rest, "embedding.")) {
     return "backbone.embeddings." + std::string(rest);
   }
   for (const std::string_view part : {"layers.", "norm_f."}) {

@@ -33,7 +33,7 @@ CacheLists::List::iterator CacheLists::victim(CachePlace place) {
   return std::prev(list.end());
 }
 
-CacheLists::List CacheLists::put(const CacheEntry& entry, CachePlace place) {
+CacheLists::List CacheLists::insert(const CacheEntry& entry, CachePlace place) {
   List in{entry};
   if (entry.bytes > limits_[place]) return in;
   const std::lock_guard<std::mutex> lock(mutex_);

@@ -38,7 +38,7 @@ class CacheLists {
   // Puts an entry in front of a list, or behind its beginning: of one text, what is longer goes
   // first. Returns what there is no room for any more, perhaps the entry itself. Takes all memory
   // it needs before it changes a list.
-  List put(const CacheEntry& entry, CachePlace place);
+  List insert(const CacheEntry& entry, CachePlace place);
   void forget(const PrefixKey& key, CachePlace place);
   // As last used, wherever they are, the first of them last of all; and the last as what has been
   // made use of. `keys`: beginnings of one text, which ascend.

@@ -137,12 +137,12 @@ void Generator::continue_from(const Ids& ids, const StackState& state, ConstTens
   check_state(where, model().stack(), state, 1);
   check::is(where, "logits", logits, {1, vocab}, DType::f32, model().device());
   synchronize(model().device());
-  put(state, logits);
+  set_state(state, logits);
   mark_seen(ids);
   tokens_seen_ = static_cast<std::int64_t>(ids.size());
 }
 
-void Generator::put(const StackState& state, ConstTensorView logits) {
+void Generator::set_state(const StackState& state, ConstTensorView logits) {
   for (std::size_t i = 0; i < state.layers.size(); ++i) {
     MambaState& layer = slot().slots->state.layers[i];
     for (const StateTensor& one : state_tensors) {

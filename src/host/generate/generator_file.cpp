@@ -267,7 +267,7 @@ Generator Generator::restore(const std::string& path, std::unique_ptr<GeneratorS
           .to(model.device());
   refuse(snapshot.content().misfit(where, model));
   Generator generator(std::move(slot), snapshot.options());
-  generator.put(snapshot);
+  generator.set_snapshot(snapshot);
   return generator;
 }
 

@@ -30,11 +30,11 @@ std::vector<Generated> Generator::generate(const Group& group,
   if (group.empty()) return {};
   std::vector<Generated> results(group.size());
   std::vector<std::size_t> active;
-  bool heard = false;  // by somebody, who may do anything with a generator, or wants its logits
+  bool watched = false;  // by somebody, who may do anything with a generator, or wants its logits
   for (std::size_t i = 0; i < group.size(); ++i) {
     options_of(options, i).check();
-    heard = heard || options_of(options, i).on_token || options_of(options, i).on_text ||
-            options_of(options, i).log_probs;
+    watched = watched || options_of(options, i).on_token || options_of(options, i).on_text ||
+              options_of(options, i).log_probs;
     if (options_of(options, i).max_tokens > 0) active.push_back(i);
   }
   in_order(where, group);
@@ -42,7 +42,7 @@ std::vector<Generated> Generator::generate(const Group& group,
   for (const std::size_t i : active) writing.push_back(group[i]);
   check_read(where, writing);
   try {
-    if (!active.empty() && !heard && group.front()->slot().slots->ahead) {
+    if (!active.empty() && !watched && group.front()->slot().slots->ahead) {
       run_ahead(group, options, active, results);
     } else {
       run_together(group, options, active, results);

@@ -151,11 +151,11 @@ void Generator::put_back(const char* where, const GeneratorSnapshot& snapshot) {
   refuse(misfit_of(snapshot.fingerprint(), model()));
   const GeneratorSnapshot near = snapshot.to(model().device());
   refuse(near.content().misfit(where, model()));
-  put(near);
+  set_snapshot(near);
 }
 
 // `snapshot` fits, and is on the model's device.
-void Generator::put(const GeneratorSnapshot& snapshot) {
+void Generator::set_snapshot(const GeneratorSnapshot& snapshot) {
   const GeneratorSnapshot::Content& content = snapshot.content();
   Ids recent = content.recent;  // what may run out of memory comes first
   SamplingOptions options = content.options;
@@ -166,7 +166,7 @@ void Generator::put(const GeneratorSnapshot& snapshot) {
   for (const std::int32_t id : content.seen) seen.data<std::int32_t>()[id] = 1;
 
   slot().set_options(content.options);
-  put(content.state, content.logits);
+  set_state(content.state, content.logits);
   copy(draws, slot().draws(), stream());
   copy(seen, slot().seen(), stream());
   stream().synchronize();

@@ -60,7 +60,7 @@ void GeneratorSlots::feed(const SlotRows& rows, ConstTensorView ids) {
   const TensorView target = rows.leading
                                 ? logits.view().rows(0, rows.count)
                                 : scratch.take(logits.shape().with(0, rows.count), DType::f32);
-  model->forward(ids, state, target, *stream, options);
+  model->forward(ids, state, Logits::last(target), *stream, options);
   if (rows.leading) return;
   CopyRows back;
   back.from = target;

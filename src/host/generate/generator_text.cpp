@@ -111,9 +111,9 @@ std::optional<StopReason> Generator::receive(const GenerateOptions& options, std
   if (odds) result.log_probs.push_back(std::move(*odds));
   // First, so that no character is lost where on_token throws.
   const std::string text = options.on_text ? this->text(options) : "";
-  const bool heard = !options.on_token || options.on_token(token);
-  const bool read = text.empty() || options.on_text(text);
-  return heard && read ? stopped(options) : StopReason::callback;
+  const bool more_tokens = !options.on_token || options.on_token(token);
+  const bool more_text = text.empty() || options.on_text(text);
+  return more_tokens && more_text ? stopped(options) : StopReason::callback;
 }
 
 // receive(), whatever happens in it; whether more is wanted.

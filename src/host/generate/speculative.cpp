@@ -36,7 +36,7 @@ void check_alone(const char* name, const GeneratorSlot& slot) {
 }
 
 // One more token through the model of a generator that is alone, its state afterwards kept.
-void feed(const GeneratorSlot& slot, const Ids& tokens, TensorView logits, StackSteps& steps) {
+void feed(const GeneratorSlot& slot, const Ids& tokens, const Logits& logits, StackSteps& steps) {
   GeneratorSlots& slots = *slot.slots;
   const Tensor host_ids = Tensor::from(tokens, {1, static_cast<std::int64_t>(tokens.size())});
   const Tensor ids = host_ids.to(slots.model->device(), DType::i32, *slots.stream);
@@ -108,7 +108,7 @@ Ids Speculation::propose(std::int32_t last) {
   Tensor seen = on_host(slot.seen(), stream);
   const std::int64_t place = target_->tokens_seen_ + 1;
   for (std::int64_t i = 0; i < most_; ++i) {
-    feed(slot, {i == 0 ? last : proposals.back()}, slot.logits(),
+    feed(slot, {i == 0 ? last : proposals.back()}, Logits::last(slot.logits()),
          draft_steps_[static_cast<std::size_t>(i)]);
     if (greedy()) {
       proposals.push_back(best_of(slot.logits(), stream).front());
@@ -243,11 +243,11 @@ void Speculation::advance(const Take& take) {
   const Ids proposals = propose(last);
   Ids judged{last};
   judged.insert(judged.end(), proposals.begin(), proposals.end());
-  feed(target_->slot(), judged, judged_, steps_);
+  feed(target_->slot(), judged, Logits::all(judged_), steps_);
   const Ids tokens = judge(proposals);
   if (tokens.size() >
       proposals.size()) {  // all are taken, and the last of them the draft has not read
-    feed(draft_->slot(), {proposals.back()}, {}, draft_steps_.back());
+    feed(draft_->slot(), {proposals.back()}, Logits::none(), draft_steps_.back());
   }
   ++counts_.runs;
   counts_.proposed += most_;

@@ -60,7 +60,7 @@ struct StateCache::Impl {
     if (options.folder.empty()) return;
     files.emplace(model, options.folder);
     for (const PrefixFiles::Found& file : files->list()) {
-      drop(lists.put({file.key, nullptr, file.bytes, file.proven, std::nullopt}, on_disk));
+      drop(lists.insert({file.key, nullptr, file.bytes, file.proven, std::nullopt}, on_disk));
     }
   }
 
@@ -76,7 +76,7 @@ struct StateCache::Impl {
       write(entry);
     } else {
       const bool moves = place == on_host && entry.prefix->logits.device().is_cuda();
-      for (const CacheEntry& out : lists.put(moves ? at(entry, Device::cpu()) : entry, place)) {
+      for (const CacheEntry& out : lists.insert(moves ? at(entry, Device::cpu()) : entry, place)) {
         move_into(out, static_cast<CachePlace>(place + 1));
       }
     }
@@ -97,7 +97,7 @@ struct StateCache::Impl {
       const std::int64_t size =
           files->write(entry.key, *entry.prefix, entry.parent ? &*entry.parent : nullptr);
       if (entry.proven) files->mark_used({entry.key});
-      drop(lists.put({entry.key, nullptr, size, entry.proven, entry.parent}, on_disk));
+      drop(lists.insert({entry.key, nullptr, size, entry.proven, entry.parent}, on_disk));
     } catch (const Error& error) {
       report(error.what());
     }

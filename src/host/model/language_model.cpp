@@ -130,8 +130,19 @@ void check_ids(const ConstTensorView& ids, std::int64_t vocab_size) {
 
 }  // namespace
 
+void Logits::check(const char* where, std::int64_t batch, std::int64_t time,
+                   std::int64_t vocab_size, Device device) const {
+  if (positions_ == Positions::none) return;
+  const bool all = positions_ == Positions::all;
+  const char* name = all ? "Logits::all" : "Logits::last";
+  const Shape shape = all ? Shape{batch, time, vocab_size} : Shape{batch, vocab_size};
+  check::is(where, name, to_, shape, DType::f32, device);
+  if (!to_.is_dense()) throw ArgumentError(where, name, "a dense tensor", "a strided view");
+  if (!all && time == 0) throw ArgumentError(where, name, "a time of at least 1", "0");
+}
+
 void LanguageModel::check_call(const ConstTensorView& ids, const StackState& state,
-                               const TensorView& logits, Stream& stream,
+                               const Logits& logits, Stream& stream,
                                const LanguageModelOptions& options) const {
   constexpr const char* where = "LanguageModel::forward";
   check::rank(where, "ids", ids, 2);
@@ -142,15 +153,7 @@ void LanguageModel::check_call(const ConstTensorView& ids, const StackState& sta
   check_state(where, stack_, state,
               options.rows.read || options.rows.write ? state.batch() : batch);
   check_rows(where, options.rows, batch, state.batch(), stream);
-  if (logits && logits.rank() == 2) {
-    check::is(where, "logits", logits, {batch, config_.vocab_size}, DType::f32, device());
-    check::range(where, "time (for the last logits)", time, 1, INT64_MAX);
-  } else if (logits) {
-    check::is(where, "logits", logits, {batch, time, config_.vocab_size}, DType::f32, device());
-  }
-  if (logits && !logits.is_dense()) {
-    throw ArgumentError(where, "logits", "a dense tensor", "a strided view");
-  }
+  logits.check(where, batch, time, config_.vocab_size, device());
   if (options.reset) {
     check::is(where, "reset", options.reset, {batch, time}, DType::i32, device());
   }
