@@ -24,19 +24,22 @@ double warps_each(const SelectiveScan& op, int states, int sm_count) {
          (32 * 4 * sm_count);
 }
 
-// How a ring may be cut: warps of so many channels, at most so many in a block, and what a channel
-// costs there beside one of the widest (measured where an H200 is full).
+// How a ring may be cut: warps of so many channels, so many of them on a multiprocessor, in how
+// many blocks at most, and what a channel costs there beside one of the widest (measured where an
+// H200 is full).
 struct RingWidth {
-  int channels, most_warps;
+  int channels, warps, most_together;
   double cost;
 };
-constexpr RingWidth scan_widths[] = {{32, 16, 1.0}, {16, 16, 1.37}, {8, 16, 1.8}};
-constexpr RingWidth grad_widths[] = {{32, 12, 1.0}, {16, 8, 1.22}};
+constexpr RingWidth scan_widths[] = {{32, 16, 2, 1.0}, {16, 16, 2, 1.33}, {8, 16, 2, 1.8}};
+constexpr RingWidth grad_widths[] = {{32, 12, 3, 1.0}, {16, 8, 2, 1.22}};
+constexpr RingWidth grad_widths_f32[] = {{32, 8, 2, 1.0}, {16, 8, 2, 1.08}};
 
-// The least cost on the busiest multiprocessor, which has one block at a time or two of half the
-// warps (`blocks_together`; the first of equals is taken). With 384 blocks on 132 multiprocessors,
-// say, two at a time leave more of the last round idle: the gradient at (8, 1536, 2048) takes 904
-// us against 754, the one at (8, 5120, 2048) 2286 against 2416.
+// The least cost on the busiest multiprocessor, which has one block at a time or several with a
+// share of the warps (`blocks_together`; the first of equals is taken). Of the gradient's shorter
+// rings more are better, since the warps of a ring begin and end one after the other: at (8, 1536,
+// 2048) three at a time take 708 us, one 746, and two, which leave more of the last round idle,
+// 904.
 template <class Op, std::size_t N>
 ScanGeometry ring_geometry(const Op& op, int sm_count, const RingWidth (&widths)[N],
                            std::initializer_list<int> blocks_together) {
@@ -49,8 +52,9 @@ ScanGeometry ring_geometry(const Op& op, int sm_count, const RingWidth (&widths)
     const std::int64_t steps = std::int64_t{32} / width.channels * scan_chunk;  // of a warp
     const std::int64_t tiles = std::max<std::int64_t>(1, divide_up(op.x.dim(1), steps));
     for (const int together : blocks_together) {
+      if (together > width.most_together) continue;
       const std::int64_t rounds = divide_up(blocks, std::int64_t{together} * sm_count);
-      const std::int64_t warps = std::min<std::int64_t>(tiles, width.most_warps / together);
+      const std::int64_t warps = std::min<std::int64_t>(tiles, width.warps / together);
       double cost = static_cast<double>(rounds * together * width.channels) * width.cost;
       // Warps of one chunk take turns, state by state (see scan_chunked.cu): with fewer states than
       // warps they wait for each other.
@@ -142,9 +146,10 @@ void run(const SelectiveScan& op, Stream& stream) {
 }
 
 void run(const SelectiveScanGrad& op, Stream& stream) {
-  run_scan_grad(
-      op, stream,
-      ring_geometry(op, multiprocessors(stream.device(), "selective_scan"), grad_widths, {2, 1}));
+  const int sm_count = multiprocessors(stream.device(), "selective_scan_grad");
+  run_scan_grad(op, stream,
+                op.x.dtype() == DType::f32 ? ring_geometry(op, sm_count, grad_widths_f32, {2, 1})
+                                           : ring_geometry(op, sm_count, grad_widths, {3, 2, 1}));
 }
 
 }  // namespace mamba::cuda
