@@ -1,7 +1,7 @@
 // TEST_EACH(Suite, Name, Device device, DType dtype) { ... } is a test for every device that is
-// there, and on each for every storage dtype: Suite.Name/cpu_f32 and so on, each of which passes,
-// fails and is chosen by --gtest_filter alone. Other parameters come from other types: a
-// specialisation of Every says which values there are.
+// there and every storage dtype, Suite.Name/cpu_f32 and so on, each of which fails and is chosen
+// alone. A specialisation of Every says which values another type has. TEST_P would need a class
+// for each list of parameters, and suites of other names than those of their TESTs.
 #pragma once
 
 #include <gtest/gtest.h>
