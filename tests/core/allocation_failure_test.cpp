@@ -10,6 +10,7 @@
 #include <mamba/tokenizer.hpp>
 
 #include "core/allocations.hpp"
+#include "each.hpp"
 #include "files.hpp"
 #include "model/training_run.hpp"
 #include "testing.hpp"
@@ -100,15 +101,13 @@ struct LayerForward : Plain {
   }
 };
 
-TEST(AllocationFailure, LayerForward) {
+TEST_EACH(AllocationFailure, LayerForward, DType dtype) {
   LayerConfig config;
   config.d_model = 64;
-  for (const DType dtype : testing::storage_dtypes()) {
-    const Layer layer = Layer::random(config, 1, dtype);
-    for (const std::int64_t time : {1, 40}) {
-      SCOPED_TRACE(std::string(name_of(dtype)) + " time " + std::to_string(time));
-      EXPECT_GT(fail_each_of<LayerForward>(std::cref(layer), time), 0);
-    }
+  const Layer layer = Layer::random(config, 1, dtype);
+  for (const std::int64_t time : {1, 40}) {
+    SCOPED_TRACE(std::string(name_of(dtype)) + " time " + std::to_string(time));
+    EXPECT_GT(fail_each_of<LayerForward>(std::cref(layer), time), 0);
   }
 }
 
@@ -136,12 +135,10 @@ LanguageModel small_model(DType dtype = DType::f32) {
   return LanguageModel::random(testing::TrainingRun::config(), 1, dtype);
 }
 
-TEST(AllocationFailure, LanguageModelForward) {
-  for (const DType dtype : {DType::f32, DType::bf16}) {
-    const LanguageModel model = small_model(dtype);
-    for (const bool with_logits : {true, false}) {
-      EXPECT_GT(fail_each_of<ModelForward>(std::cref(model), with_logits), 0) << name_of(dtype);
-    }
+TEST_EACH(AllocationFailure, LanguageModelForward, testing::OneOf<DType::f32, DType::bf16> dtype) {
+  const LanguageModel model = small_model(dtype);
+  for (const bool with_logits : {true, false}) {
+    EXPECT_GT(fail_each_of<ModelForward>(std::cref(model), with_logits), 0) << name_of(dtype);
   }
 }
 
@@ -176,10 +173,8 @@ struct TrainingStep {
   }
 };
 
-TEST(AllocationFailure, TrainingStep) {
-  for (const DType dtype : {DType::f32, DType::bf16}) {
-    EXPECT_GT(fail_each_of<TrainingStep>(dtype), 0) << name_of(dtype);
-  }
+TEST_EACH(AllocationFailure, TrainingStep, testing::OneOf<DType::f32, DType::bf16> dtype) {
+  EXPECT_GT(fail_each_of<TrainingStep>(dtype), 0) << name_of(dtype);
 }
 
 // ---- generation -------------------------------------------------------------------------------

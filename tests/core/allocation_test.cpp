@@ -12,6 +12,7 @@
 #include <deque>
 
 #include "core/allocations.hpp"
+#include "each.hpp"
 #include "testing.hpp"
 
 namespace mamba {
@@ -21,31 +22,29 @@ using testing::allocations_of;
 
 const Device device = Device::cpu();
 
-TEST(Allocation, NoneInLayerForwardAfterItsFirstCall) {
+TEST_EACH(Allocation, NoneInLayerForwardAfterItsFirstCall, DType dtype) {
   if (!testing::allocations_are_counted()) GTEST_SKIP() << "the sanitizer owns malloc";
   LayerConfig config;
   config.d_model = 96;
-  for (DType dtype : testing::storage_dtypes()) {
-    const Layer layer = Layer::random(config, 1, dtype, device);
-    for (std::int64_t time : {1, 3, 4, 8, 9, 70}) {
-      Stream stream(device, 2 * time <= 8 ? 2 : 1);  // up to 8 rows are our own product
-      testing::Random random(1);
-      const Tensor x = random.normal_tensor({2, time, 96}, dtype).to(device);
-      Tensor y({2, time, 96}, dtype, device);
-      MambaState state = layer.make_state(2);
-      const Tensor reset = Tensor::zeros({2, time}, DType::i32, device);
-      LayerOptions options;
-      options.reset = reset;
-      const auto forward = [&] { layer.forward(x, state, y, stream, options); };
-      forward();
-      for (int i = 0; i < 3; ++i) {
-        EXPECT_EQ(allocations_of(forward), 0) << name_of(dtype) << " time " << time;
-      }
+  const Layer layer = Layer::random(config, 1, dtype, device);
+  for (std::int64_t time : {1, 3, 4, 8, 9, 70}) {
+    Stream stream(device, 2 * time <= 8 ? 2 : 1);  // up to 8 rows are our own product
+    testing::Random random(1);
+    const Tensor x = random.normal_tensor({2, time, 96}, dtype).to(device);
+    Tensor y({2, time, 96}, dtype, device);
+    MambaState state = layer.make_state(2);
+    const Tensor reset = Tensor::zeros({2, time}, DType::i32, device);
+    LayerOptions options;
+    options.reset = reset;
+    const auto forward = [&] { layer.forward(x, state, y, stream, options); };
+    forward();
+    for (int i = 0; i < 3; ++i) {
+      EXPECT_EQ(allocations_of(forward), 0) << name_of(dtype) << " time " << time;
     }
   }
 }
 
-TEST(Allocation, NoneInATrainingStepAfterItsFirst) {
+TEST_EACH(Allocation, NoneInATrainingStepAfterItsFirst, DType dtype) {
   if (!testing::allocations_are_counted()) GTEST_SKIP() << "the sanitizer owns malloc";
   LanguageModelConfig config;
   config.layer.d_model = 48;
@@ -53,30 +52,28 @@ TEST(Allocation, NoneInATrainingStepAfterItsFirst) {
   config.layer.norm_dt_b_c = true;
   config.n_layer = 2;
   config.vocab_size = 40;
-  for (DType dtype : testing::storage_dtypes()) {
-    for (const bool recompute : {false, true}) {
-      LanguageModel model = LanguageModel::random(config, 1, dtype);
-      LanguageModelWeights gradients = zero_gradients(config);
-      AdamW optimizer(parameters(model, gradients));
-      Stream stream(device, 1);
-      StackState state = model.make_state(2), dstate = model.make_state(2);
-      const Tensor ids = Tensor::zeros({2, 37}, DType::i32);
-      Tensor logits({2, 37, 40}, DType::f32), dlogits({2, 37, 40}, dtype);
-      LanguageModelTape tape;
-      tape.stack.recompute = recompute;
-      LanguageModelOptions options;
-      options.tape = &tape;
-      options.reset = ids;
-      TokenLoss loss;
-      const auto step = [&] {
-        model.forward(ids, state, Logits::all(logits), stream, options);
-        loss.run(logits, ids, {74, dlogits}, stream);
-        model.backward(tape, dlogits, &dstate, gradients, stream);
-        optimizer.step(1e-3f, stream);
-      };
-      step();
-      EXPECT_EQ(allocations_of(step), 0) << name_of(dtype);
-    }
+  for (const bool recompute : {false, true}) {
+    LanguageModel model = LanguageModel::random(config, 1, dtype);
+    LanguageModelWeights gradients = zero_gradients(config);
+    AdamW optimizer(parameters(model, gradients));
+    Stream stream(device, 1);
+    StackState state = model.make_state(2), dstate = model.make_state(2);
+    const Tensor ids = Tensor::zeros({2, 37}, DType::i32);
+    Tensor logits({2, 37, 40}, DType::f32), dlogits({2, 37, 40}, dtype);
+    LanguageModelTape tape;
+    tape.stack.recompute = recompute;
+    LanguageModelOptions options;
+    options.tape = &tape;
+    options.reset = ids;
+    TokenLoss loss;
+    const auto step = [&] {
+      model.forward(ids, state, Logits::all(logits), stream, options);
+      loss.run(logits, ids, {74, dlogits}, stream);
+      model.backward(tape, dlogits, &dstate, gradients, stream);
+      optimizer.step(1e-3f, stream);
+    };
+    step();
+    EXPECT_EQ(allocations_of(step), 0) << name_of(dtype);
   }
 }
 

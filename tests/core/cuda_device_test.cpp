@@ -19,6 +19,7 @@
 #include <mamba/state_file.hpp>
 
 #include "detail/limits.hpp"
+#include "each.hpp"
 #include "files.hpp"
 #include "testing.hpp"
 
@@ -26,11 +27,9 @@ namespace mamba {
 namespace {
 
 using testing::bits;
-using testing::each_cuda_device;
 using testing::expect_error;
 using testing::golden_folder;
 using testing::Random;
-using testing::relative_error;
 using testing::values;
 
 int current_device() {
@@ -108,169 +107,155 @@ Tensor some_ids(std::int64_t batch, std::int64_t time) {
 
 // ---- streams of the caller ----------------------------------------------------------------------
 
-TEST(BorrowedStream, WorkIsQueuedThereAndNowhereElse) {
-  each_cuda_device([](Device device) {
-    const CallersStream callers(device);
-    Stream stream = Stream::borrow(device, callers.get());
-    EXPECT_EQ(stream.device(), device);
-    EXPECT_EQ(stream.cuda_stream(), callers.get());
-    const LanguageModel model = LanguageModel::load(golden_folder("bytes"), DType::f32, device);
-    const Tensor ids = some_ids(2, 20).to(device);
-    StackState state = model.make_state(2);
-    Tensor logits({2, 256}, DType::f32, device);
-    model.forward(ids, state, Logits::last(logits),
-                  stream);  // for the first time, so that memory is there
-    ASSERT_EQ(cudaStreamSynchronize(callers.get()), cudaSuccess);
-    const auto first = bits(logits);
-    state.reset(stream);
-    zero(logits, stream);
-    ASSERT_EQ(cudaStreamSynchronize(callers.get()), cudaSuccess);
+TEST_EACH(BorrowedStream, WorkIsQueuedThereAndNowhereElse, testing::CudaDevice device) {
+  const CallersStream callers(device);
+  Stream stream = Stream::borrow(device, callers.get());
+  EXPECT_EQ(stream.device(), device);
+  EXPECT_EQ(stream.cuda_stream(), callers.get());
+  const LanguageModel model = LanguageModel::load(golden_folder("bytes"), DType::f32, device);
+  const Tensor ids = some_ids(2, 20).to(device);
+  StackState state = model.make_state(2);
+  Tensor logits({2, 256}, DType::f32, device);
+  model.forward(ids, state, Logits::last(logits),
+                stream);  // for the first time, so that memory is there
+  ASSERT_EQ(cudaStreamSynchronize(callers.get()), cudaSuccess);
+  const auto first = bits(logits);
+  state.reset(stream);
+  zero(logits, stream);
+  ASSERT_EQ(cudaStreamSynchronize(callers.get()), cudaSuccess);
 
-    // While the caller's stream is being recorded, what goes there does not run; the rest would.
-    ASSERT_EQ(cudaStreamBeginCapture(callers.get(), cudaStreamCaptureModeThreadLocal), cudaSuccess);
-    model.forward(ids, state, Logits::last(logits), stream);
-    cudaGraph_t graph = nullptr;
-    ASSERT_EQ(cudaStreamEndCapture(callers.get(), &graph), cudaSuccess);
-    ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
-    EXPECT_EQ(values(logits), std::vector<double>(512, 0.0));
-    for (const MambaState& layer : state.layers) {
-      for (const double value : values(layer.ssm)) ASSERT_EQ(value, 0);
-    }
-    std::size_t nodes = 0;
-    EXPECT_EQ(cudaGraphGetNodes(graph, nullptr, &nodes), cudaSuccess);
-    EXPECT_GT(nodes, 10u);
-    cudaGraphDestroy(graph);
+  // While the caller's stream is being recorded, what goes there does not run; the rest would.
+  ASSERT_EQ(cudaStreamBeginCapture(callers.get(), cudaStreamCaptureModeThreadLocal), cudaSuccess);
+  model.forward(ids, state, Logits::last(logits), stream);
+  cudaGraph_t graph = nullptr;
+  ASSERT_EQ(cudaStreamEndCapture(callers.get(), &graph), cudaSuccess);
+  ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+  EXPECT_EQ(values(logits), std::vector<double>(512, 0.0));
+  for (const MambaState& layer : state.layers) {
+    for (const double value : values(layer.ssm)) ASSERT_EQ(value, 0);
+  }
+  std::size_t nodes = 0;
+  EXPECT_EQ(cudaGraphGetNodes(graph, nullptr, &nodes), cudaSuccess);
+  EXPECT_GT(nodes, 10u);
+  cudaGraphDestroy(graph);
 
-    model.forward(ids, state, Logits::last(logits), stream);
-    ASSERT_EQ(cudaStreamSynchronize(callers.get()), cudaSuccess);
-    EXPECT_EQ(bits(logits), first);
-  });
+  model.forward(ids, state, Logits::last(logits), stream);
+  ASSERT_EQ(cudaStreamSynchronize(callers.get()), cudaSuccess);
+  EXPECT_EQ(bits(logits), first);
 }
 
-TEST(BorrowedStream, OutlivesTheObject) {
-  each_cuda_device([](Device device) {
-    const CallersStream callers(device);
-    Tensor numbers = Tensor::from<float>({1, 2}, {2}).to(device);
-    {
-      Stream stream = Stream::borrow(device, callers.get());
-      Stream moved = std::move(stream);
-      zero(numbers, moved);
-    }
-    EXPECT_EQ(cudaStreamSynchronize(callers.get()), cudaSuccess);
-    EXPECT_EQ(values(numbers), (std::vector<double>{0, 0}));
-    EXPECT_EQ(cudaMemsetAsync(numbers.view().data(), 0xff, 8, callers.get()), cudaSuccess);
-    EXPECT_EQ(cudaStreamSynchronize(callers.get()), cudaSuccess);
-    EXPECT_TRUE(std::isnan(values(numbers)[1]));
-  });
+TEST_EACH(BorrowedStream, OutlivesTheObject, testing::CudaDevice device) {
+  const CallersStream callers(device);
+  Tensor numbers = Tensor::from<float>({1, 2}, {2}).to(device);
+  {
+    Stream stream = Stream::borrow(device, callers.get());
+    Stream moved = std::move(stream);
+    zero(numbers, moved);
+  }
+  EXPECT_EQ(cudaStreamSynchronize(callers.get()), cudaSuccess);
+  EXPECT_EQ(values(numbers), (std::vector<double>{0, 0}));
+  EXPECT_EQ(cudaMemsetAsync(numbers.view().data(), 0xff, 8, callers.get()), cudaSuccess);
+  EXPECT_EQ(cudaStreamSynchronize(callers.get()), cudaSuccess);
+  EXPECT_TRUE(std::isnan(values(numbers)[1]));
 }
 
-TEST(BorrowedStream, ReportsBadValues) {
-  each_cuda_device([](Device device) {
-    const CallersStream callers(device);
-    Stream stream = Stream::borrow(device, callers.get());
-    const Tensor ids = Tensor::from<std::int32_t>({9}, {1, 1}).to(device);
-    const Tensor table = Tensor::zeros({3, 4}, DType::f32, device);
-    Tensor y({1, 1, 4}, DType::f32, device);
-    Embedding op;
-    op.ids = ids;
-    op.table = table;
-    op.y = y;
-    run(op, stream);
-    expect_error<ArgumentError>("embedding: ids: expected ids of the table, got one outside of it",
-                                [&] { stream.synchronize(); });
-    stream.synchronize();
-  });
+TEST_EACH(BorrowedStream, ReportsBadValues, testing::CudaDevice device) {
+  const CallersStream callers(device);
+  Stream stream = Stream::borrow(device, callers.get());
+  const Tensor ids = Tensor::from<std::int32_t>({9}, {1, 1}).to(device);
+  const Tensor table = Tensor::zeros({3, 4}, DType::f32, device);
+  Tensor y({1, 1, 4}, DType::f32, device);
+  Embedding op;
+  op.ids = ids;
+  op.table = table;
+  op.y = y;
+  run(op, stream);
+  expect_error<ArgumentError>("embedding: ids: expected ids of the table, got one outside of it",
+                              [&] { stream.synchronize(); });
+  stream.synchronize();
 }
 
 // ---- pinned memory ------------------------------------------------------------------------------
 
 // Recording refuses whatever would wait, and runs nothing.
-TEST(PinnedMemory, AStateGoesThereAndBackWithoutWaiting) {
-  each_cuda_device([](Device device) {
-    for (const DType dtype : testing::storage_dtypes()) {
-      for (const DType kept_as : {dtype, DType::f32}) {
-        SCOPED_TRACE(device.name() + " " + name_of(dtype) + " as " + name_of(kept_as));
-        Stream stream(device);
-        const MambaState state = random_state(dtype, device);
-        MambaState pinned;
-        pinned.conv = Tensor::pinned(state.conv.shape(), kept_as);
-        pinned.ssm = Tensor::pinned(state.ssm.shape(), DType::f32);
-        EXPECT_EQ(pinned.device(), Device::cpu());
-        MambaState back(small_config(), 3, dtype, device);
-        const auto there_and_back = [&](Stream& on) {
-          copy(state.conv, pinned.conv, on);
-          copy(state.ssm, pinned.ssm, on);
-          copy(pinned.conv, back.conv, on);
-          copy(pinned.ssm, back.ssm, on);
-        };
-        there_and_back(stream);  // for the first time, so that memory is there
-        back.reset(stream);
-        stream.synchronize();
-        const Graph graph = Graph::record(stream, there_and_back);
-        expect_same(back, MambaState(small_config(), 3, dtype, device), "recorded, not run");
-        graph.replay();
-        stream.synchronize();
-        expect_same(back, state, "there and back");
-        EXPECT_EQ(bits(pinned.ssm), bits(state.ssm));
-        EXPECT_EQ(values(pinned.conv), values(state.conv));
-      }
-    }
-  });
+TEST_EACH(PinnedMemory, AStateGoesThereAndBackWithoutWaiting, testing::CudaDevice device,
+          DType dtype) {
+  for (const DType kept_as : {dtype, DType::f32}) {
+    SCOPED_TRACE(device.name() + " " + name_of(dtype) + " as " + name_of(kept_as));
+    Stream stream(device);
+    const MambaState state = random_state(dtype, device);
+    MambaState pinned;
+    pinned.conv = Tensor::pinned(state.conv.shape(), kept_as);
+    pinned.ssm = Tensor::pinned(state.ssm.shape(), DType::f32);
+    EXPECT_EQ(pinned.device(), Device::cpu());
+    MambaState back(small_config(), 3, dtype, device);
+    const auto there_and_back = [&](Stream& on) {
+      copy(state.conv, pinned.conv, on);
+      copy(state.ssm, pinned.ssm, on);
+      copy(pinned.conv, back.conv, on);
+      copy(pinned.ssm, back.ssm, on);
+    };
+    there_and_back(stream);  // for the first time, so that memory is there
+    back.reset(stream);
+    stream.synchronize();
+    const Graph graph = Graph::record(stream, there_and_back);
+    expect_same(back, MambaState(small_config(), 3, dtype, device), "recorded, not run");
+    graph.replay();
+    stream.synchronize();
+    expect_same(back, state, "there and back");
+    EXPECT_EQ(bits(pinned.ssm), bits(state.ssm));
+    EXPECT_EQ(values(pinned.conv), values(state.conv));
+  }
 }
 
 // ---- copies -------------------------------------------------------------------------------------
 
 // Planes of rows, odd and even, and rows further apart than CUDA's own copies take.
-TEST(CudaCopy, BringsEveryPlaneOfAStridedView) {
-  each_cuda_device([](Device device) {
-    for (const DType dtype : {DType::f32, DType::bf16}) {
-      for (const std::int64_t first : {0, 1, 2, 8}) {
-        for (const std::int64_t count : {1, 3, 8, 16}) {
-          SCOPED_TRACE(std::string(name_of(dtype)) + " columns " + std::to_string(first) + " to " +
-                       std::to_string(first + count));
-          const Tensor whole = Random(2).normal_tensor({3, 5, 32}, dtype);
-          const Tensor there = whole.to(device);
-          const auto part = [&](const Tensor& tensor) {
-            return tensor.view().steps(1, 3).columns(first, count);
-          };
-          Stream stream(device);
-          const testing::Guarded to({3, 3, count}, dtype, device, 8);
-          copy(part(there), to.view(), stream);
-          stream.synchronize();
-          EXPECT_EQ(values(to.view()), values(part(whole)));
-          to.expect_untouched("copy");
-          zero(to.view(), stream);
-          stream.synchronize();
-          for (const double value : values(to.view())) ASSERT_EQ(value, 0);
-          to.expect_untouched("zero");
-        }
-      }
+TEST_EACH(CudaCopy, BringsEveryPlaneOfAStridedView, testing::CudaDevice device,
+          testing::OneOf<DType::f32, DType::bf16> dtype) {
+  for (const std::int64_t first : {0, 1, 2, 8}) {
+    for (const std::int64_t count : {1, 3, 8, 16}) {
+      SCOPED_TRACE(std::string(name_of(dtype)) + " columns " + std::to_string(first) + " to " +
+                   std::to_string(first + count));
+      const Tensor whole = Random(2).normal_tensor({3, 5, 32}, dtype);
+      const Tensor there = whole.to(device);
+      const auto part = [&](const Tensor& tensor) {
+        return tensor.view().steps(1, 3).columns(first, count);
+      };
+      Stream stream(device);
+      const testing::Guarded to({3, 3, count}, dtype, device, 8);
+      copy(part(there), to.view(), stream);
+      stream.synchronize();
+      EXPECT_EQ(values(to.view()), values(part(whole)));
+      to.expect_untouched("copy");
+      zero(to.view(), stream);
+      stream.synchronize();
+      for (const double value : values(to.view())) ASSERT_EQ(value, 0);
+      to.expect_untouched("zero");
     }
-  });
+  }
 }
 
-TEST(CudaCopy, BringsRowsThatAreTwoGigabytesApart) {
-  each_cuda_device([](Device device) {
-    constexpr std::int64_t apart = (std::int64_t{1} << 30) + 64;
-    std::size_t free = 0, total = 0;
-    ASSERT_EQ(cudaMemGetInfo(&free, &total), cudaSuccess);
-    if (free < std::size_t{6} << 30) GTEST_SKIP() << "needs 6 GB of device memory";
-    Tensor wide({2, apart}, DType::bf16, device);
-    const TensorView rows = wide.view().columns(0, 8);
-    const Tensor some = Random(2).normal_tensor({2, 8}, DType::bf16);
-    const Tensor there = some.to(device);
-    Tensor back({2, 8}, DType::bf16, device), home({2, 8}, DType::bf16);
-    Stream stream(device);
-    copy(there, rows, stream);
-    copy(rows, back, stream);
-    copy(rows, home, stream);
-    stream.synchronize();
-    EXPECT_EQ(bits(back), bits(some));
-    EXPECT_EQ(bits(home), bits(some));
-    zero(rows, stream);
-    stream.synchronize();
-    EXPECT_EQ(values(rows), std::vector<double>(16, 0.0));
-  });
+TEST_EACH(CudaCopy, BringsRowsThatAreTwoGigabytesApart, testing::CudaDevice device) {
+  constexpr std::int64_t apart = (std::int64_t{1} << 30) + 64;
+  std::size_t free = 0, total = 0;
+  ASSERT_EQ(cudaMemGetInfo(&free, &total), cudaSuccess);
+  if (free < std::size_t{6} << 30) GTEST_SKIP() << "needs 6 GB of device memory";
+  Tensor wide({2, apart}, DType::bf16, device);
+  const TensorView rows = wide.view().columns(0, 8);
+  const Tensor some = Random(2).normal_tensor({2, 8}, DType::bf16);
+  const Tensor there = some.to(device);
+  Tensor back({2, 8}, DType::bf16, device), home({2, 8}, DType::bf16);
+  Stream stream(device);
+  copy(there, rows, stream);
+  copy(rows, back, stream);
+  copy(rows, home, stream);
+  stream.synchronize();
+  EXPECT_EQ(bits(back), bits(some));
+  EXPECT_EQ(bits(home), bits(some));
+  zero(rows, stream);
+  stream.synchronize();
+  EXPECT_EQ(values(rows), std::vector<double>(16, 0.0));
 }
 
 // ---- what is not there --------------------------------------------------------------------------
@@ -285,40 +270,38 @@ void expect_device_error(const std::string& beginning, Statement statement) {
   }
 }
 
-TEST(TooLittleMemory, IsNamedAndTheLibraryStillWorks) {
-  each_cuda_device([](Device device) {
-    constexpr std::int64_t too_many = std::int64_t{1} << 48;  // 2^50 bytes of f32
-    const std::string bytes = "1125899906842624 bytes";
-    const LanguageModel model = LanguageModel::load(golden_folder("bytes"), DType::f32, device);
-    const Tensor ids = some_ids(2, 9).to(device);
-    Tensor logits({2, 256}, DType::f32, device);
-    Stream stream(device);
-    const auto forward = [&] {
-      StackState state = model.make_state(2);
-      model.forward(ids, state, Logits::last(logits), stream);
-      stream.synchronize();
-      return bits(logits);
-    };
-    const auto before = forward();
+TEST_EACH(TooLittleMemory, IsNamedAndTheLibraryStillWorks, testing::CudaDevice device) {
+  constexpr std::int64_t too_many = std::int64_t{1} << 48;  // 2^50 bytes of f32
+  const std::string bytes = "1125899906842624 bytes";
+  const LanguageModel model = LanguageModel::load(golden_folder("bytes"), DType::f32, device);
+  const Tensor ids = some_ids(2, 9).to(device);
+  Tensor logits({2, 256}, DType::f32, device);
+  Stream stream(device);
+  const auto forward = [&] {
+    StackState state = model.make_state(2);
+    model.forward(ids, state, Logits::last(logits), stream);
+    stream.synchronize();
+    return bits(logits);
+  };
+  const auto before = forward();
 
-    expect_device_error("Tensor: memory: expected " + bytes + " free on " + device.name() + ", got",
-                        [&] { Tensor({too_many}, DType::f32, device); });
-    expect_device_error(
-        "Tensor::pinned: memory: expected " + bytes + " that can be locked in host memory, got",
-        [&] { Tensor::pinned({too_many}, DType::f32); });
-    expect_device_error("Tensor: memory: expected ",
-                        [&] { model.make_state(std::int64_t{1} << 30); });
-    {
-      Scratch scratch(stream);
-      expect_device_error("Tensor: memory: expected " + bytes,
-                          [&] { scratch.take({too_many}, DType::f32); });
-      const TensorView usable = scratch.take({1000}, DType::f32);
-      zero(usable, stream);
-      EXPECT_EQ(forward(), before);
-    }
+  expect_device_error("Tensor: memory: expected " + bytes + " free on " + device.name() + ", got",
+                      [&] { Tensor({too_many}, DType::f32, device); });
+  expect_device_error(
+      "Tensor::pinned: memory: expected " + bytes + " that can be locked in host memory, got",
+      [&] { Tensor::pinned({too_many}, DType::f32); });
+  expect_device_error("Tensor: memory: expected ",
+                      [&] { model.make_state(std::int64_t{1} << 30); });
+  {
+    Scratch scratch(stream);
+    expect_device_error("Tensor: memory: expected " + bytes,
+                        [&] { scratch.take({too_many}, DType::f32); });
+    const TensorView usable = scratch.take({1000}, DType::f32);
+    zero(usable, stream);
     EXPECT_EQ(forward(), before);
-    EXPECT_EQ(cudaPeekAtLastError(), cudaSuccess);
-  });
+  }
+  EXPECT_EQ(forward(), before);
+  EXPECT_EQ(cudaPeekAtLastError(), cudaSuccess);
 }
 
 TEST(MissingDevice, IsNamedAndTheLibraryStillWorks) {
@@ -533,55 +516,50 @@ TEST_F(TwoDevices, AThreadThatChoseNoDeviceHasStillChosenNone) {
 }
 
 // CUDA itself does not go on in a forked process; all of the CPU does.
-TEST(CudaFork, TheCopyWorksOnTheCpu) {
-  each_cuda_device([](Device device) {
-    const LanguageModel model = LanguageModel::load(golden_folder("bytes"), DType::f32, device);
-    StackState state = model.make_state(2);
-    model.forward(some_ids(2, 40).to(device), state, Logits::none(), default_stream(device));
-    const testing::TemporaryFolder folder;
-    const pid_t child = fork();
-    ASSERT_GE(child, 0);
-    if (child == 0) {
-      alarm(60);
-      const auto work = [&]() noexcept {  // an error ends the process
-        const LanguageModel own = LanguageModel::load(golden_folder("bytes"));
-        StackState on_cpu = own.make_state(2);
-        own.forward(some_ids(2, 40), on_cpu, Logits::none(), default_stream(Device::cpu()));
-        save(folder.file("state"), on_cpu.clone());
-      };
-      work();
-      _exit(0);
-    }
-    int status = 0;
-    ASSERT_EQ(waitpid(child, &status, 0), child);
-    EXPECT_TRUE(WIFEXITED(status)) << "signal " << WTERMSIG(status);
-    EXPECT_EQ(bits(load_state(folder.file("state")).state.layers[0].ssm.view()).size(),
-              bits(state.layers[0].ssm.view()).size());
-  });
+TEST_EACH(CudaFork, TheCopyWorksOnTheCpu, testing::CudaDevice device) {
+  const LanguageModel model = LanguageModel::load(golden_folder("bytes"), DType::f32, device);
+  StackState state = model.make_state(2);
+  model.forward(some_ids(2, 40).to(device), state, Logits::none(), default_stream(device));
+  const testing::TemporaryFolder folder;
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    alarm(60);
+    const auto work = [&]() noexcept {  // an error ends the process
+      const LanguageModel own = LanguageModel::load(golden_folder("bytes"));
+      StackState on_cpu = own.make_state(2);
+      own.forward(some_ids(2, 40), on_cpu, Logits::none(), default_stream(Device::cpu()));
+      save(folder.file("state"), on_cpu.clone());
+    };
+    work();
+    _exit(0);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFEXITED(status)) << "signal " << WTERMSIG(status);
+  EXPECT_EQ(bits(load_state(folder.file("state")).state.layers[0].ssm.view()).size(),
+            bits(state.layers[0].ssm.view()).size());
 }
 
 // ---- limits -------------------------------------------------------------------------------------
 
-TEST(CudaLimits, AreTheDevicesAndTheThreadsLess) {
-  each_cuda_device([](Device device) {
-    const auto shared = [&] { return cuda::limits(device, "test").shared_memory; };
-    int asked = 0;
-    ASSERT_EQ(
-        cudaDeviceGetAttribute(&asked, cudaDevAttrMaxSharedMemoryPerBlockOptin, device.index()),
-        cudaSuccess);
-    EXPECT_EQ(shared(), asked);
-    {
-      cuda::Limits less = cuda::limits(device, "test");
-      less.shared_memory = 64 << 10;
-      const cuda::LimitedDevices limited(less);
-      EXPECT_EQ(shared(), 64 << 10);
-      std::thread([&] { EXPECT_EQ(shared(), asked); }).join();
-      less.shared_memory = 80 << 10;
-      const cuda::LimitedDevices wider(less);
-      EXPECT_EQ(shared(), 64 << 10);
-    }
-    EXPECT_EQ(shared(), asked);
-  });
+TEST_EACH(CudaLimits, AreTheDevicesAndTheThreadsLess, testing::CudaDevice device) {
+  const auto shared = [&] { return cuda::limits(device, "test").shared_memory; };
+  int asked = 0;
+  ASSERT_EQ(cudaDeviceGetAttribute(&asked, cudaDevAttrMaxSharedMemoryPerBlockOptin, device.index()),
+            cudaSuccess);
+  EXPECT_EQ(shared(), asked);
+  {
+    cuda::Limits less = cuda::limits(device, "test");
+    less.shared_memory = 64 << 10;
+    const cuda::LimitedDevices limited(less);
+    EXPECT_EQ(shared(), 64 << 10);
+    std::thread([&] { EXPECT_EQ(shared(), asked); }).join();
+    less.shared_memory = 80 << 10;
+    const cuda::LimitedDevices wider(less);
+    EXPECT_EQ(shared(), 64 << 10);
+  }
+  EXPECT_EQ(shared(), asked);
 }
 
 // A move without a stream waits for what the default stream of the source has still to do.

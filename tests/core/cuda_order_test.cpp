@@ -14,6 +14,7 @@
 #include <mamba/safetensors.hpp>
 #include <mamba/state_file.hpp>
 
+#include "each.hpp"
 #include "model/training_run.hpp"
 #include "testing.hpp"
 
@@ -21,7 +22,6 @@ namespace mamba {
 namespace {
 
 using testing::bits;
-using testing::each_cuda_device;
 using testing::Random;
 using testing::TemporaryFolder;
 using testing::TrainingRun;
@@ -232,67 +232,62 @@ std::vector<Verb> verbs() {
   };
 }
 
-TEST(CudaOrder, EveryCallWithoutAStreamSeesWhatWasQueued) {
-  each_cuda_device([](Device device) {
-    for (const Verb& verb : verbs()) {
-      SCOPED_TRACE(verb.name);
-      Scene at_once(device), behind(device);
-      at_once.queue();
-      at_once.stream.synchronize();
-      const Bytes expected = verb.call(at_once);
-      behind.queue();
-      EXPECT_TRUE(verb.call(behind) == expected);
-    }
-  });
+TEST_EACH(CudaOrder, EveryCallWithoutAStreamSeesWhatWasQueued, testing::CudaDevice device) {
+  for (const Verb& verb : verbs()) {
+    SCOPED_TRACE(verb.name);
+    Scene at_once(device), behind(device);
+    at_once.queue();
+    at_once.stream.synchronize();
+    const Bytes expected = verb.call(at_once);
+    behind.queue();
+    EXPECT_TRUE(verb.call(behind) == expected);
+  }
 }
 
 // README's training example: step, then save, on a stream of one's own.
-TEST(CudaOrder, ACheckpointHasWhatTheQueuedStepWrites) {
-  each_cuda_device([](Device device) {
-    const TemporaryFolder folder;
-    TrainingRun training(DType::bf16, device);
-    training.step();
-    const auto values = [&] {
-      Bytes all;
-      training.optimizer.each_tensor([&](const std::string&, ConstTensorView view) {
-        const Bytes own = bits(view);
-        all.insert(all.end(), own.begin(), own.end());
-      });
-      return all;
-    };
-    Stream stream(device);
-    hold_up(stream);
-    training.optimizer.step(0.5f, stream);
-    training.save(folder.file("run"));
-    stream.synchronize();
-    const Bytes stepped = values();
-    hold_up(stream);
-    training.optimizer.step(0.5f, stream);  // overwritten by what is loaded
-    training.load(folder.file("run"));
-    stream.synchronize();
-    EXPECT_TRUE(values() == stepped);
-  });
+TEST_EACH(CudaOrder, ACheckpointHasWhatTheQueuedStepWrites, testing::CudaDevice device) {
+  const TemporaryFolder folder;
+  TrainingRun training(DType::bf16, device);
+  training.step();
+  const auto values = [&] {
+    Bytes all;
+    training.optimizer.each_tensor([&](const std::string&, ConstTensorView view) {
+      const Bytes own = bits(view);
+      all.insert(all.end(), own.begin(), own.end());
+    });
+    return all;
+  };
+  Stream stream(device);
+  hold_up(stream);
+  training.optimizer.step(0.5f, stream);
+  training.save(folder.file("run"));
+  stream.synchronize();
+  const Bytes stepped = values();
+  hold_up(stream);
+  training.optimizer.step(0.5f, stream);  // overwritten by what is loaded
+  training.load(folder.file("run"));
+  stream.synchronize();
+  EXPECT_TRUE(values() == stepped);
 }
 
-TEST(CudaOrder, AModelIsSavedAndIdentifiedAsTheQueuedStepLeavesIt) {
-  each_cuda_device([](Device device) {
-    const TemporaryFolder folder;
-    TrainingRun training(DType::f32, device);
-    training.step();
-    Stream stream(device);
-    hold_up(stream);
-    training.optimizer.step(0.5f, stream);
-    const std::string early = training.model.fingerprint();
-    stream.synchronize();
-    EXPECT_EQ(training.model.fingerprint(), early);
-    hold_up(stream);
-    training.optimizer.step(0.5f, stream);
-    training.model.save(folder.file("model"));
-    stream.synchronize();
-    const std::string late = training.model.fingerprint();
-    EXPECT_NE(early, late);
-    EXPECT_EQ(LanguageModel::load(folder.file("model"), DType::f32, device).fingerprint(), late);
-  });
+TEST_EACH(CudaOrder, AModelIsSavedAndIdentifiedAsTheQueuedStepLeavesIt,
+          testing::CudaDevice device) {
+  const TemporaryFolder folder;
+  TrainingRun training(DType::f32, device);
+  training.step();
+  Stream stream(device);
+  hold_up(stream);
+  training.optimizer.step(0.5f, stream);
+  const std::string early = training.model.fingerprint();
+  stream.synchronize();
+  EXPECT_EQ(training.model.fingerprint(), early);
+  hold_up(stream);
+  training.optimizer.step(0.5f, stream);
+  training.model.save(folder.file("model"));
+  stream.synchronize();
+  const std::string late = training.model.fingerprint();
+  EXPECT_NE(early, late);
+  EXPECT_EQ(LanguageModel::load(folder.file("model"), DType::f32, device).fingerprint(), late);
 }
 
 // Calls `body` while another thread records and replays, again and again, always with one result.
@@ -335,98 +330,88 @@ void beside_a_recorder(Device device, const std::function<void()>& body) {
 }
 
 // Waiting for all streams ends nobody's recording and is itself not recorded.
-TEST(CudaOrder, OneThreadRecordsWhileAnotherCallsEveryVerb) {
-  each_cuda_device([](Device device) {
-    beside_a_recorder(device, [&] {
-      for (const Verb& verb : verbs()) {
-        SCOPED_TRACE(verb.name);
-        Scene scene(device);
-        EXPECT_NO_THROW(verb.call(scene));
-      }
-    });
+TEST_EACH(CudaOrder, OneThreadRecordsWhileAnotherCallsEveryVerb, testing::CudaDevice device) {
+  beside_a_recorder(device, [&] {
+    for (const Verb& verb : verbs()) {
+      SCOPED_TRACE(verb.name);
+      Scene scene(device);
+      EXPECT_NO_THROW(verb.call(scene));
+    }
   });
 }
 
 // Nor does the end of a stream, with all that it kept for its products.
-TEST(CudaOrder, OneThreadRecordsWhileStreamsComeAndGo) {
-  each_cuda_device([](Device device) {
-    Random random(6);
-    const Tensor x = random.normal_tensor({300, 768}, DType::bf16).to(device);
-    const Tensor weight = random.normal_tensor({80, 768}, DType::bf16).to(device);
-    beside_a_recorder(device, [&] {
-      for (int i = 0; i < 300; ++i) {
-        Tensor y({300, 80}, DType::f32, device);
-        Stream stream(device);
-        Matmul op;
-        op.x = x;
-        op.weight = weight;
-        op.y = y;
-        run(op, stream);
-        stream.synchronize();
-      }
-    });
+TEST_EACH(CudaOrder, OneThreadRecordsWhileStreamsComeAndGo, testing::CudaDevice device) {
+  Random random(6);
+  const Tensor x = random.normal_tensor({300, 768}, DType::bf16).to(device);
+  const Tensor weight = random.normal_tensor({80, 768}, DType::bf16).to(device);
+  beside_a_recorder(device, [&] {
+    for (int i = 0; i < 300; ++i) {
+      Tensor y({300, 80}, DType::f32, device);
+      Stream stream(device);
+      Matmul op;
+      op.x = x;
+      op.weight = weight;
+      op.y = y;
+      run(op, stream);
+      stream.synchronize();
+    }
   });
 }
 
 // What was queued before a recording began is waited for also while it goes on.
-TEST(CudaOrder, ARecordingHidesNothingThatWasQueuedBefore) {
-  each_cuda_device([](Device device) {
-    Scene scene(device);
-    Tensor other = Tensor::zeros({4}, DType::f32, device);
-    std::atomic<bool> recording{false}, end{false};
-    std::thread recorder([&] {
-      scene.queue();
-      const Graph graph = Graph::record(scene.stream, [&](Stream& on) {
-        zero(other, on);
-        recording = true;
-        while (!end) std::this_thread::yield();
-      });
+TEST_EACH(CudaOrder, ARecordingHidesNothingThatWasQueuedBefore, testing::CudaDevice device) {
+  Scene scene(device);
+  Tensor other = Tensor::zeros({4}, DType::f32, device);
+  std::atomic<bool> recording{false}, end{false};
+  std::thread recorder([&] {
+    scene.queue();
+    const Graph graph = Graph::record(scene.stream, [&](Stream& on) {
+      zero(other, on);
+      recording = true;
+      while (!end) std::this_thread::yield();
     });
-    while (!recording) std::this_thread::yield();
-    const Bytes seen = joined(scene.state.clone());
-    end = true;
-    recorder.join();
-    EXPECT_TRUE(seen == joined(scene.new_values));
   });
+  while (!recording) std::this_thread::yield();
+  const Bytes seen = joined(scene.state.clone());
+  end = true;
+  recorder.join();
+  EXPECT_TRUE(seen == joined(scene.new_values));
 }
 
-TEST(CudaOrder, ACopyOnTheHostRefusesAStreamOfAGpu) {
-  each_cuda_device([](Device device) {
-    Stream stream(device);
-    Tensor pinned = Tensor::pinned({2}, DType::f32);
-    Tensor host = Tensor::zeros({2}, DType::f32);
-    testing::expect_error<ArgumentError>(
-        "copy: stream: expected a stream of the CPU, got " + device.name(),
-        [&] { copy(pinned, host, stream); });
-  });
+TEST_EACH(CudaOrder, ACopyOnTheHostRefusesAStreamOfAGpu, testing::CudaDevice device) {
+  Stream stream(device);
+  Tensor pinned = Tensor::pinned({2}, DType::f32);
+  Tensor host = Tensor::zeros({2}, DType::f32);
+  testing::expect_error<ArgumentError>(
+      "copy: stream: expected a stream of the CPU, got " + device.name(),
+      [&] { copy(pinned, host, stream); });
 }
 
 // A stream's flags are told together, once, and none is left for later.
-TEST(CudaOrder, AllBadValuesAreToldAtOnce) {
-  each_cuda_device([](Device device) {
-    Stream stream(device);
-    const Tensor ids = Tensor::from<std::int32_t>({7}, {1, 1}).to(device);
-    const Tensor table = Tensor::zeros({4, 8}, DType::f32, device);
-    Tensor y({1, 1, 8}, DType::f32, device);
-    Embedding embedding;
-    embedding.ids = ids;
-    embedding.table = table;
-    embedding.y = y;
-    const Tensor rows = Tensor::from<std::int32_t>({9}, {1}).to(device);
-    Tensor to({1, 8}, DType::f32, device);
-    CopyRows gather;
-    gather.from = table;
-    gather.from_rows = rows;
-    gather.to = to;
-    run(embedding, stream);
-    run(gather, stream);
-    testing::expect_error<ArgumentError>(
-        "embedding: ids: expected ids of the table, got one outside of it; copy_rows: rows: "
-        "expected "
-        "rows of the tensor, got one outside of it",
-        [&] { stream.synchronize(); });
-    stream.synchronize();
-  });
+TEST_EACH(CudaOrder, AllBadValuesAreToldAtOnce, testing::CudaDevice device) {
+  Stream stream(device);
+  const Tensor ids = Tensor::from<std::int32_t>({7}, {1, 1}).to(device);
+  const Tensor table = Tensor::zeros({4, 8}, DType::f32, device);
+  Tensor y({1, 1, 8}, DType::f32, device);
+  Embedding embedding;
+  embedding.ids = ids;
+  embedding.table = table;
+  embedding.y = y;
+  const Tensor rows = Tensor::from<std::int32_t>({9}, {1}).to(device);
+  Tensor to({1, 8}, DType::f32, device);
+  CopyRows gather;
+  gather.from = table;
+  gather.from_rows = rows;
+  gather.to = to;
+  run(embedding, stream);
+  run(gather, stream);
+  testing::expect_error<ArgumentError>(
+      "embedding: ids: expected ids of the table, got one outside of it; copy_rows: rows: "
+      "expected "
+      "rows of the tensor, got one outside of it",
+      [&] { stream.synchronize(); });
+  stream.synchronize();
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 
 #include <mamba/language_model.hpp>
 
+#include "each.hpp"
 #include "ops/scan_grad_inputs.hpp"
 #include "testing.hpp"
 
@@ -76,67 +77,61 @@ Work prompt(const LanguageModel& model, std::int64_t time) {
   };
 }
 
-TEST(CudaThreads, PromptsOfDifferentLengths) {
-  each_cuda_device([](Device device) {
-    LanguageModelConfig config;
-    config.layer.d_model = 256;
-    config.n_layer = 2;
-    config.vocab_size = 64;
-    const LanguageModel model = LanguageModel::random(config, 1, DType::bf16, device);
-    expect_the_same_side_by_side(device, prompt(model, 300), prompt(model, 3000));
-  });
+TEST_EACH(CudaThreads, PromptsOfDifferentLengths, CudaDevice device) {
+  LanguageModelConfig config;
+  config.layer.d_model = 256;
+  config.n_layer = 2;
+  config.vocab_size = 64;
+  const LanguageModel model = LanguageModel::random(config, 1, DType::bf16, device);
+  expect_the_same_side_by_side(device, prompt(model, 300), prompt(model, 3000));
 }
 
-TEST(CudaThreads, ProductsOfDifferentWidths) {
-  each_cuda_device([](Device device) {
-    const auto product = [&](std::int64_t in) {
-      return [in](Stream& stream) {
-        Random random(static_cast<std::uint64_t>(in));
-        const Tensor x = random.normal_tensor({1, in}, DType::bf16).to(stream.device());
-        const Tensor weight = random.normal_tensor({4096, in}, DType::bf16).to(stream.device());
-        Tensor y({1, 4096}, DType::f32, stream.device());
-        Bits left;
-        for (int i = 0; i < 50; ++i) {
-          zero(y, stream);
-          Matmul op;
-          op.x = x;
-          op.weight = weight;
-          op.y = y;
-          run(op, stream);
-          stream.synchronize();
-          append(left, y);
-        }
-        return left;
-      };
+TEST_EACH(CudaThreads, ProductsOfDifferentWidths, CudaDevice device) {
+  const auto product = [&](std::int64_t in) {
+    return [in](Stream& stream) {
+      Random random(static_cast<std::uint64_t>(in));
+      const Tensor x = random.normal_tensor({1, in}, DType::bf16).to(stream.device());
+      const Tensor weight = random.normal_tensor({4096, in}, DType::bf16).to(stream.device());
+      Tensor y({1, 4096}, DType::f32, stream.device());
+      Bits left;
+      for (int i = 0; i < 50; ++i) {
+        zero(y, stream);
+        Matmul op;
+        op.x = x;
+        op.weight = weight;
+        op.y = y;
+        run(op, stream);
+        stream.synchronize();
+        append(left, y);
+      }
+      return left;
     };
-    expect_the_same_side_by_side(device, product(768), product(8192));
-  });
+  };
+  expect_the_same_side_by_side(device, product(768), product(8192));
 }
 
-TEST(CudaThreads, ScanGradientsOfDifferentLengths) {
-  each_cuda_device([](Device device) {
-    const auto gradient = [&](std::int64_t time) {
-      ScanCase c;
-      c.batch = 1;
-      c.dtype = DType::bf16;
-      c.aligned = true;
-      c.channels = 512;
-      c.time = time;
-      return [c](Stream& stream) {
-        const GradInputs inputs = GradInputs(c).to(stream.device());
-        const Gradients out(c, stream.device());
-        Bits left;
-        for (int i = 0; i < 20; ++i) {
-          run_both(inputs, out, stream);
-          append(left, out.dx.view());
-          append(left, out.dB.view());
-          append(left, out.dA_log.view());
-        }
-        return left;
-      };
+TEST_EACH(CudaThreads, ScanGradientsOfDifferentLengths, CudaDevice device) {
+  const auto gradient = [&](std::int64_t time) {
+    ScanCase c;
+    c.batch = 1;
+    c.dtype = DType::bf16;
+    c.aligned = true;
+    c.channels = 512;
+    c.time = time;
+    return [c](Stream& stream) {
+      const GradInputs inputs = GradInputs(c).to(stream.device());
+      const Gradients out(c, stream.device());
+      Bits left;
+      for (int i = 0; i < 20; ++i) {
+        run_both(inputs, out, stream);
+        append(left, out.dx.view());
+        append(left, out.dB.view());
+        append(left, out.dA_log.view());
+      }
+      return left;
     };
-    expect_the_same_side_by_side(device, gradient(100), gradient(2000));
-  });
+  };
+  expect_the_same_side_by_side(device, gradient(100), gradient(2000));
 }
 
 }  // namespace

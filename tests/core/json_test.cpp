@@ -1,11 +1,7 @@
 // JSON as careless writers leave it, and in any size.
 #include "host/core/json.hpp"
 
-#include <time.h>
-
-#include <algorithm>
 #include <cmath>
-#include <functional>
 
 #include <mamba/config.hpp>
 #include <mamba/language_model.hpp>
@@ -13,11 +9,13 @@
 #include <mamba/tokenizer.hpp>
 
 #include "files.hpp"
+#include "linear_time.hpp"
 
 namespace mamba {
 namespace {
 
 using testing::expect_error;
+using testing::expect_linear;
 using testing::golden_folder;
 using testing::TemporaryFolder;
 
@@ -71,31 +69,6 @@ TEST(Json, ANumberWithoutEndIsNoSize) {
 }
 
 // ---- time -------------------------------------------------------------------------------------
-
-// Of this thread alone, in seconds: what else the machine does makes no test fail.
-double processor_time() {
-  timespec now{};
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
-}
-
-double best_of_three(const std::function<void()>& work) {
-  double best = HUGE_VAL;
-  for (int i = 0; i < 3; ++i) {
-    const double start = processor_time();
-    work();
-    best = std::min(best, processor_time() - start);
-  }
-  return best;
-}
-
-// `make(keys)` prepares, and gives what is to be timed. Twenty times the keys take about twenty
-// times as long; where every key went through all others it would be four hundred.
-void expect_linear(const std::function<std::function<void()>(int)>& make) {
-  const double few = best_of_three(make(10'000));
-  const double many = best_of_three(make(200'000));
-  EXPECT_LE(many, 80 * few) << few << " s and " << many << " s";
-}
 
 // `start`, members named k0, k1, ... with a value each, `end`.
 std::string members(const std::string& start, int keys, const std::string& value,

@@ -6,10 +6,26 @@
 
 #include <mamba/language_model.hpp>
 
+#include "each.hpp"
 #include "host/core/row_map.hpp"
 #include "testing.hpp"
 
 namespace mamba {
+namespace {
+
+// Of the batch that a map is for.
+struct Rows {
+  int count;
+};
+
+}  // namespace
+
+template <>
+struct testing::Every<Rows> {
+  static std::vector<Rows> all() { return {{1}, {2}, {3}, {4}, {5}}; }
+  static std::string name(Rows rows) { return std::to_string(rows.count) + "rows"; }
+};
+
 namespace {
 
 using testing::bits;
@@ -86,76 +102,63 @@ std::vector<WrongMap> wrong_maps(std::int64_t rows, std::int64_t state_rows, Dev
   return all;
 }
 
-class WrongRowMap : public ::testing::TestWithParam<int> {
- protected:
-  // call(state, map, stream) refuses every wrong map in the name of `where`, and touches nothing.
-  template <class Call>
-  void expect_refused(const LanguageModel& model, const std::string& where, Call call) {
-    constexpr std::int64_t state_rows = 7;
-    StackState state = lively_state(model, state_rows);
-    const StackState before = state.clone();
-    Stream stream(model.device());
-    for (const WrongMap& map : wrong_maps(GetParam(), state_rows, model.device())) {
-      SCOPED_TRACE(map.error);
-      testing::expect_error<ArgumentError>(where + ": " + map.error, [&] {
-        call(state, RowMap{map.read, map.write}, stream);
-      });
-      stream.synchronize();  // nothing was queued that finds fault later
-      for (std::size_t l = 0; l < state.layers.size(); ++l) {
-        EXPECT_EQ(bits(state.layers[l].conv), bits(before.layers[l].conv));
-        EXPECT_EQ(bits(state.layers[l].ssm), bits(before.layers[l].ssm));
-      }
-    }
-  }
-};
-
-TEST_P(WrongRowMap, IsRefusedByAStack) {
-  for (const Device device : testing::devices()) {
-    for (const std::int64_t time : {1, 3}) {
-      SCOPED_TRACE(device.name() + " time " + std::to_string(time));
-      const LanguageModel model = small_model(device);
-      const Tensor x = Tensor::zeros({GetParam(), time, 32}, DType::bf16, device);
-      Tensor y(x.shape(), DType::bf16, device);
-      expect_refused(model, "Stack::forward",
-                     [&](StackState& state, const RowMap& rows, Stream& stream) {
-                       StackOptions options;
-                       options.rows = rows;
-                       model.stack().forward(x, state, y, stream, options);
-                     });
+// call(state, map, stream) refuses every wrong map in the name of `where`, and touches nothing.
+template <class Call>
+void expect_refused(const LanguageModel& model, Rows batch, const std::string& where, Call call) {
+  constexpr std::int64_t state_rows = 7;
+  StackState state = lively_state(model, state_rows);
+  const StackState before = state.clone();
+  Stream stream(model.device());
+  for (const WrongMap& map : wrong_maps(batch.count, state_rows, model.device())) {
+    SCOPED_TRACE(map.error);
+    testing::expect_error<ArgumentError>(where + ": " + map.error, [&] {
+      call(state, RowMap{map.read, map.write}, stream);
+    });
+    stream.synchronize();  // nothing was queued that finds fault later
+    for (std::size_t l = 0; l < state.layers.size(); ++l) {
+      EXPECT_EQ(bits(state.layers[l].conv), bits(before.layers[l].conv));
+      EXPECT_EQ(bits(state.layers[l].ssm), bits(before.layers[l].ssm));
     }
   }
 }
 
-TEST_P(WrongRowMap, IsRefusedByALanguageModel) {
-  for (const Device device : testing::devices()) {
-    SCOPED_TRACE(device.name());
+TEST_EACH(WrongRowMap, IsRefusedByAStack, Device device, Rows batch) {
+  for (const std::int64_t time : {1, 3}) {
+    SCOPED_TRACE("time " + std::to_string(time));
     const LanguageModel model = small_model(device);
-    const Tensor ids = Tensor::zeros({GetParam(), 1}, DType::i32, device);
-    expect_refused(model, "LanguageModel::forward",
-                   [&](StackState& state, const RowMap& rows, Stream& stream) {
-                     LanguageModelOptions options;
-                     options.rows = rows;
-                     model.forward(ids, state, Logits::none(), stream, options);
-                   });
-  }
-}
-
-TEST_P(WrongRowMap, IsRefusedByALayer) {
-  for (const Device device : testing::devices()) {
-    SCOPED_TRACE(device.name());
-    const LanguageModel model = small_model(device);
-    const Tensor x = Tensor::zeros({GetParam(), 1, 32}, DType::bf16, device);
+    const Tensor x = Tensor::zeros({batch.count, time, 32}, DType::bf16, device);
     Tensor y(x.shape(), DType::bf16, device);
-    expect_refused(model, "Layer::forward",
+    expect_refused(model, batch, "Stack::forward",
                    [&](StackState& state, const RowMap& rows, Stream& stream) {
-                     LayerOptions options;
+                     StackOptions options;
                      options.rows = rows;
-                     model.stack().layer(0).forward(x, state.layers[0], y, stream, options);
+                     model.stack().forward(x, state, y, stream, options);
                    });
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Rows, WrongRowMap, ::testing::Range(1, 6));
+TEST_EACH(WrongRowMap, IsRefusedByALanguageModel, Device device, Rows batch) {
+  const LanguageModel model = small_model(device);
+  const Tensor ids = Tensor::zeros({batch.count, 1}, DType::i32, device);
+  expect_refused(model, batch, "LanguageModel::forward",
+                 [&](StackState& state, const RowMap& rows, Stream& stream) {
+                   LanguageModelOptions options;
+                   options.rows = rows;
+                   model.forward(ids, state, Logits::none(), stream, options);
+                 });
+}
+
+TEST_EACH(WrongRowMap, IsRefusedByALayer, Device device, Rows batch) {
+  const LanguageModel model = small_model(device);
+  const Tensor x = Tensor::zeros({batch.count, 1, 32}, DType::bf16, device);
+  Tensor y(x.shape(), DType::bf16, device);
+  expect_refused(model, batch, "Layer::forward",
+                 [&](StackState& state, const RowMap& rows, Stream& stream) {
+                   LayerOptions options;
+                   options.rows = rows;
+                   model.stack().layer(0).forward(x, state.layers[0], y, stream, options);
+                 });
+}
 
 // What the check says of random maps, against the rule as RowMap words it.
 TEST(RowMap, IsRightExactlyIfNoRowIsWrittenThatAnotherReadsOrWrites) {

@@ -6,6 +6,7 @@
 #include <mamba/tensor.hpp>
 
 #include "core/allocations.hpp"
+#include "each.hpp"
 #include "testing.hpp"
 
 namespace mamba {
@@ -57,23 +58,21 @@ TEST(Shape, Basics) {
   });
 }
 
-TEST(Tensor, AbsentEmptyAndPresent) {
+TEST_EACH(Tensor, AbsentEmptyAndPresent, Device device) {
   EXPECT_FALSE(Tensor());
   EXPECT_FALSE(ConstTensorView());
   EXPECT_EQ(Tensor().bytes(), 0);
-  for (const Device device : devices()) {
-    const Tensor empty({3, 0, 2}, DType::bf16, device);
-    EXPECT_TRUE(empty);
-    EXPECT_TRUE(empty.view());
-    EXPECT_EQ(empty.count(), 0);
-    EXPECT_EQ(empty.bytes(), 0);
-    EXPECT_TRUE(empty.clone());
-    EXPECT_FALSE(Tensor().clone());
-    EXPECT_FALSE(Tensor().to(device));
-    const Tensor zeros = Tensor::zeros({2, 3}, DType::f16, device);
-    EXPECT_EQ(zeros.bytes(), 12);
-    EXPECT_EQ(testing::values(zeros), std::vector<double>(6, 0.0));
-  }
+  const Tensor empty({3, 0, 2}, DType::bf16, device);
+  EXPECT_TRUE(empty);
+  EXPECT_TRUE(empty.view());
+  EXPECT_EQ(empty.count(), 0);
+  EXPECT_EQ(empty.bytes(), 0);
+  EXPECT_TRUE(empty.clone());
+  EXPECT_FALSE(Tensor().clone());
+  EXPECT_FALSE(Tensor().to(device));
+  const Tensor zeros = Tensor::zeros({2, 3}, DType::f16, device);
+  EXPECT_EQ(zeros.bytes(), 12);
+  EXPECT_EQ(testing::values(zeros), std::vector<double>(6, 0.0));
 }
 
 TEST(Tensor, ShapesThatCannotBe) {
@@ -188,17 +187,15 @@ TEST(Tensor, AMoveKeepsTheMemory) {
   EXPECT_EQ(testing::values(to), (std::vector<double>{0, 1, 2, 3}));
 }
 
-TEST(Tensor, ACloneIsIndependent) {
-  for (const Device device : devices()) {
-    Tensor original = counting({2, 3}).to(device);
-    Tensor clone = original.clone();
-    Stream& stream = default_stream(device);
-    zero(original, stream);
-    stream.synchronize();
-    EXPECT_EQ(testing::values(clone), (std::vector<double>{0, 1, 2, 3, 4, 5}));
-    EXPECT_EQ(testing::values(original), std::vector<double>(6, 0.0));
-    EXPECT_EQ(testing::values(clone.clone(stream)), testing::values(clone));
-  }
+TEST_EACH(Tensor, ACloneIsIndependent, Device device) {
+  Tensor original = counting({2, 3}).to(device);
+  Tensor clone = original.clone();
+  Stream& stream = default_stream(device);
+  zero(original, stream);
+  stream.synchronize();
+  EXPECT_EQ(testing::values(clone), (std::vector<double>{0, 1, 2, 3, 4, 5}));
+  EXPECT_EQ(testing::values(original), std::vector<double>(6, 0.0));
+  EXPECT_EQ(testing::values(clone.clone(stream)), testing::values(clone));
 }
 
 TEST(View, DensePitches) {
@@ -216,27 +213,24 @@ TEST(View, DensePitches) {
   EXPECT_EQ(one.view().step_pitch(), 1);
 }
 
-TEST(View, SlicesAreTheSameMemory) {
-  for (const Device device : devices()) {
-    const Tensor tensor = counting({2, 3, 4}).to(device);
-    const ConstTensorView v = tensor;
-    EXPECT_EQ(testing::values(v.rows(1, 1)),
-              (std::vector<double>{12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23}));
-    EXPECT_EQ(testing::values(v.steps(1, 2)),
-              (std::vector<double>{4, 5, 6, 7, 8, 9, 10, 11, 16, 17, 18, 19, 20, 21, 22, 23}));
-    EXPECT_EQ(testing::values(v.columns(3, 1)), (std::vector<double>{3, 7, 11, 15, 19, 23}));
-    EXPECT_EQ(testing::values(v.rows(1, 1).steps(2, 1).columns(1, 2)),
-              (std::vector<double>{21, 22}));
-    EXPECT_EQ(v.columns(1, 2).data(), static_cast<const char*>(v.data()) + 4);
-    EXPECT_EQ(v.steps(1, 1).row_pitch(), 12);
-    EXPECT_EQ(v.rows(2, 0).count(), 0);
-    EXPECT_EQ(v.columns(4, 0).count(), 0);
-    const Tensor two = counting({3, 4}).to(device);
-    EXPECT_EQ(testing::values(two.view().columns(1, 2)), (std::vector<double>{1, 2, 5, 6, 9, 10}));
-    const Tensor one = counting({5}).to(device);
-    EXPECT_EQ(testing::values(one.view().columns(1, 2)), (std::vector<double>{1, 2}));
-    EXPECT_EQ(testing::values(one.view().rows(3, 2)), (std::vector<double>{3, 4}));
-  }
+TEST_EACH(View, SlicesAreTheSameMemory, Device device) {
+  const Tensor tensor = counting({2, 3, 4}).to(device);
+  const ConstTensorView v = tensor;
+  EXPECT_EQ(testing::values(v.rows(1, 1)),
+            (std::vector<double>{12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23}));
+  EXPECT_EQ(testing::values(v.steps(1, 2)),
+            (std::vector<double>{4, 5, 6, 7, 8, 9, 10, 11, 16, 17, 18, 19, 20, 21, 22, 23}));
+  EXPECT_EQ(testing::values(v.columns(3, 1)), (std::vector<double>{3, 7, 11, 15, 19, 23}));
+  EXPECT_EQ(testing::values(v.rows(1, 1).steps(2, 1).columns(1, 2)), (std::vector<double>{21, 22}));
+  EXPECT_EQ(v.columns(1, 2).data(), static_cast<const char*>(v.data()) + 4);
+  EXPECT_EQ(v.steps(1, 1).row_pitch(), 12);
+  EXPECT_EQ(v.rows(2, 0).count(), 0);
+  EXPECT_EQ(v.columns(4, 0).count(), 0);
+  const Tensor two = counting({3, 4}).to(device);
+  EXPECT_EQ(testing::values(two.view().columns(1, 2)), (std::vector<double>{1, 2, 5, 6, 9, 10}));
+  const Tensor one = counting({5}).to(device);
+  EXPECT_EQ(testing::values(one.view().columns(1, 2)), (std::vector<double>{1, 2}));
+  EXPECT_EQ(testing::values(one.view().rows(3, 2)), (std::vector<double>{3, 4}));
 }
 
 TEST(View, Density) {
@@ -295,45 +289,41 @@ TEST(View, SlicesOutOfRange) {
          [&] { ConstTensorView().rows(0, 0); });
 }
 
-TEST(Copy, ConvertsBetweenAnyTwoDtypes) {
-  for (const Device device : devices()) {
-    for (const DType from : testing::storage_dtypes()) {
-      for (const DType to : testing::storage_dtypes()) {
-        const Tensor source = Random(2).normal_tensor({5, 7}, from);
-        const Tensor converted = source.to(device, to);
-        const std::vector<double> got = testing::values(converted);
-        const std::vector<double> exact = testing::values(source);
-        for (std::size_t i = 0; i < got.size(); ++i) {
-          const auto value = static_cast<float>(exact[i]);
-          const float expected = to == DType::bf16  ? static_cast<float>(bf16(value))
-                                 : to == DType::f16 ? static_cast<float>(f16(value))
-                                                    : value;
-          ASSERT_EQ(got[i], static_cast<double>(expected));
-        }
+TEST_EACH(Copy, ConvertsBetweenAnyTwoDtypes, Device device) {
+  for (const DType from : testing::storage_dtypes()) {
+    for (const DType to : testing::storage_dtypes()) {
+      const Tensor source = Random(2).normal_tensor({5, 7}, from);
+      const Tensor converted = source.to(device, to);
+      const std::vector<double> got = testing::values(converted);
+      const std::vector<double> exact = testing::values(source);
+      for (std::size_t i = 0; i < got.size(); ++i) {
+        const auto value = static_cast<float>(exact[i]);
+        const float expected = to == DType::bf16  ? static_cast<float>(bf16(value))
+                               : to == DType::f16 ? static_cast<float>(f16(value))
+                                                  : value;
+        ASSERT_EQ(got[i], static_cast<double>(expected));
       }
     }
   }
 }
 
-TEST(Copy, BetweenStridedViews) {
-  for (const Device device : devices()) {
-    for (const DType dtype : {DType::f32, DType::bf16}) {
-      const Tensor whole = counting({2, 5, 6}).to(device);
-      const ConstTensorView from = whole.view().steps(1, 3).columns(2, 3);
-      const Guarded to({2, 3, 3}, dtype, device, 4);
-      Stream& stream = default_stream(device);
-      copy(from, to.view(), stream);
-      EXPECT_EQ(testing::values(to.view()), testing::values(from));
-      to.expect_untouched("copy");
-      zero(to.view(), stream);
-      EXPECT_EQ(testing::values(to.view()), std::vector<double>(18, 0.0));
-      to.expect_untouched("zero");
-    }
-    const Tensor four = counting({2, 3, 2, 2}).to(device);
-    const Guarded to({2, 2, 2, 2}, DType::f32, device);
-    copy(four.view().steps(1, 2), to.view(), default_stream(device));
-    EXPECT_EQ(testing::values(to.view()), testing::values(four.view().steps(1, 2)));
+TEST_EACH(Copy, BetweenStridedViews, Device device) {
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    const Tensor whole = counting({2, 5, 6}).to(device);
+    const ConstTensorView from = whole.view().steps(1, 3).columns(2, 3);
+    const Guarded to({2, 3, 3}, dtype, device, 4);
+    Stream& stream = default_stream(device);
+    copy(from, to.view(), stream);
+    EXPECT_EQ(testing::values(to.view()), testing::values(from));
+    to.expect_untouched("copy");
+    zero(to.view(), stream);
+    EXPECT_EQ(testing::values(to.view()), std::vector<double>(18, 0.0));
+    to.expect_untouched("zero");
   }
+  const Tensor four = counting({2, 3, 2, 2}).to(device);
+  const Guarded to({2, 2, 2, 2}, DType::f32, device);
+  copy(four.view().steps(1, 2), to.view(), default_stream(device));
+  EXPECT_EQ(testing::values(to.view()), testing::values(four.view().steps(1, 2)));
 }
 
 TEST(Copy, WrongOperandsAreNamed) {
@@ -352,13 +342,11 @@ TEST(Copy, WrongOperandsAreNamed) {
   EXPECT_EQ(more.data<std::int32_t>()[5], 0);
 }
 
-TEST(Zero, OverwritesNaN) {
-  for (const Device device : devices()) {
-    Tensor tensor =
-        Tensor::from<float>({std::numeric_limits<float>::quiet_NaN(), HUGE_VALF}, {2}).to(device);
-    zero(tensor, default_stream(device));
-    EXPECT_EQ(testing::values(tensor), (std::vector<double>{0, 0}));
-  }
+TEST_EACH(Zero, OverwritesNaN, Device device) {
+  Tensor tensor =
+      Tensor::from<float>({std::numeric_limits<float>::quiet_NaN(), HUGE_VALF}, {2}).to(device);
+  zero(tensor, default_stream(device));
+  EXPECT_EQ(testing::values(tensor), (std::vector<double>{0, 0}));
 }
 
 #ifndef MAMBA_HAS_CUDA  // with it: cuda_device_test.cpp

@@ -6,6 +6,7 @@
 
 #include <mamba/mamba.hpp>
 
+#include "each.hpp"
 #include "host/generate/generator_slots.hpp"
 #include "model/training_run.hpp"
 #include "testing.hpp"
@@ -13,8 +14,6 @@
 namespace mamba {
 namespace {
 
-using testing::bits;
-using testing::devices;
 using testing::expect_error;
 using testing::golden_folder;
 using testing::TemporaryFolder;
@@ -90,65 +89,60 @@ TEST(Values, AMovedTokenizerIsWhatItWas) {
 
 // ---- weights ------------------------------------------------------------------------------------
 
-TEST(Values, ReadingWeightsKeepsTheFingerprintAndChangingThemDoesNot) {
-  for (const Device device : devices()) {
-    LanguageModel model = LanguageModel::load(golden_folder("base"), DType::bf16, device);
-    const std::string loaded = model.fingerprint();
-    model.each_weight([](const std::string&, const Tensor&) {});
-    EXPECT_EQ(model.fingerprint(), loaded);
-    LanguageModelWeights gradients = zero_gradients(model.config(), device);
-    AdamWOptions still;
-    still.weight_decay = 0;
-    AdamW optimizer(parameters(model, gradients), still);
-    EXPECT_EQ(model.fingerprint(), loaded) << "no step was made";
-    Tensor kept;
-    model.each_mutable_weight([&](const std::string& name, Tensor& tensor) {
-      if (name == "backbone.norm_f.weight") {
-        kept = tensor.clone();
-        zero(tensor, default_stream(device));
-      }
-    });
-    const std::string changed = model.fingerprint();
-    EXPECT_NE(changed, loaded);
-    model.each_mutable_weight([&](const std::string& name, Tensor& tensor) {
-      if (name == "backbone.norm_f.weight") copy(kept, tensor, default_stream(device));
-    });
-    EXPECT_EQ(model.fingerprint(), loaded) << "the same bytes as in the folder";
-    LanguageModelWeights ones = zero_gradients(model.config(), device);
-    for (TensorView view : tensors(ones, model.config())) {
-      const Tensor filled = Tensor::from(
-          std::vector<float>(static_cast<std::size_t>(view.count()), 1.0f), view.shape());
-      copy(filled.to(device), view, default_stream(device));
+TEST_EACH(Values, ReadingWeightsKeepsTheFingerprintAndChangingThemDoesNot, Device device) {
+  LanguageModel model = LanguageModel::load(golden_folder("base"), DType::bf16, device);
+  const std::string loaded = model.fingerprint();
+  model.each_weight([](const std::string&, const Tensor&) {});
+  EXPECT_EQ(model.fingerprint(), loaded);
+  LanguageModelWeights gradients = zero_gradients(model.config(), device);
+  AdamWOptions still;
+  still.weight_decay = 0;
+  AdamW optimizer(parameters(model, gradients), still);
+  EXPECT_EQ(model.fingerprint(), loaded) << "no step was made";
+  Tensor kept;
+  model.each_mutable_weight([&](const std::string& name, Tensor& tensor) {
+    if (name == "backbone.norm_f.weight") {
+      kept = tensor.clone();
+      zero(tensor, default_stream(device));
     }
-    AdamW learns(parameters(model, ones));
-    learns.step(0.1f, default_stream(device));
-    EXPECT_NE(model.fingerprint(), loaded);
+  });
+  const std::string changed = model.fingerprint();
+  EXPECT_NE(changed, loaded);
+  model.each_mutable_weight([&](const std::string& name, Tensor& tensor) {
+    if (name == "backbone.norm_f.weight") copy(kept, tensor, default_stream(device));
+  });
+  EXPECT_EQ(model.fingerprint(), loaded) << "the same bytes as in the folder";
+  LanguageModelWeights ones = zero_gradients(model.config(), device);
+  for (TensorView view : tensors(ones, model.config())) {
+    const Tensor filled = Tensor::from(
+        std::vector<float>(static_cast<std::size_t>(view.count()), 1.0f), view.shape());
+    copy(filled.to(device), view, default_stream(device));
   }
+  AdamW learns(parameters(model, ones));
+  learns.step(0.1f, default_stream(device));
+  EXPECT_NE(model.fingerprint(), loaded);
 }
 
-TEST(Values, AStepOfGradientsThatAreNotFiniteDoesNotCount) {
-  for (const Device device : devices()) {
-    for (const DType dtype : {DType::f32, DType::bf16}) {
-      TrainingRun training(dtype, device);
-      training.step();
-      EXPECT_EQ(training.optimizer.steps(), 1);
-      Stream& stream = default_stream(device);
-      const Tensor bad = Tensor::from<float>({std::numeric_limits<float>::infinity()}, {1});
-      copy(bad, training.gradients.stack.norm_f.view().rows(0, 1), stream);
-      training.optimizer.step(0.1f, stream);
-      EXPECT_FALSE(std::isfinite(training.optimizer.gradient_norm(stream)));
-      EXPECT_EQ(training.optimizer.steps(), 1);
-      training.optimizer.gradient_norm(stream);
-      EXPECT_EQ(training.optimizer.steps(), 1) << "it is taken back once";
-      EXPECT_THROW(training.optimizer.step(-1, stream), ArgumentError);
-      EXPECT_EQ(training.optimizer.steps(), 1) << "a step that was refused is none";
-      training.optimizer.gradient_norm(stream);
-      EXPECT_EQ(training.optimizer.steps(), 1);
-      zero(training.gradients.stack.norm_f, stream);
-      training.optimizer.step(0.1f, stream);
-      EXPECT_EQ(training.optimizer.steps(), 2);
-    }
-  }
+TEST_EACH(Values, AStepOfGradientsThatAreNotFiniteDoesNotCount, Device device,
+          testing::OneOf<DType::f32, DType::bf16> dtype) {
+  TrainingRun training(dtype, device);
+  training.step();
+  EXPECT_EQ(training.optimizer.steps(), 1);
+  Stream& stream = default_stream(device);
+  const Tensor bad = Tensor::from<float>({std::numeric_limits<float>::infinity()}, {1});
+  copy(bad, training.gradients.stack.norm_f.view().rows(0, 1), stream);
+  training.optimizer.step(0.1f, stream);
+  EXPECT_FALSE(std::isfinite(training.optimizer.gradient_norm(stream)));
+  EXPECT_EQ(training.optimizer.steps(), 1);
+  training.optimizer.gradient_norm(stream);
+  EXPECT_EQ(training.optimizer.steps(), 1) << "it is taken back once";
+  EXPECT_THROW(training.optimizer.step(-1, stream), ArgumentError);
+  EXPECT_EQ(training.optimizer.steps(), 1) << "a step that was refused is none";
+  training.optimizer.gradient_norm(stream);
+  EXPECT_EQ(training.optimizer.steps(), 1);
+  zero(training.gradients.stack.norm_f, stream);
+  training.optimizer.step(0.1f, stream);
+  EXPECT_EQ(training.optimizer.steps(), 2);
 }
 
 // ---- generation ---------------------------------------------------------------------------------
@@ -170,126 +164,119 @@ void poison(Generator& generator, GeneratorPool& pool, std::int64_t row) {
   generator.stream().synchronize();
 }
 
-TEST(Values, ARowWithoutALogitLeavesTheOthersTheirTokens) {
-  for (const Device device : devices()) {
-    SCOPED_TRACE(device.name());
-    const LanguageModel model = LanguageModel::load(golden_folder("base"), DType::f32, device);
-    const std::vector<Ids> prompts{{1, 2, 3}, {4, 5}, {6, 7, 8}};
-    std::vector<Ids> expected;
-    for (const Ids& prompt : prompts) {
-      Generator alone(model);
-      alone.read(prompt);
-      expected.push_back(alone.generate(tokens(6)).tokens);
+TEST_EACH(Values, ARowWithoutALogitLeavesTheOthersTheirTokens, Device device) {
+  const LanguageModel model = LanguageModel::load(golden_folder("base"), DType::f32, device);
+  const std::vector<Ids> prompts{{1, 2, 3}, {4, 5}, {6, 7, 8}};
+  std::vector<Ids> expected;
+  for (const Ids& prompt : prompts) {
+    Generator alone(model);
+    alone.read(prompt);
+    expected.push_back(alone.generate(tokens(6)).tokens);
+  }
+  for (const bool by_next : {true, false}) {
+    GeneratorPool pool(model, 3);
+    std::vector<Generator> members;
+    Generator::Group group;
+    for (int i = 0; i < 3; ++i) members.push_back(pool.make());
+    for (Generator& member : members) group.push_back(&member);
+    Generator::read(group, prompts);
+    poison(members[1], pool, 1);
+    if (by_next) {
+      const std::vector<Chosen> chosen = Generator::next(group);
+      EXPECT_EQ(chosen[0].token, expected[0][0]);
+      EXPECT_EQ(chosen[2].token, expected[2][0]);
+      EXPECT_FALSE(chosen[0].error || chosen[2].error);
+      EXPECT_EQ(chosen[1].token, -1);
+      ASSERT_TRUE(chosen[1].error);
+      EXPECT_THROW(std::rethrow_exception(chosen[1].error), ArgumentError);
+      const auto rest = Generator::generate({&members[0], &members[2]}, {tokens(5)});
+      EXPECT_EQ(rest[0].tokens, Ids(expected[0].begin() + 1, expected[0].end()));
+      EXPECT_EQ(rest[1].tokens, Ids(expected[2].begin() + 1, expected[2].end()));
+    } else {
+      const std::vector<Generated> texts = Generator::generate(group, {tokens(6)});
+      EXPECT_EQ(texts[0].tokens, expected[0]);
+      EXPECT_EQ(texts[2].tokens, expected[2]);
+      EXPECT_EQ(texts[0].reason, StopReason::max_tokens);
+      EXPECT_FALSE(texts[0].error);
+      EXPECT_TRUE(texts[1].tokens.empty());
+      EXPECT_EQ(texts[1].reason, StopReason::error);
+      ASSERT_TRUE(texts[1].error);
     }
-    for (const bool by_next : {true, false}) {
-      GeneratorPool pool(model, 3);
-      std::vector<Generator> members;
-      Generator::Group group;
-      for (int i = 0; i < 3; ++i) members.push_back(pool.make());
-      for (Generator& member : members) group.push_back(&member);
-      Generator::read(group, prompts);
-      poison(members[1], pool, 1);
-      if (by_next) {
-        const std::vector<Chosen> chosen = Generator::next(group);
-        EXPECT_EQ(chosen[0].token, expected[0][0]);
-        EXPECT_EQ(chosen[2].token, expected[2][0]);
-        EXPECT_FALSE(chosen[0].error || chosen[2].error);
-        EXPECT_EQ(chosen[1].token, -1);
-        ASSERT_TRUE(chosen[1].error);
-        EXPECT_THROW(std::rethrow_exception(chosen[1].error), ArgumentError);
-        const auto rest = Generator::generate({&members[0], &members[2]}, {tokens(5)});
-        EXPECT_EQ(rest[0].tokens, Ids(expected[0].begin() + 1, expected[0].end()));
-        EXPECT_EQ(rest[1].tokens, Ids(expected[2].begin() + 1, expected[2].end()));
-      } else {
-        const std::vector<Generated> texts = Generator::generate(group, {tokens(6)});
-        EXPECT_EQ(texts[0].tokens, expected[0]);
-        EXPECT_EQ(texts[2].tokens, expected[2]);
-        EXPECT_EQ(texts[0].reason, StopReason::max_tokens);
-        EXPECT_FALSE(texts[0].error);
-        EXPECT_TRUE(texts[1].tokens.empty());
-        EXPECT_EQ(texts[1].reason, StopReason::error);
-        ASSERT_TRUE(texts[1].error);
-      }
-      EXPECT_THROW(members[1].next(), ArgumentError);
-      EXPECT_NO_THROW(members[0].stream().synchronize()) << "the error was told";
-      EXPECT_EQ(members[0].tokens_seen(), 3 + 6);
-      EXPECT_EQ(members[1].tokens_seen(), 2);
-    }
+    EXPECT_THROW(members[1].next(), ArgumentError);
+    EXPECT_NO_THROW(members[0].stream().synchronize()) << "the error was told";
+    EXPECT_EQ(members[0].tokens_seen(), 3 + 6);
+    EXPECT_EQ(members[1].tokens_seen(), 2);
   }
 }
 
-TEST(Values, ACallbackThatThrowsLeavesTheOthersTheirTokens) {
-  for (const Device device : devices()) {
-    const LanguageModel model = LanguageModel::load(golden_folder("base"), DType::f32, device);
-    GeneratorPool pool(model, 2);
-    Generator a = pool.make(), b = pool.make();
-    Generator::read({&a, &b}, {{1, 2}, {3, 4, 5}});
-    Generator alone(model), thrower(model);
-    alone.read({3, 4, 5});
-    thrower.read({1, 2});
-    const Ids expected = alone.generate(tokens(6)).tokens;
-    const Ids of_a = thrower.generate(tokens(6)).tokens;
-    std::vector<GenerateOptions> options{tokens(6), tokens(6)};
-    int heard = 0;
-    options[0].on_token = [&](std::int32_t) -> bool {
-      if (++heard == 3) throw std::runtime_error("no more");
-      return true;
-    };
-    const std::vector<Generated> texts = Generator::generate({&a, &b}, options);
-    EXPECT_EQ(texts[1].tokens, expected);
-    EXPECT_EQ(texts[0].tokens, Ids(of_a.begin(), of_a.begin() + 3));
-    EXPECT_EQ(texts[0].reason, StopReason::error);
-    ASSERT_TRUE(texts[0].error);
-    EXPECT_THROW(std::rethrow_exception(texts[0].error), std::runtime_error);
-    EXPECT_EQ(a.generate(tokens(3)).tokens, Ids(of_a.begin() + 3, of_a.end())) << "it goes on";
-    heard = 2;
-    EXPECT_THROW(a.generate(options[0]), std::runtime_error);
-  }
+TEST_EACH(Values, ACallbackThatThrowsLeavesTheOthersTheirTokens, Device device) {
+  const LanguageModel model = LanguageModel::load(golden_folder("base"), DType::f32, device);
+  GeneratorPool pool(model, 2);
+  Generator a = pool.make(), b = pool.make();
+  Generator::read({&a, &b}, {{1, 2}, {3, 4, 5}});
+  Generator alone(model), thrower(model);
+  alone.read({3, 4, 5});
+  thrower.read({1, 2});
+  const Ids expected = alone.generate(tokens(6)).tokens;
+  const Ids of_a = thrower.generate(tokens(6)).tokens;
+  std::vector<GenerateOptions> options{tokens(6), tokens(6)};
+  int heard = 0;
+  options[0].on_token = [&](std::int32_t) -> bool {
+    if (++heard == 3) throw std::runtime_error("no more");
+    return true;
+  };
+  const std::vector<Generated> texts = Generator::generate({&a, &b}, options);
+  EXPECT_EQ(texts[1].tokens, expected);
+  EXPECT_EQ(texts[0].tokens, Ids(of_a.begin(), of_a.begin() + 3));
+  EXPECT_EQ(texts[0].reason, StopReason::error);
+  ASSERT_TRUE(texts[0].error);
+  EXPECT_THROW(std::rethrow_exception(texts[0].error), std::runtime_error);
+  EXPECT_EQ(a.generate(tokens(3)).tokens, Ids(of_a.begin() + 3, of_a.end())) << "it goes on";
+  heard = 2;
+  EXPECT_THROW(a.generate(options[0]), std::runtime_error);
 }
 
 // One of the two has NaN for a norm, and with that for logits.
-TEST(Values, SpeculationLeavesItsTwoTogetherAfterAnError) {
-  for (const Device device : devices()) {
-    for (const bool greedy : {true, false}) {
-      for (const bool of_target : {true, false}) {
-        LanguageModel good = LanguageModel::load(golden_folder("base"), DType::f32, device);
-        LanguageModel bad = LanguageModel::load(golden_folder("base"), DType::f32, device);
-        SamplingOptions sampling;
-        if (!greedy) sampling.temperature = 0.8f;
-        Generator target(of_target ? bad : good, sampling);
-        Generator draft(of_target ? good : bad, sampling);
-        Speculation pair(target, draft, 3);
-        pair.read({1, 2, 3});
-        Generator plain_target(good, sampling), plain_draft(good, sampling);
-        Speculation plain(plain_target, plain_draft, 3);
-        plain.read({1, 2, 3});
-        for (int i = 0; i < 2; ++i) EXPECT_EQ(pair.next(), plain.next());
-        Tensor kept;
-        const auto replace = [&](bool broken) {
-          bad.each_mutable_weight([&](const std::string& name, Tensor& tensor) {
-            if (name != "backbone.norm_f.weight") return;
-            if (!kept) kept = tensor.clone();
-            const Tensor nans =
-                Tensor::from(std::vector<float>(static_cast<std::size_t>(tensor.count()),
-                                                std::numeric_limits<float>::quiet_NaN()),
-                             tensor.shape());
-            copy(broken ? ConstTensorView(nans) : ConstTensorView(kept), tensor,
-                 default_stream(device));
-            default_stream(device).synchronize();
-          });
-        };
-        EXPECT_EQ(pair.next(), plain.next());
-        const auto seen = target.tokens_seen();
-        replace(true);
-        EXPECT_THROW(pair.next(), ArgumentError) << greedy << of_target;
-        EXPECT_EQ(target.tokens_seen(), seen);
-        EXPECT_EQ(draft.tokens_seen(), seen);
-        replace(false);
-        for (int i = 0; i < 3; ++i) {
-          EXPECT_EQ(pair.next(), plain.next()) << greedy << of_target << ", run " << i;
-        }
-        EXPECT_EQ(target.tokens_seen(), draft.tokens_seen());
+TEST_EACH(Values, SpeculationLeavesItsTwoTogetherAfterAnError, Device device) {
+  for (const bool greedy : {true, false}) {
+    for (const bool of_target : {true, false}) {
+      LanguageModel good = LanguageModel::load(golden_folder("base"), DType::f32, device);
+      LanguageModel bad = LanguageModel::load(golden_folder("base"), DType::f32, device);
+      SamplingOptions sampling;
+      if (!greedy) sampling.temperature = 0.8f;
+      Generator target(of_target ? bad : good, sampling);
+      Generator draft(of_target ? good : bad, sampling);
+      Speculation pair(target, draft, 3);
+      pair.read({1, 2, 3});
+      Generator plain_target(good, sampling), plain_draft(good, sampling);
+      Speculation plain(plain_target, plain_draft, 3);
+      plain.read({1, 2, 3});
+      for (int i = 0; i < 2; ++i) EXPECT_EQ(pair.next(), plain.next());
+      Tensor kept;
+      const auto replace = [&](bool broken) {
+        bad.each_mutable_weight([&](const std::string& name, Tensor& tensor) {
+          if (name != "backbone.norm_f.weight") return;
+          if (!kept) kept = tensor.clone();
+          const Tensor nans =
+              Tensor::from(std::vector<float>(static_cast<std::size_t>(tensor.count()),
+                                              std::numeric_limits<float>::quiet_NaN()),
+                           tensor.shape());
+          copy(broken ? ConstTensorView(nans) : ConstTensorView(kept), tensor,
+               default_stream(device));
+          default_stream(device).synchronize();
+        });
+      };
+      EXPECT_EQ(pair.next(), plain.next());
+      const auto seen = target.tokens_seen();
+      replace(true);
+      EXPECT_THROW(pair.next(), ArgumentError) << greedy << of_target;
+      EXPECT_EQ(target.tokens_seen(), seen);
+      EXPECT_EQ(draft.tokens_seen(), seen);
+      replace(false);
+      for (int i = 0; i < 3; ++i) {
+        EXPECT_EQ(pair.next(), plain.next()) << greedy << of_target << ", run " << i;
       }
+      EXPECT_EQ(target.tokens_seen(), draft.tokens_seen());
     }
   }
 }

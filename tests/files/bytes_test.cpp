@@ -4,6 +4,7 @@
 #include <mamba/safetensors.hpp>
 #include <mamba/state_file.hpp>
 
+#include "each.hpp"
 #include "files.hpp"
 #include "host/files/input_file.hpp"
 #include "testing.hpp"
@@ -75,31 +76,26 @@ std::string error_of(Read read) {
   }
 }
 
-TEST(BytesTest, AStateGoesThereAndBackOnEveryDevice) {
+TEST_EACH(BytesTest, AStateGoesThereAndBackOnEveryDevice, Device device, DType dtype) {
   const TemporaryFolder folder;
   const Tensor logits = testing::Random(1).normal_tensor({2, 7}, DType::bf16);
   const StateMetadata metadata{"0123abcd", {4, 5}, {{"by", "me"}}};
-  for (const Device device : testing::devices()) {
-    for (const DType dtype : testing::storage_dtypes()) {
-      SCOPED_TRACE(device.name() + " " + name_of(dtype));
-      const StackState stack = random_stack(dtype, device);
-      const Bytes bytes = save(stack, metadata, {{"logits", logits}});
-      save(folder.file("state"), stack, metadata, {{"logits", logits}});
-      EXPECT_EQ(text_of(bytes), testing::read_file(folder.file("state")));
-      const SavedState saved = load_state(bytes, device);
-      EXPECT_EQ(saved.state.device(), device);
-      expect_same(saved.state, stack);
-      EXPECT_EQ(saved.metadata.fingerprint, metadata.fingerprint);
-      EXPECT_EQ(saved.metadata.tokens_seen, metadata.tokens_seen);
-      EXPECT_EQ(saved.metadata.notes, metadata.notes);
-      EXPECT_EQ(bits(saved.extras.at("logits")), bits(logits));
+  const StackState stack = random_stack(dtype, device);
+  const Bytes bytes = save(stack, metadata, {{"logits", logits}});
+  save(folder.file("state"), stack, metadata, {{"logits", logits}});
+  EXPECT_EQ(text_of(bytes), testing::read_file(folder.file("state")));
+  const SavedState saved = load_state(bytes, device);
+  EXPECT_EQ(saved.state.device(), device);
+  expect_same(saved.state, stack);
+  EXPECT_EQ(saved.metadata.fingerprint, metadata.fingerprint);
+  EXPECT_EQ(saved.metadata.tokens_seen, metadata.tokens_seen);
+  EXPECT_EQ(saved.metadata.notes, metadata.notes);
+  EXPECT_EQ(bits(saved.extras.at("logits")), bits(logits));
 
-      const MambaState& layer = stack.layers.front();
-      save(folder.file("layer"), layer);
-      EXPECT_EQ(text_of(save(layer)), testing::read_file(folder.file("layer")));
-      EXPECT_EQ(bits(load_state(save(layer)).state.layers.at(0).ssm), bits(layer.ssm));
-    }
-  }
+  const MambaState& layer = stack.layers.front();
+  save(folder.file("layer"), layer);
+  EXPECT_EQ(text_of(save(layer)), testing::read_file(folder.file("layer")));
+  EXPECT_EQ(bits(load_state(save(layer)).state.layers.at(0).ssm), bits(layer.ssm));
 }
 
 TEST(BytesTest, TensorsOfEveryKindAreWhatTheFileHolds) {

@@ -8,6 +8,7 @@
 
 #include <mamba/safetensors.hpp>
 
+#include "each.hpp"
 #include "files.hpp"
 #include "model/training_run.hpp"
 
@@ -15,8 +16,6 @@ namespace mamba {
 namespace {
 
 using testing::bits;
-using testing::devices;
-using testing::expect_error;
 using testing::TemporaryFolder;
 using testing::TrainingRun;
 
@@ -31,33 +30,30 @@ std::vector<std::vector<unsigned char>> everything(const TrainingRun& training) 
   return all;
 }
 
-TEST(Checkpoint, AResumedRunIsBitIdenticalToOneThatNeverStopped) {
-  for (Device device : devices()) {
-    for (DType dtype : {DType::f32, DType::bf16}) {
-      const TemporaryFolder folder;
-      TrainingRun whole(dtype, device);
-      for (int i = 0; i < 5; ++i) whole.step();
-      whole.progress.notes["text"] = "book.txt";
-      whole.progress.loss_scale.value = 1024;
-      whole.progress.loss_scale.good_steps = 17;
-      whole.save(folder.file("run"));
-      std::vector<float> losses;
-      for (int i = 0; i < 5; ++i) losses.push_back(whole.step());
+TEST_EACH(Checkpoint, AResumedRunIsBitIdenticalToOneThatNeverStopped, Device device,
+          testing::OneOf<DType::f32, DType::bf16> dtype) {
+  const TemporaryFolder folder;
+  TrainingRun whole(dtype, device);
+  for (int i = 0; i < 5; ++i) whole.step();
+  whole.progress.notes["text"] = "book.txt";
+  whole.progress.loss_scale.value = 1024;
+  whole.progress.loss_scale.good_steps = 17;
+  whole.save(folder.file("run"));
+  std::vector<float> losses;
+  for (int i = 0; i < 5; ++i) losses.push_back(whole.step());
 
-      TrainingRun resumed(dtype, device);
-      resumed.step();  // whatever it did before
-      resumed.load(folder.file("run"));
-      EXPECT_EQ(resumed.optimizer.steps(), 5);
-      EXPECT_EQ(resumed.progress.seed, 7u);
-      EXPECT_EQ(resumed.progress.draws, 5u);
-      EXPECT_EQ(resumed.progress.loss_scale.value, 1024);
-      EXPECT_EQ(resumed.progress.loss_scale.good_steps, 17);
-      EXPECT_EQ(resumed.progress.positions, (std::vector<std::int64_t>{80, 80, 80, 80}));
-      EXPECT_EQ(resumed.progress.notes.at("text"), "book.txt");
-      for (float loss : losses) EXPECT_EQ(resumed.step(), loss);
-      EXPECT_EQ(everything(resumed), everything(whole));
-    }
-  }
+  TrainingRun resumed(dtype, device);
+  resumed.step();  // whatever it did before
+  resumed.load(folder.file("run"));
+  EXPECT_EQ(resumed.optimizer.steps(), 5);
+  EXPECT_EQ(resumed.progress.seed, 7u);
+  EXPECT_EQ(resumed.progress.draws, 5u);
+  EXPECT_EQ(resumed.progress.loss_scale.value, 1024);
+  EXPECT_EQ(resumed.progress.loss_scale.good_steps, 17);
+  EXPECT_EQ(resumed.progress.positions, (std::vector<std::int64_t>{80, 80, 80, 80}));
+  EXPECT_EQ(resumed.progress.notes.at("text"), "book.txt");
+  for (float loss : losses) EXPECT_EQ(resumed.step(), loss);
+  EXPECT_EQ(everything(resumed), everything(whole));
 }
 
 TEST(Checkpoint, TheSameRunGivesTheSameBytes) {

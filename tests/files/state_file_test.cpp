@@ -4,6 +4,7 @@
 
 #include <mamba/safetensors.hpp>
 
+#include "each.hpp"
 #include "files.hpp"
 
 namespace mamba {
@@ -41,29 +42,25 @@ void expect_same(const StackState& a, const StackState& b) {
   }
 }
 
-TEST(StateFile, KeepsEveryBitOnEveryDevice) {
+TEST_EACH(StateFile, KeepsEveryBitOnEveryDevice, Device device, DType dtype) {
   const TemporaryFolder folder;
   const std::string path = folder.file("state");
-  for (Device device : testing::devices()) {
-    for (DType dtype : testing::storage_dtypes()) {
-      for (std::int64_t d_conv : {1, 2, 4}) {
-        for (std::int64_t rows : {0, 1, 3}) {
-          const StackState stack = random_stack(12, rows, dtype, 6, d_conv);
-          StackState there;
-          for (const MambaState& layer : stack.layers) {
-            there.layers.emplace_back();
-            there.layers.back().conv = layer.conv.to(device);
-            there.layers.back().ssm = layer.ssm.to(device);
-          }
-          save(path, there);
-          const SavedState saved = load_state(path, device);
-          EXPECT_EQ(saved.state.device(), device);
-          expect_same(saved.state, stack);
-          EXPECT_TRUE(saved.metadata.fingerprint.empty());
-          EXPECT_TRUE(saved.metadata.tokens_seen.empty());
-          EXPECT_TRUE(saved.extras.empty());
-        }
+  for (std::int64_t d_conv : {1, 2, 4}) {
+    for (std::int64_t rows : {0, 1, 3}) {
+      const StackState stack = random_stack(12, rows, dtype, 6, d_conv);
+      StackState there;
+      for (const MambaState& layer : stack.layers) {
+        there.layers.emplace_back();
+        there.layers.back().conv = layer.conv.to(device);
+        there.layers.back().ssm = layer.ssm.to(device);
       }
+      save(path, there);
+      const SavedState saved = load_state(path, device);
+      EXPECT_EQ(saved.state.device(), device);
+      expect_same(saved.state, stack);
+      EXPECT_TRUE(saved.metadata.fingerprint.empty());
+      EXPECT_TRUE(saved.metadata.tokens_seen.empty());
+      EXPECT_TRUE(saved.extras.empty());
     }
   }
 }

@@ -7,6 +7,7 @@
 
 #include <mamba/speculative.hpp>
 
+#include "each.hpp"
 #include "generate/texts.hpp"
 #include "host/generate/generator_slots.hpp"
 #include "testing.hpp"
@@ -14,11 +15,11 @@
 namespace mamba {
 namespace {
 
+using testing::bytes_model;
 using testing::expect_error;
 using testing::Ids;
 using testing::lively;
 using testing::prompt;
-using testing::with_bytes_model;
 
 GenerateOptions tokens(std::int64_t count, std::optional<std::int64_t> log_probs = std::nullopt) {
   GenerateOptions options;
@@ -57,98 +58,92 @@ void expect_log_probs(const LanguageModel& model, const Ids& text, const std::ve
   }
 }
 
-TEST(LogProbsTest, AreTheModelsOwn) {
-  with_bytes_model([](const LanguageModel& model) {
-    for (const SamplingOptions& sampling : {SamplingOptions{}, lively(3)}) {
-      Generator plain(model, sampling), told(model, sampling);
-      plain.read(prompt);
-      told.read(prompt);
-      const Generated without = plain.generate(tokens(20));
-      const Generated with = told.generate(tokens(20, 5));
-      EXPECT_EQ(with.tokens, without.tokens);
-      EXPECT_TRUE(without.log_probs.empty());
-      expect_log_probs(model, with.tokens, with.log_probs, 5, 1e-4);
-      EXPECT_EQ(told.generate(tokens(5)).tokens, plain.generate(tokens(5)).tokens);
-    }
-  });
+TEST_EACH(LogProbsTest, AreTheModelsOwn, Device device) {
+  const LanguageModel model = bytes_model(device);
+  for (const SamplingOptions& sampling : {SamplingOptions{}, lively(3)}) {
+    Generator plain(model, sampling), told(model, sampling);
+    plain.read(prompt);
+    told.read(prompt);
+    const Generated without = plain.generate(tokens(20));
+    const Generated with = told.generate(tokens(20, 5));
+    EXPECT_EQ(with.tokens, without.tokens);
+    EXPECT_TRUE(without.log_probs.empty());
+    expect_log_probs(model, with.tokens, with.log_probs, 5, 1e-4);
+    EXPECT_EQ(told.generate(tokens(5)).tokens, plain.generate(tokens(5)).tokens);
+  }
 }
 
-TEST(LogProbsTest, OfAGroupOnlyWhoAsksIsTold) {
-  with_bytes_model([](const LanguageModel& model) {
-    GeneratorPool pool(model, 3);
-    GeneratorAccess::slots(pool).ahead = true;
-    Generator a = pool.make(lively(1)), b = pool.make(), c = pool.make(lively(2));
-    Generator::read({&a, &b, &c}, {prompt, {1, 2}, prompt});
-    const std::vector<Generated> texts =
-        Generator::generate({&c, &b, &a}, {tokens(9, 2), tokens(12), tokens(6, 0)});
-    expect_log_probs(model, texts[0].tokens, texts[0].log_probs, 2, 1e-4);
-    EXPECT_TRUE(texts[1].log_probs.empty());
-    expect_log_probs(model, texts[2].tokens, texts[2].log_probs, 0, 1e-4);
-  });
+TEST_EACH(LogProbsTest, OfAGroupOnlyWhoAsksIsTold, Device device) {
+  const LanguageModel model = bytes_model(device);
+  GeneratorPool pool(model, 3);
+  GeneratorAccess::slots(pool).ahead = true;
+  Generator a = pool.make(lively(1)), b = pool.make(), c = pool.make(lively(2));
+  Generator::read({&a, &b, &c}, {prompt, {1, 2}, prompt});
+  const std::vector<Generated> texts =
+      Generator::generate({&c, &b, &a}, {tokens(9, 2), tokens(12), tokens(6, 0)});
+  expect_log_probs(model, texts[0].tokens, texts[0].log_probs, 2, 1e-4);
+  EXPECT_TRUE(texts[1].log_probs.empty());
+  expect_log_probs(model, texts[2].tokens, texts[2].log_probs, 0, 1e-4);
 }
 
-TEST(LogProbsTest, ACallbackThatTakesAnotherMemberFurtherChangesNone) {
-  with_bytes_model([](const LanguageModel& model) {
-    GeneratorPool pool(model, 2);
-    Generator first = pool.make(lively(1));
-    Generator second = pool.make(lively(2));
-    Generator::read({&first, &second}, {prompt, prompt});
-    std::vector<GenerateOptions> options{tokens(4), tokens(4, 0)};
-    options[0].on_token = [&](std::int32_t) {
-      second.snapshot();  // its chosen token goes through the model
-      return true;
-    };
-    const std::vector<Generated> results = Generator::generate({&first, &second}, options);
-    expect_log_probs(model, results[1].tokens, results[1].log_probs, 0, 1e-4);
-  });
+TEST_EACH(LogProbsTest, ACallbackThatTakesAnotherMemberFurtherChangesNone, Device device) {
+  const LanguageModel model = bytes_model(device);
+  GeneratorPool pool(model, 2);
+  Generator first = pool.make(lively(1));
+  Generator second = pool.make(lively(2));
+  Generator::read({&first, &second}, {prompt, prompt});
+  std::vector<GenerateOptions> options{tokens(4), tokens(4, 0)};
+  options[0].on_token = [&](std::int32_t) {
+    second.snapshot();  // its chosen token goes through the model
+    return true;
+  };
+  const std::vector<Generated> results = Generator::generate({&first, &second}, options);
+  expect_log_probs(model, results[1].tokens, results[1].log_probs, 0, 1e-4);
 }
 
-TEST(LogProbsTest, ALoopOfOnesOwnMayAskAfterEachToken) {
-  with_bytes_model([](const LanguageModel& model) {
-    Generator generator(model, lively(4));
-    generator.read(prompt);
-    expect_error<ArgumentError>(
-        "Generator::log_probs: token: expected one that was chosen last, and not with a draft, got "
-        "none",
-        [&] { generator.log_probs(); });
-    Ids text;
-    std::vector<LogProbs> said;
-    for (int i = 0; i < 8; ++i) {
-      text.push_back(generator.next());
-      said.push_back(generator.log_probs(3));
-    }
-    expect_log_probs(model, text, said, 3, 1e-4);
-    EXPECT_EQ(generator.log_probs(1000).top.size(), 256u) << "there are no more tokens";
-    double sum = 0;
-    for (const TokenLogProb& one : generator.log_probs(1000).top) {
-      sum += std::exp(static_cast<double>(one.log_prob));
-    }
-    EXPECT_NEAR(sum, 1, 1e-5);
-    EXPECT_THROW(generator.log_probs(-1), ArgumentError);
-    generator.state();  // the token goes through the model
-    EXPECT_THROW(generator.log_probs(), ArgumentError);
-    expect_error<ArgumentError>("Generator::generate: log_probs: expected 0 to 2147483647, got -1",
-                                [&] { generator.generate(tokens(1, -1)); });
-  });
+TEST_EACH(LogProbsTest, ALoopOfOnesOwnMayAskAfterEachToken, Device device) {
+  const LanguageModel model = bytes_model(device);
+  Generator generator(model, lively(4));
+  generator.read(prompt);
+  expect_error<ArgumentError>(
+      "Generator::log_probs: token: expected one that was chosen last, and not with a draft, got "
+      "none",
+      [&] { generator.log_probs(); });
+  Ids text;
+  std::vector<LogProbs> said;
+  for (int i = 0; i < 8; ++i) {
+    text.push_back(generator.next());
+    said.push_back(generator.log_probs(3));
+  }
+  expect_log_probs(model, text, said, 3, 1e-4);
+  EXPECT_EQ(generator.log_probs(1000).top.size(), 256u) << "there are no more tokens";
+  double sum = 0;
+  for (const TokenLogProb& one : generator.log_probs(1000).top) {
+    sum += std::exp(static_cast<double>(one.log_prob));
+  }
+  EXPECT_NEAR(sum, 1, 1e-5);
+  EXPECT_THROW(generator.log_probs(-1), ArgumentError);
+  generator.state();  // the token goes through the model
+  EXPECT_THROW(generator.log_probs(), ArgumentError);
+  expect_error<ArgumentError>("Generator::generate: log_probs: expected 0 to 2147483647, got -1",
+                              [&] { generator.generate(tokens(1, -1)); });
 }
 
-TEST(LogProbsTest, WithADraftTheyAreTheTargets) {
-  with_bytes_model([](const LanguageModel& model) {
-    const LanguageModel small =
-        LanguageModel::random(model.config(), 5, DType::f32, model.device());
-    for (const SamplingOptions& sampling : {SamplingOptions{}, lively(3)}) {
-      for (const LanguageModel* helper : {&model, &small}) {  // all is taken, or nearly nothing
-        Generator target(model, sampling), draft(*helper, sampling);
-        Speculation speculation(target, draft, 3);
-        speculation.read(prompt);
-        const Generated text = speculation.generate(tokens(15, 4));
-        expect_log_probs(model, text.tokens, text.log_probs, 4, 1e-4);
-        EXPECT_THROW(target.log_probs(), ArgumentError) << "its own logits are of another place";
-        target.next();
-        target.log_probs();
-      }
+TEST_EACH(LogProbsTest, WithADraftTheyAreTheTargets, Device device) {
+  const LanguageModel model = bytes_model(device);
+  const LanguageModel small = LanguageModel::random(model.config(), 5, DType::f32, model.device());
+  for (const SamplingOptions& sampling : {SamplingOptions{}, lively(3)}) {
+    for (const LanguageModel* helper : {&model, &small}) {  // all is taken, or nearly nothing
+      Generator target(model, sampling), draft(*helper, sampling);
+      Speculation speculation(target, draft, 3);
+      speculation.read(prompt);
+      const Generated text = speculation.generate(tokens(15, 4));
+      expect_log_probs(model, text.tokens, text.log_probs, 4, 1e-4);
+      EXPECT_THROW(target.log_probs(), ArgumentError) << "its own logits are of another place";
+      target.next();
+      target.log_probs();
     }
-  });
+  }
 }
 
 }  // namespace

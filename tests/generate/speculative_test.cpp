@@ -9,13 +9,13 @@
 #include <mamba/config.hpp>
 #include <mamba/safetensors.hpp>
 
+#include "each.hpp"
 #include "files.hpp"
 #include "testing.hpp"
 
 namespace mamba {
 namespace {
 
-using testing::devices;
 using testing::expect_error;
 using testing::golden_folder;
 using testing::TemporaryFolder;
@@ -41,50 +41,46 @@ Ids joined(Ids a, const Ids& b) {
   return a;
 }
 
-// A draft that is nearly the target, and one that has nothing to do with it.
-class SpeculationTest : public ::testing::Test {
- protected:
-  template <class Body>
-  void everywhere(Body body) {
-    for (Device device : devices()) {
-      const LanguageModel target = LanguageModel::load(golden_folder("base"), DType::f32, device);
-      const LanguageModel close = LanguageModel::load(golden_folder("base"), DType::bf16, device);
-      const LanguageModel far =
-          LanguageModel::load(golden_folder("sharded_bf16"), DType::f32, device);
-      for (const LanguageModel* draft : {&close, &far}) {
-        SCOPED_TRACE(device.name() + (draft == &close ? ", close" : ", far"));
-        body(target, *draft, draft == &close);
-      }
-    }
+// body(target, draft, whether the draft is the close one), for a draft that is nearly the target
+// and for one that has nothing to do with it.
+template <class Body>
+void with_each_draft(Device device, Body body) {
+  const LanguageModel target = LanguageModel::load(golden_folder("base"), DType::f32, device);
+  const LanguageModel close = LanguageModel::load(golden_folder("base"), DType::bf16, device);
+  const LanguageModel far = LanguageModel::load(golden_folder("sharded_bf16"), DType::f32, device);
+  for (const LanguageModel* draft : {&close, &far}) {
+    SCOPED_TRACE(draft == &close ? "close" : "far");
+    body(target, *draft, draft == &close);
   }
-};
+}
 
-TEST_F(SpeculationTest, GreedyTextIsThePublishedOne) {
+TEST_EACH(SpeculationTest, GreedyTextIsThePublishedOne, Device device) {
   const Ids prompt = golden_ids("base", "prompt_ids");
   const Ids text = golden_ids("base", "greedy_ids");
-  everywhere([&](const LanguageModel& model, const LanguageModel& small, bool is_close) {
-    for (const std::int64_t proposals : {1, 2, 4, 7}) {
-      Generator target(model);
-      Generator draft(small);
-      Speculation speculation(target, draft, proposals);
-      speculation.read(prompt);
-      EXPECT_EQ(speculation.generate(tokens(24)).tokens, text) << proposals;
-      const SpeculationCounts& counts = speculation.counts();
-      EXPECT_EQ(counts.proposed, (counts.runs - 1) * proposals);
-      if (is_close) {
-        EXPECT_EQ(counts.accepted, counts.proposed);
-      } else {
-        EXPECT_LT(counts.accepted, counts.proposed / 2);
-      }
-    }
-  });
+  with_each_draft(device,
+                  [&](const LanguageModel& model, const LanguageModel& small, bool is_close) {
+                    for (const std::int64_t proposals : {1, 2, 4, 7}) {
+                      Generator target(model);
+                      Generator draft(small);
+                      Speculation speculation(target, draft, proposals);
+                      speculation.read(prompt);
+                      EXPECT_EQ(speculation.generate(tokens(24)).tokens, text) << proposals;
+                      const SpeculationCounts& counts = speculation.counts();
+                      EXPECT_EQ(counts.proposed, (counts.runs - 1) * proposals);
+                      if (is_close) {
+                        EXPECT_EQ(counts.accepted, counts.proposed);
+                      } else {
+                        EXPECT_LT(counts.accepted, counts.proposed / 2);
+                      }
+                    }
+                  });
 }
 
 // Wherever it stops, both generators are where they would be without: in states, and in what they
 // go on with.
-TEST_F(SpeculationTest, StatesGoBackToTheLastTokenTaken) {
+TEST_EACH(SpeculationTest, StatesGoBackToTheLastTokenTaken, Device device) {
   const Ids prompt = golden_ids("base", "prompt_ids");
-  everywhere([&](const LanguageModel& model, const LanguageModel& small, bool) {
+  with_each_draft(device, [&](const LanguageModel& model, const LanguageModel& small, bool) {
     for (std::int64_t stop = 1; stop < 14; ++stop) {
       Generator target(model);
       Generator draft(small);
@@ -115,10 +111,10 @@ TEST_F(SpeculationTest, StatesGoBackToTheLastTokenTaken) {
   });
 }
 
-TEST_F(SpeculationTest, EndsWhereAGeneratorWould) {
+TEST_EACH(SpeculationTest, EndsWhereAGeneratorWould, Device device) {
   const Ids prompt = golden_ids("base", "prompt_ids");
   const Ids text = golden_ids("base", "greedy_ids");
-  everywhere([&](const LanguageModel& model, const LanguageModel& small, bool) {
+  with_each_draft(device, [&](const LanguageModel& model, const LanguageModel& small, bool) {
     Generator target(model);
     Generator draft(small);
     Speculation speculation(target, draft, 4);
@@ -172,11 +168,11 @@ void expect_same_end(const LanguageModel& model, const LanguageModel& small,
 
 // An end of text that is every token in turn comes at every place of a run: proposed and taken, in
 // place of a proposal, after the last one.
-TEST_F(SpeculationTest, EndOfTextEndsItWhereAGeneratorEnds) {
+TEST_EACH(SpeculationTest, EndOfTextEndsItWhereAGeneratorEnds, Device device) {
   const Ids text = golden_ids("base", "greedy_ids");
   GenerateOptions options = tokens(24);
   options.ignore_eos = false;
-  everywhere([&](const LanguageModel& model, const LanguageModel& small, bool) {
+  with_each_draft(device, [&](const LanguageModel& model, const LanguageModel& small, bool) {
     const TemporaryFolder folder;
     model.save(folder.file("model"));
     for (std::size_t end = 0; end < text.size(); ++end) {
@@ -191,10 +187,10 @@ TEST_F(SpeculationTest, EndOfTextEndsItWhereAGeneratorEnds) {
   });
 }
 
-TEST_F(SpeculationTest, AStopStringEndsItWhereAGeneratorEnds) {
+TEST_EACH(SpeculationTest, AStopStringEndsItWhereAGeneratorEnds, Device device) {
   const Tokenizer tokenizer = Tokenizer::bytes();
   const std::string all = tokenizer.decode(golden_ids("base", "greedy_ids"));
-  everywhere([&](const LanguageModel& model, const LanguageModel& small, bool) {
+  with_each_draft(device, [&](const LanguageModel& model, const LanguageModel& small, bool) {
     for (std::size_t length : {std::size_t{1}, std::size_t{4}}) {
       for (std::size_t first = 0; first + length <= all.size(); ++first) {
         SCOPED_TRACE(first);
@@ -207,14 +203,14 @@ TEST_F(SpeculationTest, AStopStringEndsItWhereAGeneratorEnds) {
   });
 }
 
-TEST_F(SpeculationTest, ASavedTextGoesOnWithTheSameRandomNumbers) {
+TEST_EACH(SpeculationTest, ASavedTextGoesOnWithTheSameRandomNumbers, Device device) {
   const Ids prompt = golden_ids("base", "prompt_ids");
   SamplingOptions lively;
   lively.temperature = 1.3f;
   lively.top_p = 0.95f;
   lively.repetition_penalty = 1.2f;
   lively.seed = 11;
-  everywhere([&](const LanguageModel& model, const LanguageModel& small, bool) {
+  with_each_draft(device, [&](const LanguageModel& model, const LanguageModel& small, bool) {
     const TemporaryFolder folder;
     Generator target(model, lively);
     Generator draft(small, lively);
@@ -242,40 +238,37 @@ TEST_F(SpeculationTest, ASavedTextGoesOnWithTheSameRandomNumbers) {
 // In 16 bits another number of rows may round otherwise. A token is then not the best of a run
 // without help, but as good as rounding can tell. The draft that is often wrong shows that its
 // proposals are judged.
-TEST_F(SpeculationTest, GreedyTokensIn16BitsAreBestUpToRounding) {
+TEST_EACH(SpeculationTest, GreedyTokensIn16BitsAreBestUpToRounding, Device device,
+          testing::OneOf<DType::bf16, DType::f16> dtype) {
   const Ids prompt = golden_ids("base", "prompt_ids");
   int differing = 0;
-  for (Device device : devices()) {
-    for (DType dtype : {DType::bf16, DType::f16}) {
-      const LanguageModel model = LanguageModel::load(golden_folder("base"), dtype, device);
-      for (const char* helper : {"base", "sharded_bf16"}) {
-        SCOPED_TRACE(device.name() + " " + name_of(dtype) + ", draft " + helper);
-        const LanguageModel small = LanguageModel::load(golden_folder(helper), DType::f32, device);
-        Generator target(model);
-        Generator draft(small);
-        Speculation speculation(target, draft, 5);
-        speculation.read(prompt);
-        const Ids text = speculation.generate(tokens(60)).tokens;
-        const SpeculationCounts& counts = speculation.counts();
-        if (std::string(helper) == "base") {
-          EXPECT_GT(counts.accepted, counts.proposed / 2);
-        } else {
-          EXPECT_LT(counts.accepted, counts.proposed / 2);
-        }
-        Generator plain(model);
-        plain.read(prompt);
-        for (const std::int32_t token : text) {
-          const std::vector<double> logits = values(plain.logits());
-          const auto best = std::max_element(logits.begin(), logits.end());
-          const double norm =
-              std::sqrt(std::inner_product(logits.begin(), logits.end(), logits.begin(), 0.0));
-          // Each of the two runs is within 9 roundoffs of the exact one (golden_test.cpp).
-          EXPECT_LE(*best - logits[static_cast<std::size_t>(token)],
-                    2 * 9 * testing::roundoff(dtype) * norm);
-          differing += best - logits.begin() == token ? 0 : 1;
-          plain.read({token});
-        }
-      }
+  const LanguageModel model = LanguageModel::load(golden_folder("base"), dtype, device);
+  for (const char* helper : {"base", "sharded_bf16"}) {
+    SCOPED_TRACE(helper);
+    const LanguageModel small = LanguageModel::load(golden_folder(helper), DType::f32, device);
+    Generator target(model);
+    Generator draft(small);
+    Speculation speculation(target, draft, 5);
+    speculation.read(prompt);
+    const Ids text = speculation.generate(tokens(60)).tokens;
+    const SpeculationCounts& counts = speculation.counts();
+    if (std::string(helper) == "base") {
+      EXPECT_GT(counts.accepted, counts.proposed / 2);
+    } else {
+      EXPECT_LT(counts.accepted, counts.proposed / 2);
+    }
+    Generator plain(model);
+    plain.read(prompt);
+    for (const std::int32_t token : text) {
+      const std::vector<double> logits = values(plain.logits());
+      const auto best = std::max_element(logits.begin(), logits.end());
+      const double norm =
+          std::sqrt(std::inner_product(logits.begin(), logits.end(), logits.begin(), 0.0));
+      // Each of the two runs is within 9 roundoffs of the exact one (golden_test.cpp).
+      EXPECT_LE(*best - logits[static_cast<std::size_t>(token)],
+                2 * 9 * testing::roundoff(dtype) * norm);
+      differing += best - logits.begin() == token ? 0 : 1;
+      plain.read({token});
     }
   }
   RecordProperty("tokens that differ from a run without help", differing);
@@ -360,7 +353,7 @@ double chi_square_excess(const std::map<Ids, double>& odds, const std::map<Ids, 
   return (sum - (classes - 1)) / std::sqrt(2.0 * (classes - 1));
 }
 
-TEST_F(SpeculationTest, SampledTextHasTheTargetsDistribution) {
+TEST_EACH(SpeculationTest, SampledTextHasTheTargetsDistribution, Device device) {
   LanguageModelConfig config;
   config.layer.d_model = 8;
   config.layer.d_state = 4;
@@ -375,69 +368,64 @@ TEST_F(SpeculationTest, SampledTextHasTheTargetsDistribution) {
   cut.min_p = 0.02f;
   cut.repetition_penalty = 1.5f;
   constexpr int trials = 6000;
-  for (Device device : devices()) {
-    const LanguageModel model = LanguageModel::random(config, 1, DType::f32, device);
-    const LanguageModel small = LanguageModel::random(config, 2, DType::f32, device);
-    for (const SamplingOptions& options : {plain, cut}) {
-      SCOPED_TRACE(device.name() + (options == plain ? ", all" : ", cut"));
-      const Ids prompt{1, 4, 2};
-      Generator target(model, options);
-      Generator draft(small, options);
-      target.read(prompt);
-      draft.read(prompt);
-      std::map<Ids, double> odds;
-      texts_after(target, prompt, {}, 1, 4, odds);
-      std::map<Ids, int> counted;
-      SpeculationCounts counts;
-      for (int trial = 0; trial < trials; ++trial) {
-        Generator t = target.fork();
-        Generator d = draft.fork();
-        t.reseed(static_cast<std::uint64_t>(trial));
-        Speculation speculation(t, d, 2);
-        ++counted[speculation.generate(tokens(4)).tokens];
-        counts.proposed += speculation.counts().proposed;
-        counts.accepted += speculation.counts().accepted;
-      }
-      EXPECT_LT(chi_square_excess(odds, counted, trials), 4);
-      EXPECT_GT(counts.accepted, counts.proposed / 10);
-      EXPECT_LT(counts.accepted, counts.proposed * 9 / 10);
+  const LanguageModel model = LanguageModel::random(config, 1, DType::f32, device);
+  const LanguageModel small = LanguageModel::random(config, 2, DType::f32, device);
+  for (const SamplingOptions& options : {plain, cut}) {
+    SCOPED_TRACE(device.name() + (options == plain ? ", all" : ", cut"));
+    const Ids prompt{1, 4, 2};
+    Generator target(model, options);
+    Generator draft(small, options);
+    target.read(prompt);
+    draft.read(prompt);
+    std::map<Ids, double> odds;
+    texts_after(target, prompt, {}, 1, 4, odds);
+    std::map<Ids, int> counted;
+    SpeculationCounts counts;
+    for (int trial = 0; trial < trials; ++trial) {
+      Generator t = target.fork();
+      Generator d = draft.fork();
+      t.reseed(static_cast<std::uint64_t>(trial));
+      Speculation speculation(t, d, 2);
+      ++counted[speculation.generate(tokens(4)).tokens];
+      counts.proposed += speculation.counts().proposed;
+      counts.accepted += speculation.counts().accepted;
     }
+    EXPECT_LT(chi_square_excess(odds, counted, trials), 4);
+    EXPECT_GT(counts.accepted, counts.proposed / 10);
+    EXPECT_LT(counts.accepted, counts.proposed * 9 / 10);
   }
 }
 
 // ---- errors -------------------------------------------------------------------------------------
 
-TEST_F(SpeculationTest, RefusesWhatCannotWork) {
-  for (Device device : devices()) {
-    SCOPED_TRACE(device.name());
-    const LanguageModel model = LanguageModel::load(golden_folder("base"), DType::f32, device);
-    const LanguageModel other = LanguageModel::load(golden_folder("bytes"), DType::f32, device);
-    Generator target(model);
-    Generator draft(model);
-    Generator stranger(other);
-    expect_error<ArgumentError>(
-        "Speculation: draft: expected a model with 96 tokens, got one with 256",
-        [&] { Speculation(target, stranger); });
-    expect_error<ArgumentError>("Speculation: draft: expected another generator, got the target",
-                                [&] { Speculation(target, target); });
-    expect_error<ArgumentError>("Speculation: proposals: expected 1 to 64, got 0",
-                                [&] { Speculation(target, draft, 0); });
-    GeneratorPool pool(model, 2);
-    Generator member = pool.make();
-    expect_error<ArgumentError>(
-        "Speculation: target: expected a generator with a pool of its own, got one in a pool of 2",
-        [&] { Speculation(member, draft); });
-    target.read({1, 2});
-    expect_error<ArgumentError>("Speculation: draft: expected 2 tokens seen, got 0",
-                                [&] { Speculation(target, draft); });
-    draft.read({1, 2});
-    Speculation speculation(target, draft);
-    GenerateOptions options;
-    options.stop = {"x"};
-    expect_error<ArgumentError>(
-        "Generator::generate: tokenizer: expected one, to find stop strings with, got none",
-        [&] { speculation.generate(options); });
-  }
+TEST_EACH(SpeculationTest, RefusesWhatCannotWork, Device device) {
+  const LanguageModel model = LanguageModel::load(golden_folder("base"), DType::f32, device);
+  const LanguageModel other = LanguageModel::load(golden_folder("bytes"), DType::f32, device);
+  Generator target(model);
+  Generator draft(model);
+  Generator stranger(other);
+  expect_error<ArgumentError>(
+      "Speculation: draft: expected a model with 96 tokens, got one with 256",
+      [&] { Speculation(target, stranger); });
+  expect_error<ArgumentError>("Speculation: draft: expected another generator, got the target",
+                              [&] { Speculation(target, target); });
+  expect_error<ArgumentError>("Speculation: proposals: expected 1 to 64, got 0",
+                              [&] { Speculation(target, draft, 0); });
+  GeneratorPool pool(model, 2);
+  Generator member = pool.make();
+  expect_error<ArgumentError>(
+      "Speculation: target: expected a generator with a pool of its own, got one in a pool of 2",
+      [&] { Speculation(member, draft); });
+  target.read({1, 2});
+  expect_error<ArgumentError>("Speculation: draft: expected 2 tokens seen, got 0",
+                              [&] { Speculation(target, draft); });
+  draft.read({1, 2});
+  Speculation speculation(target, draft);
+  GenerateOptions options;
+  options.stop = {"x"};
+  expect_error<ArgumentError>(
+      "Generator::generate: tokenizer: expected one, to find stop strings with, got none",
+      [&] { speculation.generate(options); });
 }
 
 }  // namespace

@@ -27,13 +27,9 @@ inline SamplingOptions lively(std::uint64_t seed) {
   return options;
 }
 
-// The golden model of bytes, in f32 on every device.
-template <class Body>
-void with_bytes_model(Body body) {
-  for (const Device device : devices()) {
-    SCOPED_TRACE(device.name());
-    body(LanguageModel::load(golden_folder("bytes"), DType::f32, device));
-  }
+// The golden model of bytes.
+inline LanguageModel bytes_model(Device device, DType dtype = DType::f32) {
+  return LanguageModel::load(golden_folder("bytes"), dtype, device);
 }
 
 }  // namespace mamba::testing

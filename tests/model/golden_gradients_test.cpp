@@ -3,20 +3,36 @@
 #include <mamba/language_model.hpp>
 #include <mamba/safetensors.hpp>
 
+#include "each.hpp"
 #include "model/slopes.hpp"
 
 namespace mamba {
 namespace {
 
-using testing::devices;
+// A folder of tests/golden with gradients.
+struct Trained : std::string {
+  using std::string::string;
+};
+
+}  // namespace
+
+template <>
+struct testing::Every<Trained> {
+  static std::vector<Trained> all() { return {"base", "biased", "wide", "falcon", "one", "gated"}; }
+  static std::string name(const Trained& folder) { return folder; }
+};
+
+namespace {
+
 using testing::golden_folder;
 using testing::gradient_bound;
 using testing::relative_error;
 using testing::values;
 
-class GoldenGradients : public ::testing::TestWithParam<std::string> {
- protected:
-  GoldenGradients() : file_(golden_folder(GetParam()) + "/gradients.safetensors") {}
+class GradientsFile {
+ public:
+  explicit GradientsFile(const std::string& folder)
+      : file_(golden_folder(folder) + "/gradients.safetensors") {}
 
   Tensor read(const std::string& name) const { return file_.read(file_.entry(name)); }
   // Layer i of a tensor [layers, ...].
@@ -27,7 +43,8 @@ class GoldenGradients : public ::testing::TestWithParam<std::string> {
     copy(all.view().rows(layer, 1).reshape(one.shape()), one, default_stream());
     return one;
   }
-  StackState state(const LanguageModel& model, const std::string& conv, const std::string& ssm) {
+  StackState state(const LanguageModel& model, const std::string& conv,
+                   const std::string& ssm) const {
     StackState made = model.make_state(2);
     for (std::size_t i = 0; i < made.layers.size(); ++i) {
       made.layers[i].conv = of_layer(conv, i).to(model.device(), model.dtype());
@@ -41,53 +58,48 @@ class GoldenGradients : public ::testing::TestWithParam<std::string> {
   SafetensorsFile file_;
 };
 
-TEST_P(GoldenGradients, OfEveryWeightAndBothStates) {
-  for (Device device : devices()) {
-    for (const DType dtype : {DType::f32, DType::bf16}) {
-      for (const bool recompute : {false, true}) {
-        SCOPED_TRACE(device.name() + " " + name_of(dtype) + (recompute ? " recompute" : ""));
-        const LanguageModel model = LanguageModel::load(golden_folder(GetParam()), dtype, device);
-        const Tensor ids = read("ids").to(device), reset = read("reset").to(device);
-        const Tensor dlogits = read("dlogits").to(device, dtype);
-        StackState carried = state(model, "conv", "ssm");
-        StackState dstate = state(model, "dconv_final", "dssm_final");
-        Tensor logits(dlogits.shape(), DType::f32, device);
-        LanguageModelWeights gradients = zero_gradients(model.config(), device);
-        LanguageModelTape tape;
-        tape.stack.recompute = recompute;
-        LanguageModelOptions options;
-        options.tape = &tape;
-        options.reset = reset;
-        Stream& stream = default_stream(device);
-        model.forward(ids, carried, Logits::all(logits), stream, options);
-        model.backward(tape, dlogits, &dstate, gradients, stream);
-        stream.synchronize();
-        // Weights and inputs are rounded to bf16, which is not in the golden: one more rounding for
-        // each of the stages that gradient_bound counts.
-        const double layers = static_cast<double>(model.stack().size());
-        const double bound = (dtype == DType::f32 ? 1 : 2) * layers * gradient_bound(dtype);
-        for (std::size_t i = 0; i < dstate.layers.size(); ++i) {
-          EXPECT_LE(relative_error(values(dstate.layers[i].conv), values(of_layer("dconv", i))),
-                    bound)
-              << "dconv " << i;
-          EXPECT_LE(relative_error(values(dstate.layers[i].ssm), values(of_layer("dssm", i))),
-                    bound)
-              << "dssm " << i;
-        }
-        LanguageModelWeights::each(
-            gradients, model.config(), DType::f32,
-            [&](const std::string& name, const Tensor& tensor, const Shape&, DType) {
-              ASSERT_TRUE(has("d " + name)) << name;
-              EXPECT_LE(relative_error(values(tensor), values(read("d " + name))), bound) << name;
-            });
-      }
+TEST_EACH(GoldenGradients, OfEveryWeightAndBothStates, Trained folder, Device device,
+          testing::OneOf<DType::f32, DType::bf16> dtype) {
+  const GradientsFile golden(folder);
+  for (const bool recompute : {false, true}) {
+    SCOPED_TRACE(recompute ? "recompute" : "all kept");
+    const LanguageModel model = LanguageModel::load(golden_folder(folder), dtype, device);
+    const Tensor ids = golden.read("ids").to(device), reset = golden.read("reset").to(device);
+    const Tensor dlogits = golden.read("dlogits").to(device, dtype);
+    StackState carried = golden.state(model, "conv", "ssm");
+    StackState dstate = golden.state(model, "dconv_final", "dssm_final");
+    Tensor logits(dlogits.shape(), DType::f32, device);
+    LanguageModelWeights gradients = zero_gradients(model.config(), device);
+    LanguageModelTape tape;
+    tape.stack.recompute = recompute;
+    LanguageModelOptions options;
+    options.tape = &tape;
+    options.reset = reset;
+    Stream& stream = default_stream(device);
+    model.forward(ids, carried, Logits::all(logits), stream, options);
+    model.backward(tape, dlogits, &dstate, gradients, stream);
+    stream.synchronize();
+    // Weights and inputs are rounded to bf16, which is not in the golden: one more rounding for
+    // each of the stages that gradient_bound counts.
+    const double layers = static_cast<double>(model.stack().size());
+    const double bound = (dtype == DType::f32 ? 1 : 2) * layers * gradient_bound(dtype);
+    for (std::size_t i = 0; i < dstate.layers.size(); ++i) {
+      EXPECT_LE(relative_error(values(dstate.layers[i].conv), values(golden.of_layer("dconv", i))),
+                bound)
+          << "dconv " << i;
+      EXPECT_LE(relative_error(values(dstate.layers[i].ssm), values(golden.of_layer("dssm", i))),
+                bound)
+          << "dssm " << i;
     }
+    LanguageModelWeights::each(
+        gradients, model.config(), DType::f32,
+        [&](const std::string& name, const Tensor& tensor, const Shape&, DType) {
+          ASSERT_TRUE(golden.has("d " + name)) << name;
+          EXPECT_LE(relative_error(values(tensor), values(golden.read("d " + name))), bound)
+              << name;
+        });
   }
 }
-
-INSTANTIATE_TEST_SUITE_P(Checkpoints, GoldenGradients,
-                         ::testing::Values("base", "biased", "wide", "falcon", "one", "gated"),
-                         [](const auto& given) { return given.param; });
 
 }  // namespace
 }  // namespace mamba

@@ -8,18 +8,33 @@
 #include <cstring>
 #include <list>
 
+#include "each.hpp"
 #include "testing.hpp"
 
 namespace mamba {
+namespace {
+
+// A folder of tests/golden.
+struct Checkpoint : std::string {
+  using std::string::string;
+};
+
+}  // namespace
+
+template <>
+struct testing::Every<Checkpoint> {
+  static std::vector<Checkpoint> all() {
+    return {"base", "biased", "wide", "falcon", "original", "bytes", "one", "sharded_bf16"};
+  }
+  static std::string name(const Checkpoint& checkpoint) { return checkpoint; }
+};
+
 namespace {
 
 using testing::devices;
 using testing::golden_folder;
 using testing::relative_error;
 using testing::values;
-
-const std::vector<std::string> names{"base",     "biased", "wide", "falcon",
-                                     "original", "bytes",  "one",  "sharded_bf16"};
 
 class Golden {
  public:
@@ -84,35 +99,31 @@ Result run_in_chunks(const LanguageModel& model, const Tensor& host_ids, std::in
           all_layers(state, &MambaState::ssm)};
 }
 
-class GoldenTest : public ::testing::TestWithParam<std::string> {};
-
-TEST_P(GoldenTest, LogitsAndStatesWithin1e5OfFloat64InAnyChunks) {
-  const Golden golden(GetParam());
-  for (Device device : devices()) {
-    SCOPED_TRACE(device.name());
-    const LanguageModel model = LanguageModel::load(golden_folder(GetParam()), DType::f32, device);
-    const Result whole = run_in_chunks(model, golden.ids, 70);
-    for (std::int64_t chunk : {70, 1, 7, 64}) {
-      SCOPED_TRACE("chunk " + std::to_string(chunk));
-      const Result run = run_in_chunks(model, golden.ids, chunk);
-      EXPECT_LE(relative_error(run.logits, golden.logits), 1e-5);
-      EXPECT_LE(relative_error(run.conv, golden.conv_states), 1e-5);
-      EXPECT_LE(relative_error(run.ssm, golden.ssm_states), 1e-5);
-      EXPECT_LE(relative_error(run.logits, whole.logits), 5e-6);
-      EXPECT_LE(relative_error(run.conv, whole.conv), 5e-6);
-      EXPECT_LE(relative_error(run.ssm, whole.ssm), 5e-6);
-    }
+TEST_EACH(GoldenTest, LogitsAndStatesWithin1e5OfFloat64InAnyChunks, Checkpoint checkpoint,
+          Device device) {
+  const Golden golden(checkpoint);
+  const LanguageModel model = LanguageModel::load(golden_folder(checkpoint), DType::f32, device);
+  const Result whole = run_in_chunks(model, golden.ids, 70);
+  for (std::int64_t chunk : {70, 1, 7, 64}) {
+    SCOPED_TRACE("chunk " + std::to_string(chunk));
+    const Result run = run_in_chunks(model, golden.ids, chunk);
+    EXPECT_LE(relative_error(run.logits, golden.logits), 1e-5);
+    EXPECT_LE(relative_error(run.conv, golden.conv_states), 1e-5);
+    EXPECT_LE(relative_error(run.ssm, golden.ssm_states), 1e-5);
+    EXPECT_LE(relative_error(run.logits, whole.logits), 5e-6);
+    EXPECT_LE(relative_error(run.conv, whole.conv), 5e-6);
+    EXPECT_LE(relative_error(run.ssm, whole.ssm), 5e-6);
   }
 }
 
 // Half of the text is read on one device; its state goes through a file to another, which reads on.
-TEST_P(GoldenTest, AStateSavedOnOneDeviceGoesOnOnAnother) {
+TEST_EACH(GoldenTest, AStateSavedOnOneDeviceGoesOnOnAnother, Checkpoint checkpoint) {
   constexpr std::int64_t half = 37;
-  const Golden golden(GetParam());
+  const Golden golden(checkpoint);
   const testing::TemporaryFolder folder;
   std::list<LanguageModel> models;
   for (Device device : devices()) {
-    models.push_back(LanguageModel::load(golden_folder(GetParam()), DType::f32, device));
+    models.push_back(LanguageModel::load(golden_folder(checkpoint), DType::f32, device));
   }
   const auto read = [&](const LanguageModel& model, std::int64_t first, std::int64_t count,
                         StackState& state) {
@@ -150,30 +161,27 @@ TEST_P(GoldenTest, AStateSavedOnOneDeviceGoesOnOnAnother) {
   }
 }
 
-TEST_P(GoldenTest, GreedyTextIsEqual) {
-  const Golden golden(GetParam());
-  for (Device device : devices()) {
-    const LanguageModel model = LanguageModel::load(golden_folder(GetParam()), DType::f32, device);
-    for (std::size_t cut :
-         {std::size_t{0}, std::size_t{4}}) {  // the prompt whole, and in two pieces
-      Generator generator(model);
-      generator.read({golden.prompt.begin(), golden.prompt.begin() + static_cast<long>(cut)});
-      generator.read({golden.prompt.begin() + static_cast<long>(cut), golden.prompt.end()});
-      GenerateOptions options;
-      options.max_tokens = static_cast<std::int64_t>(golden.greedy.size());
-      options.ignore_eos = true;
-      EXPECT_EQ(generator.generate(options).tokens, golden.greedy) << device.name();
-    }
+TEST_EACH(GoldenTest, GreedyTextIsEqual, Checkpoint checkpoint, Device device) {
+  const Golden golden(checkpoint);
+  const LanguageModel model = LanguageModel::load(golden_folder(checkpoint), DType::f32, device);
+  for (std::size_t cut : {std::size_t{0}, std::size_t{4}}) {  // the prompt whole, and in two pieces
+    Generator generator(model);
+    generator.read({golden.prompt.begin(), golden.prompt.begin() + static_cast<long>(cut)});
+    generator.read({golden.prompt.begin() + static_cast<long>(cut), golden.prompt.end()});
+    GenerateOptions options;
+    options.max_tokens = static_cast<std::int64_t>(golden.greedy.size());
+    options.ignore_eos = true;
+    EXPECT_EQ(generator.generate(options).tokens, golden.greedy) << device.name();
   }
 }
 
 // A text that stops on one device goes on on another, out of its file alone.
-TEST_P(GoldenTest, AGenerationSavedOnOneDeviceGoesOnOnAnother) {
-  const Golden golden(GetParam());
+TEST_EACH(GoldenTest, AGenerationSavedOnOneDeviceGoesOnOnAnother, Checkpoint checkpoint) {
+  const Golden golden(checkpoint);
   const testing::TemporaryFolder folder;
   std::list<LanguageModel> models;
   for (Device device : devices()) {
-    models.push_back(LanguageModel::load(golden_folder(GetParam()), DType::f32, device));
+    models.push_back(LanguageModel::load(golden_folder(checkpoint), DType::f32, device));
   }
   GenerateOptions options;
   options.ignore_eos = true;
@@ -200,28 +208,25 @@ TEST_P(GoldenTest, AGenerationSavedOnOneDeviceGoesOnOnAnother) {
 // With 16-bit storage the error is that of rounding weights and activations: a loose sanity bound
 // (the operations' own tests hold the sharp ones), from the amplification of relative weight errors
 // that the golden script measured, at most 9.
-TEST_P(GoldenTest, SixteenBitStorageStaysNearFloat64) {
-  const Golden golden(GetParam());
-  for (Device device : devices()) {
-    for (DType dtype : {DType::bf16, DType::f16}) {
-      const LanguageModel model = LanguageModel::load(golden_folder(GetParam()), dtype, device);
-      const Result run = run_in_chunks(model, golden.ids, 70);
-      EXPECT_LE(relative_error(run.logits, golden.logits), 9 * testing::roundoff(dtype))
-          << device.name() << " " << name_of(dtype);
-    }
-  }
+TEST_EACH(GoldenTest, SixteenBitStorageStaysNearFloat64, Checkpoint checkpoint, Device device,
+          testing::OneOf<DType::bf16, DType::f16> dtype) {
+  const Golden golden(checkpoint);
+  const LanguageModel model = LanguageModel::load(golden_folder(checkpoint), dtype, device);
+  const Result run = run_in_chunks(model, golden.ids, 70);
+  EXPECT_LE(relative_error(run.logits, golden.logits), 9 * testing::roundoff(dtype))
+      << device.name() << " " << name_of(dtype);
 }
 
-TEST_P(GoldenTest, SavedTensorsAreBitIdentical) {
+TEST_EACH(GoldenTest, SavedTensorsAreBitIdentical, Checkpoint checkpoint) {
   const testing::TemporaryFolder folder;
-  const LanguageModel model = LanguageModel::load(golden_folder(GetParam()));
+  const LanguageModel model = LanguageModel::load(golden_folder(checkpoint));
   model.save(folder.file("copy"));
   const LanguageModel copy = LanguageModel::load(folder.file("copy"));
   EXPECT_EQ(copy.fingerprint(), model.fingerprint());
   EXPECT_EQ(copy.dtype(), model.dtype());
   const SafetensorsFile saved(folder.file("copy/model.safetensors"));
   std::size_t compared = 0;
-  for (const auto& part : std::filesystem::directory_iterator(golden_folder(GetParam()))) {
+  for (const auto& part : std::filesystem::directory_iterator(golden_folder(checkpoint))) {
     if (part.path().extension() != ".safetensors") continue;
     if (part.path().stem() == "golden" || part.path().stem() == "gradients") continue;
     const SafetensorsFile original(part.path().string());
@@ -240,10 +245,7 @@ TEST_P(GoldenTest, SavedTensorsAreBitIdentical) {
   EXPECT_EQ(compared, saved.entries().size());
 }
 
-INSTANTIATE_TEST_SUITE_P(Checkpoints, GoldenTest, ::testing::ValuesIn(names),
-                         [](const auto& test) { return test.param; });
-
-TEST(Published130m, GreedyTextAndLogits) {
+TEST_EACH(Published130m, GreedyTextAndLogits, Device device) {
   const char* folder = std::getenv("MAMBA_130M");
   if (folder == nullptr) GTEST_SKIP() << "set MAMBA_130M to a folder with mamba-130m-hf";
   const std::vector<double> published{
@@ -252,21 +254,18 @@ TEST(Published130m, GreedyTextAndLogits) {
       -55.9463, -57.8957, -56.7627, -57.1080, -57.3434, -58.3015, -57.7875, -58.7760,
       -59.6037, -59.0665, -58.7087, -52.9293, -53.4654, -57.3466, -56.9294, -55.7314,
       -53.3141, -55.8171, -56.9879, -56.9121, -56.2139, -54.7198, -56.4134, -57.4825};
-  for (Device device : devices()) {
-    SCOPED_TRACE(device.name());
-    const LanguageModel model = LanguageModel::load(folder, DType::f32, device);
-    const Tensor ids = Tensor::from<std::int32_t>({8262, 849, 403, 368, 2509, 32}, {1, 6});
-    const Result run = run_in_chunks(model, ids, 6);  // "Hey how are you doing?"
-    for (std::size_t i = 0; i < published.size(); ++i) {
-      EXPECT_NEAR(run.logits[i], published[i], 1e-3) << i;
-    }
-    const Tokenizer tokenizer = Tokenizer::load(folder);
-    Generator generator(model);
-    generator.read(tokenizer.encode("Hey how are you doing?"));
-    GenerateOptions ten;
-    ten.max_tokens = 10;
-    EXPECT_EQ(tokenizer.decode(generator.generate(ten).tokens), "\n\nI'm so glad you're here.");
+  const LanguageModel model = LanguageModel::load(folder, DType::f32, device);
+  const Tensor ids = Tensor::from<std::int32_t>({8262, 849, 403, 368, 2509, 32}, {1, 6});
+  const Result run = run_in_chunks(model, ids, 6);  // "Hey how are you doing?"
+  for (std::size_t i = 0; i < published.size(); ++i) {
+    EXPECT_NEAR(run.logits[i], published[i], 1e-3) << i;
   }
+  const Tokenizer tokenizer = Tokenizer::load(folder);
+  Generator generator(model);
+  generator.read(tokenizer.encode("Hey how are you doing?"));
+  GenerateOptions ten;
+  ten.max_tokens = 10;
+  EXPECT_EQ(tokenizer.decode(generator.generate(ten).tokens), "\n\nI'm so glad you're here.");
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 
 #include <mamba/safetensors.hpp>
 
+#include "each.hpp"
 #include "testing.hpp"
 
 namespace mamba {
@@ -15,7 +16,6 @@ namespace {
 
 namespace fs = std::filesystem;
 using testing::bits;
-using testing::devices;
 using testing::expect_error;
 using testing::golden_folder;
 using testing::Random;
@@ -45,78 +45,71 @@ Tensor random_ids(std::int64_t batch, std::int64_t time, std::int64_t vocab) {
   return Tensor::from(ids, {batch, time});
 }
 
-TEST(LanguageModel, PiecesOfAnySizeGiveTheSameLogitsAndStates) {
-  for (Device device : devices()) {
-    const LanguageModel model = LanguageModel::random(small_config(), 3, DType::f32, device);
-    const Tensor ids = random_ids(2, 40, 37).to(device);
-    Stream& stream = default_stream(device);
-    const auto run = [&](std::int64_t piece_tokens, StackState& state) {
-      Tensor logits({2, 40, 37}, DType::f32, device);
-      LanguageModelOptions options;
-      options.piece_tokens = piece_tokens;
-      model.forward(ids, state, Logits::all(logits), stream, options);
-      stream.synchronize();
-      return logits;
-    };
-    StackState whole_state = model.make_state(2);
-    const Tensor whole = run(2048, whole_state);
-    for (std::int64_t piece : {1, 2, 6, 26, 79, 80}) {
-      StackState state = model.make_state(2);
-      EXPECT_LE(relative_error(values(run(piece, state)), values(whole)), 5e-6) << piece;
-      for (std::size_t i = 0; i < 2; ++i) {
-        EXPECT_LE(relative_error(values(state.layers[i].ssm), values(whole_state.layers[i].ssm)),
-                  5e-6);
-      }
-    }
-  }
-}
-
-TEST(LanguageModel, ComputesTheLogitsAskedForAndNoOthers) {
-  for (Device device : devices()) {
-    const LanguageModel model = LanguageModel::random(small_config(), 3, DType::f32, device);
-    const Tensor ids = random_ids(3, 9, 37).to(device);
-    Stream& stream = default_stream(device);
+TEST_EACH(LanguageModel, PiecesOfAnySizeGiveTheSameLogitsAndStates, Device device) {
+  const LanguageModel model = LanguageModel::random(small_config(), 3, DType::f32, device);
+  const Tensor ids = random_ids(2, 40, 37).to(device);
+  Stream& stream = default_stream(device);
+  const auto run = [&](std::int64_t piece_tokens, StackState& state) {
+    Tensor logits({2, 40, 37}, DType::f32, device);
     LanguageModelOptions options;
-    options.piece_tokens = 12;  // several pieces: only the last one's last position counts
-    StackState state = model.make_state(3);
-    Tensor all({3, 9, 37}, DType::f32, device);
-    model.forward(ids, state, Logits::all(all), stream, options);
-    testing::Guarded last({3, 37}, DType::f32, device);
-    StackState state_last = model.make_state(3);
-    model.forward(ids, state_last, Logits::last(last.view()), stream, options);
-    StackState state_none = model.make_state(3);
-    model.forward(ids, state_none, Logits::none(), stream, options);
+    options.piece_tokens = piece_tokens;
+    model.forward(ids, state, Logits::all(logits), stream, options);
     stream.synchronize();
-    EXPECT_LE(
-        relative_error(values(last.view().reshape({3, 1, 37})), values(all.view().steps(8, 1))),
-        5e-6);
-    last.expect_untouched("last logits");
+    return logits;
+  };
+  StackState whole_state = model.make_state(2);
+  const Tensor whole = run(2048, whole_state);
+  for (std::int64_t piece : {1, 2, 6, 26, 79, 80}) {
+    StackState state = model.make_state(2);
+    EXPECT_LE(relative_error(values(run(piece, state)), values(whole)), 5e-6) << piece;
     for (std::size_t i = 0; i < 2; ++i) {
-      EXPECT_EQ(bits(state.layers[i].ssm), bits(state_last.layers[i].ssm));
-      EXPECT_EQ(bits(state.layers[i].ssm), bits(state_none.layers[i].ssm));
+      EXPECT_LE(relative_error(values(state.layers[i].ssm), values(whole_state.layers[i].ssm)),
+                5e-6);
     }
   }
 }
 
-TEST(LanguageModel, ResetsInsideAPromptAreSeparateTexts) {
-  for (Device device : devices()) {
-    const LanguageModel model = LanguageModel::random(small_config(), 3, DType::f32, device);
-    const Tensor ids = random_ids(1, 20, 37).to(device);
-    std::vector<std::int32_t> flags(20, 0);
-    flags[13] = 1;
-    const Tensor reset = Tensor::from(flags, {1, 20}).to(device);
-    Stream& stream = default_stream(device);
-    LanguageModelOptions options;
-    options.reset = reset;
-    options.piece_tokens = 6;
-    StackState state = model.make_state(1);
-    Tensor logits({1, 37}, DType::f32, device);
-    model.forward(ids, state, Logits::last(logits), stream, options);
-    StackState fresh = model.make_state(1);
-    Tensor expected({1, 37}, DType::f32, device);
-    model.forward(ids.view().columns(13, 7), fresh, Logits::last(expected), stream);
-    EXPECT_LE(relative_error(values(logits), values(expected)), 5e-6) << device.name();
+TEST_EACH(LanguageModel, ComputesTheLogitsAskedForAndNoOthers, Device device) {
+  const LanguageModel model = LanguageModel::random(small_config(), 3, DType::f32, device);
+  const Tensor ids = random_ids(3, 9, 37).to(device);
+  Stream& stream = default_stream(device);
+  LanguageModelOptions options;
+  options.piece_tokens = 12;  // several pieces: only the last one's last position counts
+  StackState state = model.make_state(3);
+  Tensor all({3, 9, 37}, DType::f32, device);
+  model.forward(ids, state, Logits::all(all), stream, options);
+  testing::Guarded last({3, 37}, DType::f32, device);
+  StackState state_last = model.make_state(3);
+  model.forward(ids, state_last, Logits::last(last.view()), stream, options);
+  StackState state_none = model.make_state(3);
+  model.forward(ids, state_none, Logits::none(), stream, options);
+  stream.synchronize();
+  EXPECT_LE(relative_error(values(last.view().reshape({3, 1, 37})), values(all.view().steps(8, 1))),
+            5e-6);
+  last.expect_untouched("last logits");
+  for (std::size_t i = 0; i < 2; ++i) {
+    EXPECT_EQ(bits(state.layers[i].ssm), bits(state_last.layers[i].ssm));
+    EXPECT_EQ(bits(state.layers[i].ssm), bits(state_none.layers[i].ssm));
   }
+}
+
+TEST_EACH(LanguageModel, ResetsInsideAPromptAreSeparateTexts, Device device) {
+  const LanguageModel model = LanguageModel::random(small_config(), 3, DType::f32, device);
+  const Tensor ids = random_ids(1, 20, 37).to(device);
+  std::vector<std::int32_t> flags(20, 0);
+  flags[13] = 1;
+  const Tensor reset = Tensor::from(flags, {1, 20}).to(device);
+  Stream& stream = default_stream(device);
+  LanguageModelOptions options;
+  options.reset = reset;
+  options.piece_tokens = 6;
+  StackState state = model.make_state(1);
+  Tensor logits({1, 37}, DType::f32, device);
+  model.forward(ids, state, Logits::last(logits), stream, options);
+  StackState fresh = model.make_state(1);
+  Tensor expected({1, 37}, DType::f32, device);
+  model.forward(ids.view().columns(13, 7), fresh, Logits::last(expected), stream);
+  EXPECT_LE(relative_error(values(logits), values(expected)), 5e-6) << device.name();
 }
 
 TEST(LanguageModel, BadCallsAreNamedAndTouchNothing) {

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 
+#include "each.hpp"
 #include "model/layer_reference.hpp"
 #include "model/layer_variants.hpp"
 #include "model/slopes.hpp"
@@ -15,7 +16,6 @@ namespace {
 
 using testing::bits;
 using testing::config_of;
-using testing::devices;
 using testing::expect_error;
 using testing::expect_slopes;
 using testing::gradient_bound;
@@ -136,63 +136,53 @@ struct Loss {
   }
 };
 
-TEST(LayerGrad, MatchesFiniteDifferencesOfTheReference) {
-  for (Device device : devices()) {
-    for (DType dtype : testing::storage_dtypes()) {
-      for (const auto& variant : variants()) {
-        for (const bool with_reset : {false, true}) {
-          SCOPED_TRACE(device.name() + " " + name_of(dtype) + " " + variant.name);
-          const Layer layer = lively_layer(variant.config, dtype, device, 7);
-          const Inputs inputs(layer, 2, 6, with_reset);
-          const Outputs out = run_layer(layer, inputs);
-          Loss loss(layer, inputs);
-          const double bound = gradient_bound(dtype);
-          expect_slopes("dx", loss.x, out.dx, loss, bound);
-          expect_slopes("dconv", loss.conv, out.dstate.conv, loss, bound);
-          expect_slopes("dssm", loss.ssm, out.dstate.ssm, loss, bound);
-          LayerWeights::each(out.gradients, layer.config(), DType::f32,
-                             [&](const char* name, const Tensor& tensor, const Shape&, DType) {
-                               expect_slopes(name, loss.layer.weights[name], tensor, loss, bound);
-                             });
-        }
-      }
-    }
-  }
-}
-
-TEST(LayerGrad, ForwardWithATapeGivesTheSameBits) {
-  for (Device device : devices()) {
-    for (const auto& variant : variants()) {
-      const Layer layer = lively_layer(variant.config, DType::f32, device, 7);
-      const Inputs inputs(layer, 2, 40, true);
+TEST_EACH(LayerGrad, MatchesFiniteDifferencesOfTheReference, Device device, DType dtype) {
+  for (const auto& variant : variants()) {
+    for (const bool with_reset : {false, true}) {
+      SCOPED_TRACE(variant.name);
+      const Layer layer = lively_layer(variant.config, dtype, device, 7);
+      const Inputs inputs(layer, 2, 6, with_reset);
       const Outputs out = run_layer(layer, inputs);
-      MambaState state = inputs.state.clone();
-      Tensor y(inputs.x.shape(), layer.dtype(), device);
-      LayerOptions options;
-      options.reset = inputs.reset;
-      layer.forward(inputs.x, state, y, default_stream(device), options);
-      default_stream(device).synchronize();
-      EXPECT_EQ(bits(y), bits(out.y)) << variant.name;
+      Loss loss(layer, inputs);
+      const double bound = gradient_bound(dtype);
+      expect_slopes("dx", loss.x, out.dx, loss, bound);
+      expect_slopes("dconv", loss.conv, out.dstate.conv, loss, bound);
+      expect_slopes("dssm", loss.ssm, out.dstate.ssm, loss, bound);
+      LayerWeights::each(out.gradients, layer.config(), DType::f32,
+                         [&](const char* name, const Tensor& tensor, const Shape&, DType) {
+                           expect_slopes(name, loss.layer.weights[name], tensor, loss, bound);
+                         });
     }
   }
 }
 
-TEST(LayerGrad, SameBitsTwiceAndWithRecompute) {
-  for (Device device : devices()) {
-    for (DType dtype : testing::storage_dtypes()) {
-      for (const auto& variant : variants()) {
-        SCOPED_TRACE(device.name() + " " + name_of(dtype) + " " + variant.name);
-        const Layer layer = lively_layer(variant.config, dtype, device, 7);
-        const Inputs inputs(layer, 3, 50, true);
-        LayerTape tape;
-        const Outputs first = run_layer(layer, inputs, tape);
-        expect_same_bits(layer, first, run_layer(layer, inputs, tape));
-        LayerTape again;
-        again.recompute = true;
-        expect_same_bits(layer, first, run_layer(layer, inputs, again));
-        EXPECT_LT(again.bytes(), tape.bytes() / 2);
-      }
-    }
+TEST_EACH(LayerGrad, ForwardWithATapeGivesTheSameBits, Device device) {
+  for (const auto& variant : variants()) {
+    const Layer layer = lively_layer(variant.config, DType::f32, device, 7);
+    const Inputs inputs(layer, 2, 40, true);
+    const Outputs out = run_layer(layer, inputs);
+    MambaState state = inputs.state.clone();
+    Tensor y(inputs.x.shape(), layer.dtype(), device);
+    LayerOptions options;
+    options.reset = inputs.reset;
+    layer.forward(inputs.x, state, y, default_stream(device), options);
+    default_stream(device).synchronize();
+    EXPECT_EQ(bits(y), bits(out.y)) << variant.name;
+  }
+}
+
+TEST_EACH(LayerGrad, SameBitsTwiceAndWithRecompute, Device device, DType dtype) {
+  for (const auto& variant : variants()) {
+    SCOPED_TRACE(variant.name);
+    const Layer layer = lively_layer(variant.config, dtype, device, 7);
+    const Inputs inputs(layer, 3, 50, true);
+    LayerTape tape;
+    const Outputs first = run_layer(layer, inputs, tape);
+    expect_same_bits(layer, first, run_layer(layer, inputs, tape));
+    LayerTape again;
+    again.recompute = true;
+    expect_same_bits(layer, first, run_layer(layer, inputs, again));
+    EXPECT_LT(again.bytes(), tape.bytes() / 2);
   }
 }
 
@@ -226,162 +216,144 @@ Outputs run_in_pieces(const Layer& layer, const Inputs& inputs,
   return out;
 }
 
-TEST(LayerGrad, CutAnywhereEqualsTheWhole) {
-  for (Device device : devices()) {
-    for (DType dtype : testing::storage_dtypes()) {
-      for (const auto& variant : variants()) {
-        SCOPED_TRACE(device.name() + " " + name_of(dtype) + " " + variant.name);
-        const Layer layer = lively_layer(variant.config, dtype, device, 7);
-        const Inputs inputs(layer, 2, 40, true);
-        const Outputs whole = run_layer(layer, inputs);
-        for (const std::vector<std::int64_t>& pieces :
-             {std::vector<std::int64_t>{0, 40}, {1, 39}, {3, 37}, {33, 7}, {10, 10, 0, 20}}) {
-          expect_close(layer, whole, run_in_pieces(layer, inputs, pieces), gradient_bound(dtype));
-        }
-      }
+TEST_EACH(LayerGrad, CutAnywhereEqualsTheWhole, Device device, DType dtype) {
+  for (const auto& variant : variants()) {
+    SCOPED_TRACE(variant.name);
+    const Layer layer = lively_layer(variant.config, dtype, device, 7);
+    const Inputs inputs(layer, 2, 40, true);
+    const Outputs whole = run_layer(layer, inputs);
+    for (const std::vector<std::int64_t>& pieces :
+         {std::vector<std::int64_t>{0, 40}, {1, 39}, {3, 37}, {33, 7}, {10, 10, 0, 20}}) {
+      expect_close(layer, whole, run_in_pieces(layer, inputs, pieces), gradient_bound(dtype));
     }
   }
 }
 
-TEST(LayerGrad, WithoutAStateGradientNothingFlows) {
-  for (Device device : devices()) {
-    const Layer layer = lively_layer(config_of(12, 8, 4), DType::f32, device, 7);
-    Inputs inputs(layer, 2, 20, false);
-    inputs.dstate.reset();
-    const Outputs zero = run_layer(layer, inputs);
+TEST_EACH(LayerGrad, WithoutAStateGradientNothingFlows, Device device) {
+  const Layer layer = lively_layer(config_of(12, 8, 4), DType::f32, device, 7);
+  Inputs inputs(layer, 2, 20, false);
+  inputs.dstate.reset();
+  const Outputs zero = run_layer(layer, inputs);
+  LayerTape tape;
+  MambaState state = inputs.state.clone();
+  Outputs none{Tensor(inputs.x.shape(), DType::f32, device),
+               Tensor(inputs.x.shape(), DType::f32, device), zero.dstate.clone(),
+               zero_gradients(layer.config(), device)};
+  LayerOptions options;
+  options.tape = &tape;
+  Stream& stream = default_stream(device);
+  layer.forward(inputs.x, state, none.y, stream, options);
+  layer.backward(tape, inputs.dy, nullptr, none.dx, none.gradients, stream);
+  stream.synchronize();
+  expect_same_bits(layer, zero, none);
+}
+
+TEST_EACH(LayerGrad, TwoHalfBatchesAccumulatedEqualOne, Device device, DType dtype) {
+  const Layer layer = lively_layer(config_of(24, 16, 4), dtype, device, 7);
+  const Inputs inputs(layer, 4, 20, false);
+  const Outputs whole = run_layer(layer, inputs);
+  LayerWeights gradients = zero_gradients(layer.config(), device);
+  Stream& stream = default_stream(device);
+  const Tensor rows[] = {Tensor::from<std::int32_t>({0, 1}, {2}).to(device),
+                         Tensor::from<std::int32_t>({2, 3}, {2}).to(device)};
+  for (std::int64_t half = 0; half < 2; ++half) {
     LayerTape tape;
-    MambaState state = inputs.state.clone();
-    Outputs none{Tensor(inputs.x.shape(), DType::f32, device),
-                 Tensor(inputs.x.shape(), DType::f32, device), zero.dstate.clone(),
-                 zero_gradients(layer.config(), device)};
     LayerOptions options;
     options.tape = &tape;
-    Stream& stream = default_stream(device);
-    layer.forward(inputs.x, state, none.y, stream, options);
-    layer.backward(tape, inputs.dy, nullptr, none.dx, none.gradients, stream);
+    MambaState state = inputs.state.gather(rows[half]);
+    MambaState dstate = inputs.dstate.gather(rows[half]);
+    Tensor y({2, 20, 24}, dtype, device);
+    layer.forward(inputs.x.view().rows(2 * half, 2), state, y, stream, options);
+    BackwardOptions backward;
+    backward.accumulate = half > 0;
+    layer.backward(tape, inputs.dy.view().rows(2 * half, 2), &dstate, {}, gradients, stream,
+                   backward);
     stream.synchronize();
-    expect_same_bits(layer, zero, none);
   }
-}
-
-TEST(LayerGrad, TwoHalfBatchesAccumulatedEqualOne) {
-  for (Device device : devices()) {
-    for (DType dtype : testing::storage_dtypes()) {
-      const Layer layer = lively_layer(config_of(24, 16, 4), dtype, device, 7);
-      const Inputs inputs(layer, 4, 20, false);
-      const Outputs whole = run_layer(layer, inputs);
-      LayerWeights gradients = zero_gradients(layer.config(), device);
-      Stream& stream = default_stream(device);
-      const Tensor rows[] = {Tensor::from<std::int32_t>({0, 1}, {2}).to(device),
-                             Tensor::from<std::int32_t>({2, 3}, {2}).to(device)};
-      for (std::int64_t half = 0; half < 2; ++half) {
-        LayerTape tape;
-        LayerOptions options;
-        options.tape = &tape;
-        MambaState state = inputs.state.gather(rows[half]);
-        MambaState dstate = inputs.dstate.gather(rows[half]);
-        Tensor y({2, 20, 24}, dtype, device);
-        layer.forward(inputs.x.view().rows(2 * half, 2), state, y, stream, options);
-        BackwardOptions backward;
-        backward.accumulate = half > 0;
-        layer.backward(tape, inputs.dy.view().rows(2 * half, 2), &dstate, {}, gradients, stream,
-                       backward);
-        stream.synchronize();
-      }
-      std::vector<std::vector<double>> all;
-      LayerWeights::each(whole.gradients, layer.config(), DType::f32,
-                         [&](const char*, const Tensor& tensor, const Shape&, DType) {
-                           all.push_back(values(tensor));
-                         });
-      std::size_t i = 0;
-      LayerWeights::each(
-          gradients, layer.config(), DType::f32,
-          [&](const char* name, const Tensor& tensor, const Shape&, DType) {
-            EXPECT_LE(relative_error(values(tensor), all[i++]), gradient_bound(dtype)) << name;
-          });
-    }
-  }
+  std::vector<std::vector<double>> all;
+  LayerWeights::each(whole.gradients, layer.config(), DType::f32,
+                     [&](const char*, const Tensor& tensor, const Shape&, DType) {
+                       all.push_back(values(tensor));
+                     });
+  std::size_t i = 0;
+  LayerWeights::each(gradients, layer.config(), DType::f32,
+                     [&](const char* name, const Tensor& tensor, const Shape&, DType) {
+                       EXPECT_LE(relative_error(values(tensor), all[i++]), gradient_bound(dtype))
+                           << name;
+                     });
 }
 
 // A NaN in one sequence reaches nothing of the next, and the state before a reset gets no gradient.
-TEST(LayerGrad, NothingCrossesAReset) {
-  for (Device device : devices()) {
-    const Layer layer = lively_layer(config_of(12, 8, 4), DType::f32, device, 7);
-    Inputs inputs(layer, 1, 30, false);
-    std::vector<std::int32_t> flags(30, 0);
-    flags[13] = 1;
-    inputs.reset = Tensor::from(flags, {1, 30}).to(device);
-    const Outputs clean = run_layer(layer, inputs);
-    Tensor dy = inputs.dy.to(Device::cpu());
-    for (std::int64_t i = 13 * 12; i < 30 * 12; ++i) {
-      dy.data<float>()[i] = std::numeric_limits<float>::quiet_NaN();
-    }
-    inputs.dy = dy.to(device);
-    const Outputs poisoned = run_layer(layer, inputs);
-    EXPECT_EQ(values(poisoned.dx.view().steps(0, 13)), values(clean.dx.view().steps(0, 13)));
-    EXPECT_EQ(values(poisoned.dstate.ssm), values(clean.dstate.ssm));
-    EXPECT_EQ(values(poisoned.dstate.conv), values(clean.dstate.conv));
-    for (double value : values(poisoned.dx.view().steps(13, 17))) EXPECT_TRUE(std::isnan(value));
+TEST_EACH(LayerGrad, NothingCrossesAReset, Device device) {
+  const Layer layer = lively_layer(config_of(12, 8, 4), DType::f32, device, 7);
+  Inputs inputs(layer, 1, 30, false);
+  std::vector<std::int32_t> flags(30, 0);
+  flags[13] = 1;
+  inputs.reset = Tensor::from(flags, {1, 30}).to(device);
+  const Outputs clean = run_layer(layer, inputs);
+  Tensor dy = inputs.dy.to(Device::cpu());
+  for (std::int64_t i = 13 * 12; i < 30 * 12; ++i) {
+    dy.data<float>()[i] = std::numeric_limits<float>::quiet_NaN();
+  }
+  inputs.dy = dy.to(device);
+  const Outputs poisoned = run_layer(layer, inputs);
+  EXPECT_EQ(values(poisoned.dx.view().steps(0, 13)), values(clean.dx.view().steps(0, 13)));
+  EXPECT_EQ(values(poisoned.dstate.ssm), values(clean.dstate.ssm));
+  EXPECT_EQ(values(poisoned.dstate.conv), values(clean.dstate.conv));
+  for (double value : values(poisoned.dx.view().steps(13, 17))) EXPECT_TRUE(std::isnan(value));
+}
+
+TEST_EACH(LayerGrad, AbsentGradientsAreNotComputedAndChangeNothing, Device device) {
+  for (const auto& variant : variants()) {
+    const Layer layer = lively_layer(variant.config, DType::f32, device, 7);
+    const Inputs inputs(layer, 2, 20, false);
+    const Outputs all = run_layer(layer, inputs);
+    LayerTape tape;
+    LayerOptions options;
+    options.tape = &tape;
+    MambaState state = inputs.state.clone(), dstate = inputs.dstate.clone();
+    Tensor y(inputs.x.shape(), DType::f32, device), dx(inputs.x.shape(), DType::f32, device);
+    LayerWeights frozen;
+    Stream& stream = default_stream(device);
+    layer.forward(inputs.x, state, y, stream, options);
+    layer.backward(tape, inputs.dy, &dstate, dx, frozen, stream);
+    stream.synchronize();
+    EXPECT_EQ(bits(dstate.ssm), bits(all.dstate.ssm));
+    EXPECT_EQ(bits(dstate.conv), bits(all.dstate.conv));
+    EXPECT_EQ(bits(dx), bits(all.dx));
   }
 }
 
-TEST(LayerGrad, AbsentGradientsAreNotComputedAndChangeNothing) {
-  for (Device device : devices()) {
-    for (const auto& variant : variants()) {
-      const Layer layer = lively_layer(variant.config, DType::f32, device, 7);
-      const Inputs inputs(layer, 2, 20, false);
-      const Outputs all = run_layer(layer, inputs);
-      LayerTape tape;
-      LayerOptions options;
-      options.tape = &tape;
-      MambaState state = inputs.state.clone(), dstate = inputs.dstate.clone();
-      Tensor y(inputs.x.shape(), DType::f32, device), dx(inputs.x.shape(), DType::f32, device);
-      LayerWeights frozen;
-      Stream& stream = default_stream(device);
-      layer.forward(inputs.x, state, y, stream, options);
-      layer.backward(tape, inputs.dy, &dstate, dx, frozen, stream);
-      stream.synchronize();
-      EXPECT_EQ(bits(dstate.ssm), bits(all.dstate.ssm));
-      EXPECT_EQ(bits(dstate.conv), bits(all.dstate.conv));
-      EXPECT_EQ(bits(dx), bits(all.dx));
-    }
+TEST_EACH(LayerGrad, DxMayBeDy, Device device) {
+  for (const auto& variant : variants()) {
+    const Layer layer = lively_layer(variant.config, DType::f32, device, 7);
+    const Inputs inputs(layer, 2, 20, false);
+    const Outputs apart = run_layer(layer, inputs);
+    LayerTape tape;
+    LayerOptions options;
+    options.tape = &tape;
+    MambaState state = inputs.state.clone(), dstate = inputs.dstate.clone();
+    Tensor y(inputs.x.shape(), DType::f32, device), both = inputs.dy.clone();
+    LayerWeights gradients = zero_gradients(layer.config(), device);
+    Stream& stream = default_stream(device);
+    layer.forward(inputs.x, state, y, stream, options);
+    layer.backward(tape, both, &dstate, both, gradients, stream);
+    stream.synchronize();
+    EXPECT_EQ(bits(both), bits(apart.dx)) << variant.name;
+    EXPECT_EQ(bits(gradients.out_proj), bits(apart.gradients.out_proj)) << variant.name;
   }
 }
 
-TEST(LayerGrad, DxMayBeDy) {
-  for (Device device : devices()) {
-    for (const auto& variant : variants()) {
-      const Layer layer = lively_layer(variant.config, DType::f32, device, 7);
-      const Inputs inputs(layer, 2, 20, false);
-      const Outputs apart = run_layer(layer, inputs);
-      LayerTape tape;
-      LayerOptions options;
-      options.tape = &tape;
-      MambaState state = inputs.state.clone(), dstate = inputs.dstate.clone();
-      Tensor y(inputs.x.shape(), DType::f32, device), both = inputs.dy.clone();
-      LayerWeights gradients = zero_gradients(layer.config(), device);
-      Stream& stream = default_stream(device);
-      layer.forward(inputs.x, state, y, stream, options);
-      layer.backward(tape, both, &dstate, both, gradients, stream);
-      stream.synchronize();
-      EXPECT_EQ(bits(both), bits(apart.dx)) << variant.name;
-      EXPECT_EQ(bits(gradients.out_proj), bits(apart.gradients.out_proj)) << variant.name;
-    }
-  }
-}
-
-TEST(LayerGrad, NothingToDo) {
-  for (Device device : devices()) {
-    const Layer layer = lively_layer(config_of(12, 8, 4), DType::f32, device, 7);
-    const Inputs inputs(layer, 2, 0, false);
-    const Outputs out = run_layer(layer, inputs);
-    EXPECT_EQ(bits(out.dstate.ssm), bits(inputs.dstate.ssm));
-    EXPECT_EQ(bits(out.dstate.conv), bits(inputs.dstate.conv));
-    LayerWeights::each(out.gradients, layer.config(), DType::f32,
-                       [&](const char* name, const Tensor& tensor, const Shape&, DType) {
-                         for (double value : values(tensor)) EXPECT_EQ(value, 0) << name;
-                       });
-  }
+TEST_EACH(LayerGrad, NothingToDo, Device device) {
+  const Layer layer = lively_layer(config_of(12, 8, 4), DType::f32, device, 7);
+  const Inputs inputs(layer, 2, 0, false);
+  const Outputs out = run_layer(layer, inputs);
+  EXPECT_EQ(bits(out.dstate.ssm), bits(inputs.dstate.ssm));
+  EXPECT_EQ(bits(out.dstate.conv), bits(inputs.dstate.conv));
+  LayerWeights::each(out.gradients, layer.config(), DType::f32,
+                     [&](const char* name, const Tensor& tensor, const Shape&, DType) {
+                       for (double value : values(tensor)) EXPECT_EQ(value, 0) << name;
+                     });
 }
 
 // Per token what LayerTape says, and never a state per step.

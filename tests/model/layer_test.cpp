@@ -4,6 +4,7 @@
 
 #include <thread>
 
+#include "each.hpp"
 #include "model/layer_reference.hpp"
 #include "model/layer_variants.hpp"
 #include "testing.hpp"
@@ -13,10 +14,8 @@ namespace {
 
 using testing::bits;
 using testing::config_of;
-using testing::devices;
 using testing::expect_error;
 using testing::lively_layer;
-using testing::lively_weights;
 using testing::Random;
 using testing::relative_error;
 using testing::values;
@@ -27,21 +26,14 @@ using testing::variants;
 // storage type, since a Matmul row may round differently with another number of rows.
 double cut_bound(DType dtype) { return dtype == DType::f32 ? 5e-6 : 8 * testing::roundoff(dtype); }
 
-class LayerTest : public ::testing::Test {
- protected:
-  template <class Body>
-  void everywhere(Body body) {
-    for (Device device : devices()) {
-      for (DType dtype : testing::storage_dtypes()) {
-        for (const Variant& variant : variants()) {
-          SCOPED_TRACE(device.name() + " " + name_of(dtype) + " " + variant.name);
-          const Layer layer = lively_layer(variant.config, dtype, device, 7);
-          body(layer, Random(11));
-        }
-      }
-    }
+// body(layer, random) for a layer of every option.
+template <class Body>
+void each_variant(Device device, DType dtype, Body body) {
+  for (const Variant& variant : variants()) {
+    SCOPED_TRACE(variant.name);
+    body(lively_layer(variant.config, dtype, device, 7), Random(11));
   }
-};
+}
 
 Tensor input(Random& random, const Layer& layer, std::int64_t batch, std::int64_t time) {
   return random.normal_tensor({batch, time, layer.config().d_model}, layer.dtype())
@@ -63,8 +55,8 @@ Tensor in_pieces(const Layer& layer, const Tensor& x, MambaState& state,
   return y;
 }
 
-TEST_F(LayerTest, AgreesWithTheFp64Reference) {
-  everywhere([](const Layer& layer, Random random) {
+TEST_EACH(LayerTest, AgreesWithTheFp64Reference, Device device, DType dtype) {
+  each_variant(device, dtype, [](const Layer& layer, Random random) {
     const Tensor x = input(random, layer, 2, 19);
     MambaState state = layer.make_state(2);
     state.ssm = random.normal_tensor(state.ssm.shape()).to(layer.device());
@@ -85,8 +77,8 @@ TEST_F(LayerTest, AgreesWithTheFp64Reference) {
   });
 }
 
-TEST_F(LayerTest, SplitAnywhere) {
-  everywhere([](const Layer& layer, Random random) {
+TEST_EACH(LayerTest, SplitAnywhere, Device device, DType dtype) {
+  each_variant(device, dtype, [](const Layer& layer, Random random) {
     const Tensor x = input(random, layer, 2, 23);
     MambaState whole = layer.make_state(2);
     const Tensor y = layer.forward(x, whole);
@@ -112,8 +104,8 @@ TEST_F(LayerTest, SplitAnywhere) {
   });
 }
 
-TEST_F(LayerTest, ResetsAreSeparateSequencesFromFreshStates) {
-  everywhere([](const Layer& layer, Random random) {
+TEST_EACH(LayerTest, ResetsAreSeparateSequencesFromFreshStates, Device device, DType dtype) {
+  each_variant(device, dtype, [](const Layer& layer, Random random) {
     const Tensor x = input(random, layer, 2, 12);
     // Row 0 is reset before steps 0 and 5, row 1 before step 9.
     std::vector<std::int32_t> flags(24, 0);
@@ -152,8 +144,8 @@ TEST_F(LayerTest, ResetsAreSeparateSequencesFromFreshStates) {
   });
 }
 
-TEST_F(LayerTest, IsCausal) {
-  everywhere([](const Layer& layer, Random random) {
+TEST_EACH(LayerTest, IsCausal, Device device, DType dtype) {
+  each_variant(device, dtype, [](const Layer& layer, Random random) {
     const Tensor x = input(random, layer, 1, 10);
     const Tensor y = layer.forward(x);
     Tensor changed = x.to(Device::cpu(), DType::f32);
@@ -164,8 +156,8 @@ TEST_F(LayerTest, IsCausal) {
   });
 }
 
-TEST_F(LayerTest, RowMapsReadAndWriteTheRowsTheyName) {
-  everywhere([](const Layer& layer, Random random) {
+TEST_EACH(LayerTest, RowMapsReadAndWriteTheRowsTheyName, Device device, DType dtype) {
+  each_variant(device, dtype, [](const Layer& layer, Random random) {
     const std::int64_t time = 3;
     MambaState slots = layer.make_state(5);
     slots.ssm = random.normal_tensor(slots.ssm.shape()).to(layer.device());
@@ -207,8 +199,8 @@ TEST_F(LayerTest, RowMapsReadAndWriteTheRowsTheyName) {
   });
 }
 
-TEST_F(LayerTest, StepStatesGoBackToAnyStep) {
-  everywhere([](const Layer& layer, Random random) {
+TEST_EACH(LayerTest, StepStatesGoBackToAnyStep, Device device, DType dtype) {
+  each_variant(device, dtype, [](const Layer& layer, Random random) {
     const Tensor x = input(random, layer, 2, 6);
     LayerSteps steps;
     LayerOptions options;
@@ -229,14 +221,17 @@ TEST_F(LayerTest, StepStatesGoBackToAnyStep) {
       EXPECT_LT(relative_error(values(back.conv), values(prefix.conv)), cut_bound(layer.dtype()));
     }
   });
+}
+
+TEST(LayerTest, StepStatesThatWereNotKeptAreNotRestored) {
   LayerSteps none;
   MambaState state(config_of(8, 4, 2), 1, DType::f32);
   Stream& stream = default_stream();
   EXPECT_THROW(none.restore(0, state, stream), ArgumentError);
 }
 
-TEST_F(LayerTest, ResultsAreTheSameBitsEveryTimeAndInEveryThread) {
-  everywhere([](const Layer& layer, Random random) {
+TEST_EACH(LayerTest, ResultsAreTheSameBitsEveryTimeAndInEveryThread, Device device, DType dtype) {
+  each_variant(device, dtype, [](const Layer& layer, Random random) {
     const Tensor x = input(random, layer, 2, 9);
     MambaState state = layer.make_state(2);
     const Tensor y = layer.forward(x, state);
@@ -254,8 +249,8 @@ TEST_F(LayerTest, ResultsAreTheSameBitsEveryTimeAndInEveryThread) {
   });
 }
 
-TEST_F(LayerTest, NothingToDoIsLegal) {
-  everywhere([](const Layer& layer, Random random) {
+TEST_EACH(LayerTest, NothingToDoIsLegal, Device device, DType dtype) {
+  each_variant(device, dtype, [](const Layer& layer, Random random) {
     MambaState state = layer.make_state(2);
     state.ssm = random.normal_tensor(state.ssm.shape()).to(layer.device());
     const MambaState before = state.clone();
@@ -268,8 +263,8 @@ TEST_F(LayerTest, NothingToDoIsLegal) {
   });
 }
 
-TEST_F(LayerTest, InputsOfAHundredStayFinite) {
-  everywhere([](const Layer& layer, Random random) {
+TEST_EACH(LayerTest, InputsOfAHundredStayFinite, Device device, DType dtype) {
+  each_variant(device, dtype, [](const Layer& layer, Random random) {
     // x and z multiply, and f16 ends at 65504: there 10 is what 100 is to the others.
     const double size = layer.dtype() == DType::f16 ? 10 : 100;
     const Tensor x = random
@@ -284,35 +279,33 @@ TEST_F(LayerTest, InputsOfAHundredStayFinite) {
 
 // A product that takes long on a GPU writes a weight, and the layer is called at once: none of its
 // kernels may have fetched that weight too early.
-TEST(LayerWeights, AreThoseThatTheCallBeforeLeft) {
-  for (const Device device : devices()) {
-    LayerConfig config = config_of(8, 16, 4);
-    config.d_inner = 2048;
-    Layer layer = lively_layer(config, DType::f32, device, 1);
-    Random random(2);
-    const std::int64_t in = device.is_cuda() ? 4096 : 16;
-    const Tensor x = random.normal_tensor({1, 1, 8}).to(device);
-    const Tensor factor = random.normal_tensor({2048, in}, DType::f32, 0.1).to(device);
-    const Tensor factors[2] = {random.normal_tensor({8, in}).to(device),
-                               random.normal_tensor({8, in}).to(device)};
-    Stream& stream = default_stream(device);
-    const auto result = [&](int which, bool wait) {
-      MambaState state = layer.make_state(1);
-      Tensor y(x.shape(), DType::f32, device);
-      Matmul writer;
-      writer.x = factors[which];
-      writer.weight = factor;
-      writer.y = layer.weights().out_proj;
-      run(writer, stream);
-      if (wait) stream.synchronize();
-      layer.forward(x, state, y, stream);
-      stream.synchronize();
-      return bits(y);
-    };
-    const auto first = result(0, true), second = result(1, true);
-    EXPECT_NE(first, second);
-    for (int i = 0; i < 20; ++i) EXPECT_EQ(result(i % 2, false), i % 2 == 0 ? first : second) << i;
-  }
+TEST_EACH(LayerWeights, AreThoseThatTheCallBeforeLeft, Device device) {
+  LayerConfig config = config_of(8, 16, 4);
+  config.d_inner = 2048;
+  Layer layer = lively_layer(config, DType::f32, device, 1);
+  Random random(2);
+  const std::int64_t in = device.is_cuda() ? 4096 : 16;
+  const Tensor x = random.normal_tensor({1, 1, 8}).to(device);
+  const Tensor factor = random.normal_tensor({2048, in}, DType::f32, 0.1).to(device);
+  const Tensor factors[2] = {random.normal_tensor({8, in}).to(device),
+                             random.normal_tensor({8, in}).to(device)};
+  Stream& stream = default_stream(device);
+  const auto result = [&](int which, bool wait) {
+    MambaState state = layer.make_state(1);
+    Tensor y(x.shape(), DType::f32, device);
+    Matmul writer;
+    writer.x = factors[which];
+    writer.weight = factor;
+    writer.y = layer.weights().out_proj;
+    run(writer, stream);
+    if (wait) stream.synchronize();
+    layer.forward(x, state, y, stream);
+    stream.synchronize();
+    return bits(y);
+  };
+  const auto first = result(0, true), second = result(1, true);
+  EXPECT_NE(first, second);
+  for (int i = 0; i < 20; ++i) EXPECT_EQ(result(i % 2, false), i % 2 == 0 ? first : second) << i;
 }
 
 TEST(LayerErrors, NameTheOperandAndTouchNothing) {

@@ -3,13 +3,13 @@
 
 #include <gtest/gtest.h>
 
+#include "each.hpp"
 #include "testing.hpp"
 
 namespace mamba {
 namespace {
 
 using testing::bits;
-using testing::devices;
 using testing::expect_error;
 using testing::Random;
 using testing::values;
@@ -31,38 +31,34 @@ struct Batch {
   std::int64_t counted = 0;
 };
 
-TEST(TokenLoss, PartsOfABatchAddUpToIt) {
-  for (Device device : devices()) {
-    const Batch data(device);
-    Stream& stream = default_stream(device);
-    Tensor whole(data.logits.shape(), DType::bf16, device), parts = whole.clone();
-    TokenLoss loss;
-    loss.run(data.logits, data.targets, {data.counted, whole}, stream);
-    const double mean = loss.mean(stream);
-    double sum = 0;
-    for (const auto& [first, rows] : {std::pair<std::int64_t, std::int64_t>{0, 2}, {2, 3}}) {
-      loss.run(data.logits.view().rows(first, rows), data.targets.view().rows(first, rows),
-               {data.counted, parts.view().rows(first, rows)}, stream);
-      sum += loss.mean(stream);
-    }
-    EXPECT_EQ(bits(parts), bits(whole));
-    EXPECT_NEAR(sum, mean, 40 * testing::f32_roundoff * mean);
+TEST_EACH(TokenLoss, PartsOfABatchAddUpToIt, Device device) {
+  const Batch data(device);
+  Stream& stream = default_stream(device);
+  Tensor whole(data.logits.shape(), DType::bf16, device), parts = whole.clone();
+  TokenLoss loss;
+  loss.run(data.logits, data.targets, {data.counted, whole}, stream);
+  const double mean = loss.mean(stream);
+  double sum = 0;
+  for (const auto& [first, rows] : {std::pair<std::int64_t, std::int64_t>{0, 2}, {2, 3}}) {
+    loss.run(data.logits.view().rows(first, rows), data.targets.view().rows(first, rows),
+             {data.counted, parts.view().rows(first, rows)}, stream);
+    sum += loss.mean(stream);
   }
+  EXPECT_EQ(bits(parts), bits(whole));
+  EXPECT_NEAR(sum, mean, 40 * testing::f32_roundoff * mean);
 }
 
-TEST(TokenLoss, ALossScaleIsInTheGradientAlone) {
-  for (Device device : devices()) {
-    const Batch data(device);
-    Stream& stream = default_stream(device);
-    Tensor plain(data.logits.shape(), DType::f32, device), scaled = plain.clone();
-    TokenLoss loss;
-    loss.run(data.logits, data.targets, {data.counted, plain}, stream);
-    const float mean = loss.mean(stream);
-    loss.run(data.logits, data.targets, {data.counted, scaled, 65536}, stream);
-    EXPECT_EQ(loss.mean(stream), mean);
-    const std::vector<double> expected = values(plain), got = values(scaled);
-    for (std::size_t i = 0; i < got.size(); ++i) EXPECT_EQ(got[i], 65536 * expected[i]);
-  }
+TEST_EACH(TokenLoss, ALossScaleIsInTheGradientAlone, Device device) {
+  const Batch data(device);
+  Stream& stream = default_stream(device);
+  Tensor plain(data.logits.shape(), DType::f32, device), scaled = plain.clone();
+  TokenLoss loss;
+  loss.run(data.logits, data.targets, {data.counted, plain}, stream);
+  const float mean = loss.mean(stream);
+  loss.run(data.logits, data.targets, {data.counted, scaled, 65536}, stream);
+  EXPECT_EQ(loss.mean(stream), mean);
+  const std::vector<double> expected = values(plain), got = values(scaled);
+  for (std::size_t i = 0; i < got.size(); ++i) EXPECT_EQ(got[i], 65536 * expected[i]);
 }
 
 TEST(TokenLoss, Errors) {

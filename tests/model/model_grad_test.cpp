@@ -3,6 +3,7 @@
 #include <mamba/language_model.hpp>
 #include <mamba/train_ops.hpp>
 
+#include "each.hpp"
 #include "model/model_reference.hpp"
 #include "model/slopes.hpp"
 #include "ops/sequence_reference.hpp"
@@ -11,7 +12,6 @@ namespace mamba {
 namespace {
 
 using testing::bits;
-using testing::devices;
 using testing::expect_error;
 using testing::expect_slopes;
 using testing::gradient_bound;
@@ -121,96 +121,82 @@ void each_gradient(const LanguageModel& model, const Outputs& out, F f) {
       [&](const std::string& name, const Tensor& tensor, const Shape&, DType) { f(name, tensor); });
 }
 
-TEST(ModelGrad, MatchesFiniteDifferencesOfTheReference) {
-  for (Device device : devices()) {
-    for (DType dtype : testing::storage_dtypes()) {
-      for (const bool tied : {true, false}) {
-        SCOPED_TRACE(device.name() + " " + name_of(dtype) + (tied ? " tied" : ""));
-        const LanguageModel model = lively_model(small_config(tied), dtype, device);
-        const Inputs inputs(model, 2, 6);
-        const Outputs out = run_in_pieces(model, inputs, {6});
-        testing::ModelReference reference(model);
-        std::vector<std::vector<double>> conv, ssm;
-        for (const MambaState& layer : inputs.state.layers) {
-          conv.push_back(values(layer.conv));
-          ssm.push_back(values(layer.ssm));
-        }
-        const std::vector<double> dlogits = values(inputs.dlogits);
-        std::vector<std::vector<double>> dconv, dssm;
-        for (const MambaState& layer : inputs.dstate.layers) {
-          dconv.push_back(values(layer.conv));
-          dssm.push_back(values(layer.ssm));
-        }
-        const auto loss = [&] {
-          auto last_conv = conv, last_ssm = ssm;
-          const std::vector<double> logits =
-              reference.forward(inputs.ids, inputs.batch, inputs.resets, last_conv, last_ssm);
-          double sum = 0;
-          for (std::size_t i = 0; i < logits.size(); ++i) sum += dlogits[i] * logits[i];
-          for (std::size_t l = 0; l < conv.size(); ++l) {
-            for (std::size_t i = 0; i < conv[l].size(); ++i) sum += dconv[l][i] * last_conv[l][i];
-            for (std::size_t i = 0; i < ssm[l].size(); ++i) sum += dssm[l][i] * last_ssm[l][i];
-          }
-          return sum;
-        };
-        const double bound = 2 * gradient_bound(dtype);  // two layers
-        for (std::size_t l = 0; l < conv.size(); ++l) {
-          expect_slopes("dconv", conv[l], out.dstate.layers[l].conv, loss, bound);
-          expect_slopes("dssm", ssm[l], out.dstate.layers[l].ssm, loss, bound);
-        }
-        LanguageModelWeights::each(
-            out.gradients, model.config(), DType::f32,
-            [&](const std::string& name, const Tensor& tensor, const Shape&, DType) {
-              expect_slopes(name, reference.weight(name), tensor, loss, bound);
-            });
-        // Rows of padding are no ids.
-        for (double value : values(out.gradients.embedding.view().rows(21, 3))) EXPECT_EQ(value, 0);
-      }
+TEST_EACH(ModelGrad, MatchesFiniteDifferencesOfTheReference, Device device, DType dtype) {
+  for (const bool tied : {true, false}) {
+    SCOPED_TRACE(tied ? "tied" : "not tied");
+    const LanguageModel model = lively_model(small_config(tied), dtype, device);
+    const Inputs inputs(model, 2, 6);
+    const Outputs out = run_in_pieces(model, inputs, {6});
+    testing::ModelReference reference(model);
+    std::vector<std::vector<double>> conv, ssm;
+    for (const MambaState& layer : inputs.state.layers) {
+      conv.push_back(values(layer.conv));
+      ssm.push_back(values(layer.ssm));
     }
+    const std::vector<double> dlogits = values(inputs.dlogits);
+    std::vector<std::vector<double>> dconv, dssm;
+    for (const MambaState& layer : inputs.dstate.layers) {
+      dconv.push_back(values(layer.conv));
+      dssm.push_back(values(layer.ssm));
+    }
+    const auto loss = [&] {
+      auto last_conv = conv, last_ssm = ssm;
+      const std::vector<double> logits =
+          reference.forward(inputs.ids, inputs.batch, inputs.resets, last_conv, last_ssm);
+      double sum = 0;
+      for (std::size_t i = 0; i < logits.size(); ++i) sum += dlogits[i] * logits[i];
+      for (std::size_t l = 0; l < conv.size(); ++l) {
+        for (std::size_t i = 0; i < conv[l].size(); ++i) sum += dconv[l][i] * last_conv[l][i];
+        for (std::size_t i = 0; i < ssm[l].size(); ++i) sum += dssm[l][i] * last_ssm[l][i];
+      }
+      return sum;
+    };
+    const double bound = 2 * gradient_bound(dtype);  // two layers
+    for (std::size_t l = 0; l < conv.size(); ++l) {
+      expect_slopes("dconv", conv[l], out.dstate.layers[l].conv, loss, bound);
+      expect_slopes("dssm", ssm[l], out.dstate.layers[l].ssm, loss, bound);
+    }
+    LanguageModelWeights::each(
+        out.gradients, model.config(), DType::f32,
+        [&](const std::string& name, const Tensor& tensor, const Shape&, DType) {
+          expect_slopes(name, reference.weight(name), tensor, loss, bound);
+        });
+    // Rows of padding are no ids.
+    for (double value : values(out.gradients.embedding.view().rows(21, 3))) EXPECT_EQ(value, 0);
   }
 }
 
-TEST(ModelGrad, CutAnywhereEqualsTheWhole) {
-  for (Device device : devices()) {
-    for (DType dtype : testing::storage_dtypes()) {
-      const LanguageModel model = lively_model(small_config(true), dtype, device);
-      const Inputs inputs(model, 2, 40);
-      const Outputs whole = run_in_pieces(model, inputs, {40});
-      for (const std::vector<std::int64_t>& pieces :
-           {std::vector<std::int64_t>{1, 39}, {0, 40}, {33, 7}, {10, 10, 20}}) {
-        const Outputs cut = run_in_pieces(model, inputs, pieces);
-        std::vector<std::vector<double>> all;
-        each_gradient(model, whole, [&](const std::string&, const Tensor& tensor) {
-          all.push_back(values(tensor));
-        });
-        std::size_t i = 0;
-        each_gradient(model, cut, [&](const std::string& name, const Tensor& tensor) {
-          EXPECT_LE(relative_error(values(tensor), all[i++]), 2 * gradient_bound(dtype)) << name;
-        });
-      }
-    }
+TEST_EACH(ModelGrad, CutAnywhereEqualsTheWhole, Device device, DType dtype) {
+  const LanguageModel model = lively_model(small_config(true), dtype, device);
+  const Inputs inputs(model, 2, 40);
+  const Outputs whole = run_in_pieces(model, inputs, {40});
+  for (const std::vector<std::int64_t>& pieces :
+       {std::vector<std::int64_t>{1, 39}, {0, 40}, {33, 7}, {10, 10, 20}}) {
+    const Outputs cut = run_in_pieces(model, inputs, pieces);
+    std::vector<std::vector<double>> all;
+    each_gradient(model, whole,
+                  [&](const std::string&, const Tensor& tensor) { all.push_back(values(tensor)); });
+    std::size_t i = 0;
+    each_gradient(model, cut, [&](const std::string& name, const Tensor& tensor) {
+      EXPECT_LE(relative_error(values(tensor), all[i++]), 2 * gradient_bound(dtype)) << name;
+    });
   }
 }
 
-TEST(ModelGrad, SameBitsTwiceAndWithRecompute) {
-  for (Device device : devices()) {
-    for (DType dtype : testing::storage_dtypes()) {
-      const LanguageModel model = lively_model(small_config(false), dtype, device);
-      const Inputs inputs(model, 2, 40);
-      const Outputs first = run_in_pieces(model, inputs, {40});
-      for (const bool recompute : {false, true}) {
-        const Outputs second = run_in_pieces(model, inputs, {40}, recompute);
-        std::vector<std::vector<unsigned char>> all;
-        each_gradient(model, first, [&](const std::string&, const Tensor& tensor) {
-          all.push_back(bits(tensor));
-        });
-        std::size_t i = 0;
-        each_gradient(model, second, [&](const std::string& name, const Tensor& tensor) {
-          EXPECT_EQ(bits(tensor), all[i++]) << name;
-        });
-        EXPECT_EQ(bits(first.logits), bits(second.logits));
-      }
-    }
+TEST_EACH(ModelGrad, SameBitsTwiceAndWithRecompute, Device device, DType dtype) {
+  const LanguageModel model = lively_model(small_config(false), dtype, device);
+  const Inputs inputs(model, 2, 40);
+  const Outputs first = run_in_pieces(model, inputs, {40});
+  for (const bool recompute : {false, true}) {
+    const Outputs second = run_in_pieces(model, inputs, {40}, recompute);
+    std::vector<std::vector<unsigned char>> all;
+    each_gradient(model, first,
+                  [&](const std::string&, const Tensor& tensor) { all.push_back(bits(tensor)); });
+    std::size_t i = 0;
+    each_gradient(model, second, [&](const std::string& name, const Tensor& tensor) {
+      EXPECT_EQ(bits(tensor), all[i++]) << name;
+    });
+    EXPECT_EQ(bits(first.logits), bits(second.logits));
   }
 }
 

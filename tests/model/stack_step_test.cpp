@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -11,6 +12,7 @@
 #include <mamba/stack.hpp>
 
 #include "detail/mamba1_step.hpp"
+#include "each.hpp"
 #include "model/layer_reference.hpp"
 #include "ops/limited_devices.hpp"
 #include "testing.hpp"
@@ -19,7 +21,6 @@ namespace mamba {
 namespace {
 
 using testing::bits;
-using testing::devices;
 using testing::LayerReference;
 using testing::Random;
 using testing::values;
@@ -86,8 +87,10 @@ struct Made {
   explicit Made(std::vector<double> y) : parts{std::move(y)} {}
 };
 
+// In double; with `round_to` what each stage stores is rounded as LayerReference says.
 Made reference(const Stack& stack, const Tensor& x, const StackState& state,
-               const std::vector<std::int32_t>& reset) {
+               const std::vector<std::int32_t>& reset,
+               std::optional<DType> round_to = std::nullopt) {
   const std::vector<double> input = values(x);
   const auto width = static_cast<std::size_t>(x.dim(2));
   std::vector<double> residual = input;
@@ -102,13 +105,15 @@ Made reference(const Stack& stack, const Tensor& x, const StackState& state,
         y[row * width + k] = residual[row * width + k] * scale * weight[k];
       }
     }
-    return y;
+    if (!round_to) return y;
+    const std::vector<float> exact(y.begin(), y.end());
+    return values(Tensor::from(exact).to(Device::cpu(), *round_to));
   };
   std::vector<std::vector<double>> states;
   for (std::size_t i = 0; i < stack.size(); ++i) {
     std::vector<double> conv = values(state.layers[i].conv), ssm = values(state.layers[i].ssm);
     const std::vector<double> branch =
-        LayerReference(stack.layer(i)).forward(normed(i), x.dim(0), reset, conv, ssm);
+        LayerReference(stack.layer(i), round_to).forward(normed(i), x.dim(0), reset, conv, ssm);
     for (std::size_t k = 0; k < residual.size(); ++k) residual[k] += branch[k];
     states.push_back(std::move(conv));
     states.push_back(std::move(ssm));
@@ -146,24 +151,31 @@ struct Distance {
   }
 };
 
-// No further from the truth than the layers one after the other, whose roundings are of the same
-// size but others.
-void expect_as_near(const Made& got, const Made& layers, const Made& truth) {
+// A step from `state` is no further from the truth than the layers one after the other, whose
+// roundings are of the same size but others. And those are no further than twice what rounding each
+// stage's output to storage costs, and the f32 sums (80 roundings a layer).
+void expect_as_near(const Stack& stack, const Tensor& x, const StackState& state,
+                    const std::vector<std::int32_t>& reset = {}) {
+  SequenceOptions options;
+  Tensor resets;
+  if (!reset.empty()) {
+    resets = Tensor::from(reset, {x.dim(0), 1}).to(x.device());
+    options.reset = resets;
+  }
+  const Made got = step(stack, x, state.clone(), false, options);
+  const Made layers = step(stack, x, state.clone(), true, options);
+  const Made truth = reference(stack, x, state, reset);
+  const Made stored = reference(stack, x, state, reset, stack.dtype());
   ASSERT_EQ(got.parts.size(), truth.parts.size());
   for (std::size_t i = 0; i < truth.parts.size(); ++i) {
-    const Distance ours(got.parts[i], truth.parts[i]), theirs(layers.parts[i], truth.parts[i]);
+    const std::vector<double>& exact = truth.parts[i];
+    const Distance ours(got.parts[i], exact), theirs(layers.parts[i], exact);
     EXPECT_LE(ours.root_mean_square, 1.2 * theirs.root_mean_square + 1e-6) << "part " << i;
     EXPECT_LE(ours.largest, 2 * theirs.largest + 1e-5) << "part " << i;
-  }
-}
-
-template <class Body>
-void everywhere(Body body) {
-  for (const Device device : devices()) {
-    for (const DType dtype : {DType::bf16, DType::f32}) {
-      SCOPED_TRACE(device.name() + " " + name_of(dtype));
-      body(device, dtype);
-    }
+    const Distance storage(stored.parts[i], exact), size(exact, std::vector<double>(exact.size()));
+    const double sums = 80 * static_cast<double>(stack.size()) * testing::f32_roundoff;
+    EXPECT_LE(theirs.root_mean_square, 2 * storage.root_mean_square + sums * size.root_mean_square)
+        << "part " << i;
   }
 }
 
@@ -171,25 +183,22 @@ Tensor input(const Stack& stack, const Size& size, std::int64_t rows, std::uint6
   return Random(seed).normal_tensor({rows, 1, size.d_model}, stack.dtype(), 2).to(stack.device());
 }
 
-TEST(StackStep, IsAsNearToTheTruthAsLayerByLayer) {
-  everywhere([](Device device, DType dtype) {
-    // Few channels (not a block for every multiprocessor), odd shares, a published width, and
-    // inputs that leave warps without any.
-    for (const Size& size : {Size{32, 64, 16, 2}, Size{96, 224, 32, 2}, Size{768, 1536, 48, 2},
-                             Size{1056, 2080, 176, 1}}) {
-      SCOPED_TRACE(size.d_model);
-      const Stack stack = lively_stack(size, dtype, device, size.d_model != 96);
-      const bool large = size.d_model > 100 && device.is_cpu();
-      for (const std::int64_t rows :
-           large ? std::vector<std::int64_t>{1} : std::vector<std::int64_t>{1, 2, 3, 4, 5}) {
-        SCOPED_TRACE(rows);
-        const Tensor x = input(stack, size, rows);
-        const StackState state = lively_state(stack, rows, 9);
-        expect_as_near(step(stack, x, state.clone(), false), step(stack, x, state.clone(), true),
-                       reference(stack, x, state, {}));
-      }
+TEST_EACH(StackStep, IsAsNearToTheTruthAsLayerByLayer, Device device,
+          testing::OneOf<DType::bf16, DType::f32> dtype) {
+  // Few channels (not a block for every multiprocessor), odd shares, a published width, and
+  // inputs that leave warps without any.
+  for (const Size& size : {Size{32, 64, 16, 2}, Size{96, 224, 32, 2}, Size{768, 1536, 48, 2},
+                           Size{1056, 2080, 176, 1}}) {
+    SCOPED_TRACE(size.d_model);
+    const Stack stack = lively_stack(size, dtype, device, size.d_model != 96);
+    const bool large = size.d_model > 100 && device.is_cpu();
+    for (const std::int64_t rows :
+         large ? std::vector<std::int64_t>{1} : std::vector<std::int64_t>{1, 2, 3, 4, 5}) {
+      SCOPED_TRACE(rows);
+      const Tensor x = input(stack, size, rows);
+      expect_as_near(stack, x, lively_state(stack, rows, 9));
     }
-  });
+  }
 }
 
 #ifdef MAMBA_HAS_CUDA
@@ -201,212 +210,191 @@ constexpr bool built_for_sm_90 = false;
 
 // So that the tests here do not pass for want of the kernel. It needs a device of 9.0 and code for
 // it: code for 8.0 runs there too, but its kernels wait for nothing before them.
-TEST(StackStep, TakesThePublishedShapes) {
-  testing::each_cuda_device([](Device device) {
-    const bool can = built_for_sm_90 && cuda::limits(device, "test").capability >= 90;
-    const Stream stream(device);
-    for (const int d_model : {32, 96, 768, 1024, 1536, 2048, 2560}) {
-      for (int rows = 1; rows <= Mamba1Step::most_rows; ++rows) {
-        Mamba1Step step;
-        step.layer_count = 64;
-        step.rows = rows;
-        step.d_model = d_model;
-        step.d_inner = 2 * d_model;
-        step.dt_rank = (d_model + 255) / 256 * 16;
-        EXPECT_EQ(cuda::takes(step, stream), can) << d_model << ", " << rows << " rows";
-      }
+TEST_EACH(StackStep, TakesThePublishedShapes, testing::CudaDevice device) {
+  const bool can = built_for_sm_90 && cuda::limits(device, "test").capability >= 90;
+  const Stream stream(device);
+  for (const int d_model : {32, 96, 768, 1024, 1536, 2048, 2560}) {
+    for (int rows = 1; rows <= Mamba1Step::most_rows; ++rows) {
+      Mamba1Step step;
+      step.layer_count = 64;
+      step.rows = rows;
+      step.d_model = d_model;
+      step.d_inner = 2 * d_model;
+      step.dt_rank = (d_model + 255) / 256 * 16;
+      EXPECT_EQ(cuda::takes(step, stream), can) << d_model << ", " << rows << " rows";
     }
-  });
+  }
 }
 
-class StackStepLimits : public testing::OnLesserDevices {};
-TEST_P(StackStepLimits, IsAsNearToTheTruthAsLayerByLayer) {
-  each_device([](Device device) {
-    const cuda::Limits& limits = GetParam().limits;
-    const bool may =
-        limits.cooperative && limits.capability >= 90 && limits.shared_memory > 99 << 10;
-    for (const Size& size : {Size{96, 224, 32, 2}, Size{768, 1536, 48, 2}}) {
-      const Stack stack = lively_stack(size, DType::bf16, device);
-      for (const std::int64_t rows : {1, 3}) {
-        SCOPED_TRACE(std::to_string(size.d_model) + ", " + std::to_string(rows) + " rows");
-        Mamba1Step sizes;
-        sizes.layer_count = static_cast<int>(size.n_layer);
-        sizes.rows = static_cast<int>(rows);
-        sizes.d_model = static_cast<int>(size.d_model);
-        sizes.d_inner = static_cast<int>(size.d_inner);
-        sizes.dt_rank = static_cast<int>(size.dt_rank);
-        if (!may) {
-          EXPECT_FALSE(cuda::takes(sizes, Stream(device)));
-        }
-        const Tensor x = input(stack, size, rows);
-        const StackState state = lively_state(stack, rows, 9);
-        expect_as_near(step(stack, x, state.clone(), false), step(stack, x, state.clone(), true),
-                       reference(stack, x, state, {}));
+TEST_EACH(StackStepLimits, IsAsNearToTheTruthAsLayerByLayer, testing::LesserDevice lesser,
+          testing::CudaDevice device) {
+  const cuda::LimitedDevices limited(lesser.limits);
+  const cuda::Limits& limits = lesser.limits;
+  const bool may = limits.cooperative && limits.capability >= 90 && limits.shared_memory > 99 << 10;
+  for (const Size& size : {Size{96, 224, 32, 2}, Size{768, 1536, 48, 2}}) {
+    const Stack stack = lively_stack(size, DType::bf16, device);
+    for (const std::int64_t rows : {1, 3}) {
+      SCOPED_TRACE(std::to_string(size.d_model) + ", " + std::to_string(rows) + " rows");
+      Mamba1Step sizes;
+      sizes.layer_count = static_cast<int>(size.n_layer);
+      sizes.rows = static_cast<int>(rows);
+      sizes.d_model = static_cast<int>(size.d_model);
+      sizes.d_inner = static_cast<int>(size.d_inner);
+      sizes.dt_rank = static_cast<int>(size.dt_rank);
+      if (!may) {
+        EXPECT_FALSE(cuda::takes(sizes, Stream(device)));
       }
+      const Tensor x = input(stack, size, rows);
+      expect_as_near(stack, x, lively_state(stack, rows, 9));
     }
-  });
+  }
 }
-INSTANTIATE_TEST_SUITE_P(StackStep, StackStepLimits, ::testing::ValuesIn(testing::lesser_devices()),
-                         testing::name_of_lesser);
 #endif
 
-TEST(StackStep, GoesOnAsLongAsOneLikes) {
-  everywhere([](Device device, DType dtype) {
-    const Size size{96, 224, 32, 2};
-    const Stack stack = lively_stack(size, dtype, device);
-    StackState together = lively_state(stack, 4, 9);
-    StackState one = row_of(together, 1);
-    StackState again = one.clone();
-    Stream stream(device);
-    for (std::uint64_t t = 0; t < 40; ++t) {
-      const Tensor x = input(stack, size, 4, t);
-      Tensor y(x.shape(), dtype, device), y_one({1, 1, 96}, dtype, device),
-          y_again({1, 1, 96}, dtype, device);
-      stack.forward(x, together, y, stream);
-      stack.forward(x.view().rows(1, 1), one, y_one, stream);
-      stack.forward(x.view().rows(1, 1), again, y_again, stream);
-      stream.synchronize();
-      ASSERT_EQ(bits(y_one), bits(y_again)) << t;
-      const Distance apart(values(y.view().rows(1, 1)), values(y_one));
-      ASSERT_LT(apart.root_mean_square, 16 * testing::roundoff(dtype)) << t;
-    }
-  });
-}
-
-TEST(StackStep, ResetsRowsThatBegin) {
-  everywhere([](Device device, DType dtype) {
-    const Size size{96, 224, 32, 2};
-    const Stack stack = lively_stack(size, dtype, device);
-    const Tensor x = input(stack, size, 3);
-    const StackState state = lively_state(stack, 3, 9);
-    const std::vector<std::int32_t> reset{0, 1, 0};
-    const Tensor resets = Tensor::from<std::int32_t>(reset, {3, 1}).to(device);
-    SequenceOptions options;
-    options.reset = resets;
-    expect_as_near(step(stack, x, state.clone(), false, options),
-                   step(stack, x, state.clone(), true, options), reference(stack, x, state, reset));
-  });
-}
-
-TEST(StackStep, ReadsAndWritesTheRowsOfAMap) {
-  everywhere([](Device device, DType dtype) {
-    const Size size{96, 224, 32, 2};
-    const Stack stack = lively_stack(size, dtype, device);
-    const Tensor x = input(stack, size, 5);
-    const StackState slots = lively_state(stack, 7, 9);
-    // On in place, a branch from 2 into 0, padding, fresh and kept, read and dropped.
-    const std::vector<std::int32_t> from{4, 2, -1, -1, 5}, to{4, 0, -1, 6, -1};
-    const Tensor read = Tensor::from<std::int32_t>(from, {5}).to(device);
-    const Tensor write = Tensor::from<std::int32_t>(to, {5}).to(device);
-    StackOptions options;
-    options.rows = {read, write};
-    StackState after = slots.clone();
-    Tensor y(x.shape(), dtype, device);
-    Stream stream(device);
-    stack.forward(x, after, y, stream, options);
+TEST_EACH(StackStep, GoesOnAsLongAsOneLikes, Device device,
+          testing::OneOf<DType::bf16, DType::f32> dtype) {
+  const Size size{96, 224, 32, 2};
+  const Stack stack = lively_stack(size, dtype, device);
+  StackState together = lively_state(stack, 4, 9);
+  StackState one = row_of(together, 1);
+  StackState again = one.clone();
+  Stream stream(device);
+  for (std::uint64_t t = 0; t < 40; ++t) {
+    const Tensor x = input(stack, size, 4, t);
+    Tensor y(x.shape(), dtype, device), y_one({1, 1, 96}, dtype, device),
+        y_again({1, 1, 96}, dtype, device);
+    stack.forward(x, together, y, stream);
+    stack.forward(x.view().rows(1, 1), one, y_one, stream);
+    stack.forward(x.view().rows(1, 1), again, y_again, stream);
     stream.synchronize();
-
-    for (const std::int64_t n : {0, 1, 3, 4}) {
-      SCOPED_TRACE(n);
-      const auto row = static_cast<std::size_t>(n);
-      StackState alone = from[row] < 0 ? stack.make_state(1) : row_of(slots, from[row]);
-      Tensor y_alone({1, 1, size.d_model}, dtype, device);
-      stack.forward(x.view().rows(n, 1), alone, y_alone, stream);
-      stream.synchronize();
-      const double bound = 16 * testing::roundoff(dtype);
-      const Distance apart(values(y.view().rows(n, 1)), values(y_alone));
-      EXPECT_LT(apart.root_mean_square, bound);
-      if (to[row] < 0) continue;
-      for (std::size_t l = 0; l < stack.size(); ++l) {
-        const auto compare = [&](const Tensor& a, const Tensor& b) {
-          const Distance far(values(a.view().rows(to[row], 1)), values(b));
-          EXPECT_LT(far.root_mean_square, bound);
-        };
-        compare(after.layers[l].conv, alone.layers[l].conv);
-        compare(after.layers[l].ssm, alone.layers[l].ssm);
-      }
-    }
-    // Padding: what the final norm makes of x alone.
-    AddRmsNorm norm;
-    Tensor normed({1, 1, size.d_model}, dtype, device);
-    norm.x = x.view().rows(2, 1);
-    norm.weight = stack.norm(stack.size());
-    norm.y = normed;
-    run(norm, stream);
-    stream.synchronize();
-    EXPECT_EQ(bits(y.view().rows(2, 1)), bits(normed));
-    for (const std::int64_t untouched : {1, 2, 3, 5}) {
-      for (std::size_t l = 0; l < stack.size(); ++l) {
-        EXPECT_EQ(bits(after.layers[l].conv.view().rows(untouched, 1)),
-                  bits(slots.layers[l].conv.view().rows(untouched, 1)));
-        EXPECT_EQ(bits(after.layers[l].ssm.view().rows(untouched, 1)),
-                  bits(slots.layers[l].ssm.view().rows(untouched, 1)));
-      }
-    }
-  });
+    ASSERT_EQ(bits(y_one), bits(y_again)) << t;
+    const Distance apart(values(y.view().rows(1, 1)), values(y_one));
+    ASSERT_LT(apart.root_mean_square, 16 * testing::roundoff(dtype)) << t;
+  }
 }
 
-TEST(StackStep, ARowOutsideTheStateIsSaidAndNothingIsWritten) {
-  testing::each_cuda_device([](Device device) {
-    const Size size{96, 224, 32, 2};
-    const Stack stack = lively_stack(size, DType::bf16, device);
-    const Tensor x = input(stack, size, 2);
-    StackState state = lively_state(stack, 3, 9);
-    const StackState before = state.clone();
-    const Tensor read = Tensor::from<std::int32_t>({1, 3}, {2}).to(device);
-    const Tensor write = Tensor::from<std::int32_t>({-1, 3}, {2}).to(device);
-    StackOptions options;
-    options.rows = {read, write};
-    Tensor y(x.shape(), DType::bf16, device);
-    Stream stream(device);
-    stack.forward(x, state, y, stream, options);
-    testing::expect_error<ArgumentError>(
-        "rows: read or write: expected rows of the state, got one outside of it",
-        [&] { stream.synchronize(); });
-    for (const double value : values(y.view().rows(0, 1))) EXPECT_TRUE(std::isfinite(value));
-    for (const double value : values(y.view().rows(1, 1))) EXPECT_TRUE(std::isnan(value));
+TEST_EACH(StackStep, ResetsRowsThatBegin, Device device,
+          testing::OneOf<DType::bf16, DType::f32> dtype) {
+  const Size size{96, 224, 32, 2};
+  const Stack stack = lively_stack(size, dtype, device);
+  const Tensor x = input(stack, size, 3);
+  expect_as_near(stack, x, lively_state(stack, 3, 9), {0, 1, 0});
+}
+
+TEST_EACH(StackStep, ReadsAndWritesTheRowsOfAMap, Device device,
+          testing::OneOf<DType::bf16, DType::f32> dtype) {
+  const Size size{96, 224, 32, 2};
+  const Stack stack = lively_stack(size, dtype, device);
+  const Tensor x = input(stack, size, 5);
+  const StackState slots = lively_state(stack, 7, 9);
+  // On in place, a branch from 2 into 0, padding, fresh and kept, read and dropped.
+  const std::vector<std::int32_t> from{4, 2, -1, -1, 5}, to{4, 0, -1, 6, -1};
+  const Tensor read = Tensor::from<std::int32_t>(from, {5}).to(device);
+  const Tensor write = Tensor::from<std::int32_t>(to, {5}).to(device);
+  StackOptions options;
+  options.rows = {read, write};
+  StackState after = slots.clone();
+  Tensor y(x.shape(), dtype, device);
+  Stream stream(device);
+  stack.forward(x, after, y, stream, options);
+  stream.synchronize();
+
+  for (const std::int64_t n : {0, 1, 3, 4}) {
+    SCOPED_TRACE(n);
+    const auto row = static_cast<std::size_t>(n);
+    StackState alone = from[row] < 0 ? stack.make_state(1) : row_of(slots, from[row]);
+    Tensor y_alone({1, 1, size.d_model}, dtype, device);
+    stack.forward(x.view().rows(n, 1), alone, y_alone, stream);
+    stream.synchronize();
+    const double bound = 16 * testing::roundoff(dtype);
+    const Distance apart(values(y.view().rows(n, 1)), values(y_alone));
+    EXPECT_LT(apart.root_mean_square, bound);
+    if (to[row] < 0) continue;
     for (std::size_t l = 0; l < stack.size(); ++l) {
-      EXPECT_EQ(bits(state.layers[l].ssm), bits(before.layers[l].ssm));
-      EXPECT_EQ(bits(state.layers[l].conv), bits(before.layers[l].conv));
+      const auto compare = [&](const Tensor& a, const Tensor& b) {
+        const Distance far(values(a.view().rows(to[row], 1)), values(b));
+        EXPECT_LT(far.root_mean_square, bound);
+      };
+      compare(after.layers[l].conv, alone.layers[l].conv);
+      compare(after.layers[l].ssm, alone.layers[l].ssm);
     }
-  });
+  }
+  // Padding: what the final norm makes of x alone.
+  AddRmsNorm norm;
+  Tensor normed({1, 1, size.d_model}, dtype, device);
+  norm.x = x.view().rows(2, 1);
+  norm.weight = stack.norm(stack.size());
+  norm.y = normed;
+  run(norm, stream);
+  stream.synchronize();
+  EXPECT_EQ(bits(y.view().rows(2, 1)), bits(normed));
+  for (const std::int64_t untouched : {1, 2, 3, 5}) {
+    for (std::size_t l = 0; l < stack.size(); ++l) {
+      EXPECT_EQ(bits(after.layers[l].conv.view().rows(untouched, 1)),
+                bits(slots.layers[l].conv.view().rows(untouched, 1)));
+      EXPECT_EQ(bits(after.layers[l].ssm.view().rows(untouched, 1)),
+                bits(slots.layers[l].ssm.view().rows(untouched, 1)));
+    }
+  }
 }
 
-TEST(StackStep, ReplaysAndStreamsSideBySideHaveTheSameBits) {
-  testing::each_cuda_device([](Device device) {
-    const Size size{768, 1536, 48, 4};
-    const Stack stack = lively_stack(size, DType::bf16, device);
-    const StackState begin = lively_state(stack, 2, 9);
-    const Tensor x = input(stack, size, 2);
-    const auto run_steps = [&](Stream& stream, StackState& state, Tensor& y, bool replayed) {
-      stack.forward(x, state, y, stream);
-      if (!replayed) {
-        for (int t = 0; t < 20; ++t) stack.forward(x, state, y, stream);
-        return;
-      }
-      stream.synchronize();
-      const StackState now = state.clone();
-      const Graph graph = Graph::record(stream, [&](Stream& s) { stack.forward(x, state, y, s); });
-      for (int t = 0; t < 20; ++t) graph.replay();
-      stream.synchronize();
-    };
-    Stream a(device), b(device), c(device);
-    StackState states[3] = {begin.clone(), begin.clone(), begin.clone()};
-    Tensor ys[3];
-    for (Tensor& y : ys) y = Tensor(x.shape(), DType::bf16, device);
-    run_steps(a, states[0], ys[0], false);
-    run_steps(b, states[1], ys[1], false);
-    run_steps(c, states[2], ys[2], true);
-    a.synchronize();
-    b.synchronize();
-    for (int i = 1; i < 3; ++i) {
-      EXPECT_EQ(bits(ys[i]), bits(ys[0]));
-      for (std::size_t l = 0; l < stack.size(); ++l) {
-        EXPECT_EQ(bits(states[i].layers[l].ssm), bits(states[0].layers[l].ssm));
-        EXPECT_EQ(bits(states[i].layers[l].conv), bits(states[0].layers[l].conv));
-      }
+TEST_EACH(StackStep, ARowOutsideTheStateIsSaidAndNothingIsWritten, testing::CudaDevice device) {
+  const Size size{96, 224, 32, 2};
+  const Stack stack = lively_stack(size, DType::bf16, device);
+  const Tensor x = input(stack, size, 2);
+  StackState state = lively_state(stack, 3, 9);
+  const StackState before = state.clone();
+  const Tensor read = Tensor::from<std::int32_t>({1, 3}, {2}).to(device);
+  const Tensor write = Tensor::from<std::int32_t>({-1, 3}, {2}).to(device);
+  StackOptions options;
+  options.rows = {read, write};
+  Tensor y(x.shape(), DType::bf16, device);
+  Stream stream(device);
+  stack.forward(x, state, y, stream, options);
+  testing::expect_error<ArgumentError>(
+      "rows: read or write: expected rows of the state, got one outside of it",
+      [&] { stream.synchronize(); });
+  for (const double value : values(y.view().rows(0, 1))) EXPECT_TRUE(std::isfinite(value));
+  for (const double value : values(y.view().rows(1, 1))) EXPECT_TRUE(std::isnan(value));
+  for (std::size_t l = 0; l < stack.size(); ++l) {
+    EXPECT_EQ(bits(state.layers[l].ssm), bits(before.layers[l].ssm));
+    EXPECT_EQ(bits(state.layers[l].conv), bits(before.layers[l].conv));
+  }
+}
+
+TEST_EACH(StackStep, ReplaysAndStreamsSideBySideHaveTheSameBits, testing::CudaDevice device) {
+  const Size size{768, 1536, 48, 4};
+  const Stack stack = lively_stack(size, DType::bf16, device);
+  const StackState begin = lively_state(stack, 2, 9);
+  const Tensor x = input(stack, size, 2);
+  const auto run_steps = [&](Stream& stream, StackState& state, Tensor& y, bool replayed) {
+    stack.forward(x, state, y, stream);
+    if (!replayed) {
+      for (int t = 0; t < 20; ++t) stack.forward(x, state, y, stream);
+      return;
     }
-  });
+    stream.synchronize();
+    const StackState now = state.clone();
+    const Graph graph = Graph::record(stream, [&](Stream& s) { stack.forward(x, state, y, s); });
+    for (int t = 0; t < 20; ++t) graph.replay();
+    stream.synchronize();
+  };
+  Stream a(device), b(device), c(device);
+  StackState states[3] = {begin.clone(), begin.clone(), begin.clone()};
+  Tensor ys[3];
+  for (Tensor& y : ys) y = Tensor(x.shape(), DType::bf16, device);
+  run_steps(a, states[0], ys[0], false);
+  run_steps(b, states[1], ys[1], false);
+  run_steps(c, states[2], ys[2], true);
+  a.synchronize();
+  b.synchronize();
+  for (int i = 1; i < 3; ++i) {
+    EXPECT_EQ(bits(ys[i]), bits(ys[0]));
+    for (std::size_t l = 0; l < stack.size(); ++l) {
+      EXPECT_EQ(bits(states[i].layers[l].ssm), bits(states[0].layers[l].ssm));
+      EXPECT_EQ(bits(states[i].layers[l].conv), bits(states[0].layers[l].conv));
+    }
+  }
 }
 
 }  // namespace

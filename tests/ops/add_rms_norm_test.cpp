@@ -2,6 +2,7 @@
 
 #include <mamba/ops.hpp>
 
+#include "each.hpp"
 #include "ops/dense_reference.hpp"
 #include "testing.hpp"
 
@@ -9,7 +10,6 @@ namespace mamba {
 namespace {
 
 using testing::Bounded;
-using testing::devices;
 using testing::each_backend;
 using testing::expect_error;
 using testing::expect_within;
@@ -45,174 +45,152 @@ AddRmsNorm operation(ConstTensorView x, TensorView residual, ConstTensorView wei
   return op;
 }
 
-TEST(AddRmsNorm, MatchesTheReferenceInEveryShape) {
-  for (const DType dtype : testing::storage_dtypes()) {
-    for (const std::int64_t channels : channel_counts) {
-      for (const std::int64_t rows : row_counts) {
-        const Case c({rows, channels}, dtype, true, true, true);
-        each_backend([&](Device device) {
-          const Padded x(c.x, device, 3);
-          const Padded sum(c.residual, device, 5);
-          const Tensor weight = c.weight.to(device);
-          const Guarded y({rows, channels}, dtype, device, 2);
-          const AddRmsNorm op = operation(x.view(), sum.view(), weight, y.view());
-          run(op, default_stream(device));
-          const std::string what = c.x.shape().to_string() + " " + name_of(dtype);
-          expect_within(sum.view(), c.expected.sum, what + " sum");
-          expect_within(y.view(), c.expected.y, what + " y");
-          y.expect_untouched(what);
-          sum.expect_untouched(what);
-        });
-        if (HasFatalFailure()) return;
-      }
-    }
-  }
-}
-
-TEST(AddRmsNorm, AnyOperandMayBeAbsent) {
-  for (const DType dtype : testing::storage_dtypes()) {
-    for (const bool with_x : {false, true}) {
-      for (const bool with_residual : {false, true}) {
-        for (const bool with_weight : {false, true}) {
-          if (!with_x && !with_residual) continue;
-          const Case c({5, 77}, dtype, with_x, with_residual, with_weight);
-          each_backend([&](Device device) {
-            const Tensor x = c.x.to(device), weight = c.weight.to(device);
-            Tensor sum = c.residual.to(device);
-            const Guarded y({5, 77}, dtype, device);
-            run(operation(x, sum, weight, y.view()), default_stream(device));
-            expect_within(y.view(), c.expected.y, "y");
-            y.expect_untouched("y");
-            if (with_residual) expect_within(sum, c.expected.sum, "sum");
-          });
-        }
-      }
-    }
-  }
-}
-
-TEST(AddRmsNorm, TheSumMayGoElsewhere) {
-  for (const DType dtype : testing::storage_dtypes()) {
-    for (const std::int64_t channels : {77, 768, 20001}) {
-      for (const auto& there : {std::pair{true, true}, {true, false}, {false, true}}) {
-        const bool with_x = there.first;
-        const bool with_residual = there.second;
-        const Case c({3, channels}, dtype, with_x, with_residual, true);
-        each_backend([&](Device device) {
-          const Tensor x = c.x.to(device), weight = c.weight.to(device);
-          Tensor residual = c.residual.to(device);
-          const Guarded sum({3, channels}, DType::f32, device, 3), y({3, channels}, dtype, device);
-          AddRmsNorm op = operation(x, residual, weight, y.view());
-          op.sum = sum.view();
-          run(op, default_stream(device));
-          const std::string what = std::to_string(channels) + " " + name_of(dtype);
-          expect_within(y.view(), c.expected.y, what + " y");
-          expect_within(sum.view(), c.expected.sum, what + " sum");
-          sum.expect_untouched(what);
-          if (!with_residual) return;
-          EXPECT_EQ(testing::bits(residual), testing::bits(c.residual));
-        });
-      }
-    }
-  }
-}
-
-TEST(AddRmsNorm, TimeSlicesOfABatch) {
-  for (const Device device : devices()) {
-    for (const DType dtype : testing::storage_dtypes()) {
-      const Shape shape{3, 4, 50};
-      const Case c(shape, dtype, true, true, true);
-      const auto inside = [&](ConstTensorView values) {
-        Tensor whole = Tensor::zeros({3, 9, 60}, values.dtype());
-        copy(values, whole.view().steps(2, 4).columns(7, 50), default_stream());
-        return whole.to(device);
-      };
-      const Tensor x = inside(c.x);
-      Tensor sum = inside(c.residual);
-      const Tensor weight = c.weight.to(device);
-      const Guarded y({3, 6, 50}, dtype, device, 3);
-      run(operation(x.view().steps(2, 4).columns(7, 50), sum.view().steps(2, 4).columns(7, 50),
-                    weight, y.view().steps(1, 4)),
-          default_stream(device));
-      expect_within(y.view().steps(1, 4), c.expected.y, "y");
-      expect_within(sum.view().steps(2, 4).columns(7, 50), c.expected.sum, "sum");
-      y.expect_untouched("y");
-      for (const double value : testing::values(y.view().steps(0, 1)))
-        ASSERT_TRUE(std::isnan(value));
-      for (const double value : testing::values(y.view().steps(5, 1)))
-        ASSERT_TRUE(std::isnan(value));
-      for (const double value : testing::values(sum.view().steps(0, 2))) ASSERT_EQ(value, 0);
-    }
-  }
-}
-
-TEST(AddRmsNorm, YMayBeX) {
-  for (const DType dtype : testing::storage_dtypes()) {
-    for (const bool with_residual : {false, true}) {
-      const Case c({4, 130}, dtype, true, with_residual, true);
-      each_backend([&](Device device) {
-        Tensor x = c.x.to(device), sum = c.residual.to(device);
+TEST_EACH(AddRmsNorm, MatchesTheReferenceInEveryShape, Device device, DType dtype) {
+  for (const std::int64_t channels : channel_counts) {
+    for (const std::int64_t rows : row_counts) {
+      const Case c({rows, channels}, dtype, true, true, true);
+      each_backend(device, [&] {
+        const Padded x(c.x, device, 3);
+        const Padded sum(c.residual, device, 5);
         const Tensor weight = c.weight.to(device);
-        run(operation(x, sum, weight, x), default_stream(device));
-        expect_within(x, c.expected.y, "in place");
+        const Guarded y({rows, channels}, dtype, device, 2);
+        const AddRmsNorm op = operation(x.view(), sum.view(), weight, y.view());
+        run(op, default_stream(device));
+        const std::string what = c.x.shape().to_string() + " " + name_of(dtype);
+        expect_within(sum.view(), c.expected.sum, what + " sum");
+        expect_within(y.view(), c.expected.y, what + " y");
+        y.expect_untouched(what);
+        sum.expect_untouched(what);
+      });
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+TEST_EACH(AddRmsNorm, AnyOperandMayBeAbsent, Device device, DType dtype) {
+  for (const bool with_x : {false, true}) {
+    for (const bool with_residual : {false, true}) {
+      for (const bool with_weight : {false, true}) {
+        if (!with_x && !with_residual) continue;
+        const Case c({5, 77}, dtype, with_x, with_residual, with_weight);
+        each_backend(device, [&] {
+          const Tensor x = c.x.to(device), weight = c.weight.to(device);
+          Tensor sum = c.residual.to(device);
+          const Guarded y({5, 77}, dtype, device);
+          run(operation(x, sum, weight, y.view()), default_stream(device));
+          expect_within(y.view(), c.expected.y, "y");
+          y.expect_untouched("y");
+          if (with_residual) expect_within(sum, c.expected.sum, "sum");
+        });
+      }
+    }
+  }
+}
+
+TEST_EACH(AddRmsNorm, TheSumMayGoElsewhere, Device device, DType dtype) {
+  for (const std::int64_t channels : {77, 768, 20001}) {
+    for (const auto& there : {std::pair{true, true}, {true, false}, {false, true}}) {
+      const bool with_x = there.first;
+      const bool with_residual = there.second;
+      const Case c({3, channels}, dtype, with_x, with_residual, true);
+      each_backend(device, [&] {
+        const Tensor x = c.x.to(device), weight = c.weight.to(device);
+        Tensor residual = c.residual.to(device);
+        const Guarded sum({3, channels}, DType::f32, device, 3), y({3, channels}, dtype, device);
+        AddRmsNorm op = operation(x, residual, weight, y.view());
+        op.sum = sum.view();
+        run(op, default_stream(device));
+        const std::string what = std::to_string(channels) + " " + name_of(dtype);
+        expect_within(y.view(), c.expected.y, what + " y");
+        expect_within(sum.view(), c.expected.sum, what + " sum");
+        sum.expect_untouched(what);
+        if (!with_residual) return;
+        EXPECT_EQ(testing::bits(residual), testing::bits(c.residual));
       });
     }
   }
 }
 
-TEST(AddRmsNorm, RankOneIsOneRow) {
-  for (const Device device : devices()) {
-    const Case c({40}, DType::bf16, true, true, true);
-    const Tensor x = c.x.to(device), weight = c.weight.to(device);
-    Tensor sum = c.residual.to(device);
-    const Guarded y({40}, DType::bf16, device);
-    run(operation(x, sum, weight, y.view()), default_stream(device));
-    expect_within(y.view(), c.expected.y, "rank 1");
+TEST_EACH(AddRmsNorm, TimeSlicesOfABatch, Device device, DType dtype) {
+  const Shape shape{3, 4, 50};
+  const Case c(shape, dtype, true, true, true);
+  const auto inside = [&](ConstTensorView values) {
+    Tensor whole = Tensor::zeros({3, 9, 60}, values.dtype());
+    copy(values, whole.view().steps(2, 4).columns(7, 50), default_stream());
+    return whole.to(device);
+  };
+  const Tensor x = inside(c.x);
+  Tensor sum = inside(c.residual);
+  const Tensor weight = c.weight.to(device);
+  const Guarded y({3, 6, 50}, dtype, device, 3);
+  run(operation(x.view().steps(2, 4).columns(7, 50), sum.view().steps(2, 4).columns(7, 50), weight,
+                y.view().steps(1, 4)),
+      default_stream(device));
+  expect_within(y.view().steps(1, 4), c.expected.y, "y");
+  expect_within(sum.view().steps(2, 4).columns(7, 50), c.expected.sum, "sum");
+  y.expect_untouched("y");
+  for (const double value : testing::values(y.view().steps(0, 1))) ASSERT_TRUE(std::isnan(value));
+  for (const double value : testing::values(y.view().steps(5, 1))) ASSERT_TRUE(std::isnan(value));
+  for (const double value : testing::values(sum.view().steps(0, 2))) ASSERT_EQ(value, 0);
+}
+
+TEST_EACH(AddRmsNorm, YMayBeX, Device device, DType dtype) {
+  for (const bool with_residual : {false, true}) {
+    const Case c({4, 130}, dtype, true, with_residual, true);
+    each_backend(device, [&] {
+      Tensor x = c.x.to(device), sum = c.residual.to(device);
+      const Tensor weight = c.weight.to(device);
+      run(operation(x, sum, weight, x), default_stream(device));
+      expect_within(x, c.expected.y, "in place");
+    });
   }
 }
 
-TEST(AddRmsNorm, ARowHasTheSameBitsInAnyCompanyAndWithAnyThreads) {
-  each_backend([](Device device) {
-    for (const DType dtype : testing::storage_dtypes()) {
-      const Case c({200, 1000}, dtype, true, true, true);  // enough for three threads
-      const Tensor x = c.x.to(device), weight = c.weight.to(device);
-      std::vector<unsigned char> first;
-      for (const int threads : {1, 2, 3}) {
-        for (const std::int64_t rows : {200, 17, 1}) {
-          Tensor sum = c.residual.to(device);
-          Tensor y({rows, 1000}, dtype, device);
-          Stream stream(device, threads);
-          run(operation(x.view().rows(0, rows), sum.view().rows(0, rows), weight, y), stream);
-          stream.synchronize();
-          const std::vector<unsigned char> got = testing::bits(y);
-          if (first.empty()) first = got;
-          EXPECT_TRUE(std::equal(got.begin(), got.end(), first.begin()));
-        }
+TEST_EACH(AddRmsNorm, RankOneIsOneRow, Device device) {
+  const Case c({40}, DType::bf16, true, true, true);
+  const Tensor x = c.x.to(device), weight = c.weight.to(device);
+  Tensor sum = c.residual.to(device);
+  const Guarded y({40}, DType::bf16, device);
+  run(operation(x, sum, weight, y.view()), default_stream(device));
+  expect_within(y.view(), c.expected.y, "rank 1");
+}
+
+TEST_EACH(AddRmsNorm, ARowHasTheSameBitsInAnyCompanyAndWithAnyThreads, Device device, DType dtype) {
+  each_backend(device, [&] {
+    const Case c({200, 1000}, dtype, true, true, true);  // enough for three threads
+    const Tensor x = c.x.to(device), weight = c.weight.to(device);
+    std::vector<unsigned char> first;
+    for (const int threads : {1, 2, 3}) {
+      for (const std::int64_t rows : {200, 17, 1}) {
+        Tensor sum = c.residual.to(device);
+        Tensor y({rows, 1000}, dtype, device);
+        Stream stream(device, threads);
+        run(operation(x.view().rows(0, rows), sum.view().rows(0, rows), weight, y), stream);
+        stream.synchronize();
+        const std::vector<unsigned char> got = testing::bits(y);
+        if (first.empty()) first = got;
+        EXPECT_TRUE(std::equal(got.begin(), got.end(), first.begin()));
       }
     }
   });
 }
 
-TEST(AddRmsNorm, ANonFiniteRowLeavesTheOthersAlone) {
-  for (const Device device : devices()) {
-    Case c({3, 33}, DType::f32, true, true, false);
-    c.x.data<float>()[33 + 5] = std::numeric_limits<float>::quiet_NaN();
-    const Tensor x = c.x.to(device);
-    Tensor sum = c.residual.to(device);
-    Tensor y({3, 33}, DType::f32, device);
-    run(operation(x, sum, {}, y), default_stream(device));
-    const std::vector<double> got = testing::values(y);
-    for (std::size_t i = 0; i < got.size(); ++i) ASSERT_EQ(std::isnan(got[i]), i / 33 == 1) << i;
-  }
+TEST_EACH(AddRmsNorm, ANonFiniteRowLeavesTheOthersAlone, Device device) {
+  Case c({3, 33}, DType::f32, true, true, false);
+  c.x.data<float>()[33 + 5] = std::numeric_limits<float>::quiet_NaN();
+  const Tensor x = c.x.to(device);
+  Tensor sum = c.residual.to(device);
+  Tensor y({3, 33}, DType::f32, device);
+  run(operation(x, sum, {}, y), default_stream(device));
+  const std::vector<double> got = testing::values(y);
+  for (std::size_t i = 0; i < got.size(); ++i) ASSERT_EQ(std::isnan(got[i]), i / 33 == 1) << i;
 }
 
-TEST(AddRmsNorm, ZerosGiveZeros) {
-  for (const Device device : devices()) {
-    const Tensor x = Tensor::zeros({2, 20}, DType::f32, device);
-    Tensor y({2, 20}, DType::f32, device);
-    run(operation(x, {}, {}, y), default_stream(device));
-    for (const double value : testing::values(y)) EXPECT_EQ(value, 0);
-  }
+TEST_EACH(AddRmsNorm, ZerosGiveZeros, Device device) {
+  const Tensor x = Tensor::zeros({2, 20}, DType::f32, device);
+  Tensor y({2, 20}, DType::f32, device);
+  run(operation(x, {}, {}, y), default_stream(device));
+  for (const double value : testing::values(y)) EXPECT_EQ(value, 0);
 }
 
 TEST(AddRmsNorm, TheBoundRejectsSumsInBf16) {

@@ -1,4 +1,5 @@
 // Bad calls of gradients and of what training needs beside them.
+#include "each.hpp"
 #include "ops/bad_operands.hpp"
 
 namespace mamba {
@@ -6,10 +7,10 @@ namespace {
 
 using namespace testing;
 
-TEST(BadCallsOfOps, CausalConvGrad) {
+TEST_EACH(BadCallsOfOps, CausalConvGrad, Device device) {
   using Op = CausalConvGrad;
   expect_refused_operands<Op>(
-      70, "causal_conv_grad",
+      device, 70, "causal_conv_grad",
       {OPERAND(Op, x, Shape{2, 3, 4}), OPERAND(Op, weight, Shape{4, 5}),
        OPERAND(Op, bias, Shape{4}, f32, optional),
        OPERAND(Op, initial_state, Shape{2, 4, 4}, f32, optional | dense),
@@ -20,11 +21,11 @@ TEST(BadCallsOfOps, CausalConvGrad) {
        OPERAND(Op, dbias, Shape{4}, f32, optional)});
 }
 
-TEST(BadCallsOfOps, SelectiveScanGrad) {
+TEST_EACH(BadCallsOfOps, SelectiveScanGrad, Device device) {
   using Op = SelectiveScanGrad;
   Op options;
   options.chunk_steps = 16;  // CUDA has no other
-  expect_refused_operands<Op>(130, "selective_scan_grad",
+  expect_refused_operands<Op>(device, 130, "selective_scan_grad",
                               {OPERAND(Op, x, Shape{2, 3, 4}),
                                OPERAND(Op, dt, Shape{2, 3, 4}),
                                OPERAND(Op, A_log, Shape{4, 5}),
@@ -50,16 +51,16 @@ TEST(BadCallsOfOps, SelectiveScanGrad) {
                               options);
 }
 
-TEST(BadCallsOfOps, NormGradients) {
+TEST_EACH(BadCallsOfOps, NormGradients, Device device) {
   expect_refused_operands<AddRmsNormGrad>(
-      35, "add_rms_norm_grad",
+      device, 35, "add_rms_norm_grad",
       {OPERAND(AddRmsNormGrad, sum, Shape{2, 3, 4}), OPERAND(AddRmsNormGrad, weight, Shape{4}),
        OPERAND(AddRmsNormGrad, dy, Shape{2, 3, 4}),
        OPERAND(AddRmsNormGrad, dresidual, Shape{2, 3, 4}, f32, optional),
        OPERAND(AddRmsNormGrad, dx, Shape{2, 3, 4}, f32, optional),
        OPERAND(AddRmsNormGrad, dweight, Shape{4}, f32, optional)});
   expect_refused_operands<LayerNormGrad>(
-      50, "layer_norm_grad",
+      device, 50, "layer_norm_grad",
       {OPERAND(LayerNormGrad, x, Shape{2, 3, 4}), OPERAND(LayerNormGrad, weight, Shape{4}),
        OPERAND(LayerNormGrad, bias, Shape{4}), OPERAND(LayerNormGrad, z, Shape{2, 3, 4}),
        OPERAND(LayerNormGrad, dy, Shape{2, 3, 4}), OPERAND(LayerNormGrad, dx, Shape{2, 3, 4}),
@@ -68,21 +69,21 @@ TEST(BadCallsOfOps, NormGradients) {
        OPERAND(LayerNormGrad, dbias, Shape{4}, f32, optional)});
 }
 
-TEST(BadCallsOfOps, LossesAndTheOptimiser) {
+TEST_EACH(BadCallsOfOps, LossesAndTheOptimiser, Device device) {
   expect_refused_operands<CrossEntropy>(
-      25, "cross_entropy",
+      device, 25, "cross_entropy",
       {OPERAND(CrossEntropy, logits, Shape{2, 3, 4}, f32, any_float),
        OPERAND(CrossEntropy, targets, Shape{2, 3}, i32, dense),
        OPERAND(CrossEntropy, loss, Shape{2, 3}, f32, dense),
        OPERAND(CrossEntropy, dlogits, Shape{2, 3, 4}, f32, any_float | optional)});
   expect_refused_operands<Categorical>(
-      25, "categorical",
+      device, 25, "categorical",
       {OPERAND(Categorical, logits, Shape{2, 4}), OPERAND(Categorical, actions, Shape{2}, i32),
        OPERAND(Categorical, log_prob, Shape{2}, f32, optional),
        OPERAND(Categorical, entropy, Shape{2}, f32, optional),
        OPERAND(Categorical, log_probs, Shape{2, 4}, f32, optional)});
   expect_refused_operands<CategoricalGrad>(
-      25, "categorical_grad",
+      device, 25, "categorical_grad",
       {OPERAND(CategoricalGrad, logits, Shape{2, 4}),
        OPERAND(CategoricalGrad, actions, Shape{2}, i32),
        OPERAND(CategoricalGrad, dlog_prob, Shape{2}, f32, optional),
@@ -91,7 +92,7 @@ TEST(BadCallsOfOps, LossesAndTheOptimiser) {
   AdamWStep options;
   options.max_norm = 1;
   expect_refused_operands<AdamWStep>(
-      40, "adamw_step",
+      device, 40, "adamw_step",
       {OPERAND(AdamWStep, weight, Shape{3, 4}, f32, dense),
        OPERAND(AdamWStep, stored, Shape{3, 4}, f32, optional | any_float | dense),
        OPERAND(AdamWStep, gradient, Shape{3, 4}, f32, dense),
@@ -99,8 +100,6 @@ TEST(BadCallsOfOps, LossesAndTheOptimiser) {
        OPERAND(AdamWStep, v, Shape{3, 4}, f32, dense), OPERAND(AdamWStep, squares, Shape{1})},
       options);
 }
-
-// "May be the same memory" is all of it in one form, or none.
 
 }  // namespace
 }  // namespace mamba

@@ -9,6 +9,7 @@
 
 #include <mamba/grad_ops.hpp>
 
+#include "each.hpp"
 #include "finite_differences.hpp"
 #include "ops/conv_inputs.hpp"
 #include "ops/targets.hpp"
@@ -218,159 +219,140 @@ TEST(CausalConvGrad, ReferenceIsTheDerivativeOfTheForwardReference) {
   }
 }
 
-TEST(CausalConvGrad, MatchesReferenceForEveryWidthAndShape) {
-  for (Device device : devices()) {
-    for (DType dtype : storage_dtypes()) {
-      ConvCase c;
-      c.dtype = dtype;
-      for (std::int64_t width : {1, 2, 3, 4, 5, 8, 17}) {
-        c.width = width;
-        for (std::int64_t time : {1, 2, 3, 4, 9}) {
-          c.time = time;
-          c.reset = (time + width) % 2 == 0;
-          expect_matches_reference(c, device);
-        }
-      }
-      c.width = 4;
-      for (std::int64_t channels : {1, 15, 16, 31, 33, 128, 300}) {
-        c.channels = channels;
-        expect_matches_reference(c, device);
-      }
-      c.channels = 5;
-      c.time = 700;
+TEST_EACH(CausalConvGrad, MatchesReferenceForEveryWidthAndShape, Device device, DType dtype) {
+  ConvCase c;
+  c.dtype = dtype;
+  for (std::int64_t width : {1, 2, 3, 4, 5, 8, 17}) {
+    c.width = width;
+    for (std::int64_t time : {1, 2, 3, 4, 9}) {
+      c.time = time;
+      c.reset = (time + width) % 2 == 0;
       expect_matches_reference(c, device);
     }
   }
+  c.width = 4;
+  for (std::int64_t channels : {1, 15, 16, 31, 33, 128, 300}) {
+    c.channels = channels;
+    expect_matches_reference(c, device);
+  }
+  c.channels = 5;
+  c.time = 700;
+  expect_matches_reference(c, device);
 }
 
-TEST(CausalConvGrad, MatchesReferenceForEveryChoiceOfOptionalOperands) {
-  for (Device device : devices()) {
-    for (DType dtype : storage_dtypes()) {
-      for (int choice = 0; choice < 16; ++choice) {
-        ConvCase c;
-        c.dtype = dtype;
-        c.time = 35;
-        c.bias = choice & 1;
-        c.silu = choice & 2;
-        c.initial = choice & 4;
-        c.reset = choice & 8;
-        expect_matches_reference(c, device, static_cast<std::uint64_t>(choice));
-      }
-    }
+TEST_EACH(CausalConvGrad, MatchesReferenceForEveryChoiceOfOptionalOperands, Device device,
+          DType dtype) {
+  for (int choice = 0; choice < 16; ++choice) {
+    ConvCase c;
+    c.dtype = dtype;
+    c.time = 35;
+    c.bias = choice & 1;
+    c.silu = choice & 2;
+    c.initial = choice & 4;
+    c.reset = choice & 8;
+    expect_matches_reference(c, device, static_cast<std::uint64_t>(choice));
   }
 }
 
-TEST(CausalConvGrad, MatchesReferenceOnEveryTarget) {
-  for_each_target([](const char*) {
-    for (DType dtype : storage_dtypes()) {
-      ConvCase c;
-      c.dtype = dtype;
-      c.channels = 39;
-      c.time = 20;
-      c.reset = true;
-      expect_matches_reference(c, Device::cpu());
-    }
+TEST_EACH(CausalConvGrad, MatchesReferenceOnEveryTarget, DType dtype) {
+  for_each_target([&](const char*) {
+    ConvCase c;
+    c.dtype = dtype;
+    c.channels = 39;
+    c.time = 20;
+    c.reset = true;
+    expect_matches_reference(c, Device::cpu());
   });
 }
 
-TEST(CausalConvGrad, SameBitsTwice) {
-  for (Device device : devices()) {
-    for (DType dtype : storage_dtypes()) {
-      ConvCase c;
-      c.dtype = dtype;
-      c.time = 1000;
-      c.channels = 300;
-      c.reset = true;
-      const GradInputs inputs = GradInputs(c).to(device);
-      const Gradients first(c, device), second(c, device);
-      run(grad_op(inputs, first), default_stream(device));
-      run(grad_op(inputs, second), default_stream(device));
-      for (std::size_t i = 0; i < first.all().size(); ++i) {
-        EXPECT_EQ(bits(first.all()[i].second->view()), bits(second.all()[i].second->view()))
-            << first.all()[i].first;
-      }
-    }
+TEST_EACH(CausalConvGrad, SameBitsTwice, Device device, DType dtype) {
+  ConvCase c;
+  c.dtype = dtype;
+  c.time = 1000;
+  c.channels = 300;
+  c.reset = true;
+  const GradInputs inputs = GradInputs(c).to(device);
+  const Gradients first(c, device), second(c, device);
+  run(grad_op(inputs, first), default_stream(device));
+  run(grad_op(inputs, second), default_stream(device));
+  for (std::size_t i = 0; i < first.all().size(); ++i) {
+    EXPECT_EQ(bits(first.all()[i].second->view()), bits(second.all()[i].second->view()))
+        << first.all()[i].first;
   }
 }
 
 // The state's gradient goes on in place, weight gradients accumulate. f32: in 16 bits a gradient is
 // rounded where it is handed on.
-TEST(CausalConvGrad, CutAnywhereEqualsTheWhole) {
-  for (Device device : devices()) {
-    for (std::int64_t cut : {0, 1, 2, 3, 4, 5, 17, 29, 30}) {
-      ConvCase c;
-      c.time = 30;
-      c.reset = true;
-      const GradInputs host(c, 7);
-      const GradInputs inputs = host.to(device);
-      Stream& stream = default_stream(device);
-      // The state at the cut, by a forward run over the first piece.
-      Tensor y({c.batch, cut, c.channels}, c.dtype, device);
-      Tensor state(inputs.conv.state_shape(), c.dtype, device);
-      CausalConv forward = inputs.conv.op();
-      forward.x = forward.x.steps(0, cut);
-      forward.reset = forward.reset.columns(0, cut);
-      forward.y = y;
-      forward.final_state = state;
-      run(forward, stream);
-      const Gradients out(c, device);
-      const CausalConvGrad whole = grad_op(inputs, out);
-      copy(inputs.dfinal, out.dinitial.view(), stream);
-      for (const bool second : {true, false}) {
-        const std::int64_t first = second ? cut : 0, count = second ? c.time - cut : cut;
-        CausalConvGrad piece = whole;
-        piece.x = whole.x.steps(first, count);
-        piece.reset = whole.reset.columns(first, count);
-        piece.dy = whole.dy.steps(first, count);
-        piece.dx = whole.dx.steps(first, count);
-        if (second) piece.initial_state = state;
-        piece.dfinal_state = piece.dinitial_state;
-        piece.accumulate = !second;
-        run(piece, stream);
-      }
-      stream.synchronize();
-      expect_gradients(out, gradient(host.reference()), "cut at " + std::to_string(cut));
+TEST_EACH(CausalConvGrad, CutAnywhereEqualsTheWhole, Device device) {
+  for (std::int64_t cut : {0, 1, 2, 3, 4, 5, 17, 29, 30}) {
+    ConvCase c;
+    c.time = 30;
+    c.reset = true;
+    const GradInputs host(c, 7);
+    const GradInputs inputs = host.to(device);
+    Stream& stream = default_stream(device);
+    // The state at the cut, by a forward run over the first piece.
+    Tensor y({c.batch, cut, c.channels}, c.dtype, device);
+    Tensor state(inputs.conv.state_shape(), c.dtype, device);
+    CausalConv forward = inputs.conv.op();
+    forward.x = forward.x.steps(0, cut);
+    forward.reset = forward.reset.columns(0, cut);
+    forward.y = y;
+    forward.final_state = state;
+    run(forward, stream);
+    const Gradients out(c, device);
+    const CausalConvGrad whole = grad_op(inputs, out);
+    copy(inputs.dfinal, out.dinitial.view(), stream);
+    for (const bool second : {true, false}) {
+      const std::int64_t first = second ? cut : 0, count = second ? c.time - cut : cut;
+      CausalConvGrad piece = whole;
+      piece.x = whole.x.steps(first, count);
+      piece.reset = whole.reset.columns(first, count);
+      piece.dy = whole.dy.steps(first, count);
+      piece.dx = whole.dx.steps(first, count);
+      if (second) piece.initial_state = state;
+      piece.dfinal_state = piece.dinitial_state;
+      piece.accumulate = !second;
+      run(piece, stream);
     }
+    stream.synchronize();
+    expect_gradients(out, gradient(host.reference()), "cut at " + std::to_string(cut));
   }
 }
 
-TEST(CausalConvGrad, NothingCrossesAReset) {
-  for (Device device : devices()) {
+TEST_EACH(CausalConvGrad, NothingCrossesAReset, Device device) {
+  ConvCase c;
+  c.time = 20;
+  c.batch = 1;
+  GradInputs host(c);
+  std::vector<std::int32_t> flags(20, 0);
+  flags[11] = 1;
+  host.conv.reset = Tensor::from(flags, {1, 20});
+  const ConvGradResult expected = gradient(host.reference());
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  const std::int64_t pitch = c.channels + 1;
+  for (std::int64_t i = 11 * pitch; i < 20 * pitch; ++i) host.dy.data<float>()[i] = nan;
+  for (std::int64_t i = 0; i < host.dfinal.count(); ++i) host.dfinal.data<float>()[i] = nan;
+  const GradInputs inputs = host.to(device);
+  const Gradients out(c, device);
+  run(grad_op(inputs, out), default_stream(device));
+  std::vector<Bounded> before = bounded(expected.dx);
+  before.resize(static_cast<std::size_t>(11 * c.channels));
+  expect_within(out.dx.view().steps(0, 11), before, "dx before the reset");
+  expect_within(out.dinitial.view(), bounded(expected.dinitial), "dinitial");
+}
+
+TEST_EACH(CausalConvGrad, NothingToDo, Device device) {
+  for (const Shape& size : {Shape{2, 0, 5}, Shape{0, 3, 5}, Shape{2, 3, 0}}) {
     ConvCase c;
-    c.time = 20;
-    c.batch = 1;
-    GradInputs host(c);
-    std::vector<std::int32_t> flags(20, 0);
-    flags[11] = 1;
-    host.conv.reset = Tensor::from(flags, {1, 20});
-    const ConvGradResult expected = gradient(host.reference());
-    const float nan = std::numeric_limits<float>::quiet_NaN();
-    const std::int64_t pitch = c.channels + 1;
-    for (std::int64_t i = 11 * pitch; i < 20 * pitch; ++i) host.dy.data<float>()[i] = nan;
-    for (std::int64_t i = 0; i < host.dfinal.count(); ++i) host.dfinal.data<float>()[i] = nan;
+    c.batch = size[0];
+    c.time = size[1];
+    c.channels = size[2];
+    const GradInputs host(c);
     const GradInputs inputs = host.to(device);
     const Gradients out(c, device);
     run(grad_op(inputs, out), default_stream(device));
-    std::vector<Bounded> before = bounded(expected.dx);
-    before.resize(static_cast<std::size_t>(11 * c.channels));
-    expect_within(out.dx.view().steps(0, 11), before, "dx before the reset");
-    expect_within(out.dinitial.view(), bounded(expected.dinitial), "dinitial");
-  }
-}
-
-TEST(CausalConvGrad, NothingToDo) {
-  for (Device device : devices()) {
-    for (const Shape& size : {Shape{2, 0, 5}, Shape{0, 3, 5}, Shape{2, 3, 0}}) {
-      ConvCase c;
-      c.batch = size[0];
-      c.time = size[1];
-      c.channels = size[2];
-      const GradInputs host(c);
-      const GradInputs inputs = host.to(device);
-      const Gradients out(c, device);
-      run(grad_op(inputs, out), default_stream(device));
-      expect_gradients(out, gradient(host.reference()), size.to_string());
-    }
+    expect_gradients(out, gradient(host.reference()), size.to_string());
   }
 }
 

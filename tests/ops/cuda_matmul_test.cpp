@@ -7,24 +7,34 @@
 #include <mamba/graph.hpp>
 #include <mamba/ops.hpp>
 
+#include "each.hpp"
 #include "kernels/matmul/matmul.hpp"
 #include "ops/dense_reference.hpp"
 #include "ops/limited_devices.hpp"
 #include "testing.hpp"
 
 namespace mamba {
+
+template <>
+struct testing::Every<cuda::MatmulPlan> {
+  using Plan = cuda::MatmulPlan;
+  static std::vector<Plan> all() { return {Plan::gemv, Plan::skinny, Plan::blaslt, Plan::tiled}; }
+  static std::string name(Plan plan) {
+    return plan == Plan::gemv     ? "gemv"
+           : plan == Plan::skinny ? "skinny"
+           : plan == Plan::blaslt ? "blaslt"
+                                  : "tiled";
+  }
+};
+
 namespace {
 
 using cuda::MatmulPlan;
 using testing::bits;
-using testing::each_cuda_device;
 using testing::expect_within;
 using testing::Guarded;
 using testing::Padded;
 using testing::Random;
-
-constexpr MatmulPlan all_plans[] = {MatmulPlan::gemv, MatmulPlan::skinny, MatmulPlan::blaslt,
-                                    MatmulPlan::tiled};
 
 Matmul operation(ConstTensorView x, ConstTensorView weight, ConstTensorView bias, TensorView y) {
   Matmul op;
@@ -38,74 +48,72 @@ Matmul operation(ConstTensorView x, ConstTensorView weight, ConstTensorView bias
 // Shapes on both sides of every boundary: a tile of the GEMV's kernels (1, 2, 4 and 8 weight rows),
 // what a warp takes of a row (32 to 256 elements), 16-byte alignment, several rounds of splits, and
 // warps with one to three whole rows.
-TEST(CudaMatmul, EveryPlanOnStridedOperands) {
+TEST_EACH(CudaMatmul, EveryPlanOnStridedOperands, testing::CudaDevice device, DType dtype,
+          MatmulPlan plan) {
   const std::vector<std::pair<std::int64_t, std::int64_t>> shapes{
       {0, 5},    {1, 1},    {2, 3},     {3, 17},     {8, 9},     {48, 80},     {127, 15},  {64, 16},
       {256, 33}, {80, 700}, {1536, 16}, {768, 2050}, {5120, 24}, {2600, 2111}, {520, 5003}};
-  each_cuda_device([&](Device device) {
-    Stream stream(device);
-    std::size_t turn = 0;  // alternates bias and output dtype through the cases
-    for (const DType dtype : testing::storage_dtypes()) {
-      for (const auto& [in, out] : shapes) {
-        Random random(3);
-        const Tensor x = random.normal_tensor({17, in}, dtype);
-        const Tensor weight = random.normal_tensor({out, in}, dtype);
-        const Tensor bias = random.normal_tensor({out}, dtype);
-        const auto with = testing::matmul_reference(x, weight, bias);
-        const auto without = testing::matmul_reference(x, weight, {});
-        const Tensor moved_bias = bias.to(device);
-        for (const std::int64_t pad : {0, 5, 8}) {
-          const Padded weights(weight, device, pad);
-          for (const std::int64_t rows : {1, 2, 3, 5, 8, 9, 17}) {
-            const bool biased = ++turn % 2 == 0;
-            const DType y_dtype = turn / 2 % 2 == 0 ? dtype : DType::f32;
-            const Padded some(x.view().rows(0, rows), device, pad);
-            auto expected = biased ? with : without;
-            expected.resize(static_cast<std::size_t>(rows * out));
-            for (const MatmulPlan plan : all_plans) {
-              Guarded y({rows, out}, y_dtype, device, pad);
-              const Matmul op = operation(some.view(), weights.view(),
-                                          biased ? moved_bias.view() : ConstTensorView(), y.view());
-              if (!cuda::can_run(op, plan)) continue;
-              cuda::run(op, stream, plan);
-              stream.synchronize();
-              const std::string what = std::string(name_of(dtype)) + ", in " + std::to_string(in) +
-                                       ", out " + std::to_string(out) + ", rows " +
-                                       std::to_string(rows) + ", pad " + std::to_string(pad) +
-                                       ", plan " + std::to_string(static_cast<int>(plan));
-              expect_within(y.view(), expected, what);
-              y.expect_untouched(what);
-              if (::testing::Test::HasFatalFailure()) return;
-            }
-          }
-        }
+  Stream stream(device);
+  std::size_t turn = 0;  // alternates bias and output dtype through the cases
+  std::size_t taken = 0;
+  for (const auto& [in, out] : shapes) {
+    Random random(3);
+    const Tensor x = random.normal_tensor({17, in}, dtype);
+    const Tensor weight = random.normal_tensor({out, in}, dtype);
+    const Tensor bias = random.normal_tensor({out}, dtype);
+    const auto with = testing::matmul_reference(x, weight, bias);
+    const auto without = testing::matmul_reference(x, weight, {});
+    const Tensor moved_bias = bias.to(device);
+    for (const std::int64_t pad : {0, 5, 8}) {
+      const Padded weights(weight, device, pad);
+      for (const std::int64_t rows : {1, 2, 3, 5, 8, 9, 17}) {
+        const bool biased = ++turn % 2 == 0;
+        const DType y_dtype = turn / 2 % 2 == 0 ? dtype : DType::f32;
+        const Padded some(x.view().rows(0, rows), device, pad);
+        auto expected = biased ? with : without;
+        expected.resize(static_cast<std::size_t>(rows * out));
+        Guarded y({rows, out}, y_dtype, device, pad);
+        const Matmul op = operation(some.view(), weights.view(),
+                                    biased ? moved_bias.view() : ConstTensorView(), y.view());
+        if (!cuda::can_run(op, plan)) continue;
+        ++taken;
+        cuda::run(op, stream, plan);
+        stream.synchronize();
+        const std::string what = std::string(name_of(dtype)) + ", in " + std::to_string(in) +
+                                 ", out " + std::to_string(out) + ", rows " + std::to_string(rows) +
+                                 ", pad " + std::to_string(pad);
+        expect_within(y.view(), expected, what);
+        y.expect_untouched(what);
+        if (::testing::Test::HasFatalFailure()) return;
       }
     }
-  });
+  }
+  // The tensor cores take 16 bits.
+  EXPECT_EQ(taken > 0, plan != MatmulPlan::skinny || dtype != DType::f32);
 }
 
 // One row of x and many weight rows: each depth of the warps' rings, with fewer rounds than that
 // and with more, and blocks whose last warps have an odd row or none.
-void expect_one_row_through_every_ring(Device device) {
+void expect_one_row_through_every_ring(Device device, DType dtype) {
   const std::vector<std::pair<std::int64_t, std::int64_t>> shapes{
       {24, 2048}, {1024, 4096}, {2600, 4201}, {2600, 2751}, {4104, 2560}, {5120, 2051}};
-  for (const DType dtype : testing::storage_dtypes()) {
-    for (const auto& [in, out] : shapes) {
-      Random random(8);
-      const Tensor x = random.normal_tensor({1, in}, dtype);
-      const Tensor weight = random.normal_tensor({out, in}, dtype);
-      const auto expected = testing::matmul_reference(x, weight, {});
-      const Guarded y({1, out}, DType::f32, device, 5);
-      const Tensor moved = x.to(device), moved_weight = weight.to(device);
-      run(operation(moved, moved_weight, {}, y.view()), default_stream(device));
-      const std::string what = std::string(name_of(dtype)) + ", in " + std::to_string(in) +
-                               ", out " + std::to_string(out);
-      expect_within(y.view(), expected, what);
-      y.expect_untouched(what);
-    }
+  for (const auto& [in, out] : shapes) {
+    Random random(8);
+    const Tensor x = random.normal_tensor({1, in}, dtype);
+    const Tensor weight = random.normal_tensor({out, in}, dtype);
+    const auto expected = testing::matmul_reference(x, weight, {});
+    const Guarded y({1, out}, DType::f32, device, 5);
+    const Tensor moved = x.to(device), moved_weight = weight.to(device);
+    run(operation(moved, moved_weight, {}, y.view()), default_stream(device));
+    const std::string what =
+        std::string(name_of(dtype)) + ", in " + std::to_string(in) + ", out " + std::to_string(out);
+    expect_within(y.view(), expected, what);
+    y.expect_untouched(what);
   }
 }
-TEST(CudaMatmul, OneRowThroughEveryRing) { each_cuda_device(expect_one_row_through_every_ring); }
+TEST_EACH(CudaMatmul, OneRowThroughEveryRing, testing::CudaDevice device, DType dtype) {
+  expect_one_row_through_every_ring(device, dtype);
+}
 
 // One to four tiles of 16 rows of x, and tiles of 32 weight rows, full and not; a depth that ends
 // inside a warp's piece, inside a stage, before the last block of a cluster and after more stages
@@ -163,50 +171,50 @@ void expect_skinny_on_every_cut(Device device) {
     }
   }
 }
-TEST(CudaMatmul, SkinnyOnEveryCut) { each_cuda_device(expect_skinny_on_every_cut); }
+TEST_EACH(CudaMatmul, SkinnyOnEveryCut, testing::CudaDevice device) {
+  expect_skinny_on_every_cut(device);
+}
 
 // Products that begin early, each of what the one before it left, with weights read before their
 // turn: the bits of products that wait for each other. Four results take turns, so that one that is
 // read too early or too late shows.
-TEST(CudaMatmul, AChainGivesTheBitsOfSingleProducts) {
-  each_cuda_device([](Device device) {
-    Random random(7);
-    const std::int64_t widths[] = {768, 3072, 80, 1536, 768};
-    for (const std::int64_t rows : {1, 4, 8, 16, 40, 64}) {
-      std::vector<Tensor> weights, chained, single;
-      const Tensor x = random.normal_tensor({rows, widths[0]}, DType::bf16).to(device);
-      for (int i = 0; i < 16; ++i) {
-        const Shape shape{widths[i % 4 + 1], widths[i % 4]};
-        Tensor weight = random.normal_tensor(shape, DType::f32);
-        for (std::int64_t k = 0; k < weight.count(); ++k) {
-          weight.data<float>()[k] *= 1 / std::sqrt(static_cast<float>(shape[1]));
-        }
-        Tensor rounded(shape, DType::bf16);
-        copy(weight, rounded, default_stream());
-        weights.push_back(rounded.to(device));
-        if (i >= 4) continue;
-        chained.emplace_back(Shape{rows, shape[0]}, DType::bf16, device);
-        single.emplace_back(Shape{rows, shape[0]}, DType::bf16, device);
+TEST_EACH(CudaMatmul, AChainGivesTheBitsOfSingleProducts, testing::CudaDevice device) {
+  Random random(7);
+  const std::int64_t widths[] = {768, 3072, 80, 1536, 768};
+  for (const std::int64_t rows : {1, 4, 8, 16, 40, 64}) {
+    std::vector<Tensor> weights, chained, single;
+    const Tensor x = random.normal_tensor({rows, widths[0]}, DType::bf16).to(device);
+    for (int i = 0; i < 16; ++i) {
+      const Shape shape{widths[i % 4 + 1], widths[i % 4]};
+      Tensor weight = random.normal_tensor(shape, DType::f32);
+      for (std::int64_t k = 0; k < weight.count(); ++k) {
+        weight.data<float>()[k] *= 1 / std::sqrt(static_cast<float>(shape[1]));
       }
-      Stream stream(device);
-      const auto run_all = [&](std::vector<Tensor>& ys, Stream& on, bool waits) {
-        for (std::size_t i = 0; i < weights.size(); ++i) {
-          run(operation(i == 0 ? x : ys[(i - 1) % 4], weights[i], {}, ys[i % 4]), on);
-          if (waits) on.synchronize();
-        }
-      };
-      run_all(single, stream, true);
-      const Graph graph = Graph::record(stream, [&](Stream& recorded) {
-        const ConstantWeights constant(recorded);
-        for (int i = 0; i < 4; ++i) run_all(chained, recorded, false);
-      });
-      for (int replay = 0; replay < 8; ++replay) graph.replay();
-      stream.synchronize();
-      for (std::size_t i = 0; i < single.size(); ++i) {
-        ASSERT_EQ(bits(chained[i]), bits(single[i])) << rows << " rows, result " << i;
-      }
+      Tensor rounded(shape, DType::bf16);
+      copy(weight, rounded, default_stream());
+      weights.push_back(rounded.to(device));
+      if (i >= 4) continue;
+      chained.emplace_back(Shape{rows, shape[0]}, DType::bf16, device);
+      single.emplace_back(Shape{rows, shape[0]}, DType::bf16, device);
     }
-  });
+    Stream stream(device);
+    const auto run_all = [&](std::vector<Tensor>& ys, Stream& on, bool waits) {
+      for (std::size_t i = 0; i < weights.size(); ++i) {
+        run(operation(i == 0 ? x : ys[(i - 1) % 4], weights[i], {}, ys[i % 4]), on);
+        if (waits) on.synchronize();
+      }
+    };
+    run_all(single, stream, true);
+    const Graph graph = Graph::record(stream, [&](Stream& recorded) {
+      const ConstantWeights constant(recorded);
+      for (int i = 0; i < 4; ++i) run_all(chained, recorded, false);
+    });
+    for (int replay = 0; replay < 8; ++replay) graph.replay();
+    stream.synchronize();
+    for (std::size_t i = 0; i < single.size(); ++i) {
+      ASSERT_EQ(bits(chained[i]), bits(single[i])) << rows << " rows, result " << i;
+    }
+  }
 }
 
 TEST(CudaMatmul, ThePlanFollowsTheShape) {
@@ -247,58 +255,56 @@ TEST(CudaMatmul, ThePlanFollowsTheShape) {
 }
 
 // The first product of a stream may be one that is being recorded, and gives the bits of any other.
-TEST(CudaMatmul, AFirstCallCanBeRecorded) {
-  each_cuda_device([](Device device) {
-    Random random(4);
-    const Tensor x = random.normal_tensor({300, 768}, DType::bf16).to(device);
-    const Tensor weight = random.normal_tensor({80, 768}, DType::bf16).to(device);
-    const Tensor bias = random.normal_tensor({80}, DType::bf16).to(device);
-    for (const DType dtype : {DType::bf16, DType::f32}) {
-      for (const std::int64_t rows : {1, 5, 40, 300}) {
-        Tensor eager({rows, 80}, dtype, device);
-        Tensor replayed({rows, 80}, dtype, device);
-        Stream first(device);
-        Stream second(device);
-        run(operation(x.view().rows(0, rows), weight, bias, eager), first);
-        const Graph graph = Graph::record(second, [&](Stream& stream) {
-          run(operation(x.view().rows(0, rows), weight, bias, replayed), stream);
-        });
-        graph.replay();
-        first.synchronize();
-        second.synchronize();
-        EXPECT_EQ(bits(eager), bits(replayed)) << rows;
-      }
-    }
-  });
+TEST_EACH(CudaMatmul, AFirstCallCanBeRecorded, testing::CudaDevice device,
+          testing::OneOf<DType::bf16, DType::f32> dtype) {
+  Random random(4);
+  const Tensor x = random.normal_tensor({300, 768}, DType::bf16).to(device);
+  const Tensor weight = random.normal_tensor({80, 768}, DType::bf16).to(device);
+  const Tensor bias = random.normal_tensor({80}, DType::bf16).to(device);
+  for (const std::int64_t rows : {1, 5, 40, 300}) {
+    Tensor eager({rows, 80}, dtype, device);
+    Tensor replayed({rows, 80}, dtype, device);
+    Stream first(device);
+    Stream second(device);
+    run(operation(x.view().rows(0, rows), weight, bias, eager), first);
+    const Graph graph = Graph::record(second, [&](Stream& stream) {
+      run(operation(x.view().rows(0, rows), weight, bias, replayed), stream);
+    });
+    graph.replay();
+    first.synchronize();
+    second.synchronize();
+    EXPECT_EQ(bits(eager), bits(replayed)) << rows;
+  }
 }
 
 // The same shape gives the same bits in a dense tensor and in a slice of a wider one of equal
 // alignment.
-TEST(CudaMatmul, ThePitchDoesNotMatter) {
-  each_cuda_device([](Device device) {
-    Random random(5);
-    Stream stream(device);
-    for (const DType dtype : testing::storage_dtypes()) {
-      const Tensor x = random.normal_tensor({130, 160}, dtype).to(device);
-      const Tensor weight = random.normal_tensor({96, 160}, dtype).to(device);
-      for (const std::int64_t rows : {1, 4, 8, 20, 64, 130}) {
-        Tensor y({rows, 96}, dtype, device);
-        run(operation(x.view().rows(0, rows), weight, {}, y), stream);
-        const Padded wide(x.view().rows(0, rows), device, 32);
-        Guarded y_wide({rows, 96}, dtype, device, 64);
-        run(operation(wide.view(), weight, {}, y_wide.view()), stream);
-        stream.synchronize();
-        EXPECT_EQ(bits(y), bits(y_wide.view())) << rows << " " << name_of(dtype);
-      }
-    }
-  });
+TEST_EACH(CudaMatmul, ThePitchDoesNotMatter, testing::CudaDevice device, DType dtype) {
+  Random random(5);
+  Stream stream(device);
+  const Tensor x = random.normal_tensor({130, 160}, dtype).to(device);
+  const Tensor weight = random.normal_tensor({96, 160}, dtype).to(device);
+  for (const std::int64_t rows : {1, 4, 8, 20, 64, 130}) {
+    Tensor y({rows, 96}, dtype, device);
+    run(operation(x.view().rows(0, rows), weight, {}, y), stream);
+    const Padded wide(x.view().rows(0, rows), device, 32);
+    Guarded y_wide({rows, 96}, dtype, device, 64);
+    run(operation(wide.view(), weight, {}, y_wide.view()), stream);
+    stream.synchronize();
+    EXPECT_EQ(bits(y), bits(y_wide.view())) << rows << " " << name_of(dtype);
+  }
 }
 
-class CudaMatmulLimits : public testing::OnLesserDevices {};
-TEST_P(CudaMatmulLimits, OneRowThroughEveryRing) { each_device(expect_one_row_through_every_ring); }
-TEST_P(CudaMatmulLimits, SkinnyOnEveryCut) { each_device(expect_skinny_on_every_cut); }
-INSTANTIATE_TEST_SUITE_P(CudaMatmul, CudaMatmulLimits,
-                         ::testing::ValuesIn(testing::lesser_devices()), testing::name_of_lesser);
+TEST_EACH(CudaMatmulLimits, OneRowThroughEveryRing, testing::LesserDevice lesser,
+          testing::CudaDevice device, DType dtype) {
+  const cuda::LimitedDevices limited(lesser.limits);
+  expect_one_row_through_every_ring(device, dtype);
+}
+TEST_EACH(CudaMatmulLimits, SkinnyOnEveryCut, testing::LesserDevice lesser,
+          testing::CudaDevice device) {
+  const cuda::LimitedDevices limited(lesser.limits);
+  expect_skinny_on_every_cut(device);
+}
 
 }  // namespace
 }  // namespace mamba

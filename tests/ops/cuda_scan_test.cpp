@@ -6,6 +6,7 @@
 
 #include <limits>
 
+#include "each.hpp"
 #include "kernels/scan/selective_scan.hpp"
 #include "ops/limited_devices.hpp"
 #include "ops/scan_inputs.hpp"
@@ -122,140 +123,120 @@ void expect_every_cut_matches(const ScanCase& c, Device device, bool leaves_step
   expect_every_cut_matches(ScanInputs(c, seed), device, leaves_steps);
 }
 
-TEST(CudaScan, EveryCutForEveryStateSize) {
-  each_cuda_device([](Device device) {
-    for (const DType dtype : storage_dtypes()) {
-      for (const std::int64_t d_state : {1, 3, 4, 8, 9, 16, 17, 33, 65, 130, 256}) {
-        for (const std::int64_t time : {0, 1, 17, 45}) {
-          ScanCase c;
-          c.dtype = dtype;
-          c.d_state = d_state;
-          c.time = time;
-          c.channels = d_state > 64 ? 5 : 19;
-          expect_every_cut_matches(c, device, false);
-          if (::testing::Test::HasFailure()) return;
-        }
-      }
+TEST_EACH(CudaScan, EveryCutForEveryStateSize, CudaDevice device, DType dtype) {
+  for (const std::int64_t d_state : {1, 3, 4, 8, 9, 16, 17, 33, 65, 130, 256}) {
+    for (const std::int64_t time : {0, 1, 17, 45}) {
+      ScanCase c;
+      c.dtype = dtype;
+      c.d_state = d_state;
+      c.time = time;
+      c.channels = d_state > 64 ? 5 : 19;
+      expect_every_cut_matches(c, device, false);
+      if (::testing::Test::HasFailure()) return;
     }
-  });
+  }
 }
 
 // Whole rows of 16-byte pieces take other kernels; B and C may be aligned to less.
-TEST(CudaScan, EveryCutOfAlignedOperands) {
-  each_cuda_device([](Device device) {
-    for (const DType dtype : storage_dtypes()) {
-      for (const std::int64_t channels : {8, 24, 40, 136}) {
-        for (const std::int64_t d_state : {2, 4, 16, 24}) {
-          for (const std::int64_t time : {1, 16, 31, 129}) {
-            ScanCase c;
-            c.dtype = dtype;
-            c.aligned = true;
-            c.channels = channels;
-            c.d_state = d_state;
-            c.time = time;
-            expect_every_cut_matches(c, device, false);
-            if (::testing::Test::HasFailure()) return;
-          }
-        }
-      }
-    }
-  });
-}
-
-TEST(CudaScan, EveryCutWithEveryOption) {
-  each_cuda_device([](Device device) {
-    for (const DType dtype : storage_dtypes()) {
-      for (int options = 0; options < 64; ++options) {
+TEST_EACH(CudaScan, EveryCutOfAlignedOperands, CudaDevice device, DType dtype) {
+  for (const std::int64_t channels : {8, 24, 40, 136}) {
+    for (const std::int64_t d_state : {2, 4, 16, 24}) {
+      for (const std::int64_t time : {1, 16, 31, 129}) {
         ScanCase c;
         c.dtype = dtype;
-        c.aligned = options % 2 == 1;
-        c.channels = 16;
-        c.d_state = 7;
-        c.time = 70;
-        c.D = options & 2;
-        c.z = options & 4;
-        c.dt_bias = options & 8;
-        c.initial = options & 16;
-        c.reset = options & 32;
-        expect_every_cut_matches(c, device, options % 3 == 0, static_cast<std::uint64_t>(options));
+        c.aligned = true;
+        c.channels = channels;
+        c.d_state = d_state;
+        c.time = time;
+        expect_every_cut_matches(c, device, false);
         if (::testing::Test::HasFailure()) return;
       }
     }
-  });
+  }
+}
+
+TEST_EACH(CudaScan, EveryCutWithEveryOption, CudaDevice device, DType dtype) {
+  for (int options = 0; options < 64; ++options) {
+    ScanCase c;
+    c.dtype = dtype;
+    c.aligned = options % 2 == 1;
+    c.channels = 16;
+    c.d_state = 7;
+    c.time = 70;
+    c.D = options & 2;
+    c.z = options & 4;
+    c.dt_bias = options & 8;
+    c.initial = options & 16;
+    c.reset = options & 32;
+    expect_every_cut_matches(c, device, options % 3 == 0, static_cast<std::uint64_t>(options));
+    if (::testing::Test::HasFailure()) return;
+  }
 }
 
 // A ring goes round many times, and the last warp is not the one with the last step.
-TEST(CudaScan, EveryCutOfALongSequence) {
-  each_cuda_device([](Device device) {
-    for (const bool reset : {false, true}) {
-      ScanCase c;
-      c.batch = 1;
-      c.channels = 24;
-      c.time = 2081;
-      c.aligned = true;
-      c.reset = reset;
-      expect_every_cut_matches(c, device, false);
-    }
-  });
+TEST_EACH(CudaScan, EveryCutOfALongSequence, CudaDevice device) {
+  for (const bool reset : {false, true}) {
+    ScanCase c;
+    c.batch = 1;
+    c.channels = 24;
+    c.time = 2081;
+    c.aligned = true;
+    c.reset = reset;
+    expect_every_cut_matches(c, device, false);
+  }
 }
 
-TEST(CudaScan, EveryCutWithResetsInSomeTiles) {
-  each_cuda_device([](Device device) {
-    for (const DType dtype : storage_dtypes()) {
-      for (const std::int64_t d_state : {16, 20}) {
-        for (const bool aligned : {false, true}) {
-          for (const bool gate : {false, true}) {
-            const ScanCase c = case_of_rare_resets(dtype, d_state, aligned, gate);
-            ScanInputs host(c);
-            host.reset = rare_resets(c);
-            expect_every_cut_matches(host, device, !aligned && gate);
-            if (::testing::Test::HasFailure()) return;
-          }
-        }
+TEST_EACH(CudaScan, EveryCutWithResetsInSomeTiles, CudaDevice device, DType dtype) {
+  for (const std::int64_t d_state : {16, 20}) {
+    for (const bool aligned : {false, true}) {
+      for (const bool gate : {false, true}) {
+        const ScanCase c = case_of_rare_resets(dtype, d_state, aligned, gate);
+        ScanInputs host(c);
+        host.reset = rare_resets(c);
+        expect_every_cut_matches(host, device, !aligned && gate);
+        if (::testing::Test::HasFailure()) return;
       }
     }
-  });
+  }
 }
 
 // From a reset on, what the state held does not matter.
-TEST(CudaScan, EveryCutSelectsAtAReset) {
-  each_cuda_device([](Device device) {
-    ScanCase c;
-    c.batch = 1;
-    c.time = 140;
-    ScanInputs host(c);
-    const Tensor bad =
-        Tensor::from(std::vector<float>(static_cast<std::size_t>(c.channels * c.d_state),
-                                        std::numeric_limits<float>::quiet_NaN()),
-                     host.state_shape())
-            .to(device);
-    for (const std::int64_t at : {0, 1, 15, 16, 47, 48, 63, 64, 100}) {
-      host.reset = resets_at({at}, c.batch, c.time);
-      const SequenceResult expected = scan_reference(host.op());
-      const std::vector<Bounded> after(expected.y.begin() + at * c.channels, expected.y.end());
-      const ScanInputs inputs = host.to(device);
-      for (const Cut& cut : cuts(c.time)) {
-        SCOPED_TRACE("reset at " + std::to_string(at) + " " + cut.name());
-        Tensor y(inputs.y_shape(), c.dtype, device);
-        const Guarded last(inputs.state_shape(), DType::f32, device);
-        const Guarded chunks({1, (c.time + chunk - 1) / chunk, c.channels, c.d_state}, DType::f32,
-                             device);
-        SelectiveScan op = inputs.op();
-        op.initial_state = bad;
-        op.final_state = last.view();
-        op.y = y;
-        if (cut.leaves_chunks) {
-          op.chunk_states = chunks.view();
-          op.chunk_steps = chunk;
-        }
-        Stream& stream = default_stream(device);
-        cuda::run_scan(op, stream, cut.plan, cut.geometry);
-        stream.synchronize();
-        expect_within(y.view().steps(at, c.time - at), after, "y");
-        expect_within(last.view(), expected.final_state, "final state");
+TEST_EACH(CudaScan, EveryCutSelectsAtAReset, CudaDevice device) {
+  ScanCase c;
+  c.batch = 1;
+  c.time = 140;
+  ScanInputs host(c);
+  const Tensor bad =
+      Tensor::from(std::vector<float>(static_cast<std::size_t>(c.channels * c.d_state),
+                                      std::numeric_limits<float>::quiet_NaN()),
+                   host.state_shape())
+          .to(device);
+  for (const std::int64_t at : {0, 1, 15, 16, 47, 48, 63, 64, 100}) {
+    host.reset = resets_at({at}, c.batch, c.time);
+    const SequenceResult expected = scan_reference(host.op());
+    const std::vector<Bounded> after(expected.y.begin() + at * c.channels, expected.y.end());
+    const ScanInputs inputs = host.to(device);
+    for (const Cut& cut : cuts(c.time)) {
+      SCOPED_TRACE("reset at " + std::to_string(at) + " " + cut.name());
+      Tensor y(inputs.y_shape(), c.dtype, device);
+      const Guarded last(inputs.state_shape(), DType::f32, device);
+      const Guarded chunks({1, (c.time + chunk - 1) / chunk, c.channels, c.d_state}, DType::f32,
+                           device);
+      SelectiveScan op = inputs.op();
+      op.initial_state = bad;
+      op.final_state = last.view();
+      op.y = y;
+      if (cut.leaves_chunks) {
+        op.chunk_states = chunks.view();
+        op.chunk_steps = chunk;
       }
+      Stream& stream = default_stream(device);
+      cuda::run_scan(op, stream, cut.plan, cut.geometry);
+      stream.synchronize();
+      expect_within(y.view().steps(at, c.time - at), after, "y");
+      expect_within(last.view(), expected.final_state, "final state");
     }
-  });
+  }
 }
 
 TEST(CudaScan, ChoosesByShape) {
@@ -274,88 +255,76 @@ TEST(CudaScan, ChoosesByShape) {
 }
 
 // A prompt whose warps ask for more shared memory than some devices have, and a step.
-class CudaScanLimits : public OnLesserDevices {};
-TEST_P(CudaScanLimits, TakesPromptsAndSteps) {
-  each_device([](Device device) {
-    const cuda::Limits limits = cuda::limits(device, "test");
-    EXPECT_LE(limits.shared_memory, GetParam().limits.shared_memory);
-    for (const DType dtype : storage_dtypes()) {
-      for (const std::int64_t d_state : {16, 64, 256}) {
-        for (const std::int64_t time : {1, 100, 600}) {
-          ScanCase c;
-          c.batch = 1;
-          c.dtype = dtype;
-          c.aligned = true;
-          c.channels = 72;
-          c.d_state = d_state;
-          c.time = time;
-          SCOPED_TRACE(c.name());
-          const ScanInputs host(c);
-          const SequenceResult expected = scan_reference(host.op());
-          const ScanInputs inputs = host.to(device);
-          const Guarded y(inputs.y_shape(), dtype, device, 8);
-          const Guarded last(inputs.state_shape(), DType::f32, device);
-          SelectiveScan op = inputs.op();
-          op.y = y.view();
-          op.final_state = last.view();
-          const ScanPlan chosen = cuda::plan(op, limits);
-          // Blocks of the most states need 133 KiB to walk in f32, and a bit over 99 in 16 bits.
-          const int most_states_bytes = dtype == DType::f32 ? 135712 : 101392;
-          const bool walks = d_state <= 128 || limits.shared_memory >= most_states_bytes;
-          EXPECT_EQ(chosen, time == 1              ? ScanPlan::step
-                            : time == 100 && walks ? ScanPlan::sequential
-                                                   : ScanPlan::chunked);
-          Stream& stream = default_stream(device);
-          run(op, stream);
-          stream.synchronize();
-          expect_within(y.view(), expected.y, "y");
-          expect_within(last.view(), expected.final_state, "final state");
-          y.expect_untouched("around y");
-          last.expect_untouched("around the final state");
-          if (::testing::Test::HasFailure()) return;
-        }
-      }
-    }
-  });
-}
-TEST_P(CudaScanLimits, EveryCut) {
-  each_device([](Device device) {
-    for (const DType dtype : storage_dtypes()) {
-      ScanCase c = case_of_rare_resets(dtype, 16, true, true);
-      ScanInputs host(c);
-      host.reset = rare_resets(c);
-      expect_every_cut_matches(host, device, false);
+TEST_EACH(CudaScanLimits, TakesPromptsAndSteps, LesserDevice lesser, CudaDevice device,
+          DType dtype) {
+  const cuda::LimitedDevices limited(lesser.limits);
+  const cuda::Limits limits = cuda::limits(device, "test");
+  EXPECT_LE(limits.shared_memory, lesser.limits.shared_memory);
+  for (const std::int64_t d_state : {16, 64, 256}) {
+    for (const std::int64_t time : {1, 100, 600}) {
+      ScanCase c;
+      c.batch = 1;
+      c.dtype = dtype;
+      c.aligned = true;
+      c.channels = 72;
+      c.d_state = d_state;
+      c.time = time;
+      SCOPED_TRACE(c.name());
+      const ScanInputs host(c);
+      const SequenceResult expected = scan_reference(host.op());
+      const ScanInputs inputs = host.to(device);
+      const Guarded y(inputs.y_shape(), dtype, device, 8);
+      const Guarded last(inputs.state_shape(), DType::f32, device);
+      SelectiveScan op = inputs.op();
+      op.y = y.view();
+      op.final_state = last.view();
+      const ScanPlan chosen = cuda::plan(op, limits);
+      // Blocks of the most states need 133 KiB to walk in f32, and a bit over 99 in 16 bits.
+      const int most_states_bytes = dtype == DType::f32 ? 135712 : 101392;
+      const bool walks = d_state <= 128 || limits.shared_memory >= most_states_bytes;
+      EXPECT_EQ(chosen, time == 1              ? ScanPlan::step
+                        : time == 100 && walks ? ScanPlan::sequential
+                                               : ScanPlan::chunked);
+      Stream& stream = default_stream(device);
+      run(op, stream);
+      stream.synchronize();
+      expect_within(y.view(), expected.y, "y");
+      expect_within(last.view(), expected.final_state, "final state");
+      y.expect_untouched("around y");
+      last.expect_untouched("around the final state");
       if (::testing::Test::HasFailure()) return;
     }
-  });
+  }
 }
-INSTANTIATE_TEST_SUITE_P(CudaScan, CudaScanLimits, ::testing::ValuesIn(lesser_devices()),
-                         name_of_lesser);
-
-TEST(CudaScan, OneStepPlanRefusesMore) {
-  each_cuda_device([](Device device) {
-    const ScanInputs inputs = ScanInputs(ScanCase{}).to(device);
-    Tensor y(inputs.y_shape(), DType::f32, device);
-    SelectiveScan op = inputs.op();
-    op.y = y;
-    EXPECT_THROW(cuda::run_scan(op, default_stream(device), ScanPlan::step), ArgumentError);
-  });
+TEST_EACH(CudaScanLimits, EveryCut, LesserDevice lesser, CudaDevice device, DType dtype) {
+  const cuda::LimitedDevices limited(lesser.limits);
+  ScanCase c = case_of_rare_resets(dtype, 16, true, true);
+  ScanInputs host(c);
+  host.reset = rare_resets(c);
+  expect_every_cut_matches(host, device, false);
+  if (::testing::Test::HasFailure()) return;
 }
 
-TEST(CudaScan, RefusesStepsThatItCannotCountTheBytesBetween) {
-  each_cuda_device([](Device device) {
-    ScanCase c;
-    c.batch = 1;
-    c.time = 2;
-    const ScanInputs inputs = ScanInputs(c).to(device);
-    Tensor y(inputs.y_shape(), DType::f32, device);
-    SelectiveScan op = inputs.op();
-    op.y = TensorView(y.data<float>(), {1, 2, std::int64_t{1} << 30}, DType::f32, device)
-               .columns(0, c.channels);  // refused before it is written to
-    expect_error<ArgumentError>(
-        "selective_scan: bytes between steps: expected less than 4 GiB, got 4294967296",
-        [&] { run(op, default_stream(device)); });
-  });
+TEST_EACH(CudaScan, OneStepPlanRefusesMore, CudaDevice device) {
+  const ScanInputs inputs = ScanInputs(ScanCase{}).to(device);
+  Tensor y(inputs.y_shape(), DType::f32, device);
+  SelectiveScan op = inputs.op();
+  op.y = y;
+  EXPECT_THROW(cuda::run_scan(op, default_stream(device), ScanPlan::step), ArgumentError);
+}
+
+TEST_EACH(CudaScan, RefusesStepsThatItCannotCountTheBytesBetween, CudaDevice device) {
+  ScanCase c;
+  c.batch = 1;
+  c.time = 2;
+  const ScanInputs inputs = ScanInputs(c).to(device);
+  Tensor y(inputs.y_shape(), DType::f32, device);
+  SelectiveScan op = inputs.op();
+  op.y = TensorView(y.data<float>(), {1, 2, std::int64_t{1} << 30}, DType::f32, device)
+             .columns(0, c.channels);  // refused before it is written to
+  expect_error<ArgumentError>(
+      "selective_scan: bytes between steps: expected less than 4 GiB, got 4294967296",
+      [&] { run(op, default_stream(device)); });
 }
 
 }  // namespace

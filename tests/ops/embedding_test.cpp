@@ -1,11 +1,11 @@
 #include <mamba/ops.hpp>
 
+#include "each.hpp"
 #include "testing.hpp"
 
 namespace mamba {
 namespace {
 
-using testing::devices;
 using testing::expect_error;
 using testing::Guarded;
 using testing::Random;
@@ -19,53 +19,47 @@ Embedding operation(ConstTensorView ids, ConstTensorView table, TensorView y) {
 }
 
 // Rows are copied or widened, never rounded: equality, not a bound.
-TEST(Embedding, RowsOfTheTable) {
-  for (const Device device : devices()) {
-    for (const DType dtype : testing::storage_dtypes()) {
-      for (const DType y_dtype : {dtype, DType::f32}) {
-        Random random(3);
-        const Tensor table = random.normal_tensor({96, 17}, dtype);
-        Tensor ids({3, 5}, DType::i32);
-        for (int i = 0; i < 15; ++i) {
-          ids.data<std::int32_t>()[i] = static_cast<std::int32_t>(random.integer(0, 95));
-        }
-        ids.data<std::int32_t>()[0] = 95;
-        ids.data<std::int32_t>()[14] = 0;
-        const Tensor moved = ids.to(device), moved_table = table.to(device);
-        const Guarded y({3, 5, 17}, y_dtype, device, 4);
-        run(operation(moved, moved_table, y.view()), default_stream(device));
-        y.expect_untouched("embedding");
-        const std::vector<double> got = testing::values(y.view());
-        const std::vector<double> all = testing::values(table);
-        for (std::size_t i = 0; i < got.size(); ++i) {
-          const auto id = static_cast<std::size_t>(ids.data<std::int32_t>()[i / 17]);
-          ASSERT_EQ(got[i], all[id * 17 + i % 17]) << i;
-        }
-      }
+TEST_EACH(Embedding, RowsOfTheTable, Device device, DType dtype) {
+  for (const DType y_dtype : {dtype, DType::f32}) {
+    Random random(3);
+    const Tensor table = random.normal_tensor({96, 17}, dtype);
+    Tensor ids({3, 5}, DType::i32);
+    for (int i = 0; i < 15; ++i) {
+      ids.data<std::int32_t>()[i] = static_cast<std::int32_t>(random.integer(0, 95));
+    }
+    ids.data<std::int32_t>()[0] = 95;
+    ids.data<std::int32_t>()[14] = 0;
+    const Tensor moved = ids.to(device), moved_table = table.to(device);
+    const Guarded y({3, 5, 17}, y_dtype, device, 4);
+    run(operation(moved, moved_table, y.view()), default_stream(device));
+    y.expect_untouched("embedding");
+    const std::vector<double> got = testing::values(y.view());
+    const std::vector<double> all = testing::values(table);
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      const auto id = static_cast<std::size_t>(ids.data<std::int32_t>()[i / 17]);
+      ASSERT_EQ(got[i], all[id * 17 + i % 17]) << i;
     }
   }
 }
 
-TEST(Embedding, StridedIdsTableAndOutput) {
-  for (const Device device : devices()) {
-    Random random(4);
-    const Tensor table = random.normal_tensor({10, 12}).to(device);
-    const Tensor ids = Tensor::from<std::int32_t>({-1, 3, 4, -1, -1, 9, 0, -1}, {2, 4}).to(device);
-    const Guarded y({2, 6, 5}, DType::f32, device);
-    run(operation(ids.view().columns(1, 2), table.view().columns(3, 5), y.view().steps(2, 2)),
-        default_stream(device));
-    const std::vector<double> got = testing::values(y.view());
-    const std::vector<double> all = testing::values(table);
-    const int picked[] = {3, 4, 9, 0};
-    for (std::size_t b = 0; b < 2; ++b) {
-      for (std::size_t t = 0; t < 6; ++t) {
-        for (std::size_t c = 0; c < 5; ++c) {
-          const double value = got[(b * 6 + t) * 5 + c];
-          if (t < 2 || t > 3) {
-            ASSERT_TRUE(std::isnan(value));
-          } else {
-            ASSERT_EQ(value, all[static_cast<std::size_t>(picked[b * 2 + t - 2]) * 12 + 3 + c]);
-          }
+TEST_EACH(Embedding, StridedIdsTableAndOutput, Device device) {
+  Random random(4);
+  const Tensor table = random.normal_tensor({10, 12}).to(device);
+  const Tensor ids = Tensor::from<std::int32_t>({-1, 3, 4, -1, -1, 9, 0, -1}, {2, 4}).to(device);
+  const Guarded y({2, 6, 5}, DType::f32, device);
+  run(operation(ids.view().columns(1, 2), table.view().columns(3, 5), y.view().steps(2, 2)),
+      default_stream(device));
+  const std::vector<double> got = testing::values(y.view());
+  const std::vector<double> all = testing::values(table);
+  const int picked[] = {3, 4, 9, 0};
+  for (std::size_t b = 0; b < 2; ++b) {
+    for (std::size_t t = 0; t < 6; ++t) {
+      for (std::size_t c = 0; c < 5; ++c) {
+        const double value = got[(b * 6 + t) * 5 + c];
+        if (t < 2 || t > 3) {
+          ASSERT_TRUE(std::isnan(value));
+        } else {
+          ASSERT_EQ(value, all[static_cast<std::size_t>(picked[b * 2 + t - 2]) * 12 + 3 + c]);
         }
       }
     }
@@ -88,14 +82,12 @@ TEST(Embedding, AnIdOutsideTheTableIsNamedBeforeAnythingIsWritten) {
                               [&] { run(operation(ids, empty, y), default_stream()); });
 }
 
-TEST(Embedding, NothingToDoIsLegal) {
-  for (const Device device : devices()) {
-    const Tensor table = Tensor::zeros({7, 4}, DType::bf16, device);
-    for (const auto& [batch, time] : {std::pair<std::int64_t, std::int64_t>{0, 3}, {2, 0}}) {
-      const Tensor ids({batch, time}, DType::i32, device);
-      Tensor y({batch, time, 4}, DType::bf16, device);
-      run(operation(ids, table, y), default_stream(device));
-    }
+TEST_EACH(Embedding, NothingToDoIsLegal, Device device) {
+  const Tensor table = Tensor::zeros({7, 4}, DType::bf16, device);
+  for (const auto& [batch, time] : {std::pair<std::int64_t, std::int64_t>{0, 3}, {2, 0}}) {
+    const Tensor ids({batch, time}, DType::i32, device);
+    Tensor y({batch, time, 4}, DType::bf16, device);
+    run(operation(ids, table, y), default_stream(device));
   }
 }
 

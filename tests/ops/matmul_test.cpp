@@ -6,6 +6,7 @@
 #include <mamba/ops.hpp>
 
 #include "detail/backend.hpp"
+#include "each.hpp"
 #include "host/ops/matmul/matmul.hpp"
 #include "ops/dense_reference.hpp"
 #include "testing.hpp"
@@ -14,9 +15,40 @@ namespace mamba {
 namespace {
 
 using host::MatmulPlan;
+
+constexpr std::pair<MatmulPlan, const char*> all_plans[] = {
+    {MatmulPlan::gemv, "gemv"},
+    {MatmulPlan::gemm_few_rows, "gemm_few_rows"},
+    {MatmulPlan::gemm_few_columns, "gemm_few_columns"},
+    {MatmulPlan::gemm_columns, "gemm_columns"},
+    {MatmulPlan::gemm_rows, "gemm_rows"}};
+
+// A plan on the CPU, or a device that chooses one itself.
+struct Planned {
+  Device device;
+  const std::pair<MatmulPlan, const char*>* plan;
+};
+
+}  // namespace
+
+template <>
+struct testing::Every<Planned> {
+  static std::vector<Planned> all() {
+    std::vector<Planned> list;
+    for (const auto& plan : all_plans) list.push_back({Device::cpu(), &plan});
+    for (const CudaDevice device : Every<CudaDevice>::all()) list.push_back({device, nullptr});
+    return list;
+  }
+  static std::string name(const Planned& planned) {
+    const std::string device = Every<Device>::name(planned.device);
+    return planned.plan == nullptr ? device : device + "_" + planned.plan->second;
+  }
+};
+
+namespace {
+
 using host::Words;
 using testing::Bounded;
-using testing::devices;
 using testing::each_backend;
 using testing::expect_error;
 using testing::expect_within;
@@ -24,9 +56,6 @@ using testing::Guarded;
 using testing::Padded;
 using testing::Random;
 
-constexpr MatmulPlan all_plans[] = {MatmulPlan::gemv, MatmulPlan::gemm_few_rows,
-                                    MatmulPlan::gemm_few_columns, MatmulPlan::gemm_columns,
-                                    MatmulPlan::gemm_rows};
 const std::vector<std::int64_t> sizes{1, 2, 3, 15, 16, 17, 48, 80, 127, 1536};
 const std::vector<std::int64_t> row_counts{1, 2, 7, 8, 9, 33};
 
@@ -67,161 +96,156 @@ std::vector<DType> outputs_of(DType dtype) {
   return {dtype, DType::f32};
 }
 
-// Every plan that can do it on the CPU; elsewhere the one that is chosen.
+// By this plan if it can, in words of every kind that it can.
 template <class Check>
-void run_each_plan(const Matmul& op, Stream& stream, Check check) {
-  if (stream.device().is_cuda()) {
+void run_planned(const Matmul& op, Stream& stream, const Planned& planned, Check check) {
+  if (planned.plan == nullptr) {
     run(op, stream);
     stream.synchronize();
     return check("cuda");
   }
-  for (const MatmulPlan plan : all_plans) {
-    for (const Words words : {Words::f32, Words::bf16_pairs}) {
-      if (!host::can_run(op, plan) || !host::can_run(op, words)) continue;
-      host::run(op, stream, plan, words);
-      check("plan " + std::to_string(static_cast<int>(plan)) +
-            (words == Words::f32 ? " in f32" : " in pairs"));
+  const auto& [plan, name] = *planned.plan;
+  for (const Words words : {Words::f32, Words::bf16_pairs}) {
+    if (!host::can_run(op, plan) || !host::can_run(op, words)) continue;
+    host::run(op, stream, plan, words);
+    check(name + std::string(words == Words::f32 ? " in f32" : " in pairs"));
+  }
+}
+
+// Every plan that can do it on the CPU; elsewhere the one that is chosen.
+template <class Check>
+void run_each_plan(const Matmul& op, Stream& stream, Check check) {
+  for (const Planned& planned : testing::Every<Planned>::all()) {
+    if (planned.device == stream.device()) run_planned(op, stream, planned, check);
+  }
+}
+
+TEST_EACH(Matmul, MatchesTheReferenceInEveryShape, Device device, DType dtype) {
+  std::size_t turn = 0;  // alternates bias and output dtype through the shapes
+  for (const std::int64_t in : sizes) {
+    for (const std::int64_t out : sizes) {
+      if (in * out > 1536 * 127) continue;
+      const Case c(33, in, out, dtype, ++turn % 2 == 0);
+      each_backend(device, [&] {
+        Stream stream(device, 1);  // the other tests cut the work over threads
+        const Tensor x = c.x.to(device);
+        const Tensor weight = c.weight.to(device);
+        const Tensor bias = c.bias.to(device);
+        for (const std::int64_t rows : row_counts) {
+          const auto outputs = outputs_of(dtype);
+          const DType y_dtype = outputs[turn / 2 % outputs.size()];
+          const std::vector<Bounded> expected = c.first_rows(rows);
+          Guarded y({rows, out}, y_dtype, device);
+          const Matmul op = operation(x.view().rows(0, rows), weight, bias, y.view());
+          run(op, stream);
+          stream.synchronize();
+          const std::string what = c.name() + ", rows " + std::to_string(rows);
+          expect_within(y.view(), expected, what);
+          y.expect_untouched(what);
+        }
+      });
+      if (HasFatalFailure()) return;
     }
   }
 }
 
-TEST(Matmul, MatchesTheReferenceInEveryShape) {
-  for (const DType dtype : testing::storage_dtypes()) {
-    std::size_t turn = 0;  // alternates bias and output dtype through the shapes
-    for (const std::int64_t in : sizes) {
-      for (const std::int64_t out : sizes) {
-        if (in * out > 1536 * 127) continue;
-        const Case c(33, in, out, dtype, ++turn % 2 == 0);
-        each_backend([&](Device device) {
-          Stream stream(device, 1);  // the other tests cut the work over threads
-          const Tensor x = c.x.to(device);
-          const Tensor weight = c.weight.to(device);
-          const Tensor bias = c.bias.to(device);
-          for (const std::int64_t rows : row_counts) {
-            const auto outputs = outputs_of(dtype);
-            const DType y_dtype = outputs[turn / 2 % outputs.size()];
-            const std::vector<Bounded> expected = c.first_rows(rows);
-            Guarded y({rows, out}, y_dtype, device);
-            const Matmul op = operation(x.view().rows(0, rows), weight, bias, y.view());
-            run(op, stream);
-            stream.synchronize();
-            const std::string what = c.name() + ", rows " + std::to_string(rows);
-            expect_within(y.view(), expected, what);
-            y.expect_untouched(what);
+TEST_EACH(Matmul, EveryPlanOnStridedOperands, Planned planned, DType dtype) {
+  const Device device = planned.device;
+  std::size_t taken = 0;
+  for (const Shape& size : {Shape{1, 1}, {3, 17}, {48, 80}, {127, 15}, {80, 700}, {1536, 16}}) {
+    const std::int64_t in = size[0];
+    const std::int64_t out = size[1];
+    for (const bool with_bias : {false, true}) {
+      const Case c(33, in, out, dtype, with_bias);
+      each_backend(device, [&] {
+        for (const std::int64_t rows : row_counts) {
+          for (const DType y_dtype : outputs_of(dtype)) {
+            const Padded x(c.x.view().rows(0, rows), device, 5);
+            const Padded weight(c.weight, device, 3);
+            const Tensor bias = c.bias.to(device);
+            Guarded y({rows, out}, y_dtype, device, 7);
+            Stream stream(device, 3);
+            const Matmul op = operation(x.view(), weight.view(), bias, y.view());
+            run_planned(op, stream, planned, [&](const std::string& plan) {
+              ++taken;
+              expect_within(y.view(), c.first_rows(rows), c.name() + ", " + plan);
+              y.expect_untouched(c.name() + ", " + plan);
+              zero(y.view(), stream);  // the next plan must write everything again
+            });
           }
-        });
-        if (HasFatalFailure()) return;
+        }
+      });
+      if (HasFatalFailure()) return;
+    }
+  }
+  EXPECT_GT(taken, 0u);
+}
+
+TEST_EACH(Matmul, TimeSlicesOfABatch, Device device, DType dtype) {
+  for (const std::int64_t time : {1, 3, 7}) {
+    Random random(5);
+    const std::int64_t batch = 3, in = 33, out = 20;
+    const Tensor whole = random.normal_tensor({batch, 9, in + 4}, dtype);
+    const ConstTensorView slice = whole.view().steps(1, time).columns(2, in);
+    Tensor dense({batch, time, in}, dtype);
+    copy(slice, dense, default_stream());
+    const Tensor weight = random.normal_tensor({out, in}, dtype);
+    Tensor rows({batch * time, in}, dtype);
+    copy(dense.view().reshape({batch * time, in}), rows, default_stream());
+    const auto expected = testing::matmul_reference(rows, weight, {});
+
+    const Tensor moved = whole.to(device);
+    const Tensor moved_weight = weight.to(device);
+    const Guarded y({batch, 9, out}, dtype, device);
+    Stream stream(device, 2);
+    const Matmul op = operation(moved.view().steps(1, time).columns(2, in), moved_weight, {},
+                                y.view().steps(2, time));
+    run_each_plan(op, stream, [&](const std::string& plan) {
+      expect_within(op.y, expected, plan);
+      for (const auto& outside : {y.view().steps(0, 2), y.view().steps(2 + time, 7 - time)}) {
+        for (const double value : testing::values(outside)) ASSERT_TRUE(std::isnan(value));
       }
+    });
+  }
+}
+
+TEST_EACH(Matmul, RankOneIsOneRow, Device device) {
+  const Case c(1, 48, 31, DType::f32, true);
+  const Tensor x = c.x.to(device), weight = c.weight.to(device), bias = c.bias.to(device);
+  const Guarded y({31}, DType::f32, device);
+  run(operation(x.view().reshape({48}), weight, bias, y.view()), default_stream(device));
+  expect_within(y.view(), c.expected, "rank 1");
+  y.expect_untouched("rank 1");
+}
+
+TEST_EACH(Matmul, ASumOfNothingIsTheBiasOrZero, Device device) {
+  for (const std::int64_t rows : {1, 3, 8, 9, 20}) {
+    const Tensor x({rows, 0}, DType::f32, device);
+    const Tensor weight({5, 0}, DType::f32, device);
+    const Tensor bias = Tensor::from<float>({1, 2, 3, 4, 5}, {5}).to(device);
+    Stream stream(device, 2);
+    for (const bool with_bias : {false, true}) {
+      Guarded y({rows, 5}, DType::f32, device, 2);
+      const Matmul op = operation(x, weight, with_bias ? bias.view() : ConstTensorView(), y.view());
+      run_each_plan(op, stream, [&](const std::string& plan) {
+        const std::vector<double> got = testing::values(y.view());
+        for (std::size_t i = 0; i < got.size(); ++i) {
+          ASSERT_EQ(got[i], with_bias ? static_cast<double>(i % 5 + 1) : 0.0) << plan;
+        }
+      });
+      y.expect_untouched("in == 0");
     }
   }
 }
 
-TEST(Matmul, EveryPlanOnStridedOperands) {
-  for (const DType dtype : testing::storage_dtypes()) {
-    for (const Shape& size : {Shape{1, 1}, {3, 17}, {48, 80}, {127, 15}, {80, 700}, {1536, 16}}) {
-      const std::int64_t in = size[0];
-      const std::int64_t out = size[1];
-      for (const bool with_bias : {false, true}) {
-        const Case c(33, in, out, dtype, with_bias);
-        each_backend([&](Device device) {
-          for (const std::int64_t rows : row_counts) {
-            for (const DType y_dtype : outputs_of(dtype)) {
-              const Padded x(c.x.view().rows(0, rows), device, 5);
-              const Padded weight(c.weight, device, 3);
-              const Tensor bias = c.bias.to(device);
-              Guarded y({rows, out}, y_dtype, device, 7);
-              Stream stream(device, 3);
-              const Matmul op = operation(x.view(), weight.view(), bias, y.view());
-              run_each_plan(op, stream, [&](const std::string& plan) {
-                expect_within(y.view(), c.first_rows(rows), c.name() + ", " + plan);
-                y.expect_untouched(c.name() + ", " + plan);
-                zero(y.view(), stream);  // the next plan must write everything again
-              });
-            }
-          }
-        });
-        if (HasFatalFailure()) return;
-      }
-    }
-  }
-}
-
-TEST(Matmul, TimeSlicesOfABatch) {
-  for (const Device device : devices()) {
-    for (const DType dtype : testing::storage_dtypes()) {
-      for (const std::int64_t time : {1, 3, 7}) {
-        Random random(5);
-        const std::int64_t batch = 3, in = 33, out = 20;
-        const Tensor whole = random.normal_tensor({batch, 9, in + 4}, dtype);
-        const ConstTensorView slice = whole.view().steps(1, time).columns(2, in);
-        Tensor dense({batch, time, in}, dtype);
-        copy(slice, dense, default_stream());
-        const Tensor weight = random.normal_tensor({out, in}, dtype);
-        Tensor rows({batch * time, in}, dtype);
-        copy(dense.view().reshape({batch * time, in}), rows, default_stream());
-        const auto expected = testing::matmul_reference(rows, weight, {});
-
-        const Tensor moved = whole.to(device);
-        const Tensor moved_weight = weight.to(device);
-        const Guarded y({batch, 9, out}, dtype, device);
-        Stream stream(device, 2);
-        const Matmul op = operation(moved.view().steps(1, time).columns(2, in), moved_weight, {},
-                                    y.view().steps(2, time));
-        run_each_plan(op, stream, [&](const std::string& plan) {
-          expect_within(op.y, expected, plan);
-          for (const auto& outside : {y.view().steps(0, 2), y.view().steps(2 + time, 7 - time)}) {
-            for (const double value : testing::values(outside)) ASSERT_TRUE(std::isnan(value));
-          }
-        });
-      }
-    }
-  }
-}
-
-TEST(Matmul, RankOneIsOneRow) {
-  for (const Device device : devices()) {
-    const Case c(1, 48, 31, DType::f32, true);
-    const Tensor x = c.x.to(device), weight = c.weight.to(device), bias = c.bias.to(device);
-    const Guarded y({31}, DType::f32, device);
-    run(operation(x.view().reshape({48}), weight, bias, y.view()), default_stream(device));
-    expect_within(y.view(), c.expected, "rank 1");
-    y.expect_untouched("rank 1");
-  }
-}
-
-TEST(Matmul, ASumOfNothingIsTheBiasOrZero) {
-  for (const Device device : devices()) {
-    for (const std::int64_t rows : {1, 3, 8, 9, 20}) {
-      const Tensor x({rows, 0}, DType::f32, device);
-      const Tensor weight({5, 0}, DType::f32, device);
-      const Tensor bias = Tensor::from<float>({1, 2, 3, 4, 5}, {5}).to(device);
-      Stream stream(device, 2);
-      for (const bool with_bias : {false, true}) {
-        Guarded y({rows, 5}, DType::f32, device, 2);
-        const Matmul op =
-            operation(x, weight, with_bias ? bias.view() : ConstTensorView(), y.view());
-        run_each_plan(op, stream, [&](const std::string& plan) {
-          const std::vector<double> got = testing::values(y.view());
-          for (std::size_t i = 0; i < got.size(); ++i) {
-            ASSERT_EQ(got[i], with_bias ? static_cast<double>(i % 5 + 1) : 0.0) << plan;
-          }
-        });
-        y.expect_untouched("in == 0");
-      }
-    }
-  }
-}
-
-TEST(Matmul, NoRowsAndNoColumnsAreLegal) {
-  for (const Device device : devices()) {
-    Stream& stream = default_stream(device);
-    const Tensor x({0, 4}, DType::bf16, device), weight({3, 4}, DType::bf16, device);
-    Tensor y({0, 3}, DType::bf16, device);
-    run(operation(x, weight, {}, y), stream);
-    const Tensor x2({2, 4}, DType::bf16, device), weight2({0, 4}, DType::bf16, device);
-    Tensor y2({2, 0}, DType::bf16, device);
-    run(operation(x2, weight2, {}, y2), stream);
-  }
+TEST_EACH(Matmul, NoRowsAndNoColumnsAreLegal, Device device) {
+  Stream& stream = default_stream(device);
+  const Tensor x({0, 4}, DType::bf16, device), weight({3, 4}, DType::bf16, device);
+  Tensor y({0, 3}, DType::bf16, device);
+  run(operation(x, weight, {}, y), stream);
+  const Tensor x2({2, 4}, DType::bf16, device), weight2({0, 4}, DType::bf16, device);
+  Tensor y2({2, 0}, DType::bf16, device);
+  run(operation(x2, weight2, {}, y2), stream);
 }
 
 TEST(Matmul, TheBoundRejectsSumsInBf16) {
@@ -245,70 +269,61 @@ TEST(Matmul, TheBoundRejectsSumsInBf16) {
   EXPECT_GE(outside, 60);  // of 64
 }
 
-TEST(Matmul, TheBiasIsAddedBeforeRounding) {
+TEST_EACH(Matmul, TheBiasIsAddedBeforeRounding, Device device) {
   // The sum 1 + 2^-8 lies half-way between two bf16 and would round to 1; the bias lifts it.
-  for (const Device device : devices()) {
-    for (const std::int64_t rows : {1, 8, 9, 40}) {
-      const std::vector<float> ones(static_cast<std::size_t>(2 * rows), 1);
-      const Tensor x = Tensor::from<float>(ones, {rows, 2}).to(device, DType::bf16);
-      const Tensor weight = Tensor::from<float>({1, 0x1p-8f}, {1, 2}).to(device, DType::bf16);
-      const Tensor bias = Tensor::from<float>({0x1p-9f}, {1}).to(device, DType::bf16);
-      Tensor y({rows, 1}, DType::bf16, device);
-      Stream stream(device, 2);
-      run_each_plan(operation(x, weight, bias, y), stream, [&](const std::string& plan) {
-        for (const double value : testing::values(y)) ASSERT_EQ(value, 1 + 0x1p-7) << plan;
-      });
-    }
+  for (const std::int64_t rows : {1, 8, 9, 40}) {
+    const std::vector<float> ones(static_cast<std::size_t>(2 * rows), 1);
+    const Tensor x = Tensor::from<float>(ones, {rows, 2}).to(device, DType::bf16);
+    const Tensor weight = Tensor::from<float>({1, 0x1p-8f}, {1, 2}).to(device, DType::bf16);
+    const Tensor bias = Tensor::from<float>({0x1p-9f}, {1}).to(device, DType::bf16);
+    Tensor y({rows, 1}, DType::bf16, device);
+    Stream stream(device, 2);
+    run_each_plan(operation(x, weight, bias, y), stream, [&](const std::string& plan) {
+      for (const double value : testing::values(y)) ASSERT_EQ(value, 1 + 0x1p-7) << plan;
+    });
   }
 }
 
-TEST(Matmul, SameBitsTwiceAndInEveryPlace) {
-  for (const Device device : devices()) {
-    for (const DType dtype : testing::storage_dtypes()) {
-      for (const std::int64_t rows : {1, 5, 40}) {
-        const Case c(rows, 127, 77, dtype, true);
-        const Tensor x = c.x.to(device), weight = c.weight.to(device), bias = c.bias.to(device);
-        std::vector<unsigned char> first;
-        for (int i = 0; i < 4; ++i) {
-          Tensor y({rows, 77}, dtype, device);
-          Stream stream(device, 2);
-          run(operation(x, weight, bias, y), stream);
-          stream.synchronize();
-          if (i == 0) first = testing::bits(y);
-          EXPECT_EQ(first, testing::bits(y));
-        }
-      }
+TEST_EACH(Matmul, SameBitsTwiceAndInEveryPlace, Device device, DType dtype) {
+  for (const std::int64_t rows : {1, 5, 40}) {
+    const Case c(rows, 127, 77, dtype, true);
+    const Tensor x = c.x.to(device), weight = c.weight.to(device), bias = c.bias.to(device);
+    std::vector<unsigned char> first;
+    for (int i = 0; i < 4; ++i) {
+      Tensor y({rows, 77}, dtype, device);
+      Stream stream(device, 2);
+      run(operation(x, weight, bias, y), stream);
+      stream.synchronize();
+      if (i == 0) first = testing::bits(y);
+      EXPECT_EQ(first, testing::bits(y));
     }
   }
 }
 
 // Our own kernel adds every row up in the same order, whoever else is there and however many
 // threads.
-TEST(Matmul, TheGemvGivesARowTheSameBitsInAnyCompany) {
-  each_backend([](Device device) {
-    if (device.is_cuda()) return;
-    for (const DType dtype : testing::storage_dtypes()) {
-      const Case c(8, 127, 77, dtype, true);
-      std::vector<unsigned char> all;
-      for (const int threads : {1, 3}) {
-        for (const std::int64_t rows : {8, 7, 3, 2, 1}) {
-          Tensor y({rows, 77}, dtype);
-          Stream stream(device, threads);
-          const Matmul op = operation(c.x.view().rows(0, rows), c.weight, c.bias, y);
-          host::run(op, stream, MatmulPlan::gemv, Words::f32);
-          const std::vector<unsigned char> got = testing::bits(y);
-          if (all.empty()) all = got;
-          EXPECT_TRUE(std::equal(got.begin(), got.end(), all.begin()));
-        }
+TEST_EACH(Matmul, TheGemvGivesARowTheSameBitsInAnyCompany, DType dtype) {
+  testing::for_each_target([&](const char*) {
+    const Case c(8, 127, 77, dtype, true);
+    std::vector<unsigned char> all;
+    for (const int threads : {1, 3}) {
+      for (const std::int64_t rows : {8, 7, 3, 2, 1}) {
+        Tensor y({rows, 77}, dtype);
+        Stream stream(Device::cpu(), threads);
+        const Matmul op = operation(c.x.view().rows(0, rows), c.weight, c.bias, y);
+        host::run(op, stream, MatmulPlan::gemv, Words::f32);
+        const std::vector<unsigned char> got = testing::bits(y);
+        if (all.empty()) all = got;
+        EXPECT_TRUE(std::equal(got.begin(), got.end(), all.begin()));
       }
     }
   });
 }
 
-TEST(Matmul, ANonFiniteRowLeavesTheOthersAlone) {
+TEST_EACH(Matmul, ANonFiniteRowLeavesTheOthersAlone, Device device) {
   const auto nan = std::numeric_limits<float>::quiet_NaN();
   const auto inf = std::numeric_limits<float>::infinity();
-  each_backend([&](Device device) {
+  each_backend(device, [&] {
     for (const std::int64_t rows : {2, 3, 8, 9, 33}) {
       for (const float bad : {nan, inf}) {
         Case c(rows, 50, 21, DType::f32, false);
@@ -356,11 +371,11 @@ TEST(Matmul, ThePlannedKernelIsTheOneThatRuns) {
     const Matmul op = operation(c.x, c.weight, {}, y);
     run(op, stream);
     const std::vector<unsigned char> chosen = testing::bits(y);
-    for (const MatmulPlan plan : all_plans) {
+    for (const auto& [plan, name] : all_plans) {
       if (!host::can_run(op, plan)) continue;
       host::run(op, stream, plan, Words::f32);
       const bool both_gemm = plan != MatmulPlan::gemv && host::plan(op) != MatmulPlan::gemv;
-      EXPECT_EQ(testing::bits(y) == chosen, both_gemm || plan == host::plan(op)) << rows;
+      EXPECT_EQ(testing::bits(y) == chosen, both_gemm || plan == host::plan(op)) << rows << name;
     }
   }
   Tensor x({9, 4}, DType::f32), weight({3, 4}, DType::f32), y({9, 3}, DType::f32);
@@ -369,29 +384,27 @@ TEST(Matmul, ThePlannedKernelIsTheOneThatRuns) {
 
 // Beyond the GEMV a row has the same bits whatever the other rows, the plan and the threads: in
 // several pieces of the depth and blocks of columns and rows, with what is left over of each.
-TEST(Matmul, AGemmGivesARowTheSameBitsInAnyCompany) {
-  each_backend([](Device device) {
-    if (device.is_cuda()) return;
-    for (const DType dtype : testing::storage_dtypes()) {
-      const Case c(130, 601, 301, dtype, true);
-      for (const Words words : {Words::f32, Words::bf16_pairs}) {
-        std::vector<unsigned char> all;
-        for (const std::int64_t rows : {130, 101, 64, 33, 17, 9, 1}) {
-          for (const MatmulPlan plan : all_plans) {
-            if (plan == MatmulPlan::gemv) continue;
-            for (const int threads : {1, 3}) {
-              Tensor y({rows, 301}, dtype);
-              Stream stream(device, threads);
-              const Matmul op = operation(c.x.view().rows(0, rows), c.weight, c.bias, y);
-              if (!host::can_run(op, words)) continue;
-              host::run(op, stream, plan, words);
-              const std::vector<unsigned char> got = testing::bits(y);
-              if (all.empty()) {
-                all = got;
-                expect_within(y, c.expected, c.name());
-              }
-              EXPECT_TRUE(std::equal(got.begin(), got.end(), all.begin())) << c.name() << rows;
+TEST_EACH(Matmul, AGemmGivesARowTheSameBitsInAnyCompany, DType dtype) {
+  testing::for_each_target([&](const char*) {
+    const Case c(130, 601, 301, dtype, true);
+    for (const Words words : {Words::f32, Words::bf16_pairs}) {
+      std::vector<unsigned char> all;
+      for (const std::int64_t rows : {130, 101, 64, 33, 17, 9, 1}) {
+        for (const auto& [plan, name] : all_plans) {
+          if (plan == MatmulPlan::gemv) continue;
+          for (const int threads : {1, 3}) {
+            Tensor y({rows, 301}, dtype);
+            Stream stream(Device::cpu(), threads);
+            const Matmul op = operation(c.x.view().rows(0, rows), c.weight, c.bias, y);
+            if (!host::can_run(op, words)) continue;
+            host::run(op, stream, plan, words);
+            const std::vector<unsigned char> got = testing::bits(y);
+            if (all.empty()) {
+              all = got;
+              expect_within(y, c.expected, c.name());
             }
+            EXPECT_TRUE(std::equal(got.begin(), got.end(), all.begin()))
+                << c.name() << rows << name;
           }
         }
       }

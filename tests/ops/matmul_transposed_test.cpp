@@ -6,6 +6,7 @@
 
 #include <mamba/ops.hpp>
 
+#include "each.hpp"
 #include "ops/dense_reference.hpp"
 #include "ops/tracked.hpp"
 
@@ -66,10 +67,10 @@ struct TransposedInputs {
 };
 
 // Strided operands, guarded output.
-void expect_product(const Transposed& c) {
+void expect_product(const Transposed& c, Device device) {
   const TransposedInputs inputs(c);
   const std::vector<Bounded> expected = inputs.expected(c);
-  each_backend([&](Device device) {
+  each_backend(device, [&] {
     const Padded x(inputs.x, device, 5), weight(inputs.weight, device, 3);
     const Tensor bias = inputs.bias.to(device);
     for (std::int64_t pad : {0, 7}) {
@@ -91,89 +92,81 @@ void expect_product(const Transposed& c) {
   });
 }
 
-TEST(MatmulTransposed, MatchesTheReference) {
-  for (const DType dtype : storage_dtypes()) {
-    for (const DType y_dtype : {dtype, DType::f32}) {
-      for (int choice = 0; choice < 12; ++choice) {
-        Transposed c;
-        c.dtype = dtype;
-        c.y_dtype = y_dtype;
-        c.accumulate = choice % 2 != 0;
-        c.bias = choice / 2 % 2 != 0;
-        c.transpose_x = choice / 4 == 1;
-        c.transpose_weight = choice / 4 != 2;
-        for (const Shape& size : {Shape{2, 5, 17, 9},
-                                  {1, 1, 3, 1},
-                                  {3, 40, 48, 80},
-                                  {1, 33, 1, 16},
-                                  {3, 200, 150, 7},
-                                  {3, 200, 300, 1}}) {
-          c.batch = size[0];
-          c.time = size[1];
-          c.in = size[2];
-          c.out = size[3];
-          expect_product(c);
-        }
-        if (HasFatalFailure()) return;
+TEST_EACH(MatmulTransposed, MatchesTheReference, Device device, DType dtype) {
+  for (const DType y_dtype : {dtype, DType::f32}) {
+    for (int choice = 0; choice < 12; ++choice) {
+      Transposed c;
+      c.dtype = dtype;
+      c.y_dtype = y_dtype;
+      c.accumulate = choice % 2 != 0;
+      c.bias = choice / 2 % 2 != 0;
+      c.transpose_x = choice / 4 == 1;
+      c.transpose_weight = choice / 4 != 2;
+      for (const Shape& size : {Shape{2, 5, 17, 9},
+                                {1, 1, 3, 1},
+                                {3, 40, 48, 80},
+                                {1, 33, 1, 16},
+                                {3, 200, 150, 7},
+                                {3, 200, 300, 1}}) {
+        c.batch = size[0];
+        c.time = size[1];
+        c.in = size[2];
+        c.out = size[3];
+        expect_product(c, device);
       }
+      if (HasFatalFailure()) return;
     }
   }
 }
 
 // More steps than a block of the CPU is deep, and more columns than one is wide.
-TEST(MatmulTransposed, LongSums) {
-  for (const DType dtype : {DType::f32, DType::bf16}) {
-    Transposed c;
-    c.dtype = dtype;
-    c.transpose_x = true;
-    c.batch = 3;
-    c.time = 900;
-    c.in = 20;
-    c.out = 530;
-    for (const bool accumulate : {false, true}) {
-      c.accumulate = accumulate;
-      expect_product(c);
-    }
+TEST_EACH(MatmulTransposed, LongSums, Device device, OneOf<DType::f32, DType::bf16> dtype) {
+  Transposed c;
+  c.dtype = dtype;
+  c.transpose_x = true;
+  c.batch = 3;
+  c.time = 900;
+  c.in = 20;
+  c.out = 530;
+  for (const bool accumulate : {false, true}) {
+    c.accumulate = accumulate;
+    expect_product(c, device);
   }
 }
 
-TEST(MatmulTransposed, ASumOverNoRowsIsZeroOrWhatWasThere) {
-  for (Device device : devices()) {
-    for (const bool accumulate : {false, true}) {
-      const Tensor dy({2, 0, 4}, DType::f32, device), x({2, 0, 3}, DType::f32, device);
-      Random random(1);
-      const Tensor before = random.normal_tensor({4, 3}).to(device);
-      Tensor y = before.clone();
-      Matmul op;
-      op.x = dy;
-      op.weight = x;
-      op.y = y;
-      op.transpose_x = op.transpose_weight = true;
-      op.accumulate = accumulate;
-      run(op, default_stream(device));
-      default_stream(device).synchronize();
-      EXPECT_EQ(values(y), accumulate ? values(before) : std::vector<double>(12, 0.0));
-    }
-  }
-}
-
-TEST(MatmulTransposed, SameBitsTwice) {
-  for (Device device : devices()) {
+TEST_EACH(MatmulTransposed, ASumOverNoRowsIsZeroOrWhatWasThere, Device device) {
+  for (const bool accumulate : {false, true}) {
+    const Tensor dy({2, 0, 4}, DType::f32, device), x({2, 0, 3}, DType::f32, device);
     Random random(1);
-    const Tensor dy = random.normal_tensor({4, 300, 64}, DType::bf16).to(device);
-    const Tensor x = random.normal_tensor({4, 300, 96}, DType::bf16).to(device);
-    Tensor first({64, 96}, DType::f32, device), second({64, 96}, DType::f32, device);
-    for (Tensor* y : {&first, &second}) {
-      Matmul op;
-      op.x = dy;
-      op.weight = x;
-      op.y = *y;
-      op.transpose_x = op.transpose_weight = true;
-      run(op, default_stream(device));
-    }
+    const Tensor before = random.normal_tensor({4, 3}).to(device);
+    Tensor y = before.clone();
+    Matmul op;
+    op.x = dy;
+    op.weight = x;
+    op.y = y;
+    op.transpose_x = op.transpose_weight = true;
+    op.accumulate = accumulate;
+    run(op, default_stream(device));
     default_stream(device).synchronize();
-    EXPECT_EQ(bits(first), bits(second));
+    EXPECT_EQ(values(y), accumulate ? values(before) : std::vector<double>(12, 0.0));
   }
+}
+
+TEST_EACH(MatmulTransposed, SameBitsTwice, Device device) {
+  Random random(1);
+  const Tensor dy = random.normal_tensor({4, 300, 64}, DType::bf16).to(device);
+  const Tensor x = random.normal_tensor({4, 300, 96}, DType::bf16).to(device);
+  Tensor first({64, 96}, DType::f32, device), second({64, 96}, DType::f32, device);
+  for (Tensor* y : {&first, &second}) {
+    Matmul op;
+    op.x = dy;
+    op.weight = x;
+    op.y = *y;
+    op.transpose_x = op.transpose_weight = true;
+    run(op, default_stream(device));
+  }
+  default_stream(device).synchronize();
+  EXPECT_EQ(bits(first), bits(second));
 }
 
 TEST(MatmulTransposed, WrongOperandsAreNamed) {

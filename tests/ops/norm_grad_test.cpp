@@ -8,6 +8,7 @@
 
 #include <mamba/grad_ops.hpp>
 
+#include "each.hpp"
 #include "finite_differences.hpp"
 #include "ops/dense_reference.hpp"
 #include "ops/tracked.hpp"
@@ -162,10 +163,10 @@ const std::vector<Shape>& norm_shapes() {
   return list;
 }
 
-void expect_layer_norm(const NormCase& c) {
+void expect_layer_norm(const NormCase& c, Device device) {
   const NormInputs host(c, c.dtype);
   const NormGrads expected = gradient(host.norm(true));
-  each_backend([&](Device device) {
+  each_backend(device, [&] {
     const std::int64_t pad = c.shape.rank() > 1 ? 3 : 0;
     const Padded x(host.x, device, pad), dy(host.dy, device, pad);
     const Tensor weight = host.weight.to(device), bias = host.bias.to(device),
@@ -205,10 +206,10 @@ void expect_layer_norm(const NormCase& c) {
   });
 }
 
-void expect_rms_norm(const NormCase& c, DType sum_dtype) {
+void expect_rms_norm(const NormCase& c, DType sum_dtype, Device device) {
   const NormInputs host(c, sum_dtype);
   const NormGrads expected = gradient(host.norm(false));
-  each_backend([&](Device device) {
+  each_backend(device, [&] {
     const std::int64_t pad = c.shape.rank() > 1 ? 3 : 0;
     const Padded sum(host.x, device, pad), dy(host.dy, device, pad);
     const Tensor weight = host.weight.to(device);
@@ -254,130 +255,120 @@ TEST(NormGrad, ReferenceIsTheDerivativeOfTheForwardReference) {
   }
 }
 
-TEST(LayerNorm, AndItsGradientMatchTheReference) {
-  for (const DType dtype : storage_dtypes()) {
-    NormCase c;
-    c.dtype = dtype;
-    for (const Shape& shape : norm_shapes()) {
-      c.shape = shape;
-      expect_layer_norm(c);
-    }
-    c.shape = {3, 40};
-    for (int choice = 0; choice < 8; ++choice) {
-      c.weight = choice & 1;
-      c.bias = choice & 2;
-      c.z = choice & 4;
-      expect_layer_norm(c);
-    }
+TEST_EACH(LayerNorm, AndItsGradientMatchTheReference, Device device, DType dtype) {
+  NormCase c;
+  c.dtype = dtype;
+  for (const Shape& shape : norm_shapes()) {
+    c.shape = shape;
+    expect_layer_norm(c, device);
+  }
+  c.shape = {3, 40};
+  for (int choice = 0; choice < 8; ++choice) {
+    c.weight = choice & 1;
+    c.bias = choice & 2;
+    c.z = choice & 4;
+    expect_layer_norm(c, device);
   }
 }
 
 // A variance from a difference of squares would be lost in a large mean.
-TEST(LayerNorm, AMeanFarFromZero) {
+TEST_EACH(LayerNorm, AMeanFarFromZero, Device device) {
   NormCase c;
   c.shape = {4, 100};
   c.mean = 1000;
-  expect_layer_norm(c);
+  expect_layer_norm(c, device);
 }
 
-TEST(LayerNorm, YMayBeXOrZ) {
+TEST_EACH(LayerNorm, YMayBeXOrZ, Device device) {
   NormCase c;
   const NormInputs host(c, c.dtype);
-  for (Device device : devices()) {
-    const Tensor weight = host.weight.to(device);
-    const auto run_into = [&](int place) {
-      Tensor x = host.x.to(device), z = host.z.to(device), y(c.shape, c.dtype, device);
-      LayerNorm op;
-      op.x = x;
-      op.z = z;
-      op.weight = weight;
-      op.y = place == 0 ? y : place == 1 ? x : z;
-      run(op, default_stream(device));
-      default_stream(device).synchronize();
-      return bits(op.y);
-    };
-    EXPECT_EQ(run_into(1), run_into(0));
-    EXPECT_EQ(run_into(2), run_into(0));
+  const Tensor weight = host.weight.to(device);
+  const auto run_into = [&](int place) {
+    Tensor x = host.x.to(device), z = host.z.to(device), y(c.shape, c.dtype, device);
+    LayerNorm op;
+    op.x = x;
+    op.z = z;
+    op.weight = weight;
+    op.y = place == 0 ? y : place == 1 ? x : z;
+    run(op, default_stream(device));
+    default_stream(device).synchronize();
+    return bits(op.y);
+  };
+  EXPECT_EQ(run_into(1), run_into(0));
+  EXPECT_EQ(run_into(2), run_into(0));
+}
+
+TEST_EACH(AddRmsNormGrad, MatchesTheReference, Device device, DType dtype) {
+  NormCase c;
+  c.dtype = dtype;
+  for (const Shape& shape : norm_shapes()) {
+    c.shape = shape;
+    for (const DType sum_dtype : {DType::f32, dtype}) expect_rms_norm(c, sum_dtype, device);
+  }
+  c.shape = {3, 40};
+  for (int choice = 0; choice < 4; ++choice) {
+    c.weight = choice & 1;
+    c.residual = choice & 2;
+    expect_rms_norm(c, DType::f32, device);
   }
 }
 
-TEST(AddRmsNormGrad, MatchesTheReference) {
-  for (const DType dtype : storage_dtypes()) {
-    NormCase c;
-    c.dtype = dtype;
-    for (const Shape& shape : norm_shapes()) {
-      c.shape = shape;
-      for (const DType sum_dtype : {DType::f32, dtype}) expect_rms_norm(c, sum_dtype);
-    }
-    c.shape = {3, 40};
-    for (int choice = 0; choice < 4; ++choice) {
-      c.weight = choice & 1;
-      c.residual = choice & 2;
-      expect_rms_norm(c, DType::f32);
-    }
-  }
-}
-
-TEST(NormGrad, AccumulateAndSameBitsTwice) {
+TEST_EACH(NormGrad, AccumulateAndSameBitsTwice, Device device) {
   NormCase c;
   c.shape = {3000, 70};
   const NormInputs host(c, c.dtype);
-  for (Device device : devices()) {
-    const Tensor x = host.x.to(device), weight = host.weight.to(device),
-                 bias = host.bias.to(device), z = host.z.to(device), dy = host.dy.to(device);
-    Tensor dx(c.shape, c.dtype, device), dz(c.shape, c.dtype, device);
-    Tensor dweight({70}, DType::f32, device), dbias({70}, DType::f32, device),
-        rms_dweight({70}, DType::f32, device);
-    const auto run_all = [&](bool accumulate) {
-      Stream stream(device, 2);
-      LayerNormGrad op;
-      op.x = x;
-      op.weight = weight;
-      op.bias = bias;
-      op.z = z;
-      op.dy = dy;
-      op.dx = dx;
-      op.dz = dz;
-      op.dweight = dweight;
-      op.dbias = dbias;
-      op.accumulate = accumulate;
-      run(op, stream);
-      AddRmsNormGrad rms;
-      rms.sum = x;
-      rms.weight = weight;
-      rms.dy = dy;
-      rms.dx = dx;
-      rms.dweight = rms_dweight;
-      rms.accumulate = accumulate;
-      run(rms, stream);
-      stream.synchronize();
-    };
-    run_all(false);
-    const auto weight_bits = bits(dweight), bias_bits = bits(dbias), rms_bits = bits(rms_dweight);
-    const std::vector<double> once = values(dweight);
-    run_all(false);
-    EXPECT_EQ(bits(dweight), weight_bits);
-    EXPECT_EQ(bits(dbias), bias_bits);
-    EXPECT_EQ(bits(rms_dweight), rms_bits);
-    run_all(true);
-    const std::vector<double> twice = values(dweight);
-    for (std::size_t i = 0; i < once.size(); ++i) EXPECT_EQ(twice[i], 2 * once[i]);
-  }
+  const Tensor x = host.x.to(device), weight = host.weight.to(device), bias = host.bias.to(device),
+               z = host.z.to(device), dy = host.dy.to(device);
+  Tensor dx(c.shape, c.dtype, device), dz(c.shape, c.dtype, device);
+  Tensor dweight({70}, DType::f32, device), dbias({70}, DType::f32, device),
+      rms_dweight({70}, DType::f32, device);
+  const auto run_all = [&](bool accumulate) {
+    Stream stream(device, 2);
+    LayerNormGrad op;
+    op.x = x;
+    op.weight = weight;
+    op.bias = bias;
+    op.z = z;
+    op.dy = dy;
+    op.dx = dx;
+    op.dz = dz;
+    op.dweight = dweight;
+    op.dbias = dbias;
+    op.accumulate = accumulate;
+    run(op, stream);
+    AddRmsNormGrad rms;
+    rms.sum = x;
+    rms.weight = weight;
+    rms.dy = dy;
+    rms.dx = dx;
+    rms.dweight = rms_dweight;
+    rms.accumulate = accumulate;
+    run(rms, stream);
+    stream.synchronize();
+  };
+  run_all(false);
+  const auto weight_bits = bits(dweight), bias_bits = bits(dbias), rms_bits = bits(rms_dweight);
+  const std::vector<double> once = values(dweight);
+  run_all(false);
+  EXPECT_EQ(bits(dweight), weight_bits);
+  EXPECT_EQ(bits(dbias), bias_bits);
+  EXPECT_EQ(bits(rms_dweight), rms_bits);
+  run_all(true);
+  const std::vector<double> twice = values(dweight);
+  for (std::size_t i = 0; i < once.size(); ++i) EXPECT_EQ(twice[i], 2 * once[i]);
 }
 
-TEST(NormGrad, NoRowsGiveZeroWeightGradients) {
-  for (Device device : devices()) {
-    const Tensor x({2, 0, 5}, DType::f32, device), weight = Tensor::zeros({5}, DType::f32, device);
-    Tensor dx({2, 0, 5}, DType::f32, device), dweight({5}, DType::f32, device);
-    AddRmsNormGrad op;
-    op.sum = x;
-    op.weight = weight;
-    op.dy = x;
-    op.dx = dx;
-    op.dweight = dweight;
-    run(op, default_stream(device));
-    EXPECT_EQ(values(dweight), std::vector<double>(5, 0.0));
-  }
+TEST_EACH(NormGrad, NoRowsGiveZeroWeightGradients, Device device) {
+  const Tensor x({2, 0, 5}, DType::f32, device), weight = Tensor::zeros({5}, DType::f32, device);
+  Tensor dx({2, 0, 5}, DType::f32, device), dweight({5}, DType::f32, device);
+  AddRmsNormGrad op;
+  op.sum = x;
+  op.weight = weight;
+  op.dy = x;
+  op.dx = dx;
+  op.dweight = dweight;
+  run(op, default_stream(device));
+  EXPECT_EQ(values(dweight), std::vector<double>(5, 0.0));
 }
 
 TEST(NormGrad, ErrorsNameTheOperand) {

@@ -14,6 +14,7 @@
 #include <mamba/stack.hpp>
 
 #include "detail/backend.hpp"
+#include "each.hpp"
 #include "model/layer_variants.hpp"
 #include "testing.hpp"
 
@@ -21,7 +22,6 @@ namespace mamba {
 namespace {
 
 using testing::bits;
-using testing::devices;
 using testing::expect_error;
 using testing::Random;
 
@@ -114,93 +114,81 @@ void expect_same_bits(const Case& c, Device device, const std::string& what, boo
 
 // Shapes with whole and broken rounds, fewer and more of them than a ring has, and warps with an
 // odd weight row or none.
-TEST(NormMatmulConv, GivesTheBitsOfTheThreeAlone) {
-  for (const Device device : devices()) {
-    for (const DType dtype : testing::storage_dtypes()) {
-      Case c;
-      c.dtype = dtype;
-      for (const auto& [in, channels, out] : {std::tuple{24, 1024, 2048},
-                                              {768, 1536, 3072},
-                                              {1000, 1100, 2203},
-                                              {520, 5003, 5003},
-                                              {2560, 1000, 2900},
-                                              {2560, 1000, 4203}}) {
-        c.in = in;
-        c.channels = channels;
-        c.out = out;
-        expect_same_bits(c, device, "in " + std::to_string(in), true);
-      }
-    }
+TEST_EACH(NormMatmulConv, GivesTheBitsOfTheThreeAlone, Device device, DType dtype) {
+  Case c;
+  c.dtype = dtype;
+  for (const auto& [in, channels, out] : {std::tuple{24, 1024, 2048},
+                                          {768, 1536, 3072},
+                                          {1000, 1100, 2203},
+                                          {520, 5003, 5003},
+                                          {2560, 1000, 2900},
+                                          {2560, 1000, 4203}}) {
+    c.in = in;
+    c.channels = channels;
+    c.out = out;
+    expect_same_bits(c, device, "in " + std::to_string(in), true);
   }
 }
 
-TEST(NormMatmulConv, AnyOptionalOperand) {
-  for (const Device device : devices()) {
-    for (const DType dtype : testing::storage_dtypes()) {
-      Case c;
-      c.dtype = dtype;
-      const auto expect = [&](const char* what, const Change& change) {
-        expect_same_bits(c, device, what, true, change);
-      };
-      expect("no residual", [](Chain& chain) { chain.norm.residual = {}; });
-      expect("no x", [](Chain& chain) { chain.norm.x = {}; });
-      expect("no sum", [](Chain& chain) { chain.norm.x = {}, chain.norm.sum = {}; });
-      expect("no norm weight", [](Chain& chain) { chain.norm.weight = {}; });
-      expect("a bias", [](Chain& chain) { chain.product.bias = chain.product_bias; });
-      expect("no conv bias", [](Chain& chain) { chain.conv.bias = {}; });
-      expect("no activation", [](Chain& chain) { chain.conv.silu = false; });
-      expect("from zero", [](Chain& chain) { chain.conv.initial_state = {}; });
-      expect("no final state", [](Chain& chain) { chain.conv.final_state = {}; });
-      expect("step states", [](Chain& chain) { chain.conv.step_states = chain.states; });
-      const Tensor reset = Tensor::from<std::int32_t>({1}, {1, 1}).to(device);
-      expect("a reset", [&](Chain& chain) { chain.conv.reset = reset; });
-    }
-  }
+TEST_EACH(NormMatmulConv, AnyOptionalOperand, Device device, DType dtype) {
+  Case c;
+  c.dtype = dtype;
+  const auto expect = [&](const char* what, const Change& change) {
+    expect_same_bits(c, device, what, true, change);
+  };
+  expect("no residual", [](Chain& chain) { chain.norm.residual = {}; });
+  expect("no x", [](Chain& chain) { chain.norm.x = {}; });
+  expect("no sum", [](Chain& chain) { chain.norm.x = {}, chain.norm.sum = {}; });
+  expect("no norm weight", [](Chain& chain) { chain.norm.weight = {}; });
+  expect("a bias", [](Chain& chain) { chain.product.bias = chain.product_bias; });
+  expect("no conv bias", [](Chain& chain) { chain.conv.bias = {}; });
+  expect("no activation", [](Chain& chain) { chain.conv.silu = false; });
+  expect("from zero", [](Chain& chain) { chain.conv.initial_state = {}; });
+  expect("no final state", [](Chain& chain) { chain.conv.final_state = {}; });
+  expect("step states", [](Chain& chain) { chain.conv.step_states = chain.states; });
+  const Tensor reset = Tensor::from<std::int32_t>({1}, {1, 1}).to(device);
+  expect("a reset", [&](Chain& chain) { chain.conv.reset = reset; });
 }
 
-TEST(NormMatmulConv, RowsOfALargerState) {
-  for (const Device device : devices()) {
-    Case c;
-    c.dtype = DType::bf16;
-    c.state_rows = 3;
-    for (const auto& [read, write] : {std::pair{2, 2}, {1, 0}, {-1, 1}, {1, -1}, {-1, -1}}) {
-      const Tensor from = Tensor::from<std::int32_t>({read}, {1}).to(device);
-      const Tensor to = Tensor::from<std::int32_t>({write}, {1}).to(device);
-      expect_same_bits(c, device, "rows " + std::to_string(read) + " " + std::to_string(write),
-                       true, [&](Chain& chain) {
-                         chain.conv.rows = {from, to};
-                         chain.conv.step_states = chain.states;
-                       });
-    }
+TEST_EACH(NormMatmulConv, RowsOfALargerState, Device device) {
+  Case c;
+  c.dtype = DType::bf16;
+  c.state_rows = 3;
+  for (const auto& [read, write] : {std::pair{2, 2}, {1, 0}, {-1, 1}, {1, -1}, {-1, -1}}) {
+    const Tensor from = Tensor::from<std::int32_t>({read}, {1}).to(device);
+    const Tensor to = Tensor::from<std::int32_t>({write}, {1}).to(device);
+    expect_same_bits(c, device, "rows " + std::to_string(read) + " " + std::to_string(write), true,
+                     [&](Chain& chain) {
+                       chain.conv.rows = {from, to};
+                       chain.conv.step_states = chain.states;
+                     });
   }
 }
 
 // What one pass cannot do is done in three.
-TEST(NormMatmulConv, AnythingElseIsRunOneByOne) {
-  for (const Device device : devices()) {
-    const auto with = [](auto change) {
-      Case c;
-      c.dtype = DType::bf16;
-      change(c);
-      return c;
-    };
-    const auto three = [&](const char* what, const Case& c, const Change& change = {}) {
-      expect_same_bits(c, device, what, false, change);
-    };
-    three("few weight rows", with([](Case& c) { c.channels = 40, c.out = 80; }));
-    three("unaligned", with([](Case& c) { c.in = 21; }));
-    three("a long norm", with([](Case& c) { c.in = 4104; }));
-    three("another width", with([](Case& c) { c.width = 3; }));
-    three("a product that is not rounded", with([](Case& c) { c.f32_product = true; }));
-    three("two rows", with([](Case& c) { c.batch = c.state_rows = 2; }));
-    three("two steps", with([](Case& c) { c.time = 2; }));
-    const Case c = with([](Case&) {});
-    three("the sum in place", c, [](Chain& chain) { chain.norm.sum = {}; });
-    three("the sum is the residual", c, [](Chain& chain) { chain.norm.sum = chain.residual; });
-    three("another input", c, [](Chain& chain) { chain.product.x = chain.x; });
-    three("later channels", c,
-          [](Chain& chain) { chain.conv.x = chain.xz.view().columns(1024, 1024); });
-  }
+TEST_EACH(NormMatmulConv, AnythingElseIsRunOneByOne, Device device) {
+  const auto with = [](auto change) {
+    Case c;
+    c.dtype = DType::bf16;
+    change(c);
+    return c;
+  };
+  const auto three = [&](const char* what, const Case& c, const Change& change = {}) {
+    expect_same_bits(c, device, what, false, change);
+  };
+  three("few weight rows", with([](Case& c) { c.channels = 40, c.out = 80; }));
+  three("unaligned", with([](Case& c) { c.in = 21; }));
+  three("a long norm", with([](Case& c) { c.in = 4104; }));
+  three("another width", with([](Case& c) { c.width = 3; }));
+  three("a product that is not rounded", with([](Case& c) { c.f32_product = true; }));
+  three("two rows", with([](Case& c) { c.batch = c.state_rows = 2; }));
+  three("two steps", with([](Case& c) { c.time = 2; }));
+  const Case c = with([](Case&) {});
+  three("the sum in place", c, [](Chain& chain) { chain.norm.sum = {}; });
+  three("the sum is the residual", c, [](Chain& chain) { chain.norm.sum = chain.residual; });
+  three("another input", c, [](Chain& chain) { chain.product.x = chain.x; });
+  three("later channels", c,
+        [](Chain& chain) { chain.conv.x = chain.xz.view().columns(1024, 1024); });
 }
 
 TEST(NormMatmulConv, WrongOperandsAreNamedAndNothingIsTouched) {
@@ -213,82 +201,76 @@ TEST(NormMatmulConv, WrongOperandsAreNamedAndNothingIsTouched) {
   EXPECT_EQ(bits(chain.sum), before);
 }
 
-TEST(NormMatmulConv, AStateRowThatDoesNotExistGivesNaN) {
-  testing::each_cuda_device([](Device device) {
-    Stream stream(device);
-    Chain chain(Case{}, device);
-    const auto before = bits(chain.state);
-    const Tensor row = Tensor::from<std::int32_t>({1}, {1}).to(device);
-    chain.conv.rows = {row, row};
-    run(chain.norm, chain.product, chain.conv, stream);
-    EXPECT_THROW(stream.synchronize(), ArgumentError);
-    EXPECT_EQ(bits(chain.state), before);
-    for (const double value : testing::values(chain.u)) EXPECT_TRUE(std::isnan(value));
-  });
+TEST_EACH(NormMatmulConv, AStateRowThatDoesNotExistGivesNaN, testing::CudaDevice device) {
+  Stream stream(device);
+  Chain chain(Case{}, device);
+  const auto before = bits(chain.state);
+  const Tensor row = Tensor::from<std::int32_t>({1}, {1}).to(device);
+  chain.conv.rows = {row, row};
+  run(chain.norm, chain.product, chain.conv, stream);
+  EXPECT_THROW(stream.synchronize(), ArgumentError);
+  EXPECT_EQ(bits(chain.state), before);
+  for (const double value : testing::values(chain.u)) EXPECT_TRUE(std::isnan(value));
 }
 
 // A stack's steps against its layers and norms called one by one, at once and from a graph. Eight
 // states, so that no device takes all layers in one kernel, whose roundings are others.
-TEST(NormMatmulConv, AStackTakesItsStepsWithTheSameBits) {
-  for (const Device device : devices()) {
-    for (const DType dtype : testing::storage_dtypes()) {
-      SCOPED_TRACE(name_of(dtype) + std::string(" on ") + device.name());
-      LanguageModelConfig config;
-      config.layer = testing::config_of(512, 8, 4);
-      config.n_layer = 3;
-      config.vocab_size = 16;
-      config = config.resolved();
-      Random random(3);
-      StackWeights weights;
-      for (std::uint64_t i = 0; i < 3; ++i) {
-        LayerWeights layer = testing::lively_weights(config.layer, dtype, i);
-        LayerWeights::each(layer, config.layer, dtype,
-                           [&](const std::string&, Tensor& tensor, const Shape&, DType) {
-                             tensor = tensor.to(device);
-                           });
-        weights.layers.push_back(std::move(layer));
-        weights.norms.push_back(random.normal_tensor({512}).to(device));
-      }
-      weights.norm_f = random.normal_tensor({512}).to(device);
-      const Stack stack(config, std::move(weights));
+TEST_EACH(NormMatmulConv, AStackTakesItsStepsWithTheSameBits, Device device, DType dtype) {
+  SCOPED_TRACE(name_of(dtype) + std::string(" on ") + device.name());
+  LanguageModelConfig config;
+  config.layer = testing::config_of(512, 8, 4);
+  config.n_layer = 3;
+  config.vocab_size = 16;
+  config = config.resolved();
+  Random random(3);
+  StackWeights weights;
+  for (std::uint64_t i = 0; i < 3; ++i) {
+    LayerWeights layer = testing::lively_weights(config.layer, dtype, i);
+    LayerWeights::each(layer, config.layer, dtype,
+                       [&](const std::string&, Tensor& tensor, const Shape&, DType) {
+                         tensor = tensor.to(device);
+                       });
+    weights.layers.push_back(std::move(layer));
+    weights.norms.push_back(random.normal_tensor({512}).to(device));
+  }
+  weights.norm_f = random.normal_tensor({512}).to(device);
+  const Stack stack(config, std::move(weights));
 
-      Stream stream(device);
-      StackState state = stack.make_state(1), expected = stack.make_state(1);
-      const Shape shape{1, 1, 512};
-      Tensor x(shape, dtype, device), y(shape, dtype, device), normed(shape, dtype, device);
-      Tensor branch(shape, dtype, device), expected_y(shape, dtype, device);
-      Tensor residual(shape, DType::f32, device);
-      const auto by_hand = [&] {
-        AddRmsNorm norm;
-        norm.epsilon = config.norm_epsilon;
-        norm.residual = residual;
-        norm.y = normed;
-        copy(x, residual, stream);
-        for (std::size_t i = 0; i < stack.size(); ++i) {
-          norm.weight = stack.norm(i);
-          run(norm, stream);
-          stack.layer(i).forward(normed, expected.layers[i], branch, stream);
-          norm.x = branch;
-        }
-        norm.weight = stack.norm(stack.size());
-        norm.y = expected_y;
-        run(norm, stream);
-      };
-      const auto step = [&](Stream& on) { stack.forward(x, state, y, on); };
-      std::optional<Graph> graph;
-      for (int t = 0; t < 4; ++t) {
-        const Tensor input = random.normal_tensor(shape, dtype).to(device);
-        copy(input, x, stream);
-        by_hand();
-        if (t == 2 && device.is_cuda()) graph = Graph::record(stream, step);
-        graph ? graph->replay() : step(stream);
-        stream.synchronize();
-        EXPECT_EQ(bits(y), bits(expected_y)) << t;
-        for (std::size_t i = 0; i < stack.size(); ++i) {
-          EXPECT_EQ(bits(state.layers[i].conv), bits(expected.layers[i].conv)) << t;
-          EXPECT_EQ(bits(state.layers[i].ssm), bits(expected.layers[i].ssm)) << t;
-        }
-      }
+  Stream stream(device);
+  StackState state = stack.make_state(1), expected = stack.make_state(1);
+  const Shape shape{1, 1, 512};
+  Tensor x(shape, dtype, device), y(shape, dtype, device), normed(shape, dtype, device);
+  Tensor branch(shape, dtype, device), expected_y(shape, dtype, device);
+  Tensor residual(shape, DType::f32, device);
+  const auto by_hand = [&] {
+    AddRmsNorm norm;
+    norm.epsilon = config.norm_epsilon;
+    norm.residual = residual;
+    norm.y = normed;
+    copy(x, residual, stream);
+    for (std::size_t i = 0; i < stack.size(); ++i) {
+      norm.weight = stack.norm(i);
+      run(norm, stream);
+      stack.layer(i).forward(normed, expected.layers[i], branch, stream);
+      norm.x = branch;
+    }
+    norm.weight = stack.norm(stack.size());
+    norm.y = expected_y;
+    run(norm, stream);
+  };
+  const auto step = [&](Stream& on) { stack.forward(x, state, y, on); };
+  std::optional<Graph> graph;
+  for (int t = 0; t < 4; ++t) {
+    const Tensor input = random.normal_tensor(shape, dtype).to(device);
+    copy(input, x, stream);
+    by_hand();
+    if (t == 2 && device.is_cuda()) graph = Graph::record(stream, step);
+    graph ? graph->replay() : step(stream);
+    stream.synchronize();
+    EXPECT_EQ(bits(y), bits(expected_y)) << t;
+    for (std::size_t i = 0; i < stack.size(); ++i) {
+      EXPECT_EQ(bits(state.layers[i].conv), bits(expected.layers[i].conv)) << t;
+      EXPECT_EQ(bits(state.layers[i].ssm), bits(expected.layers[i].ssm)) << t;
     }
   }
 }

@@ -6,13 +6,13 @@
 #include <mamba/ops.hpp>
 
 #include "detail/philox.hpp"
+#include "each.hpp"
 #include "ops/dense_reference.hpp"
 #include "testing.hpp"
 
 namespace mamba {
 namespace {
 
-using testing::devices;
 using testing::each_backend;
 using testing::expect_error;
 using testing::Random;
@@ -106,8 +106,8 @@ TEST(Philox, UniformUsesTheUpper53Bits) {
   EXPECT_EQ(detail::uniform({~0u, ~0u, 0, 0}), 1 - 0x1p-53);
 }
 
-TEST(Sample, GreedyTakesTheLargestAndTheLowestIdAmongEquals) {
-  each_backend([](Device device) {
+TEST_EACH(Sample, GreedyTakesTheLargestAndTheLowestIdAmongEquals, Device device) {
+  each_backend(device, [&] {
     for (const std::size_t vocab : {1u, 2u, 15u, 17u, 100u}) {
       for (std::size_t at = 0; at < vocab; ++at) {
         std::vector<float> logits(vocab, -3.0f);
@@ -123,8 +123,8 @@ TEST(Sample, GreedyTakesTheLargestAndTheLowestIdAmongEquals) {
   });
 }
 
-TEST(Sample, NaNCountsAsMinusInfinity) {
-  each_backend([](Device device) {
+TEST_EACH(Sample, NaNCountsAsMinusInfinity, Device device) {
+  each_backend(device, [&] {
     Sampler sampler({nan, 1, nan, -inf, 2, nan}, 1, device);
     EXPECT_EQ(sampler.next()[0], 4);
     Sample options;
@@ -149,8 +149,8 @@ TEST(Sample, ARowWithoutAFiniteLargestIsAnErrorBeforeAnythingIsWritten) {
   }
 }
 
-TEST(Sample, ThePenaltyActsOncePerSeenToken) {
-  each_backend([](Device device) {
+TEST_EACH(Sample, ThePenaltyActsOncePerSeenToken, Device device) {
+  each_backend(device, [&] {
     // Seen: 8 / 2 = 4 loses to 5; then 5 / 2 = 2.5 loses to the 4; -1 * 2 = -2.
     Sampler sampler({5, 8, -1, 3.9f}, 1, device);
     sampler.op.repetition_penalty = 2;
@@ -171,26 +171,24 @@ TEST(Sample, ThePenaltyActsOncePerSeenToken) {
   });
 }
 
-TEST(Sample, AnySeenMarkCountsAndTheChosenIdIsCounted) {
-  for (const Device device : devices()) {
-    std::vector<float> logits(40, 0.0f);
-    logits[33] = 3;
-    logits[7] = 2;
-    Sampler sampler(logits, 1, device);
-    std::vector<std::int32_t> marks(40, 0);
-    marks[33] = -5;
-    sampler.seen = Tensor::from<std::int32_t>(marks, {1, 40}).to(device);
-    sampler.op.seen = sampler.seen;
-    EXPECT_EQ(sampler.next()[0], 33);  // no penalty: seen is only written
-    EXPECT_EQ(integers(sampler.seen)[33], -5) << "a negative mark stays one";
-    sampler.op.repetition_penalty = 2;
-    EXPECT_EQ(sampler.next()[0], 7);
-    EXPECT_EQ(integers(sampler.seen)[7], 1);
-  }
+TEST_EACH(Sample, AnySeenMarkCountsAndTheChosenIdIsCounted, Device device) {
+  std::vector<float> logits(40, 0.0f);
+  logits[33] = 3;
+  logits[7] = 2;
+  Sampler sampler(logits, 1, device);
+  std::vector<std::int32_t> marks(40, 0);
+  marks[33] = -5;
+  sampler.seen = Tensor::from<std::int32_t>(marks, {1, 40}).to(device);
+  sampler.op.seen = sampler.seen;
+  EXPECT_EQ(sampler.next()[0], 33);  // no penalty: seen is only written
+  EXPECT_EQ(integers(sampler.seen)[33], -5) << "a negative mark stays one";
+  sampler.op.repetition_penalty = 2;
+  EXPECT_EQ(sampler.next()[0], 7);
+  EXPECT_EQ(integers(sampler.seen)[7], 1);
 }
 
-TEST(Sample, TopKKeepsTheKLargest) {
-  each_backend([](Device device) {
+TEST_EACH(Sample, TopKKeepsTheKLargest, Device device) {
+  each_backend(device, [&] {
     Sample options;
     options.temperature = 10;
     options.top_k = 3;
@@ -210,8 +208,8 @@ TEST(Sample, TopKKeepsTheKLargest) {
   });
 }
 
-TEST(Sample, TopPKeepsTheFewestThatReachIt) {
-  each_backend([](Device device) {
+TEST_EACH(Sample, TopPKeepsTheFewestThatReachIt, Device device) {
+  each_backend(device, [&] {
     const std::vector<float> logits = logarithms({0.1, 0.4, 0.05, 0.25, 0.2});
     Sample options;
     options.temperature = 1;
@@ -234,8 +232,8 @@ TEST(Sample, TopPKeepsTheFewestThatReachIt) {
   });
 }
 
-TEST(Sample, MinPIsRelativeToTheLargest) {
-  each_backend([](Device device) {
+TEST_EACH(Sample, MinPIsRelativeToTheLargest, Device device) {
+  each_backend(device, [&] {
     const std::vector<float> logits = logarithms({0.1, 0.4, 0.05, 0.25, 0.2});
     Sample options;
     options.temperature = 1;
@@ -255,8 +253,8 @@ TEST(Sample, MinPIsRelativeToTheLargest) {
 }
 
 // Each limit acts on what the one before left, its probabilities summing to one again.
-TEST(Sample, LimitsActInOrder) {
-  each_backend([](Device device) {
+TEST_EACH(Sample, LimitsActInOrder, Device device) {
+  each_backend(device, [&] {
     const std::vector<float> logits = logarithms({0.1, 0.4, 0.05, 0.25, 0.2});
     Sample options;
     options.temperature = 1;
@@ -280,104 +278,95 @@ double chi_square(const std::vector<double>& observed, const std::vector<double>
   return sum;
 }
 
-TEST(Sample, FollowsTheSoftmax) {
+TEST_EACH(Sample, FollowsTheSoftmax, Device device) {
   Random random(9);
   std::vector<float> logits;
   for (int i = 0; i < 20; ++i) logits.push_back(static_cast<float>(random.uniform(-3, 3)));
-  for (const Device device : devices()) {
-    for (const float temperature : {0.7f, 1.0f, 2.0f}) {
-      Sample options;
-      options.temperature = temperature;
-      std::vector<double> softmax;
-      for (const float logit : logits) {
-        softmax.push_back(std::exp(static_cast<double>(logit) / static_cast<double>(temperature)));
-      }
-      const double sum = std::accumulate(softmax.begin(), softmax.end(), 0.0);
-      for (double& p : softmax) p /= sum;
-      const double statistic = chi_square(counts(logits, 20000, device, options), softmax);
-      EXPECT_LT(statistic, 43.8);  // 19 degrees of freedom: one in a thousand is above
-      EXPECT_GT(statistic, 4.9);   // and one in two thousand below: too good is wrong as well
+  for (const float temperature : {0.7f, 1.0f, 2.0f}) {
+    Sample options;
+    options.temperature = temperature;
+    std::vector<double> softmax;
+    for (const float logit : logits) {
+      softmax.push_back(std::exp(static_cast<double>(logit) / static_cast<double>(temperature)));
     }
+    const double sum = std::accumulate(softmax.begin(), softmax.end(), 0.0);
+    for (double& p : softmax) p /= sum;
+    const double statistic = chi_square(counts(logits, 20000, device, options), softmax);
+    EXPECT_LT(statistic, 43.8);  // 19 degrees of freedom: one in a thousand is above
+    EXPECT_GT(statistic, 4.9);   // and one in two thousand below: too good is wrong as well
   }
 }
 
 // 20000 draws from one seed follow the softmax too: consecutive counters are independent.
-TEST(Sample, ConsecutiveDrawsAreIndependent) {
-  for (const Device device : devices()) {
-    Sampler sampler({0, 0, 0, 0}, 1, device);
-    sampler.op.temperature = 1;
-    std::vector<double> pairs(16, 0.0);
-    std::int32_t before = sampler.next()[0];
-    const int draws = device.is_cpu() ? 20000 : 2000;
-    for (int i = 0; i < draws; ++i) {
-      const std::int32_t id = sampler.next()[0];
-      ++pairs[static_cast<std::size_t>(before * 4 + id)];
-      before = id;
-    }
-    EXPECT_LT(chi_square(pairs, std::vector<double>(16, 1.0 / 16)), 37.7);  // 15, one in a thousand
-    EXPECT_EQ(integers(sampler.draws)[0], draws + 1);
+TEST_EACH(Sample, ConsecutiveDrawsAreIndependent, Device device) {
+  Sampler sampler({0, 0, 0, 0}, 1, device);
+  sampler.op.temperature = 1;
+  std::vector<double> pairs(16, 0.0);
+  std::int32_t before = sampler.next()[0];
+  const int draws = device.is_cpu() ? 20000 : 2000;
+  for (int i = 0; i < draws; ++i) {
+    const std::int32_t id = sampler.next()[0];
+    ++pairs[static_cast<std::size_t>(before * 4 + id)];
+    before = id;
   }
+  EXPECT_LT(chi_square(pairs, std::vector<double>(16, 1.0 / 16)), 37.7);  // 15, one in a thousand
+  EXPECT_EQ(integers(sampler.draws)[0], draws + 1);
 }
 
 // The first few draws of a seed, from the definition: Philox keyed by the seed at counter draws.
-TEST(Sample, TheNumbersArePhiloxOfSeedAndDraws) {
-  for (const Device device : devices()) {
-    Sampler sampler(std::vector<float>(1000, 1.0f), 1, device);  // the id is floor(1000 uniform)
-    sampler.op.temperature = 1;
-    sampler.seed = Tensor::from<std::int32_t>({-5, 123}, {1, 2}).to(device);
-    sampler.op.seed = sampler.seed;
-    sampler.draws = Tensor::from<std::int32_t>({-2}, {1}).to(device);
-    sampler.op.draws = sampler.draws;
-    for (const std::uint32_t draw : {0xfffffffeu, 0xffffffffu, 0u, 1u}) {
-      const auto words = detail::philox(std::uint64_t{123} << 32 | 0xfffffffbu, {draw, 0, 0, 0});
-      EXPECT_EQ(sampler.next()[0], static_cast<std::int32_t>(1000 * detail::uniform(words)));
-    }
-    EXPECT_EQ(integers(sampler.draws)[0], 2);
+TEST_EACH(Sample, TheNumbersArePhiloxOfSeedAndDraws, Device device) {
+  Sampler sampler(std::vector<float>(1000, 1.0f), 1, device);  // the id is floor(1000 uniform)
+  sampler.op.temperature = 1;
+  sampler.seed = Tensor::from<std::int32_t>({-5, 123}, {1, 2}).to(device);
+  sampler.op.seed = sampler.seed;
+  sampler.draws = Tensor::from<std::int32_t>({-2}, {1}).to(device);
+  sampler.op.draws = sampler.draws;
+  for (const std::uint32_t draw : {0xfffffffeu, 0xffffffffu, 0u, 1u}) {
+    const auto words = detail::philox(std::uint64_t{123} << 32 | 0xfffffffbu, {draw, 0, 0, 0});
+    EXPECT_EQ(sampler.next()[0], static_cast<std::int32_t>(1000 * detail::uniform(words)));
   }
+  EXPECT_EQ(integers(sampler.draws)[0], 2);
 }
 
-TEST(Sample, ARowDependsOnItsSeedAndDrawsAlone) {
-  for (const Device device : devices()) {
-    Random random(11);
-    const std::int64_t batch = 7, vocab = 500;
-    std::vector<float> values;
-    for (std::int64_t i = 0; i < batch * vocab; ++i)
-      values.push_back(static_cast<float>(random.normal(2)));
-    const auto options = [](Sample& op) {
-      op.temperature = 1.3f;
-      op.top_k = 100;
-      op.top_p = 0.95f;
-      op.min_p = 0.001f;
-    };
-    Sampler all(values, batch, device);
-    options(all.op);
-    std::vector<std::vector<std::int32_t>> expected;
-    for (int i = 0; i < 5; ++i) expected.push_back(all.next());
-    Sampler again(values, batch, device);
-    options(again.op);
-    Stream three(device, 3);
+TEST_EACH(Sample, ARowDependsOnItsSeedAndDrawsAlone, Device device) {
+  Random random(11);
+  const std::int64_t batch = 7, vocab = 500;
+  std::vector<float> values;
+  for (std::int64_t i = 0; i < batch * vocab; ++i)
+    values.push_back(static_cast<float>(random.normal(2)));
+  const auto options = [](Sample& op) {
+    op.temperature = 1.3f;
+    op.top_k = 100;
+    op.top_p = 0.95f;
+    op.min_p = 0.001f;
+  };
+  Sampler all(values, batch, device);
+  options(all.op);
+  std::vector<std::vector<std::int32_t>> expected;
+  for (int i = 0; i < 5; ++i) expected.push_back(all.next());
+  Sampler again(values, batch, device);
+  options(again.op);
+  Stream three(device, 3);
+  for (int i = 0; i < 5; ++i) {
+    run(again.op, three);
+    three.synchronize();
+    EXPECT_EQ(integers(again.ids), expected[static_cast<std::size_t>(i)]);
+  }
+  for (std::int64_t b = 0; b < batch; ++b) {
+    Sampler one({values.begin() + b * vocab, values.begin() + (b + 1) * vocab}, 1, device);
+    options(one.op);
+    one.seed = Tensor::from<std::int32_t>({static_cast<std::int32_t>(b), 77}, {1, 2}).to(device);
+    one.op.seed = one.seed;
     for (int i = 0; i < 5; ++i) {
-      run(again.op, three);
-      three.synchronize();
-      EXPECT_EQ(integers(again.ids), expected[static_cast<std::size_t>(i)]);
-    }
-    for (std::int64_t b = 0; b < batch; ++b) {
-      Sampler one({values.begin() + b * vocab, values.begin() + (b + 1) * vocab}, 1, device);
-      options(one.op);
-      one.seed = Tensor::from<std::int32_t>({static_cast<std::int32_t>(b), 77}, {1, 2}).to(device);
-      one.op.seed = one.seed;
-      for (int i = 0; i < 5; ++i) {
-        EXPECT_EQ(one.next()[0],
-                  expected[static_cast<std::size_t>(i)][static_cast<std::size_t>(b)]);
-      }
+      EXPECT_EQ(one.next()[0], expected[static_cast<std::size_t>(i)][static_cast<std::size_t>(b)]);
     }
   }
 }
 
 // One call for rows that all choose in their own way, scattered over a larger batch: each row gets
 // what a call for it alone gives, and nothing else is touched.
-TEST(Sample, RowsOfALargerBatchEachWithItsOwnOptions) {
-  each_backend([](Device device) {
+TEST_EACH(Sample, RowsOfALargerBatchEachWithItsOwnOptions, Device device) {
+  each_backend(device, [&] {
     Random random(21);
     const std::int64_t batch = 9, vocab = 300;
     std::vector<float> values;
@@ -439,11 +428,12 @@ TEST(Sample, RowsOfALargerBatchEachWithItsOwnOptions) {
   });
 }
 
+Tensor list(const std::vector<std::int32_t>& values) {
+  return Tensor::from(values, {static_cast<std::int64_t>(values.size())});
+}
+
 TEST(Sample, RowsAndValuesOutOfRangeAreNamedAndHarmNothing) {
   Sampler host({1, 2, 3, 4, 5, 6}, 2, Device::cpu());
-  const auto list = [](const std::vector<std::int32_t>& values) {
-    return Tensor::from(values, {static_cast<std::int64_t>(values.size())});
-  };
   const Tensor beyond = list({0, 2}), twice = list({1, 1}), one = list({1});
   host.op.rows = beyond;
   expect_error<ArgumentError>("sample: rows: expected rows 0 to 1, got 2", [&] { host.next(); });
@@ -463,32 +453,31 @@ TEST(Sample, RowsAndValuesOutOfRangeAreNamedAndHarmNothing) {
   const Tensor warm = Tensor::from<float>({1, 1}, {2});
   host.op.temperatures = warm;
   expect_error<ArgumentError>("sample: seed: expected a tensor, got none", [&] { host.next(); });
-  for (const Device device : devices()) {
-    if (device.is_cpu()) continue;
-    Sampler sampler({1, 2, 3, 4, 5, 6}, 2, device);
-    const Tensor bad = list({-1, 1, 1 << 30}).to(device);
-    sampler.op.rows = bad;
-    Stream& stream = default_stream(device);
-    run(sampler.op, stream);
-    expect_error<ArgumentError>(
-        "sample: rows: expected rows of the logits, got one outside of them",
-        [&] { stream.synchronize(); });
-    EXPECT_EQ(integers(sampler.ids), (std::vector<std::int32_t>{0, 2}));
-    sampler.op.rows = {};
-    const Tensor wild = Tensor::from<float>({nan, inf}, {2}).to(device);
-    const Tensor low = list({-5, -1}).to(device);
-    for (ConstTensorView Sample::*values :
-         {&Sample::temperatures, &Sample::top_ps, &Sample::min_ps}) {
-      Sampler any({1, 2, 3, 4, 5, 6}, 2, device);
-      any.op.temperature = 1;
-      any.op.*values = wild;
-      any.op.top_ks = low;
-      for (const std::int32_t id : any.next()) EXPECT_TRUE(id >= 0 && id < 3);
-    }
+}
+
+TEST_EACH(Sample, RowsAndValuesOutOfRangeOnCudaHarmNothing, testing::CudaDevice device) {
+  Sampler sampler({1, 2, 3, 4, 5, 6}, 2, device);
+  const Tensor bad = list({-1, 1, 1 << 30}).to(device);
+  sampler.op.rows = bad;
+  Stream& stream = default_stream(device);
+  run(sampler.op, stream);
+  expect_error<ArgumentError>("sample: rows: expected rows of the logits, got one outside of them",
+                              [&] { stream.synchronize(); });
+  EXPECT_EQ(integers(sampler.ids), (std::vector<std::int32_t>{0, 2}));
+  sampler.op.rows = {};
+  const Tensor wild = Tensor::from<float>({nan, inf}, {2}).to(device);
+  const Tensor low = list({-5, -1}).to(device);
+  for (ConstTensorView Sample::*values :
+       {&Sample::temperatures, &Sample::top_ps, &Sample::min_ps}) {
+    Sampler any({1, 2, 3, 4, 5, 6}, 2, device);
+    any.op.temperature = 1;
+    any.op.*values = wild;
+    any.op.top_ks = low;
+    for (const std::int32_t id : any.next()) EXPECT_TRUE(id >= 0 && id < 3);
   }
 }
 
-TEST(Sample, LargeVocabularyAgainstASort) {
+TEST_EACH(Sample, LargeVocabularyAgainstASort, Device device) {
   Random random(12);
   const std::size_t vocab = 5000;
   std::vector<float> logits;  // coarse values: many ties
@@ -499,32 +488,27 @@ TEST(Sample, LargeVocabularyAgainstASort) {
   std::iota(order.begin(), order.end(), std::size_t{0});
   std::stable_sort(order.begin(), order.end(),
                    [&](std::size_t a, std::size_t b) { return logits[a] > logits[b]; });
-  for (const Device device : devices()) {
-    for (const std::int64_t k : {1, 10, 999, 4999}) {
-      for (const float p : {1.0f, 0.3f, 0.97f}) {
-        double total = 0, sum = 0;
-        const auto weight = [&](std::size_t id) {
-          return std::exp(static_cast<double>(logits[id]));
-        };
-        for (std::int64_t i = 0; i < k; ++i) total += weight(order[static_cast<std::size_t>(i)]);
-        std::set<std::int32_t> allowed;
-        for (std::int64_t i = 0; i < k && (i == 0 || sum < static_cast<double>(p) * total); ++i) {
-          sum += weight(order[static_cast<std::size_t>(i)]);
-          allowed.insert(static_cast<std::int32_t>(order[static_cast<std::size_t>(i)]));
-        }
-        Sampler sampler(logits, 1, device);
-        sampler.op.temperature = 1;
-        sampler.op.top_k = k;
-        sampler.op.top_p = p;
-        for (int i = 0; i < 30; ++i)
-          ASSERT_EQ(allowed.count(sampler.next()[0]), 1u) << k << " " << p;
+  for (const std::int64_t k : {1, 10, 999, 4999}) {
+    for (const float p : {1.0f, 0.3f, 0.97f}) {
+      double total = 0, sum = 0;
+      const auto weight = [&](std::size_t id) { return std::exp(static_cast<double>(logits[id])); };
+      for (std::int64_t i = 0; i < k; ++i) total += weight(order[static_cast<std::size_t>(i)]);
+      std::set<std::int32_t> allowed;
+      for (std::int64_t i = 0; i < k && (i == 0 || sum < static_cast<double>(p) * total); ++i) {
+        sum += weight(order[static_cast<std::size_t>(i)]);
+        allowed.insert(static_cast<std::int32_t>(order[static_cast<std::size_t>(i)]));
       }
+      Sampler sampler(logits, 1, device);
+      sampler.op.temperature = 1;
+      sampler.op.top_k = k;
+      sampler.op.top_p = p;
+      for (int i = 0; i < 30; ++i) ASSERT_EQ(allowed.count(sampler.next()[0]), 1u) << k << " " << p;
     }
   }
 }
 
-TEST(Sample, ExtremeLogitsAndTemperatures) {
-  each_backend([](Device device) {
+TEST_EACH(Sample, ExtremeLogitsAndTemperatures, Device device) {
+  each_backend(device, [&] {
     for (const float temperature : {1e-30f, 1.0f, 1e6f}) {
       Sampler sampler({-3e38f, 3e38f, -3e38f, -inf}, 1, device);
       sampler.op.temperature = temperature;

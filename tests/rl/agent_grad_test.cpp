@@ -2,6 +2,7 @@
 #include <cmath>
 #include <map>
 
+#include "each.hpp"
 #include "model/layer_reference.hpp"
 #include "model/slopes.hpp"
 #include "rl/agent/mamba_controller.hpp"
@@ -264,27 +265,25 @@ void expect_learned(Agent& agent, const std::vector<std::int64_t>& pieces) {
 
 // Of every parameter and of the initial state, whole and cut; the gradients of the second run take
 // the place of those of the first.
-TEST(RlAgent, GradientsAreTheSlopes) {
-  for (const Device device : devices()) {
-    for (const std::string controller : controllers) {
-      for (const std::int64_t layers : {1, 2}) {
-        if (controller == "gru" && layers > 1) continue;  // there is one
-        for (const bool published : {false, true}) {
-          SCOPED_TRACE(device.name() + " " + controller + " " + std::to_string(layers) +
-                       (published ? " published" : ""));
-          AgentConfig config;
-          config.controller.kind = controller;
-          config.controller.width = 16;
-          config.controller.layers = layers;
-          config.controller.published_block = published;
-          config.controller.memory = 20;  // so that what is forgotten shows within the steps
-          config.observation = 5;
-          config.actions = 4;
-          Agent agent(config, device);
-          disturb(agent);
-          expect_learned(agent, {6});
-          expect_learned(agent, {4, 2});
-        }
+TEST_EACH(RlAgent, GradientsAreTheSlopes, Device device) {
+  for (const std::string controller : controllers) {
+    for (const std::int64_t layers : {1, 2}) {
+      if (controller == "gru" && layers > 1) continue;  // there is one
+      for (const bool published : {false, true}) {
+        SCOPED_TRACE(device.name() + " " + controller + " " + std::to_string(layers) +
+                     (published ? " published" : ""));
+        AgentConfig config;
+        config.controller.kind = controller;
+        config.controller.width = 16;
+        config.controller.layers = layers;
+        config.controller.published_block = published;
+        config.controller.memory = 20;  // so that what is forgotten shows within the steps
+        config.observation = 5;
+        config.actions = 4;
+        Agent agent(config, device);
+        disturb(agent);
+        expect_learned(agent, {6});
+        expect_learned(agent, {4, 2});
       }
     }
   }

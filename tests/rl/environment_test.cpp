@@ -3,6 +3,7 @@
 
 #include <set>
 
+#include "each.hpp"
 #include "rl/env/choice.hpp"
 #include "testing.hpp"
 
@@ -245,21 +246,19 @@ Buffers play(const EnvironmentConfig& config, std::int32_t count, std::int32_t f
 
 const Task tasks[] = {Task::delayed_cue, Task::bandit, Task::repeat_last, Task::t_maze};
 
-TEST(RlEnvironments, ARowDoesNotDependOnItsCompany) {
-  for (const Device device : devices()) {
-    for (const Task task : tasks) {
-      const EnvironmentConfig config = config_of(task, 3);
-      Buffers together = play(config, 7, 10, 30, device);
-      Buffers alone = play(config, 1, 14, 30, device);
-      const auto row = [](Tensor& tensor, std::int64_t b) {
-        return mamba::testing::bits(tensor.view().rows(b, 1));
-      };
-      EXPECT_EQ(row(together.observations, 4), row(alone.observations, 0));
-      EXPECT_EQ(row(together.actions, 4), row(alone.actions, 0));
-      EXPECT_EQ(row(together.rewards, 4), row(alone.rewards, 0));
-      EXPECT_EQ(row(together.begins, 4), row(alone.begins, 0));
-      EXPECT_EQ(row(together.ends, 4), row(alone.ends, 0));
-    }
+TEST_EACH(RlEnvironments, ARowDoesNotDependOnItsCompany, Device device) {
+  for (const Task task : tasks) {
+    const EnvironmentConfig config = config_of(task, 3);
+    Buffers together = play(config, 7, 10, 30, device);
+    Buffers alone = play(config, 1, 14, 30, device);
+    const auto row = [](Tensor& tensor, std::int64_t b) {
+      return mamba::testing::bits(tensor.view().rows(b, 1));
+    };
+    EXPECT_EQ(row(together.observations, 4), row(alone.observations, 0));
+    EXPECT_EQ(row(together.actions, 4), row(alone.actions, 0));
+    EXPECT_EQ(row(together.rewards, 4), row(alone.rewards, 0));
+    EXPECT_EQ(row(together.begins, 4), row(alone.begins, 0));
+    EXPECT_EQ(row(together.ends, 4), row(alone.ends, 0));
   }
 }
 
@@ -276,24 +275,22 @@ TEST(RlEnvironments, AnEpisodeBeginsAfterEveryEnd) {
 }
 
 // The same episodes wherever they run; noise differs by the fusing of products and sums at most.
-TEST(RlEnvironments, EveryDeviceHasTheSameEpisodes) {
-  for (const Device device : devices()) {
-    for (const Task task : tasks) {
-      SCOPED_TRACE(device.name());
-      const EnvironmentConfig config = config_of(task, 4, 77);
-      constexpr std::int64_t batch = 33, time = 40;
-      Buffers here = play(config, batch, 5, time, Device::cpu());
-      Buffers there = play(config, batch, 5, time, device);
-      for (auto member : {&Buffers::begins, &Buffers::decisions, &Buffers::actions, &Buffers::ends,
-                          &Buffers::rewards}) {
-        EXPECT_EQ(mamba::testing::bits(here.*member), mamba::testing::bits(there.*member));
-      }
-      const std::vector<double> expected = mamba::testing::values(here.observations);
-      const std::vector<double> got = mamba::testing::values(there.observations);
-      for (std::size_t i = 0; i < got.size(); ++i) {
-        const bool noise = i % 7 == 6;
-        ASSERT_LE(ulps(static_cast<float>(got[i]), expected[i]), noise ? 4 : 0) << i;
-      }
+TEST_EACH(RlEnvironments, EveryDeviceHasTheSameEpisodes, Device device) {
+  for (const Task task : tasks) {
+    SCOPED_TRACE(device.name());
+    const EnvironmentConfig config = config_of(task, 4, 77);
+    constexpr std::int64_t batch = 33, time = 40;
+    Buffers here = play(config, batch, 5, time, Device::cpu());
+    Buffers there = play(config, batch, 5, time, device);
+    for (auto member : {&Buffers::begins, &Buffers::decisions, &Buffers::actions, &Buffers::ends,
+                        &Buffers::rewards}) {
+      EXPECT_EQ(mamba::testing::bits(here.*member), mamba::testing::bits(there.*member));
+    }
+    const std::vector<double> expected = mamba::testing::values(here.observations);
+    const std::vector<double> got = mamba::testing::values(there.observations);
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      const bool noise = i % 7 == 6;
+      ASSERT_LE(ulps(static_cast<float>(got[i]), expected[i]), noise ? 4 : 0) << i;
     }
   }
 }

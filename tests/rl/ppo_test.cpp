@@ -1,6 +1,7 @@
 // The pieces of PPO in the example library mamba_rl against closed forms and f64.
 #include "rl/ppo/ppo.hpp"
 
+#include "each.hpp"
 #include "finite_differences.hpp"
 #include "testing.hpp"
 
@@ -45,25 +46,23 @@ struct AdvantageCase {
 
 // A reward of one at the end of an episode and values of zero: the advantage k steps before is
 // (gamma lambda)^k, and nothing passes the end.
-TEST(RlAdvantages, OfOneRewardIsAGeometricSeries) {
-  for (const Device device : devices()) {
-    std::vector<float> rewards(12, 0.0f);
-    std::vector<std::int32_t> ends(12, 0);
-    rewards[7] = 1;
-    ends[7] = 1;
-    AdvantageCase one(Tensor::from(rewards, {1, 12}), Tensor::zeros({1, 12}, DType::f32),
-                      Tensor::from(ends, {1, 12}), Tensor::zeros({1}, DType::f32), device);
-    one.run(0.9f, 0.8f);
-    const std::vector<double> got = values(one.advantages);
-    for (int t = 0; t < 12; ++t) {
-      const double expected = t > 7 ? 0 : std::pow(0.72, 7 - t);
-      EXPECT_NEAR(got[static_cast<std::size_t>(t)], expected, 16 * f32_roundoff);
-    }
+TEST_EACH(RlAdvantages, OfOneRewardIsAGeometricSeries, Device device) {
+  std::vector<float> rewards(12, 0.0f);
+  std::vector<std::int32_t> ends(12, 0);
+  rewards[7] = 1;
+  ends[7] = 1;
+  AdvantageCase one(Tensor::from(rewards, {1, 12}), Tensor::zeros({1, 12}, DType::f32),
+                    Tensor::from(ends, {1, 12}), Tensor::zeros({1}, DType::f32), device);
+  one.run(0.9f, 0.8f);
+  const std::vector<double> got = values(one.advantages);
+  for (int t = 0; t < 12; ++t) {
+    const double expected = t > 7 ? 0 : std::pow(0.72, 7 - t);
+    EXPECT_NEAR(got[static_cast<std::size_t>(t)], expected, 16 * f32_roundoff);
   }
 }
 
 // The sum of Schulman et al. 2016, equation 16, written out: no recursion.
-TEST(RlAdvantages, AreTheWeightedSumOfWhatFollows) {
+TEST_EACH(RlAdvantages, AreTheWeightedSumOfWhatFollows, Device device) {
   Random random(4);
   constexpr std::int64_t batch = 3, time = 17;
   const Tensor rewards = random.normal_tensor({batch, time});
@@ -92,15 +91,13 @@ TEST(RlAdvantages, AreTheWeightedSumOfWhatFollows) {
       returns.push_back({sum + v[b * time + t], bound});
     }
   }
-  for (const Device device : devices()) {
-    AdvantageCase one(rewards, value, ends, last, device);
-    one.run(0.97f, 0.9f);
-    mamba::testing::expect_within(one.advantages, advantages, "advantages " + device.name());
-    mamba::testing::expect_within(one.returns, returns, "returns " + device.name());
-  }
+  AdvantageCase one(rewards, value, ends, last, device);
+  one.run(0.97f, 0.9f);
+  mamba::testing::expect_within(one.advantages, advantages, "advantages " + device.name());
+  mamba::testing::expect_within(one.returns, returns, "returns " + device.name());
 }
 
-TEST(RlNormaliseAdvantages, SeesDecidingStepsAlone) {
+TEST_EACH(RlNormaliseAdvantages, SeesDecidingStepsAlone, Device device) {
   Random random(5);
   constexpr std::int64_t batch = 5, time = 9;
   std::vector<float> advantages;
@@ -115,21 +112,19 @@ TEST(RlNormaliseAdvantages, SeesDecidingStepsAlone) {
     squares += double{advantages.back()} * advantages.back();
   }
   const double mean = sum / count, deviation = std::sqrt(squares / count - mean * mean);
-  for (const Device device : devices()) {
-    Stream stream(device);
-    Tensor there = Tensor::from(advantages, {batch, time}).to(device);
-    const Tensor marks = Tensor::from(decisions, {batch, time}).to(device);
-    NormaliseAdvantages op;
-    op.decisions = marks;
-    op.advantages = there;
-    op.epsilon = 0.25f;
-    run(op, stream);
-    stream.synchronize();
-    const std::vector<double> got = values(there);
-    for (std::size_t i = 0; i < got.size(); ++i) {
-      const double expected = decisions[i] != 0 ? (advantages[i] - mean) / (deviation + 0.25) : 0;
-      EXPECT_NEAR(got[i], expected, 8 * f32_roundoff * (1 + std::abs(expected)));
-    }
+  Stream stream(device);
+  Tensor there = Tensor::from(advantages, {batch, time}).to(device);
+  const Tensor marks = Tensor::from(decisions, {batch, time}).to(device);
+  NormaliseAdvantages op;
+  op.decisions = marks;
+  op.advantages = there;
+  op.epsilon = 0.25f;
+  run(op, stream);
+  stream.synchronize();
+  const std::vector<double> got = values(there);
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    const double expected = decisions[i] != 0 ? (advantages[i] - mean) / (deviation + 0.25) : 0;
+    EXPECT_NEAR(got[i], expected, 8 * f32_roundoff * (1 + std::abs(expected)));
   }
 }
 
@@ -163,7 +158,7 @@ double term(double log_prob, double old_log_prob, double advantage) {
   return -std::min(ratio * advantage, cut * advantage);
 }
 
-TEST(RlPpoLoss, IsTheFormulaAndItsGradient) {
+TEST_EACH(RlPpoLoss, IsTheFormulaAndItsGradient, Device device) {
   constexpr std::int64_t n = 200, counted = 250;
   LossCase c(n);
   const auto loss = [&] {
@@ -175,63 +170,61 @@ TEST(RlPpoLoss, IsTheFormulaAndItsGradient) {
     }
     return sum / counted;
   };
-  for (const Device device : devices()) {
-    Stream stream(device);
-    const auto there = [&](const std::vector<double>& v) {
-      return LossCase::tensor(v, {n}).to(device);
-    };
-    const Tensor log_prob = there(c.log_prob), old = there(c.old_log_prob), e = there(c.entropy),
-                 a = there(c.advantage), target = there(c.target);
-    const Tensor value = LossCase::tensor(c.value, {n, 1}).to(device);
-    Tensor dlog_prob({n}, DType::f32, device), dentropy({n}, DType::f32, device);
-    Tensor dvalue({n, 1}, DType::f32, device), sums = Tensor::zeros({5}, DType::f32, device);
-    PpoLoss op;
-    op.log_prob = log_prob;
-    op.entropy = e;
-    op.values = value;
-    op.old_log_prob = old;
-    op.advantages = a;
-    op.returns = target;
-    op.dlog_prob = dlog_prob;
-    op.dentropy = dentropy;
-    op.dvalues = dvalue;
-    op.sums = sums;
-    op.clip = static_cast<float>(clip);
-    op.value_weight = value_weight;
-    op.entropy_weight = entropy_weight;
-    op.counted = counted;
-    run(op, stream);
-    stream.synchronize();
-    const auto slopes = [&](std::vector<double>& operand, const Tensor& gradient) {
-      const std::vector<double> got = values(gradient);
-      for (std::size_t i = 0; i < n; ++i) {
-        const double at = operand[i], step = 1e-6;
-        operand[i] = at + step;
-        const double above = loss();
-        operand[i] = at - step;
-        const double below = loss();
-        operand[i] = at;
-        // Twenty roundings of a term of at most ten, over `counted`; 1e-9 for the difference.
-        ASSERT_NEAR(got[i], (above - below) / (2 * step), 200 * f32_roundoff / counted + 1e-9);
-      }
-    };
-    slopes(c.log_prob, dlog_prob);
-    slopes(c.entropy, dentropy);
-    slopes(c.value, dvalue);
-    double policy = 0, squared = 0, entropies = 0, divergence = 0, clipped = 0;
+  Stream stream(device);
+  const auto there = [&](const std::vector<double>& v) {
+    return LossCase::tensor(v, {n}).to(device);
+  };
+  const Tensor log_prob = there(c.log_prob), old = there(c.old_log_prob), e = there(c.entropy),
+               a = there(c.advantage), target = there(c.target);
+  const Tensor value = LossCase::tensor(c.value, {n, 1}).to(device);
+  Tensor dlog_prob({n}, DType::f32, device), dentropy({n}, DType::f32, device);
+  Tensor dvalue({n, 1}, DType::f32, device), sums = Tensor::zeros({5}, DType::f32, device);
+  PpoLoss op;
+  op.log_prob = log_prob;
+  op.entropy = e;
+  op.values = value;
+  op.old_log_prob = old;
+  op.advantages = a;
+  op.returns = target;
+  op.dlog_prob = dlog_prob;
+  op.dentropy = dentropy;
+  op.dvalues = dvalue;
+  op.sums = sums;
+  op.clip = static_cast<float>(clip);
+  op.value_weight = value_weight;
+  op.entropy_weight = entropy_weight;
+  op.counted = counted;
+  run(op, stream);
+  stream.synchronize();
+  const auto slopes = [&](std::vector<double>& operand, const Tensor& gradient) {
+    const std::vector<double> got = values(gradient);
     for (std::size_t i = 0; i < n; ++i) {
-      policy += term(c.log_prob[i], c.old_log_prob[i], c.advantage[i]);
-      squared += (c.value[i] - c.target[i]) * (c.value[i] - c.target[i]) / 2;
-      entropies += c.entropy[i];
-      const double change = c.log_prob[i] - c.old_log_prob[i];
-      divergence += std::exp(change) - 1 - change;
-      const double ratio = std::exp(change);
-      clipped += (c.advantage[i] > 0 ? ratio > 1 + clip : ratio < 1 - clip) ? 1 : 0;
+      const double at = operand[i], step = 1e-6;
+      operand[i] = at + step;
+      const double above = loss();
+      operand[i] = at - step;
+      const double below = loss();
+      operand[i] = at;
+      // Twenty roundings of a term of at most ten, over `counted`; 1e-9 for the difference.
+      ASSERT_NEAR(got[i], (above - below) / (2 * step), 200 * f32_roundoff / counted + 1e-9);
     }
-    const std::vector<double> got = values(sums);
-    const double expected[] = {policy, squared, entropies, divergence, clipped};
-    for (std::size_t i = 0; i < 5; ++i) EXPECT_NEAR(got[i], expected[i], n * 20 * f32_roundoff);
+  };
+  slopes(c.log_prob, dlog_prob);
+  slopes(c.entropy, dentropy);
+  slopes(c.value, dvalue);
+  double policy = 0, squared = 0, entropies = 0, divergence = 0, clipped = 0;
+  for (std::size_t i = 0; i < n; ++i) {
+    policy += term(c.log_prob[i], c.old_log_prob[i], c.advantage[i]);
+    squared += (c.value[i] - c.target[i]) * (c.value[i] - c.target[i]) / 2;
+    entropies += c.entropy[i];
+    const double change = c.log_prob[i] - c.old_log_prob[i];
+    divergence += std::exp(change) - 1 - change;
+    const double ratio = std::exp(change);
+    clipped += (c.advantage[i] > 0 ? ratio > 1 + clip : ratio < 1 - clip) ? 1 : 0;
   }
+  const std::vector<double> got = values(sums);
+  const double expected[] = {policy, squared, entropies, divergence, clipped};
+  for (std::size_t i = 0; i < 5; ++i) EXPECT_NEAR(got[i], expected[i], n * 20 * f32_roundoff);
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 
 #include <mamba/safetensors.hpp>
 
+#include "each.hpp"
 #include "rl/options.hpp"
 
 namespace mamba_rl {
@@ -40,28 +41,26 @@ TrainerOptions one_step(const std::string& controller, Task task, Device device)
 // training, the answers after it are another policy's. In repeat_last these are in the reset's own
 // chunk; in delayed_cue, whose answers are longer after it than a chunk, they are in a later one,
 // to which the state goes on where gradients go through all chunks.
-TEST(RlTrainer, TrainsThePolicyThatActed) {
+TEST_EACH(RlTrainer, TrainsThePolicyThatActed, Device device) {
   // A term is (ratio - 1) - log(ratio) in f32: the ratio, near 1, is rounded by its exponential to
   // two units (CUDA's), each twice the roundoff, and what is left is half the square of log(ratio).
   // That is the difference between logits of about 1 that were rounded some hundred times, as in
   // RlCollect.StepsAreTheSequence.
   constexpr double change = 200 * f32_roundoff;
   constexpr double bound = 4 * f32_roundoff + change * change / 2;
-  for (const Device device : devices()) {
-    for (const std::string controller : {"mamba", "gru"}) {
-      for (const Task task : {Task::delayed_cue, Task::repeat_last}) {
-        for (const bool across : {false, true}) {
-          SCOPED_TRACE(device.name() + " " + controller + " " +
-                       std::to_string(static_cast<int>(task)) + (across ? " across" : ""));
-          TrainerOptions options = one_step(controller, task, device);
-          options.across_chunks = across;
-          Trainer trainer(options);
-          for (int update = 0; update < 6; ++update) {
-            const UpdateResult result = trainer.update();
-            EXPECT_GT(result.score.queries, 0);
-            EXPECT_LE(std::abs(result.divergence), bound);
-            EXPECT_EQ(result.clipped, 0);
-          }
+  for (const std::string controller : {"mamba", "gru"}) {
+    for (const Task task : {Task::delayed_cue, Task::repeat_last}) {
+      for (const bool across : {false, true}) {
+        SCOPED_TRACE(device.name() + " " + controller + " " +
+                     std::to_string(static_cast<int>(task)) + (across ? " across" : ""));
+        TrainerOptions options = one_step(controller, task, device);
+        options.across_chunks = across;
+        Trainer trainer(options);
+        for (int update = 0; update < 6; ++update) {
+          const UpdateResult result = trainer.update();
+          EXPECT_GT(result.score.queries, 0);
+          EXPECT_LE(std::abs(result.divergence), bound);
+          EXPECT_EQ(result.clipped, 0);
         }
       }
     }
@@ -69,21 +68,19 @@ TEST(RlTrainer, TrainsThePolicyThatActed) {
 }
 
 // Episodes of five steps in chunks of two: what happened in an update without a query is unknown.
-TEST(RlTrainer, TheCurriculumJudgesByUpdatesWithQueries) {
-  for (const Device device : devices()) {
-    TrainerOptions options = one_step("gru", Task::delayed_cue, device);
-    options.chunk_len = 2;
-    options.chunks = 1;
-    options.curriculum = true;
-    options.first_delay = 3;
-    options.window = 1;
-    options.good = -1;  // whatever the agent answers
-    Trainer trainer(options);
-    for (const std::int32_t delay : {3, 3, 6}) {
-      const UpdateResult result = trainer.update();
-      EXPECT_EQ(result.score.queries > 0, delay == 6) << device.name();
-      EXPECT_EQ(trainer.delay(), delay) << device.name();
-    }
+TEST_EACH(RlTrainer, TheCurriculumJudgesByUpdatesWithQueries, Device device) {
+  TrainerOptions options = one_step("gru", Task::delayed_cue, device);
+  options.chunk_len = 2;
+  options.chunks = 1;
+  options.curriculum = true;
+  options.first_delay = 3;
+  options.window = 1;
+  options.good = -1;  // whatever the agent answers
+  Trainer trainer(options);
+  for (const std::int32_t delay : {3, 3, 6}) {
+    const UpdateResult result = trainer.update();
+    EXPECT_EQ(result.score.queries > 0, delay == 6) << device.name();
+    EXPECT_EQ(trainer.delay(), delay) << device.name();
   }
 }
 
@@ -100,57 +97,53 @@ std::vector<double> saved(const std::string& checkpoint, const std::string& pref
 }
 
 // Two chunks with gradients across them are one chunk of twice the length; without, they are not.
-TEST(RlTrainer, GradientsAcrossChunksAreThoseOfTheWhole) {
-  for (const Device device : devices()) {
-    for (const std::string controller : controllers) {
-      const mamba::testing::TemporaryFolder folder;
-      const auto gradients = [&](std::int64_t chunks, bool across) {
-        TrainerOptions options = small(controller, 10);
-        options.device = device;
-        options.curriculum = false;
-        options.chunks = chunks;
-        options.chunk_len = 24 / chunks;
-        options.across_chunks = across;
-        options.ppo.epochs = options.ppo.minibatches = 1;
-        options.ppo.max_norm = 0;
-        Trainer trainer(options);
-        trainer.update();
-        trainer.save(folder.file("checkpoint"));
-        // After one step the first moment is a tenth of the gradient.
-        return saved(folder.file("checkpoint"), "m.encoder");
-      };
-      const std::vector<double> whole = gradients(1, false);
-      EXPECT_LE(relative_error(gradients(3, true), whole), 1e-5);
-      EXPECT_GE(relative_error(gradients(3, false), whole), 1e-3);
-    }
+TEST_EACH(RlTrainer, GradientsAcrossChunksAreThoseOfTheWhole, Device device) {
+  for (const std::string controller : controllers) {
+    const mamba::testing::TemporaryFolder folder;
+    const auto gradients = [&](std::int64_t chunks, bool across) {
+      TrainerOptions options = small(controller, 10);
+      options.device = device;
+      options.curriculum = false;
+      options.chunks = chunks;
+      options.chunk_len = 24 / chunks;
+      options.across_chunks = across;
+      options.ppo.epochs = options.ppo.minibatches = 1;
+      options.ppo.max_norm = 0;
+      Trainer trainer(options);
+      trainer.update();
+      trainer.save(folder.file("checkpoint"));
+      // After one step the first moment is a tenth of the gradient.
+      return saved(folder.file("checkpoint"), "m.encoder");
+    };
+    const std::vector<double> whole = gradients(1, false);
+    EXPECT_LE(relative_error(gradients(3, true), whole), 1e-5);
+    EXPECT_GE(relative_error(gradients(3, false), whole), 1e-3);
   }
 }
 
-TEST(RlTrainer, GoesOnToTheBit) {
-  for (const Device device : devices()) {
-    for (const std::string controller : controllers) {
-      const mamba::testing::TemporaryFolder folder;
-      TrainerOptions options = small(controller, 9);
-      options.device = device;
-      options.chunk_len = 7;  // chunks end within episodes
-      options.first_delay = 3;
-      options.good = 0.01;  // the delay grows on the way
-      Trainer whole(options), first(options), second(options);
-      for (int i = 0; i < 14; ++i) whole.update();
-      for (int i = 0; i < 6; ++i) first.update();
-      first.save(folder.file("middle"), {{"mine", "kept"}});
-      EXPECT_EQ(second.load(folder.file("middle")).at("mine"), "kept");
-      for (int i = 0; i < 8; ++i) second.update();
-      EXPECT_EQ(second.delay(), whole.delay());
-      EXPECT_GT(whole.delay(), 3);
-      whole.save(folder.file("whole"));
-      second.save(folder.file("second"));
-      const auto bytes = [&](const char* name) {
-        std::ifstream file(folder.file(name), std::ios::binary);
-        return std::string(std::istreambuf_iterator<char>(file), {});
-      };
-      EXPECT_EQ(bytes("whole"), bytes("second")) << controller;
-    }
+TEST_EACH(RlTrainer, GoesOnToTheBit, Device device) {
+  for (const std::string controller : controllers) {
+    const mamba::testing::TemporaryFolder folder;
+    TrainerOptions options = small(controller, 9);
+    options.device = device;
+    options.chunk_len = 7;  // chunks end within episodes
+    options.first_delay = 3;
+    options.good = 0.01;  // the delay grows on the way
+    Trainer whole(options), first(options), second(options);
+    for (int i = 0; i < 14; ++i) whole.update();
+    for (int i = 0; i < 6; ++i) first.update();
+    first.save(folder.file("middle"), {{"mine", "kept"}});
+    EXPECT_EQ(second.load(folder.file("middle")).at("mine"), "kept");
+    for (int i = 0; i < 8; ++i) second.update();
+    EXPECT_EQ(second.delay(), whole.delay());
+    EXPECT_GT(whole.delay(), 3);
+    whole.save(folder.file("whole"));
+    second.save(folder.file("second"));
+    const auto bytes = [&](const char* name) {
+      std::ifstream file(folder.file(name), std::ios::binary);
+      return std::string(std::istreambuf_iterator<char>(file), {});
+    };
+    EXPECT_EQ(bytes("whole"), bytes("second")) << controller;
   }
 }
 
@@ -202,14 +195,12 @@ double learned(Trainer& trainer, double enough, int most) {
   return success;
 }
 
-TEST(RlTrainer, LearnsToRememberForTwentySteps) {
-  for (const Device device : devices()) {
-    for (const std::string controller : controllers) {
-      TrainerOptions options = options_of(controller, 20);
-      options.device = device;
-      Trainer trainer(options);
-      EXPECT_GE(learned(trainer, 0.9, 200), 0.9) << device.name() << " " << controller;
-    }
+TEST_EACH(RlTrainer, LearnsToRememberForTwentySteps, Device device) {
+  for (const std::string controller : controllers) {
+    TrainerOptions options = options_of(controller, 20);
+    options.device = device;
+    Trainer trainer(options);
+    EXPECT_GE(learned(trainer, 0.9, 200), 0.9) << device.name() << " " << controller;
   }
 }
 
