@@ -9,6 +9,7 @@
 #include <string>
 
 #include <mamba/config.hpp>
+#include <mamba/detail/constant_weights.hpp>
 #include <mamba/grad_ops.hpp>
 #include <mamba/stack.hpp>
 #include <mamba/state.hpp>
@@ -135,7 +136,7 @@ inline void LanguageModel::forward(ConstTensorView ids, StackState& state, Tenso
 inline void LanguageModel::forward_piece(ConstTensorView ids, StackState& state, TensorView logits,
                                          Stream& stream, const StackOptions& options,
                                          LanguageModelTape* tape) const {
-  const ConstantWeights constant(stream);
+  const detail::ConstantWeights constant(stream);
   Scratch scratch(stream);
   Embedding embed;
   embed.ids = ids;

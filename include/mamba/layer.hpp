@@ -5,6 +5,7 @@
 #include <utility>
 
 #include <mamba/config.hpp>
+#include <mamba/detail/constant_weights.hpp>
 #include <mamba/detail/mixer.hpp>
 #include <mamba/ops.hpp>
 #include <mamba/state.hpp>
@@ -103,7 +104,7 @@ inline void Layer::forward(ConstTensorView x, const AddRmsNorm* norm, MambaState
   }
   if (x.count() == 0 && !options.rows.read) return;  // nothing to see, nothing to move
 
-  const ConstantWeights constant(stream);
+  const detail::ConstantWeights constant(stream);
   mixer_->forward(
       {config_, weights_, x, state, &state, options.reset, options.rows, options.steps, norm}, y,
       tape != nullptr && !tape->recompute ? &tape->activations_ : nullptr, stream);

@@ -83,12 +83,9 @@ struct SelectiveScan {
   // any reset at that step. [batch, ceil(time / chunk_steps), channels, d_state] f32, dense;
   // optional.
   TensorView chunk_states;
-  std::int64_t chunk_steps = 0;  // at least 1 where chunk_states is there: see scan_chunk_steps
+  // At least 1 where chunk_states is there. CUDA takes a single length, which its error names.
+  std::int64_t chunk_steps = 0;
 };
-
-// The chunk length that the gradient of this scan (its shapes and dtype) is fastest with on the
-// stream's device. Every device takes its own answer for the same shapes; the CPU takes any length.
-std::int64_t scan_chunk_steps(const SelectiveScan& op, const Stream& stream);
 
 // The residual stream and its norm in one pass (Zhang & Sennrich 2019, pre-norm form):
 //   sum = residual + x;  residual = sum;  y = sum rsqrt(mean(sum^2) + epsilon) weight
