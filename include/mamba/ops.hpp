@@ -162,9 +162,9 @@ struct Sample {
 
 // to[to_rows[i]] = from[from_rows[i]], whole rows (everything below the first dimension); an absent
 // list counts i = 0, 1, 2, .... For i in 0 .. n - 1, n being the length of a list that is there, or
-// else of both tensors. `to_rows` may not name a row twice, and `from` and `to` must not overlap.
-// On CUDA a source row out of range gives NaN, a target row out of range is left out, and the
-// stream's next synchronize() throws.
+// else of both tensors. `to_rows` may not name a row twice, and `from` and `to` must not overlap,
+// which is checked. On CUDA a source row out of range gives NaN, a target row out of range is left
+// out, and the stream's next synchronize() throws.
 struct CopyRows {
   ConstTensorView from;       // [rows, ...] any dtype, dense
   ConstTensorView from_rows;  // [n] i32, optional

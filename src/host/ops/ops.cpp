@@ -299,6 +299,7 @@ void run(const CopyRows& op, Stream& stream) {
   operands.is("to", op.to, op.from.shape().with(0, op.to_rows ? op.to.dim(0) : n), op.from.dtype());
   operands.dense("from", op.from);
   operands.dense("to", op.to);
+  operands.apart("to", op.to, "from", op.from);
   if (op.from_rows) {
     check_row_list(operands, "from_rows", op.from_rows, n, op.from.dim(0), false);
   } else {
