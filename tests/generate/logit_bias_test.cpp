@@ -17,18 +17,11 @@ namespace {
 using testing::bits;
 using testing::expect_error;
 using testing::Ids;
+using testing::lively;
 using testing::prompt;
 using testing::with_bytes_model;
 
 const Ids vowels{97, 101, 105, 111, 117};
-
-SamplingOptions lively(std::uint64_t seed) {
-  SamplingOptions options;
-  options.temperature = 1.2f;
-  options.repetition_penalty = 1.1f;
-  options.seed = seed;
-  return options;
-}
 
 SamplingOptions only(const Ids& allowed, SamplingOptions options = {}) {
   options.allowed = allowed;
