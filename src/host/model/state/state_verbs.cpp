@@ -262,6 +262,7 @@ StackState joined(const std::vector<const StackState*>& parts, Stream& stream) {
   StackState result;
   for (std::size_t i = 0; i < parts.front()->layers.size(); ++i) {
     std::vector<const MambaState*> layers;
+    layers.reserve(parts.size());
     for (const StackState* part : parts) layers.push_back(&part->layers[i]);
     result.layers.push_back(joined(layers, stream));
   }
