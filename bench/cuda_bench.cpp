@@ -2,6 +2,7 @@
 // the tests, on the same kernels.
 #include <benchmark/benchmark.h>
 
+#include <mamba/detail/scan_chunk.hpp>
 #include <mamba/layer.hpp>
 #include <mamba/ops.hpp>
 
@@ -45,7 +46,7 @@ std::shared_ptr<ScanOperands> scan_operands(std::int64_t batch, std::int64_t cha
   SelectiveScan shapes;
   shapes.x = o->x;
   shapes.A_log = o->A_log;
-  o->chunk_steps = scan_chunk_steps(shapes, Stream(gpu));
+  o->chunk_steps = detail::scan_chunk_steps(shapes, Stream(gpu));
   const std::int64_t chunks = (time + o->chunk_steps - 1) / o->chunk_steps;
   o->chunk_states = Tensor({batch, chunks, channels, d_state}, DType::f32, gpu);
   return o;

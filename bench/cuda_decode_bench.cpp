@@ -2,6 +2,7 @@
 // step is what a text costs per token: embedding to sampled id, the id fed back, in a graph.
 #include <benchmark/benchmark.h>
 
+#include <mamba/detail/constant_weights.hpp>
 #include <mamba/language_model.hpp>
 
 #include <memory>
@@ -121,7 +122,7 @@ void products(benchmark::State& bench) {
   const std::size_t count = copies_of(one.bytes());
   for (std::size_t i = 0; i < count; ++i) weights.push_back(one.clone());
   const auto all = [&](Stream& stream) {
-    const ConstantWeights constant(stream);
+    const detail::ConstantWeights constant(stream);
     for (const Tensor& weight : weights) {
       Matmul op;
       op.x = x;

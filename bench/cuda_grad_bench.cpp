@@ -2,6 +2,7 @@
 // they move (see cuda_timing.hpp).
 #include <benchmark/benchmark.h>
 
+#include <mamba/detail/scan_chunk.hpp>
 #include <mamba/grad_ops.hpp>
 #include <mamba/layer.hpp>
 #include <mamba/tape.hpp>
@@ -74,7 +75,8 @@ void scan_grad(benchmark::State& bench, DType dtype, bool episodes) {
   forward.x = probe;
   forward.A_log = A_log;
   const Stream stream(gpu);
-  const std::int64_t chunk = scan_chunk_steps(forward, stream), chunks = (time + chunk - 1) / chunk;
+  const std::int64_t chunk = detail::scan_chunk_steps(forward, stream),
+                     chunks = (time + chunk - 1) / chunk;
   const std::int64_t elements = batch * time * channels;
   const std::int64_t bytes =
       (episodes ? 5 : 7) * elements * size_of(dtype) + batch * chunks * channels * 16 * 4;

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include <mamba/detail/scan_chunk.hpp>
 #include <mamba/grad_ops.hpp>
 #include <mamba/loss.hpp>
 #include <mamba/optimizer.hpp>
@@ -56,7 +57,7 @@ struct Scan {
     forward.D = D;
     forward.dt_bias = dt_bias;
     forward.y = y;
-    forward.chunk_steps = scan_chunk_steps(forward, stream);
+    forward.chunk_steps = detail::scan_chunk_steps(forward, stream);
     const std::int64_t chunks = (size[1] + forward.chunk_steps - 1) / forward.chunk_steps;
     chunk_states = Tensor({size[0], chunks, channels, d_state}, DType::f32);
     forward.chunk_states = chunk_states;

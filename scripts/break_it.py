@@ -35,6 +35,10 @@ BREAKS = {
     "conv state newest first": (
         "src/host/ops/conv/causal_conv.cpp", "to[c * past_ + k] = x[c];", "to[c * past_ + past_ - 1 - k] = x[c];",
         "CausalConv*"),
+    "the convolution is not saved as published": (
+        "src/host/model/mamba1/weights.cpp", "!decays, wanted, published_conv", "!decays", "ModelSave*"),
+    "rows are copied over themselves": (
+        "src/host/ops/ops.cpp", 'operands.apart("to", op.to, "from", op.from);', "", "BadCallsOfOps*"),
     "product without its bias": (
         "src/host/ops/matmul/matmul.cpp", "op.bias ? at(op.bias, first) : nullptr", "nullptr", "Matmul*"),
     "a product of few columns forgets what it adds to": (
@@ -164,6 +168,8 @@ BREAKS = {
     "rows with a gap are taken for adjacent": (
         "src/host/generate/generator_step.cpp", "result.leading = rows.back() + 1 == result.count;", "result.leading = true;",
         "GeneratorPool*"),
+    "an error of log-probabilities ends its whole group": (
+        "src/host/generate/generator_group.cpp", "results[i].tokens.push_back(chosen[j].token);", "throw;", "LogProbs*"),
     "a token chosen too much is not taken back": (
         "src/host/generate/generator_group.cpp", "if (token >= 0) slots.unchoose(member.slot().row, token, member.options_);", "",
         "GeneratorPool*"),

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Checks who includes whom: headers only what lies above them, kernels only L0-L2, programs only <mamba/...> without its
-detail/, and the folders of src/ and examples/rl/ only those that their rows below name. Kernels do not name what lies
-below L2 either, and the files of a mixer are included by the list of mixers alone."""
+"""Checks who includes whom: headers only what lies above them, kernels only L0-L2, benches only <mamba/...>, programs
+that without its detail/, and the folders of src/ and examples/rl/ only those that their rows below name. Kernels do not
+name what lies below L2 either, and the files of a mixer are included by the list of mixers alone."""
 import pathlib
 import re
 import sys
 
 LAYERS = [
     {"error", "dtype", "bytes", "device", "shape", "version"},
-    {"tensor", "tensor_view", "row_map", "stream", "check", "safetensors", "graph"},
-    {"ops", "detail/fused_ops", "grad_ops", "train_ops"},
+    {"tensor", "tensor_view", "row_map", "stream", "detail/constant_weights", "check", "safetensors", "graph"},
+    {"ops", "detail/fused_ops", "detail/scan_chunk", "grad_ops", "train_ops"},
     {"config", "weights", "state", "tape", "detail/mixer", "mamba1", "mamba1_grad", "layer"},
     {"stack", "logits", "language_model", "state_file", "loss", "optimizer"},
     {"sampling", "generate_options", "generator_snapshot", "generator", "tokenizer", "state_cache", "speculative",
@@ -116,10 +116,10 @@ def problems(root):
             foreign = source != root / MODEL / "mixers.cpp" and source.parent != root / mixer
             if mixer.parent.as_posix() == MODEL and mixer.name not in NOT_MIXERS and foreign:
                 yield f"{source}: only mixers.cpp and the mixer itself include {name}"
-    for folder in ("examples", "bench"):
+    for folder, private in (("examples", ("mamba/detail/",)), ("bench", ())):
         for source in sorted(p for p in (root / folder).rglob("*") if p.suffix in {".cpp", ".hpp", ".cu", ".cuh"}):
             for name in includes(source):
-                if name.startswith(("detail/", "mamba/detail/", "host/", "kernels/", "src/")) or "../src" in name:
+                if name.startswith((*private, "detail/", "host/", "kernels/", "src/")) or "../src" in name:
                     yield f"{source}: needs something private ({name})"
 
 

@@ -5,6 +5,8 @@
 #include <string>
 
 #include <mamba/error.hpp>
+#include <mamba/state.hpp>
+#include <mamba/weights.hpp>
 
 #include "../host_memory.hpp"
 
@@ -18,15 +20,19 @@ std::string gib(double bytes) {
 
 double size(mamba::DType dtype) { return static_cast<double>(mamba::size_of(dtype)); }
 
+double bytes(const mamba::Shape& shape, mamba::DType dtype) {
+  return static_cast<double>(shape.count()) * size(dtype);
+}
+
 }  // namespace
 
 double bytes_of_state(const mamba::LanguageModelConfig& config, mamba::DType dtype) {
   const mamba::LanguageModelConfig whole = config.resolved();
-  const auto& layer = whole.layer;
-  const auto inner = static_cast<double>(layer.d_inner);
-  return static_cast<double>(whole.n_layer) * inner *
-         (static_cast<double>(layer.d_conv - 1) * size(dtype) +
-          static_cast<double>(layer.d_state) * size(mamba::DType::f32));
+  double layer = 0;
+  for (const mamba::StateTensor& one : mamba::state_tensors) {
+    layer += bytes(one.shape(whole.layer, 1), one.f32 ? mamba::DType::f32 : dtype);
+  }
+  return static_cast<double>(whole.n_layer) * layer;
 }
 
 double bytes_of_generator(const mamba::LanguageModelConfig& config, mamba::DType dtype) {
@@ -37,13 +43,14 @@ double bytes_of_generator(const mamba::LanguageModelConfig& config, mamba::DType
 
 double bytes_of_model(const mamba::LanguageModelConfig& config, mamba::DType dtype) {
   const mamba::LanguageModelConfig whole = config.resolved();
-  const auto& layer = whole.layer;
-  const auto inner = static_cast<double>(layer.d_inner);
-  const auto model = static_cast<double>(layer.d_model);
-  const double matrices = inner * (3 * model + 2 * static_cast<double>(layer.dt_rank) +
-                                   2 * static_cast<double>(layer.d_state));
+  const auto d_model = static_cast<double>(whole.layer.d_model);
+  const mamba::LayerWeights none;
+  double layer = d_model * size(mamba::DType::f32);  // its norm
+  mamba::LayerWeights::each(none, whole.layer, dtype,
+                            [&](const char*, const mamba::Tensor&, const mamba::Shape& shape,
+                                mamba::DType type) { layer += bytes(shape, type); });
   const double rows = static_cast<double>(whole.vocab_rows) * (whole.tie_embeddings ? 1 : 2);
-  return (static_cast<double>(whole.n_layer) * matrices + rows * model) * size(dtype);
+  return static_cast<double>(whole.n_layer) * layer + rows * d_model * size(dtype);
 }
 
 double bytes_of_call(const mamba::LanguageModelConfig& config, double tokens) {

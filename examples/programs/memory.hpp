@@ -11,7 +11,7 @@ double bytes_of_state(const mamba::LanguageModelConfig& config,
                       mamba::DType dtype);  // of one sequence
 // Of a generator in a pool: its state, its logits, and what it counts of tokens.
 double bytes_of_generator(const mamba::LanguageModelConfig& config, mamba::DType dtype);
-// Of weights in one dtype.
+// Of weights whose matrices have this dtype.
 double bytes_of_model(const mamba::LanguageModelConfig& config, mamba::DType dtype);
 // At the least, of a call of so many tokens in all rows: what goes from layer to layer.
 double bytes_of_call(const mamba::LanguageModelConfig& config, double tokens);

@@ -9,6 +9,7 @@
 #include <string>
 
 #include <mamba/config.hpp>
+#include <mamba/detail/constant_weights.hpp>
 #include <mamba/grad_ops.hpp>
 #include <mamba/logits.hpp>
 #include <mamba/stack.hpp>
@@ -129,7 +130,7 @@ inline void LanguageModel::forward(ConstTensorView ids, StackState& state, const
 inline void LanguageModel::forward_piece(ConstTensorView ids, StackState& state, TensorView logits,
                                          Stream& stream, const StackOptions& options,
                                          LanguageModelTape* tape) const {
-  const ConstantWeights constant(stream);
+  const detail::ConstantWeights constant(stream);
   Scratch scratch(stream);
   Embedding embed;
   embed.ids = ids;

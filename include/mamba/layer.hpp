@@ -5,6 +5,7 @@
 #include <utility>
 
 #include <mamba/config.hpp>
+#include <mamba/detail/constant_weights.hpp>
 #include <mamba/detail/mixer.hpp>
 #include <mamba/ops.hpp>
 #include <mamba/state.hpp>
@@ -29,7 +30,8 @@ struct LayerOptions : SequenceOptions {
 // work; after an ArgumentError state and outputs are as they were.
 class Layer {
  public:
-  // Takes the weights, whose shapes, dtypes (matrices: all of in_proj's) and device are checked.
+  // Takes the weights, whose shapes, dtypes (matrices: all of the first one's) and device are
+  // checked.
   Layer(const LayerConfig& config, LayerWeights weights);
   // Fresh weights by the published recipe.
   static Layer random(const LayerConfig& config, std::uint64_t seed, DType dtype = DType::f32,
@@ -39,8 +41,8 @@ class Layer {
   const LayerWeights& weights() const { return weights_; }
   // For training. Values may change between calls, never shapes, dtypes or places.
   LayerWeights& weights() { return weights_; }
-  DType dtype() const { return weights_.in_proj.dtype(); }
-  Device device() const { return weights_.in_proj.device(); }
+  DType dtype() const { return (weights_.*matrix_).dtype(); }
+  Device device() const { return (weights_.*matrix_).device(); }
 
   // Nothing seen yet, for `batch` sequences.
   MambaState make_state(std::int64_t batch) const {
@@ -86,6 +88,7 @@ class Layer {
   LayerConfig config_;
   LayerWeights weights_;
   const detail::Mixer* mixer_;  // that of the config
+  detail::LayerWeightMember matrix_;  // the mixer's first weight
 };
 
 inline void Layer::forward(ConstTensorView x, MambaState& state, TensorView y, Stream& stream,
@@ -103,7 +106,7 @@ inline void Layer::forward(ConstTensorView x, const AddRmsNorm* norm, MambaState
   }
   if (x.count() == 0 && !options.rows.read) return;  // nothing to see, nothing to move
 
-  const ConstantWeights constant(stream);
+  const detail::ConstantWeights constant(stream);
   mixer_->forward(
       {config_, weights_, x, state, &state, options.reset, options.rows, options.steps, norm}, y,
       tape != nullptr && !tape->recompute ? &tape->activations_ : nullptr, stream);

@@ -83,12 +83,9 @@ struct SelectiveScan {
   // any reset at that step. [batch, ceil(time / chunk_steps), channels, d_state] f32, dense;
   // optional.
   TensorView chunk_states;
-  std::int64_t chunk_steps = 0;  // at least 1 where chunk_states is there: see scan_chunk_steps
+  // At least 1 where chunk_states is there. CUDA takes a single length, which its error names.
+  std::int64_t chunk_steps = 0;
 };
-
-// The chunk length that the gradient of this scan (its shapes and dtype) is fastest with on the
-// stream's device. Every device takes its own answer for the same shapes; the CPU takes any length.
-std::int64_t scan_chunk_steps(const SelectiveScan& op, const Stream& stream);
 
 // The residual stream and its norm in one pass (Zhang & Sennrich 2019, pre-norm form):
 //   sum = residual + x;  residual = sum;  y = sum rsqrt(mean(sum^2) + epsilon) weight
@@ -165,9 +162,9 @@ struct Sample {
 
 // to[to_rows[i]] = from[from_rows[i]], whole rows (everything below the first dimension); an absent
 // list counts i = 0, 1, 2, .... For i in 0 .. n - 1, n being the length of a list that is there, or
-// else of both tensors. `to_rows` may not name a row twice, and `from` and `to` must not overlap.
-// On CUDA a source row out of range gives NaN, a target row out of range is left out, and the
-// stream's next synchronize() throws.
+// else of both tensors. `to_rows` may not name a row twice, and `from` and `to` must not overlap,
+// which is checked. On CUDA a source row out of range gives NaN, a target row out of range is left
+// out, and the stream's next synchronize() throws.
 struct CopyRows {
   ConstTensorView from;       // [rows, ...] any dtype, dense
   ConstTensorView from_rows;  // [n] i32, optional

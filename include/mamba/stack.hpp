@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include <mamba/detail/constant_weights.hpp>
 #include <mamba/grad_ops.hpp>
 #include <mamba/layer.hpp>
 #include <mamba/ops.hpp>
@@ -78,7 +79,7 @@ inline void Stack::forward(ConstTensorView x, StackState& state, TensorView y, S
   if (options.steps != nullptr) options.steps->layers.resize(size());
   if (options.tape != nullptr) begin(*options.tape, x.shape());
 
-  const ConstantWeights constant(stream);
+  const detail::ConstantWeights constant(stream);
   Scratch scratch(stream);
   const TensorView sums[2] = {scratch.take(x.shape(), DType::f32),
                               scratch.take(x.shape(), DType::f32)};

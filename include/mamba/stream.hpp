@@ -14,6 +14,10 @@
 
 namespace mamba {
 
+namespace detail {
+class ConstantWeights;
+}  // namespace detail
+
 // A sequence of operations on one device. On the CPU an operation is done when its call returns,
 // using up to `threads` threads; on CUDA it is queued on a CUDA stream. One stream is used by one
 // host thread at a time; different streams may run the same Layer at once.
@@ -38,7 +42,7 @@ class Stream {
   void synchronize();
 
  private:
-  friend class ConstantWeights;
+  friend class detail::ConstantWeights;
   friend class Scratch;
   friend struct StreamAccess;  // the kernels' side, src/detail/stream_access.hpp
   friend void synchronize(Device device);
@@ -56,21 +60,6 @@ Stream& default_stream(Device device = Device::cpu());
 // stream that is being recorded only what it queued before counts. Bad values that were found are
 // still told by their own stream.
 void synchronize(Device device);
-
-// While this object lives, the caller promises that no work queued on the stream writes weights
-// (matrices, biases, norm weights) which an operation queued in the same period reads. A CUDA
-// kernel may then fetch its weights while the kernels before it still run. Work queued before the
-// promise may still write them. Scopes nest.
-class ConstantWeights {
- public:
-  explicit ConstantWeights(Stream& stream);
-  ~ConstantWeights();
-  ConstantWeights(const ConstantWeights&) = delete;
-  ConstantWeights& operator=(const ConstantWeights&) = delete;
-
- private:
-  Stream& stream_;
-};
 
 // A bump arena on a stream: tensors that live until the scope ends. Memory is kept by the stream,
 // at addresses that stay the same for the same sequence of calls, so after the first call nothing

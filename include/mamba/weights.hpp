@@ -49,7 +49,9 @@ struct LayerWeight {
   LayerWeightMember tensor = nullptr;
   Shape shape;
   DType dtype = DType::f32;
-  bool wanted = true;  // by the config: `each` passes the others over
+  bool decays = false;      // where it is trained: see AdamWOptions
+  bool wanted = true;       // by the config: `each` passes the others over
+  Shape published = shape;  // in files
 };
 
 // A list in place, since a backward run walks it and allocates nothing.
@@ -60,6 +62,7 @@ class LayerWeightList {
     if (size_ > most) throw ArgumentError("LayerWeightList", "size", "16", std::to_string(size_));
     std::copy(list.begin(), list.end(), list_.begin());
   }
+  const LayerWeight& front() const { return list_.front(); }
   const LayerWeight* begin() const { return list_.data(); }
   const LayerWeight* end() const { return list_.data() + size_; }
 
@@ -68,7 +71,8 @@ class LayerWeightList {
   std::size_t size_;
 };
 
-// The list of the config's mixer: every tensor that it may have.
+// The list of the config's mixer: every tensor that it may have. The first is the matrix whose
+// dtype and device are the layer's.
 LayerWeightList layer_weights(const LayerConfig& config, DType dtype);
 
 }  // namespace detail

@@ -19,11 +19,11 @@ struct StreamAccess {
   static detail::Team& team(Stream& stream);
   // On CUDA: an int that kernels may set to 1, in memory that the host sees; nullptr on the CPU.
   static int* flag(Stream& stream, BadValue kind);
-  // Whether a kernel may read weights before its turn (see ConstantWeights).
+  // Whether a kernel may read weights before its turn (see detail::ConstantWeights).
   static bool constant_weights(const Stream& stream);
   // Asked for each kernel of a chain: whether it may begin before what is queued has ended. The
-  // first one under a ConstantWeights may not, so that all others find what was queued before it
-  // done.
+  // first one under a detail::ConstantWeights may not, so that all others find what was queued
+  // before it done.
   static bool begins_early(Stream& stream);
   // While one lives, work on the stream is recorded and not queued.
   class Recording {

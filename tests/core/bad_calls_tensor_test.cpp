@@ -1,4 +1,6 @@
 // Bad calls of devices, shapes, tensors, streams and files.
+#include <mamba/detail/constant_weights.hpp>
+
 #include "bad_calls.hpp"
 
 namespace mamba {
@@ -103,7 +105,7 @@ TEST(BadCalls, DevicesShapesAndTensors) {
           {"Stream: stream: expected a stream, got one that was moved from",
            [&] { const Scratch scratch(gone); }},
           {"Stream: stream: expected a stream, got one that was moved from",
-           [&] { const ConstantWeights constant(gone); }},
+           [&] { const detail::ConstantWeights constant(gone); }},
           {"Stream: stream: expected a stream, got one that was moved from",
            [&] { zero(to, gone); }},
           {"Stream::borrow: device: expected a CUDA device, got cpu",

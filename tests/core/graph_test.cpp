@@ -192,6 +192,26 @@ TEST_EACH(Graph, AnErrorWhileRecordingLeavesTheStreamUsable, testing::CudaDevice
   EXPECT_EQ(testing::values(values), (std::vector<double>{0, 0}));
 }
 
+// Every replay would read where the list was.
+TEST(Graph, RefusesRowsAsAList) {
+  for (Device device : devices()) {
+    if (device.is_cpu()) continue;
+    Stream stream(device);
+    LayerConfig config;
+    config.d_model = 8;
+    StackState state(config, 2, 4, DType::f32, device);
+    const StackState source(config, 2, 1, DType::f32, device);
+    testing::expect_error<ArgumentError>(
+        "StackState::scatter: rows: expected a tensor where a graph is recorded, got a list",
+        [&] { Graph::record(stream, [&](Stream& on) { state.scatter(source, {3}, on); }); });
+    testing::expect_error<ArgumentError>(
+        "MambaState::gather: rows: expected a tensor where a graph is recorded, got a list",
+        [&] { Graph::record(stream, [&](Stream& on) { state.gather({3}, on); }); });
+    state.scatter(source, {3}, stream);
+    stream.synchronize();
+  }
+}
+
 TEST(Graph, NeedsACudaStream) {
   Stream stream;
   testing::expect_error<ArgumentError>("Graph::record: stream: expected a CUDA stream, got cpu",

@@ -132,6 +132,21 @@ TEST_F(ModelFolder, NamesOfOtherModelsAreNotTaken) {
   expect_error("transformer.norm_f.weight: expected only tensors that the config has");
 }
 
+// ---- biases ------------------------------------------------------------------------------------
+
+TEST_F(ModelFolder, BiasesOfWhichNothingIsSaidFollowFromTheFile) {
+  for (const char* golden : {"base", "biased", "wide"}) {  // the convolution's; all; none
+    take(golden);
+    const LanguageModel said = load();
+    set_config("use_bias", nullptr);
+    set_config("use_conv_bias", nullptr);
+    const LanguageModel silent = load();
+    EXPECT_EQ(silent.config().layer.use_bias, said.config().layer.use_bias) << golden;
+    EXPECT_EQ(silent.config().layer.use_conv_bias, said.config().layer.use_conv_bias) << golden;
+    EXPECT_EQ(silent.fingerprint(), said.fingerprint()) << golden;
+  }
+}
+
 // ---- the head -----------------------------------------------------------------------------------
 
 TEST_F(ModelFolder, AHeadOfWhichNothingIsSaidFollowsFromTheFile) {

@@ -76,6 +76,18 @@ TEST_F(ModelSave, ReplacesConfigAndWeights) {
   EXPECT_EQ(names, (std::set<std::string>{"config.json", "model.safetensors"}));
 }
 
+TEST_F(ModelSave, ShapesAreThosePublished) {
+  for (const char* golden : {"base", "biased", "falcon"}) {
+    const std::string from = testing::golden_folder(golden);
+    LanguageModel::load(from).save(model());
+    const SafetensorsFile published(from + "/model.safetensors"), saved(file("model.safetensors"));
+    ASSERT_EQ(saved.entries().size(), published.entries().size()) << golden;
+    for (const SafetensorsEntry& entry : published.entries()) {
+      EXPECT_EQ(saved.entry(entry.name).shape, entry.shape) << golden << " " << entry.name;
+    }
+  }
+}
+
 TEST_F(ModelSave, KilledBeforeTheWeightsItIsTheOldModel) {
   numbered(2).save(folder_.file("other"));
   numbered(1).save(model());

@@ -4,9 +4,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <new>
 
 #include <mamba/speculative.hpp>
 
+#include "core/allocations.hpp"
 #include "each.hpp"
 #include "generate/texts.hpp"
 #include "host/generate/generator_slots.hpp"
@@ -17,6 +19,7 @@ namespace {
 
 using testing::bytes_model;
 using testing::expect_error;
+using testing::golden_folder;
 using testing::Ids;
 using testing::lively;
 using testing::prompt;
@@ -99,6 +102,53 @@ TEST_EACH(LogProbsTest, ACallbackThatTakesAnotherMemberFurtherChangesNone, Devic
   };
   const std::vector<Generated> results = Generator::generate({&first, &second}, options);
   expect_log_probs(model, results[1].tokens, results[1].log_probs, 0, 1e-4);
+}
+
+// The log-probabilities are computed after all members' tokens are chosen: whose memory runs out
+// there or elsewhere, every token is in its member's results or still to come.
+TEST(LogProbsTest, AnErrorOfOneMembersCostsNoOtherItsToken) {
+  const LanguageModel model = LanguageModel::load(golden_folder("bytes"));
+  Stream stream(Device::cpu(), 1);
+  const auto begun = [&](GeneratorPool& pool) {
+    std::vector<Generator> members;
+    for (std::uint64_t seed = 1; seed <= 3; ++seed) members.push_back(pool.make(lively(seed)));
+    Generator::read({&members[0], &members[1], &members[2]}, {prompt, prompt, prompt});
+    return members;
+  };
+  std::vector<Ids> wanted;
+  {
+    GeneratorPool pool(model, 3, stream);
+    for (Generator& member : begun(pool)) wanted.push_back(member.generate(tokens(8)).tokens);
+  }
+  bool failed = true;
+  std::vector<int> alone(3);  // how often a member's error was the only one
+  for (long n = 1; failed; ++n) {
+    SCOPED_TRACE("allocation " + std::to_string(n));
+    GeneratorPool pool(model, 3, stream);
+    std::vector<Generator> members = begun(pool);
+    const Generator::Group group{&members[0], &members[1], &members[2]};
+    const std::vector<GenerateOptions> options{tokens(3, 2)};
+    std::vector<Generated> results(3);
+    {
+      const testing::FailingAllocation failing(n);
+      try {
+        results = Generator::generate(group, options);
+      } catch (const std::bad_alloc&) {  // before anything was chosen
+      }
+      failed = failing.failed();
+    }
+    std::size_t errors = 0;
+    for (const Generated& result : results) errors += result.error != nullptr;
+    for (std::size_t i = 0; i < 3; ++i) {
+      Ids text = results[i].tokens;
+      if (errors == 1 && results[i].error) ++alone[i];
+      const Ids rest =
+          members[i].generate(tokens(8 - static_cast<std::int64_t>(text.size()))).tokens;
+      text.insert(text.end(), rest.begin(), rest.end());
+      EXPECT_EQ(text, wanted[i]) << "member " << i;
+    }
+  }
+  for (const int times : alone) EXPECT_GT(times, 0);
 }
 
 TEST_EACH(LogProbsTest, ALoopOfOnesOwnMayAskAfterEachToken, Device device) {

@@ -19,17 +19,10 @@ using testing::bits;
 using testing::bytes_model;
 using testing::expect_error;
 using testing::Ids;
+using testing::lively;
 using testing::prompt;
 
 const Ids vowels{97, 101, 105, 111, 117};
-
-SamplingOptions lively(std::uint64_t seed) {
-  SamplingOptions options;
-  options.temperature = 1.2f;
-  options.repetition_penalty = 1.1f;
-  options.seed = seed;
-  return options;
-}
 
 SamplingOptions only(const Ids& allowed, SamplingOptions options = {}) {
   options.allowed = allowed;

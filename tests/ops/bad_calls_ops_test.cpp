@@ -161,6 +161,16 @@ TEST_EACH(BadCallsOfOps, OutputsThatRunOverTheirInputs, Device device) {
   EXPECT_NO_THROW(run(columns, stream));
   columns.y = at(0, {2, 4, 4}).steps(1, 2);
   EXPECT_THROW(run(columns, stream), ArgumentError);
+  CopyRows rows;
+  rows.from = at(0, {3, 8});
+  rows.to = at(24, {3, 8});
+  EXPECT_NO_THROW(run(rows, stream));
+  for (const std::int64_t offset : {0, 8, 23}) {
+    rows.to = at(offset, {3, 8});
+    testing::expect_error<ArgumentError>(
+        "copy_rows: to: expected other memory than from, got a part of it",
+        [&] { run(rows, stream); });
+  }
 }
 
 }  // namespace

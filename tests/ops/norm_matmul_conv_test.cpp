@@ -102,7 +102,7 @@ void expect_same_bits(const Case& c, Device device, const std::string& what, boo
     if (device.is_cuda()) {
       EXPECT_EQ(cuda::in_one_pass(together.norm, together.product, together.conv), one_pass);
     }
-    run(together.norm, together.product, together.conv, stream);
+    detail::run(together.norm, together.product, together.conv, stream);
     stream.synchronize();
     for (std::size_t i = 0; i < alone.results().size(); ++i) {
       EXPECT_EQ(bits(*together.results()[i].second), bits(*alone.results()[i].second))
@@ -196,7 +196,7 @@ TEST(NormMatmulConv, WrongOperandsAreNamedAndNothingIsTouched) {
   const auto before = bits(chain.sum);
   chain.conv.weight = {};
   expect_error<ArgumentError>("causal_conv: weight: expected a tensor, got none", [&] {
-    run(chain.norm, chain.product, chain.conv, default_stream());
+    detail::run(chain.norm, chain.product, chain.conv, default_stream());
   });
   EXPECT_EQ(bits(chain.sum), before);
 }
@@ -207,7 +207,7 @@ TEST_EACH(NormMatmulConv, AStateRowThatDoesNotExistGivesNaN, testing::CudaDevice
   const auto before = bits(chain.state);
   const Tensor row = Tensor::from<std::int32_t>({1}, {1}).to(device);
   chain.conv.rows = {row, row};
-  run(chain.norm, chain.product, chain.conv, stream);
+    detail::run(chain.norm, chain.product, chain.conv, stream);
   EXPECT_THROW(stream.synchronize(), ArgumentError);
   EXPECT_EQ(bits(chain.state), before);
   for (const double value : testing::values(chain.u)) EXPECT_TRUE(std::isnan(value));

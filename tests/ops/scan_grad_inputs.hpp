@@ -6,6 +6,8 @@
 #include <utility>
 #include <vector>
 
+#include <mamba/detail/scan_chunk.hpp>
+
 #include "ops/scan_grad_reference.hpp"
 #include "ops/scan_inputs.hpp"
 #include "testing.hpp"
@@ -96,7 +98,7 @@ template <class Run>
 void run_both(const GradInputs& inputs, const Gradients& out, Stream& stream,
               std::int64_t chunk_steps, const Run& run_grad) {
   SelectiveScan scan = inputs.scan.op();
-  scan.chunk_steps = chunk_steps > 0 ? chunk_steps : scan_chunk_steps(scan, stream);
+  scan.chunk_steps = chunk_steps > 0 ? chunk_steps : detail::scan_chunk_steps(scan, stream);
   const ScanCase& c = inputs.shape();
   const std::int64_t chunks = (c.time + scan.chunk_steps - 1) / scan.chunk_steps;
   Tensor states({c.batch, chunks, c.channels, c.d_state}, DType::f32, stream.device());

@@ -48,6 +48,7 @@ class Mixer {
   virtual ~Mixer() = default;
 
   // The tensors that a layer may have, in the order of LayerWeights::each. `config` is resolved.
+  // The first is a matrix, whose dtype and device are the layer's, and which every layer has.
   virtual LayerWeightList weights(const LayerConfig& config, DType dtype) const = 0;
 
   // y [batch, time, d_model] of the layer, and its final states. `kept` receives what backward

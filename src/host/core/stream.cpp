@@ -9,6 +9,7 @@
 #include <vector>
 
 #include <mamba/check.hpp>
+#include <mamba/detail/constant_weights.hpp>
 
 #include "detail/backend.hpp"
 #include "detail/stream_access.hpp"
@@ -258,11 +259,11 @@ Stream& default_stream(Device device) {
   return streams.emplace_back(device);
 }
 
-ConstantWeights::ConstantWeights(Stream& stream) : stream_(stream) {
+detail::ConstantWeights::ConstantWeights(Stream& stream) : stream_(stream) {
   if (stream.impl().constant_weights++ == 0) stream.impl_->chain_begun = false;
 }
 
-ConstantWeights::~ConstantWeights() { --stream_.impl_->constant_weights; }
+detail::ConstantWeights::~ConstantWeights() { --stream_.impl_->constant_weights; }
 
 // ---- scratch ----------------------------------------------------------------------------------
 

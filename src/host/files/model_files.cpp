@@ -12,6 +12,7 @@
 #include "host/files/model_folder.hpp"
 #include "host/model/config/config_files.hpp"
 #include "host/model/fingerprint.hpp"
+#include "host/model/mixers.hpp"
 
 namespace mamba {
 
@@ -21,6 +22,7 @@ namespace {
 
 constexpr const char* where = "LanguageModel::load";
 constexpr const char* head_name = "lm_head.weight";
+constexpr const char* first_layer = "backbone.layers.0.mixer.";
 
 // The ids that end a text by generation_config.json, if it says any.
 std::optional<std::vector<std::int32_t>> generation_end(const std::string& folder) {
@@ -50,14 +52,12 @@ void resolve_head(LanguageModelConfig& config, const Checkpoint& checkpoint, con
 // vocabulary is padded.
 void complete(LanguageModelConfig& config, const Checkpoint& checkpoint,
               const std::string& folder) {
-  const Json json = parse_json(config.source_json, where, "config.json");
-  const std::string mixer = "backbone.layers.0.mixer.";
-  if (!json.contains("use_bias") && !json.contains("ssm_cfg")) {
-    config.layer.use_bias = static_cast<bool>(checkpoint.find(mixer + "in_proj.bias"));
-  }
-  if (!json.contains("use_conv_bias") && !json.contains("ssm_cfg")) {
-    config.layer.use_conv_bias = static_cast<bool>(checkpoint.find(mixer + "conv1d.bias"));
-  }
+  const std::string config_name = "config.json";
+  const Json json = parse_json(config.source_json, where, config_name);
+  const auto has = [&](const char* name) {
+    return static_cast<bool>(checkpoint.find(std::string(first_layer) + name));
+  };
+  host_mixer(config.layer).complete(Fields(json, config_name), has, config.layer);
   const Checkpoint::Found embedding = checkpoint.get("backbone.embeddings.weight");
   if (!embedding.entry->shape.empty()) {
     config.vocab_rows = std::max(config.vocab_size, embedding.entry->shape.front());
@@ -72,7 +72,6 @@ void complete(LanguageModelConfig& config, const Checkpoint& checkpoint,
 
 // The names that parameters of some Mamba of as many layers have.
 std::set<std::string> parameter_names(LanguageModelConfig config) {
-  config.layer.use_bias = config.layer.use_conv_bias = config.layer.gated_norm = true;
   config.tie_embeddings = false;
   LanguageModelWeights none;
   none.stack.layers.resize(static_cast<std::size_t>(config.n_layer));
@@ -81,11 +80,18 @@ std::set<std::string> parameter_names(LanguageModelConfig config) {
   LanguageModelWeights::each(
       none, config, DType::f32,
       [&](const std::string& name, const Tensor&, const Shape&, DType) { names.insert(name); });
+  const detail::LayerWeightList layer = detail::layer_weights(config.layer, DType::f32);
+  for (std::int64_t i = 0; i < config.n_layer; ++i) {
+    for (const detail::LayerWeight& one : layer) {
+      names.insert("backbone.layers." + std::to_string(i) + ".mixer." + one.name);
+    }
+  }
   return names;
 }
 
-DType stored_dtype(const Checkpoint& checkpoint) {
-  const auto found = checkpoint.get("backbone.layers.0.mixer.in_proj.weight");
+DType stored_dtype(const LayerConfig& config, const Checkpoint& checkpoint) {
+  const detail::LayerWeight first = detail::layer_weights(config, DType::f32).front();
+  const auto found = checkpoint.get(std::string(first_layer) + first.name);
   const std::optional<DType> dtype = tensor_dtype(*found.entry);
   return dtype && *dtype != DType::i32 ? *dtype : DType::f32;
 }
@@ -109,7 +115,7 @@ LanguageModel LanguageModel::load(const std::string& folder, std::optional<DType
   const Checkpoint& checkpoint = *opened;
   complete(config, checkpoint, folder);
   config = config.resolved();
-  const DType type = dtype ? *dtype : stored_dtype(checkpoint);
+  const DType type = dtype ? *dtype : stored_dtype(config.layer, checkpoint);
 
   LanguageModelWeights weights;
   weights.stack.layers.resize(static_cast<std::size_t>(config.n_layer));
@@ -144,12 +150,14 @@ LanguageModel LanguageModel::load(const std::string& folder, std::optional<DType
 void LanguageModel::save(const std::string& folder) const {
   make_folder("LanguageModel::save", folder);
   std::vector<SafetensorsItem> items;
+  const detail::LayerWeightList layer = detail::layer_weights(config_.layer, dtype());
   each_weight([&](const std::string& name, const Tensor& tensor) {
     SafetensorsItem item{name, tensor};
     const auto dtype = file_dtypes_.find(name);
     if (dtype != file_dtypes_.end()) item.dtype = dtype->second;
-    if (tensor.rank() == 2 && name.find("conv1d.weight") != std::string::npos) {
-      item.shape = {tensor.dim(0), 1, tensor.dim(1)};  // as published
+    const detail::LayerWeight* weight = weight_named(name, layer);
+    if (weight != nullptr && weight->published != weight->shape) {
+      for (int i = 0; i < weight->published.rank(); ++i) item.shape.push_back(weight->published[i]);
     }
     items.push_back(std::move(item));
   });

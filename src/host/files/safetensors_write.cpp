@@ -49,6 +49,7 @@ Planned plan(const SafetensorsItem& item) {
                         in_quotes(planned.dtype));
   }
   std::vector<std::int64_t> own_shape;
+  own_shape.reserve(static_cast<std::size_t>(item.view.rank()));
   for (int i = 0; i < item.view.rank(); ++i) own_shape.push_back(item.view.dim(i));
   if (planned.shape.empty()) planned.shape = own_shape;
   const auto without_ones = [](std::vector<std::int64_t> sizes) {

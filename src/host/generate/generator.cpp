@@ -224,6 +224,7 @@ namespace {
 template <class Group, class Row>
 SlotRows rows_of(GeneratorSlots& slots, const Group& group, Row row) {
   std::vector<std::int32_t> rows;
+  rows.reserve(group.size());
   for (const auto* member : group) rows.push_back(static_cast<std::int32_t>(row(*member)));
   return slots.rows_of(rows);
 }

@@ -18,6 +18,11 @@ const GenerateOptions& options_of(const std::vector<GenerateOptions>& options, s
   return options[options.size() == 1 ? 0 : member];
 }
 
+// For one more.
+void make_room(std::vector<std::int32_t>& tokens) {
+  if (tokens.size() == tokens.capacity()) tokens.reserve(2 * tokens.size() + 1);
+}
+
 }  // namespace
 
 std::vector<Generated> Generator::generate(const Group& group,
@@ -60,11 +65,16 @@ std::vector<Generated> Generator::generate(const Group& group,
 void Generator::run_together(const Group& group, const std::vector<GenerateOptions>& options,
                              std::vector<std::size_t>& active, std::vector<Generated>& results) {
   while (!active.empty()) {
-    Group writing;
-    for (const std::size_t i : active) writing.push_back(group[i]);
+    Group writing;  // this and all memory to tell of tokens is there before there are any
+    std::vector<std::optional<LogProbs>> odds(active.size());
+    std::vector<std::size_t> left;
+    left.reserve(active.size());
+    for (const std::size_t i : active) {
+      writing.push_back(group[i]);
+      make_room(results[i].tokens);
+    }
     std::vector<Chosen> chosen = next(writing);
     // Before anybody hears of a token: a callback may take another member's logits further.
-    std::vector<std::optional<LogProbs>> odds(active.size());
     for (std::size_t j = 0; j < active.size(); ++j) {
       const std::size_t i = active[j];
       if (chosen[j].error) continue;
@@ -76,7 +86,6 @@ void Generator::run_together(const Group& group, const std::vector<GenerateOptio
         chosen[j].error = std::current_exception();
       }
     }
-    std::vector<std::size_t> left;
     for (std::size_t j = 0; j < active.size(); ++j) {
       const std::size_t i = active[j];
       if (chosen[j].error) {

@@ -94,17 +94,17 @@ GeneratorSnapshot Generator::snapshot() {
 }
 
 Generator::Generator(const LanguageModel& model, const GeneratorSnapshot& snapshot)
-    : Generator(model, snapshot.options()) {
+    : Generator(model, SamplingOptions()) {
   put_back("Generator", snapshot);
 }
 
 Generator::Generator(const LanguageModel& model, const GeneratorSnapshot& snapshot, Stream& stream)
-    : Generator(model, snapshot.options(), stream) {
+    : Generator(model, SamplingOptions(), stream) {
   put_back("Generator", snapshot);
 }
 
 Generator GeneratorPool::make(const GeneratorSnapshot& snapshot) {
-  Generator generator = make(snapshot.options());
+  Generator generator = make(SamplingOptions());  // the snapshot's own once it is known to fit
   generator.put_back("GeneratorPool::make", snapshot);
   return generator;
 }

@@ -166,6 +166,7 @@ std::vector<PrefixFiles::Found> PrefixFiles::list() const {
     return a.second.key.length > b.second.key.length;  // times of a file system may be coarse
   });
   std::vector<Found> files;
+  files.reserve(found.size());
   for (const auto& [time, file] : found) files.push_back(file);
   return files;
 }

@@ -11,8 +11,10 @@ namespace mamba {
 
 Layer::Layer(const LayerConfig& config, LayerWeights weights)
     : config_(config.resolved()), weights_(std::move(weights)), mixer_(&detail::mixer_of(config_)) {
-  check::storage("Layer", "in_proj.weight", weights_.in_proj);
-  for (const detail::LayerWeight& one : detail::layer_weights(config_, dtype())) {
+  const detail::LayerWeight first = mixer_->weights(config_, DType::f32).front();
+  matrix_ = first.tensor;
+  check::storage("Layer", first.name, weights_.*matrix_);
+  for (const detail::LayerWeight& one : mixer_->weights(config_, dtype())) {
     const Tensor& tensor = weights_.*one.tensor;
     if (one.wanted || !tensor) continue;  // it would be silently unused
     throw ArgumentError("Layer", one.name, "none (the config has it off)",
@@ -56,7 +58,7 @@ void Layer::check_tape(const char* where, const LayerTape& tape) const {
   if (!tape.filled()) {
     throw ArgumentError(where, "tape", "a forward run that no backward has used", "none");
   }
-  if (tape.layer_ != weights_.in_proj.view().data()) {
+  if (tape.layer_ != (weights_.*matrix_).view().data()) {
     throw ArgumentError(where, "tape", "a forward run of this layer", "one of another");
   }
 }
@@ -99,7 +101,7 @@ ConstTensorView Layer::begin(LayerTape& tape, const ConstTensorView& x, const Ad
   }
   tape.reset_ = options.reset ? std::move(tape.reset_) : Tensor();
   if (options.reset) keep(tape.reset_, options.reset, stream);
-  tape.layer_ = weights_.in_proj.view().data();
+  tape.layer_ = (weights_.*matrix_).view().data();
   return tape.x_;
 }
 

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <string_view>
+
 #include <mamba/error.hpp>
 
 #include "host/model/mamba1/mamba1_mixer.hpp"
@@ -21,6 +23,17 @@ const HostMixer& host_mixer(const LayerConfig& config) {
   }
   throw ArgumentError("LayerConfig", "mixer", "a MixerKind",
                       fmt::format("{}", static_cast<int>(config.mixer)));
+}
+
+const detail::LayerWeight* weight_named(const std::string& name,
+                                        const detail::LayerWeightList& layer) {
+  constexpr std::string_view before = ".mixer.";
+  const std::size_t found = name.rfind(before);
+  const std::size_t first = found == std::string::npos ? 0 : found + before.size();
+  for (const detail::LayerWeight& one : layer) {
+    if (std::string_view(name).substr(first) == one.name) return &one;
+  }
+  return nullptr;
 }
 
 namespace detail {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -43,6 +44,11 @@ class HostMixer : public detail::Mixer {
   virtual void read_own_options(const Fields& own, LayerConfig& config) const = 0;
   virtual void write_own_options(const LayerConfig& config, Json& own) const = 0;
 
+  // What config.json leaves to the tensors: `has` says whether the checkpoint's layers have one of
+  // a name.
+  virtual void complete(const Fields& file, const std::function<bool(const char*)>& has,
+                        LayerConfig& config) const = 0;
+
   // Fresh weights of layer number `layer` by the published recipe; tensor i of it is drawn from the
   // numbers 16 layer + i.
   virtual LayerWeights random(const LayerConfig& config, DType dtype, std::uint64_t seed,
@@ -52,5 +58,10 @@ class HostMixer : public detail::Mixer {
 const std::vector<const HostMixer*>& mixers();
 // An ArgumentError if there is no such mixer.
 const HostMixer& host_mixer(const LayerConfig& config);
+
+// The one of a layer's weights that a name in a layer, "D", or in a model,
+// "backbone.layers.3.mixer.D", means; nullptr: none.
+const detail::LayerWeight* weight_named(const std::string& name,
+                                        const detail::LayerWeightList& layer);
 
 }  // namespace mamba

@@ -12,45 +12,42 @@
 #include <mamba/train_ops.hpp>
 
 #include "host/core/finished.hpp"
+#include "host/model/mixers.hpp"
 #include "host/model/model_checks.hpp"
 
 namespace mamba {
 
 namespace {
 
-// Adds what has a gradient. `prefix` stands before the published name within.
+// Adds what has a gradient.
 void add(std::vector<Parameter>& list, const std::string& name, Tensor& weight,
-         const Tensor& gradient) {
-  if (!gradient) return;
-  const auto ends_with = [&](const std::string& end) {
-    return name.size() >= end.size() &&
-           name.compare(name.size() - end.size(), end.size(), end) == 0;
-  };
-  const bool decay = weight.rank() == 2 && !ends_with("A_log") && !ends_with("conv1d.weight");
-  list.push_back({name, weight, gradient, decay});
+         const Tensor& gradient, bool decays) {
+  if (gradient) list.push_back({name, weight, gradient, decays});
 }
 
+// `prefix` stands before the published name within.
 void add(std::vector<Parameter>& list, const std::string& prefix, Layer& layer,
          const LayerWeights& gradients) {
-  std::vector<const Tensor*> all;
-  LayerWeights::each(
-      gradients, layer.config(), DType::f32,
-      [&](const char*, const Tensor& tensor, const Shape&, DType) { all.push_back(&tensor); });
-  std::size_t i = 0;
-  LayerWeights::each(layer.weights(), layer.config(), layer.dtype(),
-                     [&](const char* name, Tensor& tensor, const Shape&, DType) {
-                       add(list, prefix + name, tensor, *all[i++]);
-                     });
+  for (const detail::LayerWeight& one : detail::layer_weights(layer.config(), DType::f32)) {
+    if (!one.wanted) continue;
+    add(list, prefix + one.name, layer.weights().*one.tensor, gradients.*one.tensor, one.decays);
+  }
 }
 
 void add(std::vector<Parameter>& list, Stack& stack, const StackWeights& gradients) {
   check_gradients("parameters", stack, gradients);
   for (std::size_t i = 0; i < stack.size(); ++i) {
     const std::string prefix = fmt::format("backbone.layers.{}.", i);
-    add(list, prefix + "norm.weight", stack.norm(i), gradients.norms[i]);
+    add(list, prefix + "norm.weight", stack.norm(i), gradients.norms[i], false);
     add(list, prefix + "mixer.", stack.layer(i), gradients.layers[i]);
   }
-  add(list, "backbone.norm_f.weight", stack.norm(stack.size()), gradients.norm_f);
+  add(list, "backbone.norm_f.weight", stack.norm(stack.size()), gradients.norm_f, false);
+}
+
+// Of a layer's weights its mixer says which decay; of a model's others, the embedding and the head.
+bool decays(const detail::LayerWeightList& layer, const std::string& name, const Tensor& weight) {
+  const detail::LayerWeight* one = weight_named(name, layer);
+  return one != nullptr ? one->decays : weight.rank() == 2;
 }
 
 }  // namespace
@@ -75,10 +72,12 @@ std::vector<Parameter> parameters(LanguageModel& model, const LanguageModelWeigh
                              [&](const std::string&, const Tensor& tensor, const Shape&, DType) {
                                all.push_back(&tensor);
                              });
+  const detail::LayerWeightList layer = detail::layer_weights(model.config().layer, DType::f32);
   std::vector<Parameter> list;
   std::size_t i = 0;
-  model.each_mutable_weight(
-      [&](const std::string& name, Tensor& tensor) { add(list, name, tensor, *all[i++]); });
+  model.each_mutable_weight([&](const std::string& name, Tensor& tensor) {
+    add(list, name, tensor, *all[i++], decays(layer, name, tensor));
+  });
   return list;
 }
 

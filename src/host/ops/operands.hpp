@@ -91,6 +91,10 @@ class Operands {
     fail(name, fmt::format("the memory of {}, in its dtype and pitches, or other memory", other),
          "a part of it, or in another form");
   }
+  void apart(const char* name, const ConstTensorView& out, const char* other,
+             const ConstTensorView& in) const {
+    if (overlap(out, in)) fail(name, fmt::format("other memory than {}", other), "a part of it");
+  }
   void finite(const char* name, float value, float low) const {
     if (!(value >= low) || !std::isfinite(value)) {
       fail(name, fmt::format("a finite number of at least {}", low), fmt::format("{}", value));

@@ -7,6 +7,7 @@
 
 #include <mamba/check.hpp>
 #include <mamba/detail/fused_ops.hpp>
+#include <mamba/detail/scan_chunk.hpp>
 
 #include "host/core/row_map.hpp"
 #include "host/ops/dispatch.hpp"
@@ -120,7 +121,8 @@ void run(const AddRmsNorm& op, Stream& stream) {
   if (op.y.count() > 0) dispatch(op, stream);
 }
 
-void run(const AddRmsNorm& norm, const Matmul& product, const CausalConv& conv, Stream& stream) {
+void detail::run(const AddRmsNorm& norm, const Matmul& product, const CausalConv& conv,
+                 Stream& stream) {
   check_operands(norm, stream);
   check_operands(product, stream);
   check_operands(conv, stream);
@@ -178,7 +180,7 @@ void run(const SelectiveScan& op, Stream& stream) {
   dispatch(projected, stream);
 }
 
-std::int64_t scan_chunk_steps(const SelectiveScan& op, const Stream& stream) {
+std::int64_t detail::scan_chunk_steps(const SelectiveScan& op, const Stream& stream) {
   const Operands operands("scan_chunk_steps", stream);
   operands.rank("x", op.x, 3);
   operands.rank("A_log", op.A_log, 2);
@@ -297,6 +299,7 @@ void run(const CopyRows& op, Stream& stream) {
   operands.is("to", op.to, op.from.shape().with(0, op.to_rows ? op.to.dim(0) : n), op.from.dtype());
   operands.dense("from", op.from);
   operands.dense("to", op.to);
+  operands.apart("to", op.to, "from", op.from);
   if (op.from_rows) {
     check_row_list(operands, "from_rows", op.from_rows, n, op.from.dim(0), false);
   } else {

@@ -161,7 +161,7 @@ class Reader {
         tables_.byte_ids[static_cast<unsigned char>(bytes->front())] = id;
       }
       if (bytes && tables_.ignore_merges) tables_.whole_words.emplace(*bytes, id);
-      add_bytes(token, bytes ? std::move(*bytes) : token, id);
+      add_bytes(token, std::move(bytes).value_or(token), id);
     }
     check_bytes();
   }

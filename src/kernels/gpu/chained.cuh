@@ -4,8 +4,8 @@
 //
 // Before it has waited, kernels queued long before it may still run, for each of them may have
 // begun early. It may prefetch into L2, where nothing is out of date, and read, past L1, what no
-// kernel of the chain writes: under a ConstantWeights, weights. There the chain's first kernel does
-// not begin early; so the others begin after everything queued before it has ended.
+// kernel of the chain writes: under a detail::ConstantWeights, weights. There the chain's first
+// kernel does not begin early; so the others begin after everything queued before it has ended.
 //
 // So every kernel that launch_chained() launches calls wait_for_previous() in every thread, before
 // it reads or writes what another kernel touches.

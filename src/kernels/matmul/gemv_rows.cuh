@@ -56,10 +56,10 @@ struct RowsCut {
   int warps;  // of a block
   int ahead;  // rounds of a ring
   unsigned blocks;
-  // The first rounds are read before the kernel's turn (see ConstantWeights). To bring more into L2
-  // does not help, neither so early (1.4b: 1.27 ms a token, 1.31 with 16 MB, 1.42 with 32 MB) nor
-  // while x_proj and the scan leave the memory idle (1.31, and 1.50 with all of out_proj): what
-  // those read then comes later.
+  // The first rounds are read before the kernel's turn (see detail::ConstantWeights). To bring more
+  // into L2 does not help, neither so early (1.4b: 1.27 ms a token, 1.31 with 16 MB, 1.42 with 32
+  // MB) nor while x_proj and the scan leave the memory idle (1.31, and 1.50 with all of out_proj):
+  // what those read then comes later.
   bool constant;
 
   template <class T>

@@ -3,7 +3,7 @@
 // of it is there. A block multiplies a tile of weight rows and of rows of x over a part of the
 // depth; the blocks of a cluster share the depth of one tile, so that x is not read again for every
 // few weight rows, and give each other their sums through shared memory. Weights are on their way
-// before the kernel's turn (see ConstantWeights).
+// before the kernel's turn (see detail::ConstantWeights).
 //
 // Every order of summation is fixed by the shape and the launch, so the bits are too.
 #pragma once

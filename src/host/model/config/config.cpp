@@ -2,8 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <utility>
-
 #include <mamba/error.hpp>
 
 #include "host/model/config/config_checks.hpp"
@@ -49,7 +47,7 @@ Complain argument_error(const char* where) {
 }  // namespace
 
 LayerConfig resolve(LayerConfig config, const Complain& complain) {
-  return host_mixer(config).resolve(std::move(config), complain);
+  return host_mixer(config).resolve(config, complain);
 }
 
 LanguageModelConfig resolve(LanguageModelConfig c, const Complain& complain) {

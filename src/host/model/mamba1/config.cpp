@@ -123,4 +123,11 @@ void Mamba1Mixer::write_own_options(const LayerConfig& layer, Json& own) const {
   if (layer.initial_D != LayerConfig().initial_D) own.set("initial_D", number(layer.initial_D));
 }
 
+void Mamba1Mixer::complete(const Fields& file, const std::function<bool(const char*)>& has,
+                           LayerConfig& layer) const {
+  if (file.has("ssm_cfg")) return;  // mamba_ssm's form says what it has
+  if (!file.has("use_bias")) layer.use_bias = has("in_proj.bias");
+  if (!file.has("use_conv_bias")) layer.use_conv_bias = has("conv1d.bias");
+}
+
 }  // namespace mamba

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -26,6 +27,8 @@ class Mamba1Mixer final : public HostMixer {
   std::vector<const char*> own_keys() const override;
   void read_own_options(const Fields& own, LayerConfig& config) const override;
   void write_own_options(const LayerConfig& config, Json& own) const override;
+  void complete(const Fields& file, const std::function<bool(const char*)>& has,
+                LayerConfig& config) const override;
 
   // weights.cpp
   detail::LayerWeightList weights(const LayerConfig& config, DType dtype) const override;

@@ -1,3 +1,4 @@
+#include <mamba/detail/scan_chunk.hpp>
 #include <mamba/mamba1_grad.hpp>
 
 #include "host/model/kept.hpp"
@@ -43,7 +44,7 @@ Mamba1Activations lasting(const detail::MixerForward& run, std::vector<Tensor>* 
     return shaped((*kept)[next++], shape, type, stream.device());
   };
   Mamba1Activations a;
-  a.chunk_steps = scan_chunk_steps(scan, stream);
+  a.chunk_steps = detail::scan_chunk_steps(scan, stream);
   const std::int64_t chunks = (time + a.chunk_steps - 1) / a.chunk_steps;
   a.xz = take({batch, time, 2 * c.d_inner}, dtype);
   a.u = take(d_inner, dtype);

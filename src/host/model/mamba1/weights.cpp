@@ -9,21 +9,23 @@ namespace mamba {
 detail::LayerWeightList Mamba1Mixer::weights(const LayerConfig& c, DType dtype) const {
   using W = LayerWeights;
   constexpr DType f32 = DType::f32;
+  constexpr bool decays = true, wanted = true;
   const std::int64_t selection = c.dt_rank + 2 * c.d_state;
+  const Shape conv{c.d_inner, c.d_conv}, published_conv{c.d_inner, 1, c.d_conv};
   return {
-      {"in_proj.weight", &W::in_proj, {2 * c.d_inner, c.d_model}, dtype},
-      {"in_proj.bias", &W::in_proj_bias, {2 * c.d_inner}, dtype, c.use_bias},
-      {"conv1d.weight", &W::conv_weight, {c.d_inner, c.d_conv}, f32},
-      {"conv1d.bias", &W::conv_bias, {c.d_inner}, f32, c.use_conv_bias},
-      {"x_proj.weight", &W::x_proj, {selection, c.d_inner}, dtype},
-      {"dt_proj.weight", &W::dt_proj, {c.d_inner, c.dt_rank}, dtype},
+      {"in_proj.weight", &W::in_proj, {2 * c.d_inner, c.d_model}, dtype, decays},
+      {"in_proj.bias", &W::in_proj_bias, {2 * c.d_inner}, dtype, !decays, c.use_bias},
+      {"conv1d.weight", &W::conv_weight, conv, f32, !decays, wanted, published_conv},
+      {"conv1d.bias", &W::conv_bias, {c.d_inner}, f32, !decays, c.use_conv_bias},
+      {"x_proj.weight", &W::x_proj, {selection, c.d_inner}, dtype, decays},
+      {"dt_proj.weight", &W::dt_proj, {c.d_inner, c.dt_rank}, dtype, decays},
       {"dt_proj.bias", &W::dt_bias, {c.d_inner}, f32},
       {"A_log", &W::A_log, {c.d_inner, c.d_state}, f32},
       {"D", &W::D, {c.d_inner}, f32},
-      {"norm.weight", &W::gated_norm_weight, {c.d_inner}, f32, c.gated_norm},
-      {"norm.bias", &W::gated_norm_bias, {c.d_inner}, f32, c.gated_norm},
-      {"out_proj.weight", &W::out_proj, {c.d_model, c.d_inner}, dtype},
-      {"out_proj.bias", &W::out_proj_bias, {c.d_model}, dtype, c.use_bias},
+      {"norm.weight", &W::gated_norm_weight, {c.d_inner}, f32, !decays, c.gated_norm},
+      {"norm.bias", &W::gated_norm_bias, {c.d_inner}, f32, !decays, c.gated_norm},
+      {"out_proj.weight", &W::out_proj, {c.d_model, c.d_inner}, dtype, decays},
+      {"out_proj.bias", &W::out_proj_bias, {c.d_model}, dtype, !decays, c.use_bias},
   };
 }
 

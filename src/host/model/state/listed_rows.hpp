@@ -7,14 +7,21 @@
 #include <mamba/ops.hpp>
 #include <mamba/stream.hpp>
 
+#include "detail/backend.hpp"
+
 namespace mamba {
 
 // A list of rows as an operand on the stream's device, where it stays for as long as this lives.
 class ListedRows {
  public:
-  ListedRows(const std::vector<std::int32_t>& rows, Stream& stream)
+  // ArgumentError, in the name of `where`, on a stream that is recorded: every replay would copy
+  // from where the list was.
+  ListedRows(const char* where, const std::vector<std::int32_t>& rows, Stream& stream)
       : scratch_(stream), host_(rows.data(), count(rows), DType::i32), there_(host_) {
     if (stream.device().is_cpu()) return;
+    if (cuda::is_recorded(stream.device(), stream.cuda_stream())) {
+      throw ArgumentError(where, "rows", "a tensor where a graph is recorded", "a list");
+    }
     const TensorView there = scratch_.take(host_.shape(), DType::i32);
     copy(host_, there, stream);
     there_ = there;

@@ -200,7 +200,7 @@ void StateVerbs<State>::scatter(const State& source, ConstTensorView rows, Strea
 
 template <class State>
 State StateVerbs<State>::gather(const RowList& rows, Stream& stream) const {
-  const ListedRows listed(rows, stream);
+  const ListedRows listed(gather_name, rows, stream);
   each_layer(self(), [&](const MambaState& layer) {
     check_whole(gather_name, layer);
     listed.check_taken(layer.batch());
@@ -210,7 +210,7 @@ State StateVerbs<State>::gather(const RowList& rows, Stream& stream) const {
 
 template <class State>
 void StateVerbs<State>::scatter(const State& source, const RowList& rows, Stream& stream) {
-  const ListedRows listed(rows, stream);
+  const ListedRows listed(Names<State>::scatter, rows, stream);
   check_layers_whole(Names<State>::scatter, self());
   bool checked = false;  // for the first layer: all have as many rows
   each_layer(self(), [&](const MambaState& layer) {
@@ -262,6 +262,7 @@ StackState joined(const std::vector<const StackState*>& parts, Stream& stream) {
   StackState result;
   for (std::size_t i = 0; i < parts.front()->layers.size(); ++i) {
     std::vector<const MambaState*> layers;
+    layers.reserve(parts.size());
     for (const StackState* part : parts) layers.push_back(&part->layers[i]);
     result.layers.push_back(joined(layers, stream));
   }
