@@ -54,9 +54,9 @@ template <class Load, int N, int Rows, int Columns>
 __device__ __forceinline__ void add_products(const Packed<typename Load::Stored, N> (&w)[Columns],
                                              const typename Load::T* const (&x)[Rows], int k,
                                              float (&sum)[Rows][Columns]) {
-  Packed<typename Load::T, N> packed[Rows];
+  Factors<typename Load::T, N> packed[Rows];
 #pragma unroll
-  for (int r = 0; r < Rows; ++r) packed[r] = Packed<typename Load::T, N>::load(x[r] + k);
+  for (int r = 0; r < Rows; ++r) packed[r] = Factors<typename Load::T, N>::load(x[r] + k);
   float v[Rows][N], weight[N];
 #pragma unroll
   for (int r = 0; r < Rows; ++r) packed[r].unpack(v[r]);
@@ -92,9 +92,9 @@ __global__ void gemv_fma_kernel(MatmulOperands<Load> op, int splits, bool consta
 
   const int in = static_cast<int>(op.in);
   let_next_begin();
-  constexpr bool wide = sizeof(Stored) * N == 16;
+  constexpr bool wide = N > 1;
   const bool early = wide && constant;  // the first round, often all there is
-  const bool prefetches = N > 1 && (!early || in > splits * 32 * N);
+  const bool prefetches = wide && (!early || in > splits * 32 * N);
   if (prefetches && me.split == 0 && me.lane < Columns) {
     const std::int64_t column = min(me.first_column(Columns) + me.lane, op.out - 1);
     prefetch_to_l2(op.weight.data + column * op.weight_pitch, op.in * sizeof(Stored));

@@ -160,7 +160,7 @@ struct WeightRows {
     while (row < count) {
       wait_for_copies<Ahead - 1>();
       float v[N], w[N];
-      Packed<T, N>::load(x + at + lane * N).unpack(v);
+      Factors<T, N>::load(x + at + lane * N).unpack(v);
 #pragma unroll
       for (int r = 0; r < together; ++r) {
         Load::unpack(Packed<Stored, N>{ring[(slot * together + r) * 32]}, w);

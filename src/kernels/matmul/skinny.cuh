@@ -50,9 +50,8 @@ struct SkinnyCut {
   }
 };
 
-// Whether pieces of 16 bytes of x and of the weight, which the ring takes, are as deep.
 template <class Load>
-constexpr bool skinny_takes = sizeof(typename Load::T) == 2 && sizeof(typename Load::Stored) == 2;
+constexpr bool skinny_takes = sizeof(typename Load::T) == 2 && sizeof(typename Load::Stored) <= 2;
 
 // A block's operands through a ring in shared memory: [slot][weight rows, then rows of x][16
 // bytes]. Beyond the last weight row, the last row of x and the end of the depth: zeros.
@@ -116,8 +115,9 @@ struct SkinnyRing {
 #pragma unroll
     for (int i = 0; i < skinny_columns / pass; ++i) {
       const bool there = i * pass < columns && from < end;
-      copy_16_bytes(memory + at(stage, row + i * pass, place),
-                    there ? weight + i * pass * weight_pitch + from : weight, there ? 16 : 0);
+      copy_eight<Load>(memory + at(stage, row + i * pass, place),
+                       there ? weight + i * pass * weight_pitch + from : weight,
+                       there ? sizeof(typename Load::Eight) : 0);
     }
   }
   __device__ __forceinline__ void request_x(int stage) const {
@@ -127,7 +127,7 @@ struct SkinnyRing {
     for (int i = 0; i < skinny_rows / pass; ++i) {
       const bool there = x[i] != nullptr && from < end;
       copy_16_bytes(memory + at(stage, skinny_columns + row + i * pass, place),
-                    there ? x[i] + from : weight, there ? 16 : 0);
+                    there ? x[i] + from : reinterpret_cast<const T*>(weight), there ? 16 : 0);
     }
   }
 };
@@ -151,7 +151,10 @@ struct SkinnySums {
 
   __device__ __forceinline__ void add(const uint4* ring, int stage) {
     using Ring = SkinnyRing<Load>;
-    using Eight = typename Load::Eight;
+    const auto fragment = [&](int row) {
+      const uint4* at = ring + Ring::at(stage, row + group, piece * 4 + quarter);
+      return Load::fragment(Load::Eight::load(reinterpret_cast<const typename Load::Stored*>(at)));
+    };
     const int place = piece * 4 + quarter;
     uint4 x[down];
 #pragma unroll
@@ -160,8 +163,8 @@ struct SkinnySums {
     }
 #pragma unroll
     for (int c = 0; c < across; ++c) {
-      const uint4 low = Load::fragment(Eight{ring[Ring::at(stage, c * 16 + group, place)]});
-      const uint4 high = Load::fragment(Eight{ring[Ring::at(stage, c * 16 + 8 + group, place)]});
+      const uint4 low = fragment(c * 16);
+      const uint4 high = fragment(c * 16 + 8);
 #pragma unroll
       for (int r = 0; r < down; ++r) {
         mma<T>(sum[c][r], low.x, high.x, low.y, high.y, x[r].x, x[r].y);

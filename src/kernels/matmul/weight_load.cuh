@@ -58,5 +58,35 @@ __device__ __forceinline__ Packed<Stored, V> load_once(const Stored* from) {
     return {load_past_l1(from)};
   }
 }
+// Those that a lane gives the tensor cores, into a place of 16 bytes in shared memory, of which
+// they fill the first ones; zeros unless they are there.
+template <class Load>
+__device__ __forceinline__ void copy_eight(uint4* to, const void* from, int valid) {
+  constexpr int bytes = sizeof(typename Load::Eight);
+  if constexpr (bytes == 16) {
+    copy_16_bytes(to, from, valid);
+  } else {
+    copy_bytes<bytes>(to, from, valid);
+  }
+}
+
+// What N elements of a weight row are multiplied with: as many of x, in as few accesses as they
+// take.
+template <class T, int N>
+struct Factors {
+  static constexpr int V = N * sizeof(T) > 16 ? 16 / static_cast<int>(sizeof(T)) : N;
+  Packed<T, V> pieces[N / V];
+
+  static __device__ __forceinline__ Factors load(const T* from) {
+    Factors result;
+#pragma unroll
+    for (int i = 0; i < N / V; ++i) result.pieces[i] = Packed<T, V>::load(from + i * V);
+    return result;
+  }
+  __device__ __forceinline__ void unpack(float (&to)[N]) const {
+#pragma unroll
+    for (int i = 0; i < N / V; ++i) pieces[i].unpack(reinterpret_cast<float(&)[V]>(to[i * V]));
+  }
+};
 
 }  // namespace mamba::cuda
