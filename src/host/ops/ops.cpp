@@ -66,7 +66,11 @@ void check_operands(const Matmul& op, const Stream& stream) {
     operands.rank("weight", op.weight, 2);
     out = op.weight.dim(op.transpose_weight ? 1 : 0);
     operands.is_storage("x", op.x, with_channels(op.x, op.weight.dim(op.transpose_weight ? 0 : 1)));
-    operands.is_weight("weight", op.weight, op.weight.shape(), op.x.dtype());
+    if (op.transpose_weight) {  // which gradients need, of a weight that is stored as x is
+      operands.is("weight", op.weight, op.weight.shape(), op.x.dtype());
+    } else {
+      operands.is_weight("weight", op.weight, op.weight.shape(), op.x.dtype());
+    }
     y_shape = with_channels(op.x, out);
   }
   operands.optional("bias", op.bias, {out}, op.x.dtype());

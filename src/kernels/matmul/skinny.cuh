@@ -50,6 +50,7 @@ struct SkinnyCut {
   }
 };
 
+// The tensor cores multiply in 16 bits, and a slot of the ring has no place for more.
 template <class Load>
 constexpr bool skinny_takes = sizeof(typename Load::T) == 2 && sizeof(typename Load::Stored) <= 2;
 

@@ -8,7 +8,8 @@
 //   value       one element as a number
 //   unpack      several elements, which came in one access, as numbers
 //   fragment    eight elements as the tensor cores take them, where T has 16 bits
-//   scaled      a sum of products with a weight row, in the units of x
+//   scaled      a sum of products with a weight row, times what its elements have in common
+// A weight that is transposed is stored as x is.
 #pragma once
 
 #include <mamba/ops.hpp>
@@ -58,8 +59,8 @@ __device__ __forceinline__ Packed<Stored, V> load_once(const Stored* from) {
     return {load_past_l1(from)};
   }
 }
-// Those that a lane gives the tensor cores, into a place of 16 bytes in shared memory, of which
-// they fill the first ones; zeros unless they are there.
+// What a lane gives the tensor cores, by cp.async to the first bytes of a place of 16 in shared
+// memory: `valid` bytes, and zeros for the rest of them.
 template <class Load>
 __device__ __forceinline__ void copy_eight(uint4* to, const void* from, int valid) {
   constexpr int bytes = sizeof(typename Load::Eight);
@@ -70,8 +71,7 @@ __device__ __forceinline__ void copy_eight(uint4* to, const void* from, int vali
   }
 }
 
-// What N elements of a weight row are multiplied with: as many of x, in as few accesses as they
-// take.
+// N elements of x, which N of a weight row are multiplied with, in as few accesses as they take.
 template <class T, int N>
 struct Factors {
   static constexpr int V = N * sizeof(T) > 16 ? 16 / static_cast<int>(sizeof(T)) : N;

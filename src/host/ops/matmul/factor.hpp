@@ -8,7 +8,7 @@
 namespace mamba::host {
 
 // Element (i, k) of the factor stands in row i and column k of its operand, or the other way round
-// where it is transposed. What stands there as a number says factor-inl.h alone.
+// where it is transposed. Which number that is, factor-inl.h alone knows.
 struct Factor {
   const void* data;
   DType dtype;
