@@ -43,7 +43,9 @@ HWY_INLINE void dot(const Gemv& gemv, const Row& weight, float* sums) {
 
 template <int rows, class Row>
 void dot_range(const Gemv& gemv, std::int64_t first, std::int64_t last) {
-  const Factor weight = *gemv.weight;  // a copy, which no store of a sum may change
+  // A copy, which no store of a sum may change and whose rows, as the compiler sees, are one run.
+  Factor weight = *gemv.weight;
+  weight.rows.batch = 1;
   for (std::int64_t o = first; o < last; ++o) dot<rows>(gemv, Row(weight, o), gemv.sums + o);
 }
 
