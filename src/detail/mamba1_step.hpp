@@ -9,9 +9,10 @@
 namespace mamba {
 
 // residual = x;  for each block: residual += block(norm(residual));  sum = residual.
-// Matrices, x and conv are bf16. States go on in place, by the row map if there is one (see
-// RowMap); a padding row's sum is its x.
+// x and conv are of `dtype`, and so is each matrix, which is what the kernel loads. States go on in
+// place, by the row map if there is one (see RowMap); a padding row's sum is its x.
 struct Mamba1Step {
+  static constexpr DType dtype = DType::bf16;
   static constexpr int most_layers = 64;
   // From five rows on the layers one after the other are faster, whose products read weights by the
   // tile (130m, ms a step of 1 to 5 rows: 0.22, 0.27, 0.29, 0.32, 0.40; layer by layer 0.24, 0.30,

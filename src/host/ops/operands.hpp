@@ -11,6 +11,8 @@
 #include <mamba/check.hpp>
 #include <mamba/stream.hpp>
 
+#include "detail/weight_dtypes.hpp"
+
 namespace mamba {
 
 // Whether two views share an element, or may: false is sure.
@@ -65,6 +67,11 @@ class Operands {
                          DType dtype) const {
     check::dtype(where_, name, view, {dtype, DType::f32});
     is(name, view, shape, view.dtype());
+  }
+  // Of a dtype that products of activations in `x` read.
+  void is_weight(const char* name, const ConstTensorView& view, const Shape& shape, DType x) const {
+    check::present(where_, name, view);
+    is(name, view, shape, detail::reads_weight(x, view.dtype()) ? view.dtype() : x);
   }
   void rank(const char* name, const ConstTensorView& view, int rank) const {
     check::rank(where_, name, view, rank);

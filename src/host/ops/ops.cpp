@@ -67,7 +67,11 @@ void check_operands(const Matmul& op, const Stream& stream) {
     operands.rank("weight", op.weight, 2);
     out = op.weight.dim(op.transpose_weight ? 1 : 0);
     operands.is_storage("x", op.x, with_channels(op.x, op.weight.dim(op.transpose_weight ? 0 : 1)));
+    if (op.transpose_weight) {  // which gradients need, of a weight that is stored as x is
     operands.is("weight", op.weight, op.weight.shape(), op.x.dtype());
+    } else {
+      operands.is_weight("weight", op.weight, op.weight.shape(), op.x.dtype());
+    }
     y_shape = with_channels(op.x, out);
   }
   operands.optional("bias", op.bias, {out}, op.x.dtype());
@@ -147,7 +151,7 @@ void run(const SelectiveScan& op, Stream& stream) {
   if (op.dt_weight) {
     operands.rank("dt", op.dt, 3);
     operands.is("dt", op.dt, with_channels(op.x, op.dt.dim(2)), dtype);
-    operands.is("dt_weight", op.dt_weight, {channels, op.dt.dim(2)}, dtype);
+    operands.is_weight("dt_weight", op.dt_weight, {channels, op.dt.dim(2)}, dtype);
   } else {
     operands.is("dt", op.dt, op.x.shape(), dtype);
   }

@@ -2,7 +2,6 @@
 // graph of dependent calls on weights that are not in the cache.
 #include <algorithm>
 
-#include "detail/visit.hpp"
 #include "kernels/gpu/cuda.cuh"
 #include "kernels/matmul/gemv_rows.cuh"
 #include "kernels/matmul/matmul.hpp"
@@ -36,31 +35,31 @@ struct Cut {
   }
 };
 
-template <class T>
+template <class Load>
 void launch_mma(const Matmul& op, Stream& stream) {
-  const MatmulOperands<T> operands(op);
+  const MatmulOperands<Load> operands(op);
   const Cut cut(gemv_mma_columns, (operands.in + gemv_mma_step - 1) / gemv_mma_step,
                 operands.out < 2048 ? 24 : 12);
-  launch_chained(gemv_mma_kernel<T>, cut.blocks(operands.out), cut.threads(), cut.shared(8), stream,
-                 "matmul", operands, cut.splits, StreamAccess::constant_weights(stream));
+  launch_chained(gemv_mma_kernel<Load>, cut.blocks(operands.out), cut.threads(), cut.shared(8),
+                 stream, "matmul", operands, cut.splits, StreamAccess::constant_weights(stream));
 }
 
-template <class T, int N, int Rows, int Columns>
+template <class Load, int N, int Rows, int Columns>
 void launch_fma(const Matmul& op, int max_splits, Stream& stream) {
-  const MatmulOperands<T> operands(op);
+  const MatmulOperands<Load> operands(op);
   const Cut cut(Columns, (operands.in + 32 * N - 1) / (32 * N), max_splits);
-  launch_chained(gemv_fma_kernel<T, N, Rows, Columns>, cut.blocks(operands.out), cut.threads(),
+  launch_chained(gemv_fma_kernel<Load, N, Rows, Columns>, cut.blocks(operands.out), cut.threads(),
                  cut.shared(Rows), stream, "matmul", operands, cut.splits,
                  StreamAccess::constant_weights(stream));
 }
 
-template <class T>
+template <class Load>
 void launch_rows(const Matmul& op, Stream& stream) {
-  const MatmulOperands<T> operands(op);
+  const MatmulOperands<Load> operands(op);
   const RowsCut cut(operands, StreamAccess::constant_weights(stream), stream.device(), "matmul");
   visit_ahead(cut, [&](auto ahead) {
-    launch_chained(gemv_rows_kernel<T, ahead()>, cut.blocks, cut.threads(),
-                   RowsMemory<T, ahead()>::bytes(operands.in, cut.warps), stream, "matmul",
+    launch_chained(gemv_rows_kernel<Load, ahead()>, cut.blocks, cut.threads(),
+                   RowsMemory<Load, ahead()>::bytes(operands.in, cut.warps), stream, "matmul",
                    operands, cut);
   });
 }
@@ -69,24 +68,24 @@ void launch_rows(const Matmul& op, Stream& stream) {
 // possible start on them at once (80 x 1536: 2.1 us; 3.4 us with eight a tile). Many: four, so that
 // x, which comes from L1, is read once for four, and fewer warps each, so that blocks are small and
 // many of them run at once. With more rows of x there are registers for two.
-template <class T, int N, int Rows>
+template <class Load, int Rows>
 void fma(const Matmul& op, Stream& stream) {
   const std::int64_t out = op.weight.dim(0);
   const bool many = out >= 8192;
-  if (out < 512) return launch_fma<T, N, Rows, 1>(op, Rows <= 2 ? 20 : 12, stream);
-  if (out < 2048) return launch_fma<T, N, Rows, 2>(op, 8, stream);
-  if constexpr (Rows * sizeof(T) <= 4) {
-    launch_fma<T, N, Rows, 4>(op, many ? 1 : 4, stream);
+  if (out < 512) return launch_fma<Load, Load::N, Rows, 1>(op, Rows <= 2 ? 20 : 12, stream);
+  if (out < 2048) return launch_fma<Load, Load::N, Rows, 2>(op, 8, stream);
+  if constexpr (Rows * sizeof(typename Load::T) <= 4) {
+    launch_fma<Load, Load::N, Rows, 4>(op, many ? 1 : 4, stream);
   } else {
-    launch_fma<T, N, Rows, 2>(op, many ? 1 : 2, stream);
+    launch_fma<Load, Load::N, Rows, 2>(op, many ? 1 : 2, stream);
   }
 }
 
 // Unaligned operands: one element at a time.
-template <class T>
+template <class Load>
 void scalar(const Matmul& op, std::int64_t rows, Stream& stream) {
-  if (rows == 1) return launch_fma<T, 1, 1, 2>(op, 8, stream);
-  launch_fma<T, 1, 8, 2>(op, 8, stream);
+  if (rows == 1) return launch_fma<Load, 1, 1, 2>(op, 8, stream);
+  launch_fma<Load, 1, 8, 2>(op, 8, stream);
 }
 
 }  // namespace
@@ -101,20 +100,20 @@ std::int64_t gemv_good_rows(const Matmul& op) {
 
 void gemv(const Matmul& op, Stream& stream) {
   const std::int64_t rows = detail::ChannelRows(op.x).count();
-  detail::visit(op.x.dtype(), [&](auto type) {
-    using T = typename decltype(type)::type;
-    if (!is_aligned(op)) return scalar<T>(op, rows, stream);
-    if (streams_rows(op)) return launch_rows<T>(op, stream);
-    if (rows == 1) return fma<T, 16 / sizeof(T), 1>(op, stream);
-    if constexpr (sizeof(T) == 2) {
+  visit_load(op, [&](auto type) {
+    using Load = typename decltype(type)::type;
+    if (!is_aligned(op)) return scalar<Load>(op, rows, stream);
+    if (streams_rows(op)) return launch_rows<Load>(op, stream);
+    if (rows == 1) return fma<Load, 1>(op, stream);
+    if constexpr (sizeof(typename Load::T) == 2) {
       // With 4 rows the two kernels are equal: the tensor cores' is faster where it has many tiles
       // (3072 x 768: 3.8 us and 4.3), the other where it has few (192 x 5120: 6.6 us and 3.7).
-      if (rows == 2) return fma<T, 8, 2>(op, stream);
-      if (rows <= 4 && op.weight.dim(0) < 1024) return fma<T, 8, 4>(op, stream);
-      launch_mma<T>(op, stream);
+      if (rows == 2) return fma<Load, 2>(op, stream);
+      if (rows <= 4 && op.weight.dim(0) < 1024) return fma<Load, 4>(op, stream);
+      launch_mma<Load>(op, stream);
     } else {
-      if (rows <= 4) return fma<T, 4, 4>(op, stream);
-      fma<T, 4, 8>(op, stream);
+      if (rows <= 4) return fma<Load, 4>(op, stream);
+      fma<Load, 8>(op, stream);
     }
   });
 }

@@ -31,8 +31,8 @@ struct GemvWarp {
 
 // y from what the warps have. sums: [tiles][splits][Rows][Columns]. All threads call it, after all
 // have written their sums.
-template <int Rows, int Columns, class T>
-__device__ void add_splits(const MatmulOperands<T>& op, const GemvWarp& me, const float* sums) {
+template <int Rows, int Columns, class Load>
+__device__ void add_splits(const MatmulOperands<Load>& op, const GemvWarp& me, const float* sums) {
   __syncthreads();
   constexpr int size = Rows * Columns;
   const std::int64_t first = me.first_column(Columns);
@@ -47,32 +47,22 @@ __device__ void add_splits(const MatmulOperands<T>& op, const GemvWarp& me, cons
   }
 }
 
-// Weights, which nobody reads again.
-template <int N, class T>
-__device__ __forceinline__ Packed<T, N> load_once(const T* from) {
-  if constexpr (sizeof(T) * N < 16) {
-    return Packed<T, N>::load(from);
-  } else {
-    return {load_past_l1(from)};
-  }
-}
-
 // ---- a few rows on the FMA units ----------------------------------------------------------------
 
 // sum[r][c] += w[c] . x[r][k, k + N), in the order of k.
-template <class T, int N, int Rows, int Columns>
-__device__ __forceinline__ void add_products(const Packed<T, N> (&w)[Columns],
-                                             const T* const (&x)[Rows], int k,
+template <class Load, int N, int Rows, int Columns>
+__device__ __forceinline__ void add_products(const Packed<typename Load::Stored, N> (&w)[Columns],
+                                             const typename Load::T* const (&x)[Rows], int k,
                                              float (&sum)[Rows][Columns]) {
-  Packed<T, N> packed[Rows];
+  Factors<typename Load::T, N> packed[Rows];
 #pragma unroll
-  for (int r = 0; r < Rows; ++r) packed[r] = Packed<T, N>::load(x[r] + k);
+  for (int r = 0; r < Rows; ++r) packed[r] = Factors<typename Load::T, N>::load(x[r] + k);
   float v[Rows][N], weight[N];
 #pragma unroll
   for (int r = 0; r < Rows; ++r) packed[r].unpack(v[r]);
 #pragma unroll
   for (int c = 0; c < Columns; ++c) {
-    w[c].unpack(weight);
+    Load::unpack(w[c], weight);
 #pragma unroll
     for (int r = 0; r < Rows; ++r) {
 #pragma unroll
@@ -84,32 +74,34 @@ __device__ __forceinline__ void add_products(const Packed<T, N> (&w)[Columns],
 // Any operands: N elements an access, Columns weight rows a tile, up to Rows rows of x. A warp
 // reads 32 N elements of a weight row at a time: whole cache lines, which is what the memory is
 // fastest at (1 row, bf16, 50280 x 768: 92 % of 4.28 TB/s).
-template <class T, int N, int Rows, int Columns>
-__global__ void gemv_fma_kernel(MatmulOperands<T> op, int splits, bool constant) {
+template <class Load, int N, int Rows, int Columns>
+__global__ void gemv_fma_kernel(MatmulOperands<Load> op, int splits, bool constant) {
+  using T = typename Load::T;
+  using Stored = typename Load::Stored;
   extern __shared__ float sums[];
   const GemvWarp me(splits);
   // Beyond the last row of x or of the weights: the last one again, and its result is dropped.
-  const T* weight[Columns];
+  const Stored* weight[Columns];
   const T* x[Rows];
 #pragma unroll
   for (int c = 0; c < Columns; ++c) {
-    weight[c] = op.weight + min(me.first_column(Columns) + c, op.out - 1) * op.weight_pitch;
+    weight[c] = op.weight.data + min(me.first_column(Columns) + c, op.out - 1) * op.weight_pitch;
   }
 #pragma unroll
   for (int r = 0; r < Rows; ++r) x[r] = op.x + op.x_rows.offset(min(std::int64_t{r}, op.rows - 1));
 
   const int in = static_cast<int>(op.in);
   let_next_begin();
-  constexpr bool wide = sizeof(T) * N == 16;
+  constexpr bool wide = N > 1;
   const bool early = wide && constant;  // the first round, often all there is
-  const bool prefetches = N > 1 && (!early || in > splits * 32 * N);
+  const bool prefetches = wide && (!early || in > splits * 32 * N);
   if (prefetches && me.split == 0 && me.lane < Columns) {
     const std::int64_t column = min(me.first_column(Columns) + me.lane, op.out - 1);
-    prefetch_to_l2(op.weight + column * op.weight_pitch, op.in * sizeof(T));
+    prefetch_to_l2(op.weight.data + column * op.weight_pitch, op.in * sizeof(Stored));
   }
   float sum[Rows][Columns] = {};
   int k = (me.split * 32 + me.lane) * N;
-  Packed<T, N> w[Columns];
+  Packed<Stored, N> w[Columns];
   wait_for_weights(early);
 #pragma unroll
   for (int c = 0; c < Columns && k < in; ++c) {
@@ -120,12 +112,12 @@ __global__ void gemv_fma_kernel(MatmulOperands<T> op, int splits, bool constant)
     }
   }
   wait_for_previous();
-  if (k < in) add_products(w, x, k, sum);
+  if (k < in) add_products<Load>(w, x, k, sum);
 #pragma unroll 2
   for (k += splits * 32 * N; k < in; k += splits * 32 * N) {
 #pragma unroll
     for (int c = 0; c < Columns; ++c) w[c] = load_once<N>(weight[c] + k);
-    add_products(w, x, k, sum);
+    add_products<Load>(w, x, k, sum);
   }
 
 #pragma unroll
@@ -157,8 +149,11 @@ constexpr int gemv_mma_step = 64;
 // its last four another. No weight is converted and no lane adds up with its neighbours. Its reads
 // are pieces of eight rows, which costs bandwidth: it pays from 5 rows of x, on weights that are
 // small anyway.
-template <class T>
-__global__ void gemv_mma_kernel(MatmulOperands<T> op, int splits, bool constant) {
+template <class Load>
+__global__ void gemv_mma_kernel(MatmulOperands<Load> op, int splits, bool constant) {
+  using T = typename Load::T;
+  using Stored = typename Load::Stored;
+  using Eight = typename Load::Eight;
   constexpr int size = 8 * gemv_mma_columns;
   extern __shared__ float sums[];
   const GemvWarp me(splits);
@@ -166,37 +161,38 @@ __global__ void gemv_mma_kernel(MatmulOperands<T> op, int splits, bool constant)
   const int quarter = me.lane % 4;
   // Beyond the last row of x or of the weights: the last one again, and its result is dropped.
   const std::int64_t column = min(me.first_column(gemv_mma_columns) + group, op.out - 1);
-  const T* weight = op.weight + column * op.weight_pitch + quarter * 8;
+  const Stored* weight = op.weight.data + column * op.weight_pitch + quarter * 8;
   const T* x = op.x + op.x_rows.offset(min(std::int64_t{group}, op.rows - 1)) + quarter * 8;
 
   const int in = static_cast<int>(op.in);
   let_next_begin();
-  if (me.split == 0 && quarter == 0) prefetch_to_l2(weight, op.in * sizeof(T));
+  if (me.split == 0 && quarter == 0) prefetch_to_l2(weight, op.in * sizeof(Stored));
   const auto inside = [&](int at) { return at + quarter * 8 < in; };
   int k = me.split * gemv_mma_step;
-  uint4 first[2];
+  Eight first[2];
   wait_for_weights(constant);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int at = k + half * 32;
-    first[half] = inside(at) ? load_early<8>(weight + at).words : uint4{};
+    first[half] = inside(at) ? load_early<8>(weight + at) : Eight{};
   }
   wait_for_previous();
   // The instruction has 16 rows of x and of the sums; the other eight are zero.
   float sum[4][4] = {};  // four chains of dependent products, so that their latencies overlap
   for (bool begun = false; k < in; k += splits * gemv_mma_step, begun = true) {
-    uint4 w[2] = {first[0], first[1]};
+    Eight eight[2] = {first[0], first[1]};
     uint4 v[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int at = k + half * 32;
-      if (begun) w[half] = inside(at) ? load_past_l1(weight + at) : uint4{};
+      if (begun) eight[half] = inside(at) ? load_once<8>(weight + at) : Eight{};
       v[half] = inside(at) ? *reinterpret_cast<const uint4*>(x + at) : uint4{};
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      mma<T>(sum[2 * half], v[half].x, 0, v[half].y, 0, w[half].x, w[half].y);
-      mma<T>(sum[2 * half + 1], v[half].z, 0, v[half].w, 0, w[half].z, w[half].w);
+      const uint4 w = Load::fragment(eight[half]);
+      mma<T>(sum[2 * half], v[half].x, 0, v[half].y, 0, w.x, w.y);
+      mma<T>(sum[2 * half + 1], v[half].z, 0, v[half].w, 0, w.z, w.w);
     }
   }
   float2 pair;  // of row g: columns 2 q and 2 q + 1

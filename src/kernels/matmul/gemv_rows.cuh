@@ -23,9 +23,10 @@ constexpr std::int64_t gemv_rows_besides = 40 << 10;      // bytes of x and of a
 
 // What a block needs of dynamic shared memory: [ring of each warp: `Ahead` rounds on their way][x,
 // with zeros to whole rounds].
-template <class T, int Ahead>
+template <class Load, int Ahead>
 struct RowsMemory {
-  static constexpr int N = 16 / static_cast<int>(sizeof(T));  // elements of a lane in a round
+  using T = typename Load::T;
+  static constexpr int N = Load::N;  // elements of a lane in a round
   static constexpr int round = 32 * N;
 
   static __host__ __device__ std::int64_t padded(std::int64_t in) {
@@ -62,16 +63,15 @@ struct RowsCut {
   // what those read then comes later.
   bool constant;
 
-  template <class T>
-  RowsCut(const MatmulOperands<T>& op, bool constant_, Device device, const char* where)
+  template <class Load>
+  RowsCut(const MatmulOperands<Load>& op, bool constant_, Device device, const char* where)
       : constant(constant_) {
     const std::int64_t share = divide_up(op.out, multiprocessors(device, where));
     const std::int64_t sides = divide_up(share, gemv_rows_warps * gemv_rows_together);
     rows = static_cast<int>(std::min<std::int64_t>(sides * gemv_rows_together, 32));
     warps = static_cast<int>(std::min<std::int64_t>(divide_up(share, rows), gemv_rows_warps));
     blocks = static_cast<unsigned>(divide_up(op.out, std::int64_t{warps} * rows));
-    const std::int64_t rounds =
-        rows / gemv_rows_together * divide_up(op.in, 32 * 16 / std::int64_t{sizeof(T)});
+    const std::int64_t rounds = rows / gemv_rows_together * divide_up(op.in, 32 * Load::N);
     const std::int64_t bytes =
         std::min(gemv_rows_rings, shared_memory(device, where) - gemv_rows_besides);
     const std::int64_t most = bytes / (warps * gemv_rows_round * std::int64_t{sizeof(uint4)});
@@ -101,9 +101,11 @@ void visit_ahead(const RowsCut& cut, F f) {
 }
 
 // The stream of one warp.
-template <class T, int Ahead>
+template <class Load, int Ahead>
 struct WeightRows {
-  using Memory = RowsMemory<T, Ahead>;
+  using T = typename Load::T;
+  using Stored = typename Load::Stored;
+  using Memory = RowsMemory<Load, Ahead>;
   static constexpr int N = Memory::N;
   static constexpr int round = Memory::round;
   static constexpr int together = gemv_rows_together;
@@ -111,17 +113,17 @@ struct WeightRows {
   int lane, in, count;  // count: rows, 0 beyond the last
   std::int64_t first, pitch;
   uint4* ring;      // of this lane: [Ahead][together], 32 apart
-  const T* next;    // what this lane requests next,
+  const Stored* next;  // what this lane requests next,
   int next_at = 0;  // where in its row the round begins,
   int next_row = 0;
 
-  __device__ __forceinline__ WeightRows(const MatmulOperands<T>& op, int rows)
+  __device__ __forceinline__ WeightRows(const MatmulOperands<Load>& op, int rows)
       : lane(static_cast<int>(threadIdx.x % 32)),
         in(static_cast<int>(op.in)),
         first((std::int64_t{blockIdx.x} * (blockDim.x / 32) + threadIdx.x / 32) * rows),
         pitch(op.weight_pitch),
         ring(Memory::ring() + threadIdx.x / 32 * Ahead * gemv_rows_round + lane),
-        next(op.weight + first * pitch + lane * N) {
+        next(op.weight.data + first * pitch + lane * N) {
     count = static_cast<int>(max(min(op.out - first, std::int64_t{rows}), std::int64_t{0}));
   }
 
@@ -158,10 +160,10 @@ struct WeightRows {
     while (row < count) {
       wait_for_copies<Ahead - 1>();
       float v[N], w[N];
-      Packed<T, N>::load(x + at + lane * N).unpack(v);
+      Factors<T, N>::load(x + at + lane * N).unpack(v);
 #pragma unroll
       for (int r = 0; r < together; ++r) {
-        Packed<T, N>{ring[(slot * together + r) * 32]}.unpack(w);
+        Load::unpack(Packed<Stored, N>{ring[(slot * together + r) * 32]}, w);
 #pragma unroll
         for (int i = 0; i < N; ++i) sum[r] = fmaf(w[i], v[i], sum[r]);
       }
@@ -185,21 +187,22 @@ struct WeightRows {
   }
 };
 
-template <class T, int Ahead>
+template <class Load, int Ahead>
 __global__ void __launch_bounds__(gemv_rows_warps * 32, 2)
-    gemv_rows_kernel(const __grid_constant__ MatmulOperands<T> op, const RowsCut cut) {
-  using Memory = RowsMemory<T, Ahead>;
-  constexpr int N = Memory::N;
-  WeightRows<T, Ahead> weights(op, cut.rows);
+    gemv_rows_kernel(const __grid_constant__ MatmulOperands<Load> op, const RowsCut cut) {
+  using T = typename Load::T;
+  using Memory = RowsMemory<Load, Ahead>;
+  constexpr int V = 16 / static_cast<int>(sizeof(T));
+  WeightRows<Load, Ahead> weights(op, cut.rows);
   T* x = Memory::x();
   let_next_begin();
   Memory::pad(weights.in);
   wait_for_weights(cut.constant);
   weights.begin();
   wait_for_previous();
-  for (int i = static_cast<int>(threadIdx.x) * N; i < weights.in;
-       i += static_cast<int>(blockDim.x) * N) {
-    store_vec(x + i, load_vec<N>(op.x + i));
+  for (int i = static_cast<int>(threadIdx.x) * V; i < weights.in;
+       i += static_cast<int>(blockDim.x) * V) {
+    store_vec(x + i, load_vec<V>(op.x + i));
   }
   __syncthreads();
   const float sum = weights.multiply(x);
@@ -210,8 +213,8 @@ __global__ void __launch_bounds__(gemv_rows_warps * 32, 2)
 inline bool streams_rows(const Matmul& op) {
   return !op.transpose_weight && detail::ChannelRows(op.x).count() == 1 &&
          op.weight.dim(0) >= 2048 &&
-         op.weight.dim(1) * size_of(op.weight.dtype()) <= gemv_rows_most_in &&
-         rows_are_aligned(op.x) && rows_are_aligned(op.weight);
+         op.weight.dim(1) * size_of(op.x.dtype()) <= gemv_rows_most_in && rows_are_aligned(op.x) &&
+         rows_are_aligned(op.weight);
 }
 
 }  // namespace mamba::cuda

@@ -3,7 +3,6 @@
 #include <unordered_map>
 
 #include "detail/stream_access.hpp"
-#include "detail/visit.hpp"
 #include "kernels/gpu/launch.cuh"
 #include "kernels/matmul/blaslt_product.cuh"
 #include "kernels/matmul/matmul.hpp"
@@ -147,10 +146,11 @@ bool blaslt(Matmul op, Stream& stream) {
 void tiled(const Matmul& op, Stream& stream) {
   const std::int64_t rows = detail::ChannelRows(op.y).count();
   const auto tiles = [](std::int64_t size) { return (size + tile_side - 1) / tile_side; };
-  detail::visit(op.x.dtype(), [&](auto type) {
-    using T = typename decltype(type)::type;
-    launch(tiled_matmul_kernel<T>, static_cast<unsigned>(tiles(rows) * tiles(op.y.shape().back())),
-           tile_threads, 0, stream, where, MatmulOperands<T>(op));
+  visit_load(op, [&](auto type) {
+    using Load = typename decltype(type)::type;
+    launch(tiled_matmul_kernel<Load>,
+           static_cast<unsigned>(tiles(rows) * tiles(op.y.shape().back())), tile_threads, 0, stream,
+           where, MatmulOperands<Load>(op));
   });
 }
 
@@ -165,7 +165,7 @@ bool can_run(const Matmul& op, MatmulPlan plan) {
     case MatmulPlan::skinny:
       return skinny_can_run(op);
     case MatmulPlan::blaslt:
-      return in > 0;
+      return in > 0 && op.weight.dtype() == op.x.dtype();
     default:
       return true;
   }

@@ -6,6 +6,7 @@
 #include "detail/channel_rows.hpp"
 #include "kernels/gpu/rows.cuh"
 #include "kernels/gpu/vec.cuh"
+#include "kernels/matmul/weight_load.cuh"
 
 namespace mamba::cuda {
 
@@ -18,10 +19,12 @@ inline bool rows_are_aligned(const ConstTensorView& view) {
          view.shape().back() * size % 16 == 0;
 }
 
-template <class T>
+template <class Load>
 struct MatmulOperands {
+  using T = typename Load::T;
+
   const T* x;
-  const T* weight;
+  Load weight;
   const T* bias;  // or nullptr
   void* y;
   RowPitches x_rows;
@@ -37,7 +40,7 @@ struct MatmulOperands {
 
   explicit MatmulOperands(const Matmul& op)
       : x(static_cast<const T*>(op.x.data())),
-        weight(static_cast<const T*>(op.weight.data())),
+        weight(op.weight),
         bias(op.bias ? static_cast<const T*>(op.bias.data()) : nullptr),
         y(op.y.data()),
         x_rows(op.x),
@@ -57,11 +60,12 @@ struct MatmulOperands {
     return to_float(x[transpose_x ? x_rows.offset(i) + row : x_rows.offset(row) + i]);
   }
   __device__ float weight_at(std::int64_t column, std::int64_t i) const {
-    return to_float(
-        weight[transpose_weight ? weight_rows.offset(i) + column : weight_rows.offset(column) + i]);
+    return Load::value(weight.data[transpose_weight ? weight_rows.offset(i) + column
+                                                    : weight_rows.offset(column) + i]);
   }
 
   __device__ float with_bias(std::int64_t column, float sum) const {
+    sum = weight.scaled(column, sum);
     return bias != nullptr ? sum + to_float(bias[column]) : sum;
   }
   // y[row, column] = sum + bias, with what was there if it accumulates, rounded once.

@@ -2,7 +2,6 @@
 // dependent bf16 calls on weights that are not in the cache.
 #include <algorithm>
 
-#include "detail/visit.hpp"
 #include "kernels/gpu/cuda.cuh"
 #include "kernels/gpu/rows.cuh"
 #include "kernels/matmul/matmul.hpp"
@@ -47,9 +46,9 @@ int splits_of(const Matmul& op, int most) {
   return splits;
 }
 
-template <class T>
+template <class Load>
 void run_skinny(const Matmul& op, int splits, Stream& stream) {
-  const MatmulOperands<T> operands(op);
+  const MatmulOperands<Load> operands(op);
   SkinnyCut cut;
   cut.splits = splits;
   cut.depth = static_cast<int>(divide_up(divide_up(operands.in, splits), 32) * 32);
@@ -58,7 +57,7 @@ void run_skinny(const Matmul& op, int splits, Stream& stream) {
   const dim3 grid(static_cast<unsigned>(divide_up(operands.out, skinny_columns) * splits),
                   static_cast<unsigned>(divide_up(operands.rows, skinny_rows)));
   const int shared = skinny_exchange + std::min(cut.stages, skinny_ahead) * skinny_stage;
-  launch_clusters(skinny_kernel<T>, splits, grid, skinny_threads,
+  launch_clusters(skinny_kernel<Load>, splits, grid, skinny_threads,
                   static_cast<std::size_t>(shared) * sizeof(uint4), stream, where, operands, cut);
 }
 
@@ -71,17 +70,19 @@ bool skinny_is_good(const Matmul& op) {
 
 bool skinny_can_run(const Matmul& op) {
   const std::int64_t in = op.x.shape().back();
-  return op.x.dtype() != DType::f32 && !op.transpose_weight && !op.transpose_x &&
+  const bool taken =
+      visit_load(op, [](auto type) { return skinny_takes<typename decltype(type)::type>; });
+  return taken && !op.transpose_weight && !op.transpose_x &&
          detail::ChannelRows(op.y).count() <= skinny_max_rows && in > 0 && in <= gemv_max_in &&
          rows_are_aligned(op.x) && rows_are_aligned(op.weight);
 }
 
 void skinny(const Matmul& op, Stream& stream) {
-  detail::visit(op.x.dtype(), [&](auto type) {
-    using T = typename decltype(type)::type;
-    if constexpr (sizeof(T) == 2) {
-      const int capability = capability_of(skinny_kernel<T>, stream.device(), where);
-      run_skinny<T>(op, splits_of(op, capability >= sm_90 ? skinny_most_splits : 1), stream);
+  visit_load(op, [&](auto type) {
+    using Load = typename decltype(type)::type;
+    if constexpr (skinny_takes<Load>) {
+      const int capability = capability_of(skinny_kernel<Load>, stream.device(), where);
+      run_skinny<Load>(op, splits_of(op, capability >= sm_90 ? skinny_most_splits : 1), stream);
     }
   });
 }

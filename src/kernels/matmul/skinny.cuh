@@ -50,10 +50,16 @@ struct SkinnyCut {
   }
 };
 
+// The tensor cores multiply in 16 bits, and a slot of the ring has no place for more.
+template <class Load>
+constexpr bool skinny_takes = sizeof(typename Load::T) == 2 && sizeof(typename Load::Stored) <= 2;
+
 // A block's operands through a ring in shared memory: [slot][weight rows, then rows of x][16
 // bytes]. Beyond the last weight row, the last row of x and the end of the depth: zeros.
-template <class T>
+template <class Load>
 struct SkinnyRing {
+  using T = typename Load::T;
+  using Stored = typename Load::Stored;
   static constexpr int pass = skinny_threads / skinny_line;  // rows that the block requests at once
   static_assert(skinny_columns % pass == 0 && skinny_rows % pass == 0);
 
@@ -63,11 +69,11 @@ struct SkinnyRing {
   int place;       // in a row, in units of 16 bytes
   int depth, end;  // where this thread's next weights lie and where the block's depth ends
   int columns;     // weight rows from this thread's first one on
-  const T* weight;
+  const Stored* weight;
   std::int64_t weight_pitch;
   const T* x[skinny_rows / pass];
 
-  __device__ __forceinline__ SkinnyRing(const MatmulOperands<T>& op, const SkinnyCut& cut,
+  __device__ __forceinline__ SkinnyRing(const MatmulOperands<Load>& op, const SkinnyCut& cut,
                                         uint4* memory_)
       : memory(memory_), stages(cut.stages) {
     row = static_cast<int>(threadIdx.x) / skinny_line;
@@ -78,7 +84,7 @@ struct SkinnyRing {
     const std::int64_t column = cut.first_column() + row;
     columns =
         static_cast<int>(max(min(op.out - column, std::int64_t{skinny_columns}), std::int64_t{0}));
-    weight = op.weight + (columns > 0 ? column * op.weight_pitch : 0);
+    weight = op.weight.data + (columns > 0 ? column * op.weight_pitch : 0);
     weight_pitch = op.weight_pitch;
 #pragma unroll
     for (int i = 0; i < skinny_rows / pass; ++i) {
@@ -98,7 +104,7 @@ struct SkinnyRing {
   __device__ __forceinline__ void prefetch() const {
     const int from = depth + skinny_ahead * skinny_depth;
     if (place != 0 || blockIdx.y != 0 || from >= end) return;
-    const auto bytes = static_cast<unsigned>(end - from) * static_cast<unsigned>(sizeof(T));
+    const auto bytes = static_cast<unsigned>(end - from) * static_cast<unsigned>(sizeof(Stored));
 #pragma unroll
     for (int i = 0; i < skinny_columns / pass; ++i) {
       if (i * pass < columns) prefetch_to_l2(weight + i * pass * weight_pitch + from, bytes);
@@ -110,8 +116,9 @@ struct SkinnyRing {
 #pragma unroll
     for (int i = 0; i < skinny_columns / pass; ++i) {
       const bool there = i * pass < columns && from < end;
-      copy_16_bytes(memory + at(stage, row + i * pass, place),
-                    there ? weight + i * pass * weight_pitch + from : weight, there ? 16 : 0);
+      copy_eight<Load>(memory + at(stage, row + i * pass, place),
+                       there ? weight + i * pass * weight_pitch + from : weight,
+                       there ? sizeof(typename Load::Eight) : 0);
     }
   }
   __device__ __forceinline__ void request_x(int stage) const {
@@ -121,7 +128,7 @@ struct SkinnyRing {
     for (int i = 0; i < skinny_rows / pass; ++i) {
       const bool there = x[i] != nullptr && from < end;
       copy_16_bytes(memory + at(stage, skinny_columns + row + i * pass, place),
-                    there ? x[i] + from : weight, there ? 16 : 0);
+                    there ? x[i] + from : reinterpret_cast<const T*>(weight), there ? 16 : 0);
     }
   }
 };
@@ -132,8 +139,9 @@ struct SkinnyRing {
 // does not mind which, as long as both factors choose alike. So each lane takes 8 elements in a row
 // of the 32 that the four lanes of a row read together: its first four are one product of depth 16,
 // its last four another.
-template <class T>
+template <class Load>
 struct SkinnySums {
+  using T = typename Load::T;
   static constexpr int across = skinny_columns / 16;
   static constexpr int down = skinny_rows / 8;
 
@@ -143,7 +151,11 @@ struct SkinnySums {
   float sum[across][down][4] = {};
 
   __device__ __forceinline__ void add(const uint4* ring, int stage) {
-    using Ring = SkinnyRing<T>;
+    using Ring = SkinnyRing<Load>;
+    const auto fragment = [&](int row) {
+      const uint4* at = ring + Ring::at(stage, row + group, piece * 4 + quarter);
+      return Load::fragment(Load::Eight::load(reinterpret_cast<const typename Load::Stored*>(at)));
+    };
     const int place = piece * 4 + quarter;
     uint4 x[down];
 #pragma unroll
@@ -152,8 +164,8 @@ struct SkinnySums {
     }
 #pragma unroll
     for (int c = 0; c < across; ++c) {
-      const uint4 low = ring[Ring::at(stage, c * 16 + group, place)];
-      const uint4 high = ring[Ring::at(stage, c * 16 + 8 + group, place)];
+      const uint4 low = fragment(c * 16);
+      const uint4 high = fragment(c * 16 + 8);
 #pragma unroll
       for (int r = 0; r < down; ++r) {
         mma<T>(sum[c][r], low.x, high.x, low.y, high.y, x[r].x, x[r].y);
@@ -202,8 +214,8 @@ __device__ __forceinline__ void give_sums(const float* sums, float* exchange,
 }
 
 // y from `parts` sums of each of the block's share of the tile's rows of x: [part][row][pitch].
-template <class T>
-__device__ __forceinline__ void finish_rows(const MatmulOperands<T>& op, const SkinnyCut& cut,
+template <class Load>
+__device__ __forceinline__ void finish_rows(const MatmulOperands<Load>& op, const SkinnyCut& cut,
                                             const float* sums, int parts) {
   const int rows = skinny_rows / cut.splits;
   const std::int64_t first_row = std::int64_t{blockIdx.y} * skinny_rows + cut.rank() * rows;
@@ -219,14 +231,14 @@ __device__ __forceinline__ void finish_rows(const MatmulOperands<T>& op, const S
 }
 
 // Grid: [tiles of weight rows, each with its splits side by side][tiles of rows of x].
-template <class T>
+template <class Load>
 __global__ void __launch_bounds__(skinny_threads)
-    skinny_kernel(const __grid_constant__ MatmulOperands<T> op, const SkinnyCut cut) {
+    skinny_kernel(const __grid_constant__ MatmulOperands<Load> op, const SkinnyCut cut) {
   extern __shared__ uint4 memory[];
   auto* exchange = reinterpret_cast<float*>(memory);
   uint4* slots = memory + skinny_exchange;
   auto* sums = reinterpret_cast<float*>(slots);
-  const SkinnyRing<T> ring(op, cut, slots);
+  const SkinnyRing<Load> ring(op, cut, slots);
   if (cut.splits > 1) arrive_at_cluster();
   let_next_begin();
   ring.prefetch();
@@ -239,7 +251,7 @@ __global__ void __launch_bounds__(skinny_threads)
     ring.request_x(stage);
     end_of_copies();
   }
-  SkinnySums<T> mine;
+  SkinnySums<Load> mine;
 #pragma unroll 1
   for (int stage = 0; stage < cut.stages; ++stage) {
     // A slot is filled again once all warps have read it, which is one stage later.

@@ -22,8 +22,8 @@ __device__ void load_tile(float (&tile)[tile_depth][tile_side + 1], const At& at
   }
 }
 
-template <class T>
-__global__ void __launch_bounds__(tile_threads) tiled_matmul_kernel(MatmulOperands<T> op) {
+template <class Load>
+__global__ void __launch_bounds__(tile_threads) tiled_matmul_kernel(MatmulOperands<Load> op) {
   __shared__ float x[tile_depth][tile_side + 1];
   __shared__ float w[tile_depth][tile_side + 1];
   const std::int64_t across = (op.out + tile_side - 1) / tile_side;

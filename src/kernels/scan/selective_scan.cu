@@ -122,14 +122,14 @@ void run_scan(const SelectiveScan& op, Stream& stream, ScanPlan plan,
   }
 }
 
-// Every row reads all of the weight, from L2: good up to so many bytes (64 rows of 130m, 9 MiB:
-// 0.73 ms a token, 0.77 with a product of its own; 370m, 16 MiB: 1.70 and 1.73; 1.4b, 64 MiB: 3.40
-// and 2.96). With more than 64 rows the kernel that takes four at once is better.
+// Every row reads all of the weight, as it reads dt, from L2: good up to so many bytes (64 rows of
+// 130m, 9 MiB: 0.73 ms a token, 0.77 with a product of its own; 370m, 16 MiB: 1.70 and 1.73; 1.4b,
+// 64 MiB: 3.40 and 2.96). With more than 64 rows the kernel that takes four at once is better.
 bool projects_dt(const SelectiveScan& op) {
   constexpr std::int64_t good_bytes = std::int64_t{16} << 20;
   const std::int64_t rows = op.x.dim(0);
-  return op.x.dim(1) == 1 && !op.chunk_states && rows <= 64 &&
-         rows * op.dt_weight.count() * size_of(op.dt_weight.dtype()) <= good_bytes;
+  return op.dt_weight.dtype() == op.dt.dtype() && op.x.dim(1) == 1 && !op.chunk_states &&
+         rows <= 64 && rows * op.dt_weight.count() * size_of(op.dt_weight.dtype()) <= good_bytes;
 }
 
 std::int64_t scan_chunk_steps(const SelectiveScan&, const Stream&) { return scan_chunk; }

@@ -3,7 +3,6 @@
 // block norms the row for itself while its first weights come; a lane that ends with a channel's
 // product takes the channel's convolution one step on. Every sum in the order of the kernels it
 // stands for.
-#include "detail/visit.hpp"
 #include "kernels/conv/causal_conv_tile.cuh"
 #include "kernels/matmul/gemv_rows.cuh"
 #include "kernels/norm/add_rms_norm.cuh"
@@ -92,13 +91,15 @@ __device__ __forceinline__ void prefetch(const conv::Operands<T>& op, std::int64
   if (row >= 0) prefetch_line(op.initial + (row * op.channels + channel) * op.past);
 }
 
-template <class T, int Ahead>
+template <class Load, int Ahead>
 __global__ void __launch_bounds__(gemv_rows_warps * 32, 2)
-    norm_matmul_conv_kernel(const __grid_constant__ Norm<T> norm,
-                            const __grid_constant__ MatmulOperands<T> product,
-                            const __grid_constant__ conv::Operands<T> conv, const RowsCut cut) {
-  using Memory = RowsMemory<T, Ahead>;
-  WeightRows<T, Ahead> weights(product, cut.rows);
+    norm_matmul_conv_kernel(const __grid_constant__ Norm<typename Load::T> norm,
+                            const __grid_constant__ MatmulOperands<Load> product,
+                            const __grid_constant__ conv::Operands<typename Load::T> conv,
+                            const RowsCut cut) {
+  using T = typename Load::T;
+  using Memory = RowsMemory<Load, Ahead>;
+  WeightRows<Load, Ahead> weights(product, cut.rows);
   T* x = Memory::x();
   auto* sums = reinterpret_cast<float*>(x + Memory::padded(weights.in));
   const std::int64_t column = weights.first + weights.lane;
@@ -131,10 +132,10 @@ __global__ void __launch_bounds__(gemv_rows_warps * 32, 2)
 }
 
 // What the three operations come to, and whether a block can do its part of all.
-template <class T>
+template <class Load>
 struct Step {
-  Norm<T> norm;
-  MatmulOperands<T> product;
+  Norm<typename Load::T> norm;
+  MatmulOperands<Load> product;
   RowsCut cut;
   bool fits;
 
@@ -148,7 +149,7 @@ struct Step {
   }
   template <int Ahead>
   std::size_t shared() const {
-    return RowsMemory<T, Ahead>::bytes(product.in, cut.warps) +
+    return RowsMemory<Load, Ahead>::bytes(product.in, cut.warps) +
            static_cast<std::size_t>(norm.channels) * sizeof(float);
   }
 };
@@ -162,8 +163,9 @@ bool same(const ConstTensorView& a, const ConstTensorView& b) {
 bool in_one_pass(const AddRmsNorm& norm, const Matmul& product, const CausalConv& conv) {
   const bool chained = same(norm.y, product.x) && norm.y.count() == product.x.count() &&
                        same(product.y, conv.x) && conv.x.dim(2) <= product.y.shape().back();
+  const DType dtype = product.x.dtype();
   const bool one_dtype =
-      product.y.dtype() == product.x.dtype() && conv.x.dtype() == product.x.dtype();
+      norm.y.dtype() == dtype && product.y.dtype() == dtype && conv.x.dtype() == dtype;
   // All blocks read what the norm reads while one of them writes.
   const bool in_place =
       same(norm.y, norm.x) || (norm.sum ? same(norm.sum, norm.residual) : norm.x && norm.residual);
@@ -172,20 +174,20 @@ bool in_one_pass(const AddRmsNorm& norm, const Matmul& product, const CausalConv
       product.accumulate || !streams_rows(product)) {
     return false;
   }
-  return detail::visit(norm.y.dtype(), [&](auto type) {
+  return visit_load(product, [&](auto type) {
     return Step<typename decltype(type)::type>(norm, product, false).fits;
   });
 }
 
 void run(const AddRmsNorm& norm, const Matmul& product, const CausalConv& conv, Stream& stream) {
   const OnDevice current(stream.device(), where);
-  detail::visit(norm.y.dtype(), [&](auto type) {
-    using T = typename decltype(type)::type;
-    const Step<T> step(norm, product, StreamAccess::constant_weights(stream));
+  visit_load(product, [&](auto type) {
+    using Load = typename decltype(type)::type;
+    const Step<Load> step(norm, product, StreamAccess::constant_weights(stream));
     visit_ahead(step.cut, [&](auto ahead) {
-      launch_chained(norm_matmul_conv_kernel<T, ahead()>, step.cut.blocks, step.cut.threads(),
+      launch_chained(norm_matmul_conv_kernel<Load, ahead()>, step.cut.blocks, step.cut.threads(),
                      step.template shared<ahead()>(), stream, where, step.norm, step.product,
-                     conv::operands<T>(conv, stream), step.cut);
+                     conv::operands<typename Load::T>(conv, stream), step.cut);
     });
   });
 }

@@ -98,8 +98,8 @@ class Products {
       int left = pieces;
       for (; left >= 2; left -= 2) {
         wait_for_copies<Slots - 2>();
-        const uint4 w0 = load_shared(weights_.oldest);
-        const uint4 w1 = load_shared(weights_.next(weights_.oldest));
+        const uint4 w0 = Load::fragment({load_shared(weights_.oldest)});
+        const uint4 w1 = Load::fragment({load_shared(weights_.next(weights_.oldest))});
         const uint4 x0 = *reinterpret_cast<const uint4*>(from);
         const uint4 x1 = *reinterpret_cast<const uint4*>(from + piece);
         from += 2 * piece;
@@ -110,7 +110,8 @@ class Products {
       }
       if (left > 0) {
         wait_for_copies<Slots - 1>();
-        add(even, *reinterpret_cast<const uint4*>(from), load_shared(weights_.oldest));
+        add(even, *reinterpret_cast<const uint4*>(from),
+            Load::fragment({load_shared(weights_.oldest)}));
         weights_.request();
       }
       if (g < batch()) {

@@ -5,9 +5,14 @@
 #include <cstdint>
 
 #include "kernels/gpu/ptx.cuh"
+#include "kernels/matmul/weight_load.cuh"
 #include "kernels/step/stack_plan.cuh"
 
 namespace mamba::cuda::stack {
+
+using Load = DenseLoad<T>;
+using Stored = Load::Stored;
+static_assert(sizeof(Load::Eight) == 16, "a lane's inputs of a piece take a slot of the ring");
 
 // The weights on their way to one thread: of every tile of 8 rows, row lane / 4, and of every piece
 // of its warp 8 inputs from 8 (lane % 4) on, 16 bytes a slot. A thread reads only what it has
@@ -25,7 +30,7 @@ struct WeightStream {
   int layer = 0, matrix = -1;                   // what is requested next
   int rows = 0, row = 0, inputs = 0, left = 0;  // left: pieces of the tile
   bool there = false;
-  const T *base = nullptr, *from = nullptr;
+  const Stored *base = nullptr, *from = nullptr;
 
   __device__ __forceinline__ WeightStream(const Operands& op, char* memory, int warp_, int lane_)
       : step(op.step),
@@ -57,7 +62,7 @@ struct WeightStream {
     const void* all = matrix == in_proj  ? weights.in_proj
                       : matrix == x_proj ? weights.x_proj
                                          : weights.out_proj;
-    base = static_cast<const T*>(all) + warp * piece + lane % 4 * 8;
+    base = static_cast<const Stored*>(all) + warp * piece + lane % 4 * 8;
     row = 0;
     aim();
   }

@@ -5,10 +5,22 @@
 
 namespace mamba {
 
+namespace {
+
+bool kernel_reads(const LayerWeights& weights) {
+  for (const Tensor* matrix :
+       {&weights.in_proj, &weights.x_proj, &weights.dt_proj, &weights.out_proj}) {
+    if (matrix->dtype() != Mamba1Step::dtype) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
 bool Mamba1Mixer::step_at_once(const Stack& stack, float norm_epsilon, const ConstTensorView& x,
                                StackState& state, const TensorView& sum, const RowMap& rows,
                                const ConstTensorView& reset, Stream& stream) const {
-  if (stream.device().is_cpu() || x.dtype() != DType::bf16) return false;
+  if (stream.device().is_cpu() || x.dtype() != Mamba1Step::dtype) return false;
   if (x.dim(0) > Mamba1Step::most_rows || stack.size() > Mamba1Step::most_layers) return false;
   if (reinterpret_cast<std::uintptr_t>(x.data()) % 4 != 0 || x.row_pitch() % 2 != 0) return false;
   const LayerConfig& c = stack.layer(0).config();
@@ -38,6 +50,7 @@ bool Mamba1Mixer::step_at_once(const Stack& stack, float norm_epsilon, const Con
   step.reset_pitch = reset ? reset.row_pitch() : 0;
   for (std::size_t i = 0; i < stack.size(); ++i) {
     const LayerWeights& w = stack.layer(i).weights();
+    if (!kernel_reads(w)) return false;
     const auto at = [](const Tensor& tensor) { return tensor.view().data(); };
     const auto f32 = [](const Tensor& tensor) { return tensor ? tensor.data<float>() : nullptr; };
     step.layers[i] = {f32(stack.norm(i)),

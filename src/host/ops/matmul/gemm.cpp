@@ -8,9 +8,8 @@
 
 #include <mamba/device.hpp>
 
-#include "detail/visit.hpp"
+#include "host/ops/matmul/factor-inl.h"
 #include "host/ops/matmul/gemm.hpp"
-#include "host/ops/storage-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace mamba::host::HWY_NAMESPACE {
@@ -23,34 +22,33 @@ constexpr int low_rows = 4;  // of a lower tile for what is left
 constexpr int tile_vectors = 2;
 static_assert(Gemm::copied_rows % tile_rows == 0 && Gemm::copied_rows % low_rows == 0);
 
-template <class T>
-HWY_INLINE void copy_run(const T* from, float* to, std::int64_t count) {
+template <class Row>
+HWY_INLINE void copy_run(const Row& row, std::int64_t element, float* to, std::int64_t count) {
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(F32()));
   std::int64_t i = 0;
-  for (; i + lanes <= count; i += lanes) store(load(from + i), to + i);
+  for (; i + lanes <= count; i += lanes) store(row.lanes(element + i), to + i);
   if (i == count) return;
   const auto left = static_cast<std::size_t>(count - i);
-  store_part(load_part(from + i, left), to + i, left);
+  store_part(row.part(element + i, left), to + i, left);
 }
 
 // Runs of `count` elements of some lines (rows of the operand), from `element` on, as words:
 // to[line * pitch + word].
 void copy_lines(const Factor& factor, bool pairs, std::int64_t first, std::int64_t lines,
                 std::int64_t element, std::int64_t count, float* to, std::int64_t pitch) {
-  const auto at = [&](std::int64_t line) { return factor.rows.offset(first + line) + element; };
   if (pairs) {
     for (std::int64_t line = 0; line < lines; ++line) {
       float* words = to + line * pitch;
       if (count % 2 != 0) words[count / 2] = 0;
-      std::memcpy(static_cast<void*>(words), static_cast<const bf16*>(factor.data) + at(line),
+      std::memcpy(static_cast<void*>(words), StoredRow<bf16>(factor, first + line).from + element,
                   static_cast<std::size_t>(count) * sizeof(bf16));
     }
     return;
   }
-  detail::visit(factor.dtype, [&](auto type) {
-    using T = typename decltype(type)::type;
+  visit_rows(factor, [&](auto type) {
+    using Row = typename decltype(type)::type;
     for (std::int64_t line = 0; line < lines; ++line) {
-      copy_run(static_cast<const T*>(factor.data) + at(line), to + line * pitch, count);
+      copy_run(Row(factor, first + line), element, to + line * pitch, count);
     }
   });
 }
@@ -104,7 +102,7 @@ void pack_panel(const Factor& lanes, bool pairs, std::int64_t j, std::int64_t co
   for (std::int64_t c = 0; c < width; c += 4) {
     const std::int64_t there = std::clamp<std::int64_t>(columns - c, 0, 4);
     if (there == 4 && lanes.dtype == DType::f32 && lanes.rows.evenly_pitched()) {  // as they lie
-      const float* from = static_cast<const float*>(lanes.data) + lanes.rows.offset(j + c) + k;
+      const float* from = StoredRow<float>(lanes, j + c).from + k;
       turn_rows(from, lanes.rows.time_pitch, words, to + c, width);
       continue;
     }

@@ -12,23 +12,9 @@
 
 #include <cstdint>
 
-#include <mamba/dtype.hpp>
-
-#include "detail/channel_rows.hpp"
+#include "host/ops/matmul/factor.hpp"
 
 namespace mamba::host {
-
-// One factor of a product, element (i, k) of which stands in row i and column k of its operand, or
-// the other way round where it is transposed.
-struct Factor {
-  const void* data;
-  DType dtype;
-  detail::ChannelRows rows;
-  bool transposed;
-
-  Factor(const ConstTensorView& operand, bool is_transposed)
-      : data(operand.data()), dtype(operand.dtype()), rows(operand), transposed(is_transposed) {}
-};
 
 // How two factors are multiplied. Pairs of bf16 round each product and sum to f32 as f32 does, and
 // count numbers below the least normal f32 as zero.

@@ -2,9 +2,8 @@
 #define HWY_TARGET_INCLUDE "host/ops/matmul/gemv.cpp"
 #include <hwy/foreach_target.h>  // compiles this file once per target
 
-#include "detail/visit.hpp"
+#include "host/ops/matmul/factor-inl.h"
 #include "host/ops/matmul/gemv.hpp"
-#include "host/ops/storage-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace mamba::host::HWY_NAMESPACE {
@@ -15,8 +14,8 @@ namespace mamba::host::HWY_NAMESPACE {
 // two rows side by side at 11 and four at 12, with or without software prefetch, which a single
 // stream does not need either. Even and odd vectors have sums of their own: a bf16 row of 1536
 // would wait for its additions.
-template <int rows, class T>
-HWY_INLINE void dot(const Gemv& gemv, const T* weight, float* sums) {
+template <int rows, class Row>
+HWY_INLINE void dot(const Gemv& gemv, const Row& weight, float* sums) {
   const F32 d;
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
   F32Vec even[rows];
@@ -29,39 +28,39 @@ HWY_INLINE void dot(const Gemv& gemv, const T* weight, float* sums) {
   };
   std::int64_t i = 0;
   for (; i + 2 * lanes <= gemv.in; i += 2 * lanes) {
-    add(even, load(weight + i), i);
-    add(odd, load(weight + i + lanes), i + lanes);
+    add(even, weight.lanes(i), i);
+    add(odd, weight.lanes(i + lanes), i + lanes);
   }
   if (i + lanes <= gemv.in) {
-    add(even, load(weight + i), i);
+    add(even, weight.lanes(i), i);
     i += lanes;
   }
-  if (i < gemv.in) add(odd, load_part(weight + i, static_cast<std::size_t>(gemv.in - i)), i);
+  if (i < gemv.in) add(odd, weight.part(i, static_cast<std::size_t>(gemv.in - i)), i);
   for (int r = 0; r < rows; ++r) {
     sums[r * gemv.sums_pitch] = hn::GetLane(hn::SumOfLanes(d, hn::Add(even[r], odd[r])));
   }
 }
 
-template <int rows, class T>
-void dot_range(const Gemv& gemv, const T* weight, std::int64_t first, std::int64_t last) {
-  for (std::int64_t o = first; o < last; ++o) {
-    dot<rows>(gemv, weight + o * gemv.weight_pitch, gemv.sums + o);
-  }
+template <int rows, class Row>
+void dot_range(const Gemv& gemv, std::int64_t first, std::int64_t last) {
+  // A copy, which no store of a sum may change and whose rows, as the compiler sees, are one run.
+  Factor weight = *gemv.weight;
+  weight.rows.batch = 1;
+  for (std::int64_t o = first; o < last; ++o) dot<rows>(gemv, Row(weight, o), gemv.sums + o);
 }
 
 void gemv_range(const Gemv& gemv, std::int64_t first, std::int64_t last) {
-  detail::visit(gemv.dtype, [&](auto type) {
-    using T = typename decltype(type)::type;
-    const T* weight = static_cast<const T*>(gemv.weight);
+  visit_rows(*gemv.weight, [&](auto type) {
+    using Row = typename decltype(type)::type;
     switch (gemv.rows) {
       case 1:
-        return dot_range<1>(gemv, weight, first, last);
+        return dot_range<1, Row>(gemv, first, last);
       case 2:
-        return dot_range<2>(gemv, weight, first, last);
+        return dot_range<2, Row>(gemv, first, last);
       case 4:
-        return dot_range<4>(gemv, weight, first, last);
+        return dot_range<4, Row>(gemv, first, last);
       default:
-        return dot_range<8>(gemv, weight, first, last);
+        return dot_range<8, Row>(gemv, first, last);
     }
   });
 }

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include <mamba/dtype.hpp>
+#include "host/ops/matmul/factor.hpp"
 
 namespace mamba::host {
 
@@ -13,9 +13,7 @@ struct Gemv {
   // Rows of x begin this many floats apart, or a multiple: at least a vector of any target.
   static constexpr std::int64_t alignment = 64;
 
-  const void* weight = nullptr;  // [out, in] of `dtype`, rows `weight_pitch` elements apart
-  DType dtype = DType::f32;
-  std::int64_t weight_pitch = 0;
+  const Factor* weight = nullptr;  // [out, in], not transposed
   std::int64_t in = 0;
   const float* x = nullptr;  // [1, 2, 4 or 8 rows, x_pitch], zeros from `in` on
   std::int64_t x_pitch = 0;

@@ -58,11 +58,10 @@ void finish(const Matmul& op, const float* sums, std::int64_t y_offset, std::int
 void gemv(const Matmul& op, Stream& stream) {
   const detail::ChannelRows x_rows(op.x);
   const detail::ChannelRows y_rows(op.y);
+  const Factor weight(op.weight, false);
   const std::int64_t out = op.weight.dim(0);
   Gemv gemv;
-  gemv.weight = op.weight.data();
-  gemv.dtype = op.weight.dtype();
-  gemv.weight_pitch = op.weight.row_pitch();
+  gemv.weight = &weight;
   gemv.in = op.weight.dim(1);
   gemv.x_pitch = (gemv.in + Gemv::alignment - 1) / Gemv::alignment * Gemv::alignment;
   for (gemv.rows = 1; gemv.rows < x_rows.count();) gemv.rows *= 2;
@@ -172,7 +171,7 @@ void few_rows(const Matmul& op, const Gemm& gemm, const Blocks& blocks, std::int
   const detail::ChannelRows y_rows(op.y);
   const std::int64_t rows = blocks.rows;
   const auto weight_row = [&](std::int64_t c) {
-    return at(op.weight, std::min(c, last_column) * op.weight.row_pitch());
+    return gemm.broadcast->row(std::min(c, last_column));
   };
   GemmPiece piece;
   piece.columns = rows;
