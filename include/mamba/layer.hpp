@@ -87,7 +87,7 @@ class Layer {
 
   LayerConfig config_;
   LayerWeights weights_;
-  const detail::Mixer* mixer_;  // that of the config
+  const detail::Mixer* mixer_;        // that of the config
   detail::LayerWeightMember matrix_;  // the mixer's first weight
 };
 

@@ -14,6 +14,7 @@
 #include <mamba/language_model.hpp>
 #include <mamba/stream.hpp>
 #include <mamba/tensor.hpp>
+#include <mamba/train_ops.hpp>
 
 namespace mamba {
 
@@ -108,6 +109,8 @@ class AdamW {
   void check_made(const char* where) const;
 
   std::vector<Slot> slots_;
+  std::vector<SumSquares> sums_;    // of every gradient
+  std::vector<AdamWStep> updates_;  // of every weight; what differs from step to step is set then
   AdamWOptions options_;
   Tensor squares_;  // [1] f32
   std::int64_t steps_ = 0;

@@ -307,18 +307,18 @@ TEST_EACH(SnapshotTest, RefusesWhatCannotWork, Device device,
   expect_part(std::string("a state of this model in ") + name_of(other_dtype),
               [&] { Generator(rounded, snapshot); });
 
-    SamplingOptions options = lively(1);  // of ids that a smaller vocabulary does not have
-    options.allowed = {3, 255};
-    options.logit_bias = {{255, 1.0f}};
-    const GeneratorSnapshot biased = begun(model, options, 4).snapshot();
-    LanguageModelConfig smaller = model.config();
-    smaller.vocab_size = smaller.vocab_rows = 100;
-    const LanguageModel few = LanguageModel::random(smaller, 7, model.dtype(), model.device());
-    expect_part("Generator: snapshot: expected a state of this model (",
-                [&] { Generator(few, biased); });
-    GeneratorPool of_few(few, 1);
-    expect_part("GeneratorPool::make: snapshot: expected a state of this model (",
-                [&] { of_few.make(biased); });
+  SamplingOptions options = lively(1);  // of ids that a smaller vocabulary does not have
+  options.allowed = {3, 255};
+  options.logit_bias = {{255, 1.0f}};
+  const GeneratorSnapshot biased = begun(model, options, 4).snapshot();
+  LanguageModelConfig smaller = model.config();
+  smaller.vocab_size = smaller.vocab_rows = 100;
+  const LanguageModel few = LanguageModel::random(smaller, 7, model.dtype(), model.device());
+  expect_part("Generator: snapshot: expected a state of this model (",
+              [&] { Generator(few, biased); });
+  GeneratorPool of_few(few, 1);
+  expect_part("GeneratorPool::make: snapshot: expected a state of this model (",
+              [&] { of_few.make(biased); });
 
   Bytes bytes = snapshot.save();
   bytes[bytes.size() / 2] ^= std::byte{4};

@@ -207,7 +207,7 @@ TEST_EACH(CudaMatmul, AChainGivesTheBitsOfSingleProducts, testing::CudaDevice de
     };
     run_all(single, stream, true);
     const Graph graph = Graph::record(stream, [&](Stream& recorded) {
-        const detail::ConstantWeights constant(recorded);
+      const detail::ConstantWeights constant(recorded);
       for (int i = 0; i < 4; ++i) run_all(chained, recorded, false);
     });
     for (int replay = 0; replay < 8; ++replay) graph.replay();

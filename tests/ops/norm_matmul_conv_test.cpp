@@ -207,7 +207,7 @@ TEST_EACH(NormMatmulConv, AStateRowThatDoesNotExistGivesNaN, testing::CudaDevice
   const auto before = bits(chain.state);
   const Tensor row = Tensor::from<std::int32_t>({1}, {1}).to(device);
   chain.conv.rows = {row, row};
-    detail::run(chain.norm, chain.product, chain.conv, stream);
+  detail::run(chain.norm, chain.product, chain.conv, stream);
   EXPECT_THROW(stream.synchronize(), ArgumentError);
   EXPECT_EQ(bits(chain.state), before);
   for (const double value : testing::values(chain.u)) EXPECT_TRUE(std::isnan(value));

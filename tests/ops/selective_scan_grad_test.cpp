@@ -72,7 +72,7 @@ TEST_EACH(SelectiveScanGrad, ChunkStatesAreWhatWasHandedToTheirFirstStep, Device
     const ScanInputs inputs = host.to(device);
     Stream& stream = default_stream(device);
     SelectiveScan scan = inputs.op();
-      scan.chunk_steps = detail::scan_chunk_steps(scan, stream);
+    scan.chunk_steps = detail::scan_chunk_steps(scan, stream);
     const std::int64_t chunks = (time + scan.chunk_steps - 1) / scan.chunk_steps;
     const Guarded states({c.batch, chunks, c.channels, c.d_state}, DType::f32, device);
     Tensor y(inputs.y_shape(), c.dtype, device);
@@ -369,7 +369,7 @@ TEST_EACH(SelectiveScanGrad, AccumulateAddsToWeightGradientsOnly, Device device)
   const std::vector<double> once = values(out.dA_log.view()), dx = values(out.dx.view());
   Stream& stream = default_stream(device);
   SelectiveScan scan = inputs.scan.op();
-    scan.chunk_steps = detail::scan_chunk_steps(scan, stream);
+  scan.chunk_steps = detail::scan_chunk_steps(scan, stream);
   Tensor states({c.batch, 1, c.channels, c.d_state}, DType::f32, device);
   Tensor y(inputs.scan.y_shape(), c.dtype, device);
   scan.chunk_states = states;

@@ -113,6 +113,27 @@ AdamW::AdamW(std::vector<Parameter> parameters, const AdamWOptions& options) : o
     }
   });
   squares_ = Tensor::zeros({1}, DType::f32, device);
+  for (Slot& slot : slots_) {
+    const Parameter& p = slot.parameter;
+    SumSquares sum;
+    sum.x = p.gradient;
+    sum.y = squares_;
+    sum.accumulate = !sums_.empty();
+    sums_.push_back(sum);
+    AdamWStep update;
+    update.weight = slot.master ? TensorView(slot.master) : p.weight;
+    if (slot.master) update.stored = p.weight;
+    update.gradient = p.gradient;
+    update.m = slot.m;
+    update.v = slot.v;
+    update.squares = squares_;
+    update.max_norm = options.max_norm;
+    update.beta1 = options.beta1;
+    update.beta2 = options.beta2;
+    update.epsilon = options.epsilon;
+    update.weight_decay = p.decay ? options.weight_decay : 0;
+    updates_.push_back(update);
+  }
 }
 
 void LossScale::update(bool finite) {
@@ -129,38 +150,13 @@ void AdamW::step(float learning_rate, Stream& stream, float loss_scale) {
   check_made("AdamW::step");
   last_counts_ = false;
   loss_scale_ = loss_scale;
-  std::vector<SumSquares> sums;
-  sums.reserve(slots_.size());
-  for (const Slot& slot : slots_) {
-    SumSquares sum;
-    sum.x = slot.parameter.gradient;
-    sum.y = squares_;
-    sum.accumulate = !sums.empty();
-    sums.push_back(sum);
+  detail::run_all(sums_, stream);
+  for (AdamWStep& op : updates_) {
+    op.loss_scale = loss_scale;
+    op.learning_rate = learning_rate;
+    op.step = steps_ + 1;
   }
-  detail::run_all(sums, stream);
-  AdamWStep op;
-  op.squares = squares_;
-  op.max_norm = options_.max_norm;
-  op.loss_scale = loss_scale;
-  op.learning_rate = learning_rate;
-  op.beta1 = options_.beta1;
-  op.beta2 = options_.beta2;
-  op.epsilon = options_.epsilon;
-  op.step = steps_ + 1;
-  std::vector<AdamWStep> steps;
-  steps.reserve(slots_.size());
-  for (Slot& slot : slots_) {
-    const Parameter& p = slot.parameter;
-    op.weight = slot.master ? TensorView(slot.master) : p.weight;
-    op.stored = slot.master ? p.weight : TensorView();
-    op.gradient = p.gradient;
-    op.m = slot.m;
-    op.v = slot.v;
-    op.weight_decay = p.decay ? options_.weight_decay : 0;
-    steps.push_back(op);
-  }
-  detail::run_all(steps, stream);
+  detail::run_all(updates_, stream);
   ++steps_;
   last_counts_ = true;
   if (squares_.device().is_cpu()) count(*squares_.data<float>());

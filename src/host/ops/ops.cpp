@@ -68,7 +68,7 @@ void check_operands(const Matmul& op, const Stream& stream) {
     out = op.weight.dim(op.transpose_weight ? 1 : 0);
     operands.is_storage("x", op.x, with_channels(op.x, op.weight.dim(op.transpose_weight ? 0 : 1)));
     if (op.transpose_weight) {  // which gradients need, of a weight that is stored as x is
-    operands.is("weight", op.weight, op.weight.shape(), op.x.dtype());
+      operands.is("weight", op.weight, op.weight.shape(), op.x.dtype());
     } else {
       operands.is_weight("weight", op.weight, op.weight.shape(), op.x.dtype());
     }

@@ -112,9 +112,9 @@ struct WeightRows {
 
   int lane, in, count;  // count: rows, 0 beyond the last
   std::int64_t first, pitch;
-  uint4* ring;      // of this lane: [Ahead][together], 32 apart
+  uint4* ring;         // of this lane: [Ahead][together], 32 apart
   const Stored* next;  // what this lane requests next,
-  int next_at = 0;  // where in its row the round begins,
+  int next_at = 0;     // where in its row the round begins,
   int next_row = 0;
 
   __device__ __forceinline__ WeightRows(const MatmulOperands<Load>& op, int rows)
