@@ -302,11 +302,19 @@ GPU_BREAKS = {
         "src/kernels/matmul/skinny.cu", "capability >= sm_90 ? skinny_most_splits : 1", "capability > 0 ? skinny_most_splits : 1",
         "*CudaMatmulLimits*"),
     "the scan's warps fit into what an H200 has": (
-        "src/kernels/scan/scan_chunked.cu", "while (warps > 1 && bytes() > most) --warps;",
-        "while (warps > 1 && bytes() > most + 128 * 1024) --warps;", "*CudaScanLimits*"),
+        "src/kernels/scan/scan_chunked.cu", "while (warps > 1 && bytes() > memory) --warps;",
+        "while (warps > 1 && bytes() > memory + 128 * 1024) --warps;", "*CudaScanLimits*"),
     "the gradient's warps fit into what an H200 has": (
         "src/kernels/scan/selective_scan_grad.cu", "Block::shared_bytes(warps, operands.d_state) > most) --warps;",
         "Block::shared_bytes(warps, operands.d_state) > most + 128 * 1024) --warps;", "*CudaScanGradLimits*"),
+    "a warp of the scan hands on the state that it was given": (
+        "src/kernels/scan/scan_chunked.cu", "    pass(at.next_slot, {h, Warp::round_after(round)});\n  }",
+        "    pass(at.next_slot, {s.y[0], Warp::round_after(round)});\n  }", "CudaScan*"),
+    "a warp of the gradient hands on nothing": (
+        "src/kernels/scan/scan_grad_ring.cuh", "if constexpr (chunks == 1) pass(to + n * Channels, {carry,",
+        "if constexpr (chunks == 1) pass(to + n * Channels, {0 * carry,", "CudaScanGrad*"),
+    "an optimiser's last tensor of a launch is passed by": (
+        "src/kernels/train/optimiser.cu", "int low = 0, high = count;", "int low = 0, high = count - 1;", "Optimizer*"),
     "the stack's kernel where blocks do not run together": (
         "src/kernels/step/stack_step.cu", "if (!most.cooperative || !sizes ||", "if (!sizes ||", "*StackStepLimits*"),
     "the stack's kernel whatever the code was built for": (
