@@ -63,6 +63,12 @@ struct RmsNorm {
     return {scale, scale * scale * scale * (total[1] / count)};
   }
 
+  __device__ __forceinline__ void prefetch(std::int64_t row, std::int64_t c) const {
+    prefetch_line(sum + sum_rows.offset(row) + c);
+    prefetch_line(dy + dy_rows.offset(row) + c);
+    if (dresidual != nullptr) prefetch_line(dresidual + dresidual_rows.offset(row) + c);
+  }
+
   template <int V>
   __device__ __forceinline__ void finish(std::int64_t row, std::int64_t c, const Sums& sums,
                                          float (&added)[1][V]) const {

@@ -70,6 +70,12 @@ struct LayerNormBack {
     return {moments, total[0] / count, total[1] / count};
   }
 
+  __device__ __forceinline__ void prefetch(std::int64_t row, std::int64_t c) const {
+    prefetch_line(norm.x + norm.x_rows.offset(row) + c);
+    prefetch_line(dy + dy_rows.offset(row) + c);
+    if (norm.z != nullptr) prefetch_line(norm.z + norm.z_rows.offset(row) + c);
+  }
+
   template <int V>
   __device__ __forceinline__ void finish(std::int64_t row, std::int64_t c, const Sums& sums,
                                          float (&added)[2][V]) const {

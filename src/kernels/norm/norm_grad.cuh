@@ -7,6 +7,7 @@
 //   Norm::Sums                                    what finish() needs to know of the whole row
 //   norm.sums<V>(row, inside, lane, lanes)        by all threads of the block together
 //   norm.finish<V>(row, column, sums, added)      V columns; adds to the gradients of N weights
+//   norm.prefetch(row, column)                    brings near what a row will be asked for
 #pragma once
 
 #include "kernels/gpu/column_sums.cuh"
@@ -43,6 +44,11 @@ __global__ void __launch_bounds__(row_block_largest, 2)
        first += std::int64_t{gridDim.x} * at_once) {
     const std::int64_t row = first + sub;
     const bool inside = row < grid.rows;  // threads outside take part in the sums
+    // Between the two passes over a row a block waits; meanwhile its next row comes to L2.
+    const std::int64_t next = row + std::int64_t{gridDim.x} * at_once;
+    for (std::int64_t c = std::int64_t{lane} * V; next < grid.rows && c < grid.channels;
+         c += stride)
+      norm.prefetch(next, c);
     const typename Norm::Sums sums = norm.template sums<V>(row, inside, lane, grid.lanes);
     if (!inside) continue;
 #pragma unroll 1
