@@ -67,9 +67,9 @@ void StateTensors::each(F&& f) const {
 // Rows are named by a tensor [n] i32 on the state's device, or by a list: {3, 5}, or a vector. A
 // row that is not there, or that scatter is given twice, is an ArgumentError. Rows in a CUDA tensor
 // cannot be checked beforehand: gather fills the target of a bad row with NaN, scatter skips it,
-// and the stream's next synchronize() throws. A list is copied to the device by the
-// call and gone when it returns, so on a CUDA stream that is recorded it is an ArgumentError: a
-// Graph takes a tensor.
+// and the stream's next synchronize() throws. A list is copied to the device by the call and gone
+// when it returns, so on a CUDA stream that is recorded it is an ArgumentError: a Graph takes a
+// tensor.
 template <class State>
 class StateVerbs {
  public:

@@ -17,6 +17,11 @@
 // ring, through the slot's reader, so it has been read. Each warp runs some states behind the one
 // before it, and the chain through the ring is short against the work between.
 //
+// Where a warp has one chunk of each channel (32 of them), nothing is to be joined. Its lanes wait
+// for the state before their chunk, go down from it alone and hand on the state after it: five
+// instructions again, and no registers for a and b. The warps take turns then, each a state behind
+// the one before it, so they wait for each other where there are fewer states than warps.
+//
 // Resets are rare: only a tile that has one does the work that they ask for.
 #include <algorithm>
 
