@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Checks who includes whom: headers only what lies above them, kernels only L0-L2, benches only <mamba/...>, programs
-that without its detail/, and the folders of src/ and examples/rl/ only those that their rows below name. Kernels do not
+only <mamba/...> without its detail/, and the folders of src/ and examples/rl/ only those that their rows below name. Kernels do not
 name what lies below L2 either, and the files of a mixer are included by the list of mixers alone."""
 import pathlib
 import re

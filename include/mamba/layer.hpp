@@ -81,7 +81,8 @@ class Layer {
   void check_backward(const LayerTape& tape, const ConstTensorView& dy, const MambaState* dstate,
                       const TensorView& dx, const LayerWeights& gradients,
                       const Stream& stream) const;
-  // Gives x where the tape keeps it.
+  // Puts x on the tape, computing the norm into it if there is one, and returns it from there. The
+  // tape is empty until the run is done.
   ConstTensorView begin(LayerTape& tape, const ConstTensorView& x, const AddRmsNorm* norm,
                         const MambaState& state, Stream& stream, const LayerOptions& options) const;
 
@@ -104,12 +105,13 @@ inline void Layer::forward(ConstTensorView x, const AddRmsNorm* norm, MambaState
   if (tape != nullptr) {
     x = begin(*tape, x, std::exchange(norm, nullptr), state, stream, options);
   }
-  if (x.count() == 0 && !options.rows.read) return;  // nothing to see, nothing to move
-
-  const detail::ConstantWeights constant(stream);
-  mixer_->forward(
-      {config_, weights_, x, state, &state, options.reset, options.rows, options.steps, norm}, y,
-      tape != nullptr && !tape->recompute ? &tape->activations_ : nullptr, stream);
+  if (x.count() != 0 || options.rows.read) {  // else nothing to see, nothing to move
+    const detail::ConstantWeights constant(stream);
+    mixer_->forward(
+        {config_, weights_, x, state, &state, options.reset, options.rows, options.steps, norm}, y,
+        tape != nullptr && !tape->recompute ? &tape->activations_ : nullptr, stream);
+  }
+  if (tape != nullptr) tape->layer_ = (weights_.*matrix_).view().data();
 }
 
 inline void Layer::backward(LayerTape& tape, ConstTensorView dy, MambaState* dstate, TensorView dx,

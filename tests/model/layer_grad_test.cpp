@@ -4,7 +4,9 @@
 
 #include <cmath>
 #include <limits>
+#include <new>
 
+#include "core/allocations.hpp"
 #include "each.hpp"
 #include "model/layer_reference.hpp"
 #include "model/layer_variants.hpp"
@@ -368,6 +370,35 @@ TEST(LayerGrad, ATapeIsAsLargeAsItSays) {
   const std::int64_t states = 2 * (256 / 32) * c.d_inner * c.d_state * 4;
   const std::int64_t conv = 2 * c.d_inner * 3 * 2;
   EXPECT_EQ(tape.bytes(), tokens * per_token + states + conv);
+}
+
+// Memory may run out anywhere in a forward run: what its tape has then is no run.
+TEST(LayerGrad, ATapeIsEmptyAfterAForwardThatThrew) {
+  const Layer layer = Layer::random(config_of(12, 8, 4), 1);
+  const Inputs inputs(layer, 2, 5, false);
+  bool failed = true;
+  long thrown = 0;
+  for (long n = 1; failed; ++n) {
+    Stream stream(Device::cpu(), 1);
+    LayerTape tape;
+    LayerOptions options;
+    options.tape = &tape;
+    MambaState state = layer.make_state(2);
+    Tensor y({2, 5, 12}, DType::f32);
+    bool threw = false;
+    {
+      const testing::FailingAllocation failing(n);
+      try {
+        layer.forward(inputs.x, state, y, stream, options);
+      } catch (const std::bad_alloc&) {
+        threw = true;
+      }
+      failed = failing.failed();
+    }
+    thrown += threw;
+    EXPECT_EQ(tape.filled(), !threw) << "allocation " << n;
+  }
+  EXPECT_GT(thrown, 8);
 }
 
 TEST(LayerGrad, Errors) {

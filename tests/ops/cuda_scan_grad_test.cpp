@@ -21,7 +21,7 @@ using cuda::ScanGeometry;
 std::vector<ScanGeometry> geometries() {
   std::vector<ScanGeometry> all;
   for (const auto& [channels, warps] :
-       {std::pair{16, 1}, {16, 3}, {16, 8}, {32, 2}, {32, 8}, {32, 12}}) {
+       {std::pair{16, 1}, {16, 3}, {16, 8}, {32, 1}, {32, 2}, {32, 8}, {32, 12}}) {
     ScanGeometry geometry;
     geometry.channels = channels;
     geometry.warps = warps;
@@ -139,6 +139,36 @@ TEST_EACH(CudaScanGradLimits, TakesPromptsByEveryCut, LesserDevice lesser, CudaD
     }
     if (::testing::Test::HasFailure()) return;
   }
+}
+
+// Fewer states than a ring has warps: each of them waits for the one before it.
+TEST_EACH(CudaScanGrad, EveryCutWithFewStates, CudaDevice device, DType dtype) {
+  for (const std::int64_t d_state : {1, 3}) {
+    ScanCase c;
+    c.dtype = dtype;
+    c.channels = 40;
+    c.d_state = d_state;
+    c.time = 250;
+    expect_every_cut_matches(GradInputs(c), device);
+  }
+}
+
+// As many blocks share a multiprocessor as its memory has room for.
+TEST(CudaScanGrad, IsCutByShapeAndSharedMemory) {
+  const auto cut = [](std::int64_t batch, std::int64_t channels, std::int64_t d_state,
+                      DType dtype) {
+    SelectiveScanGrad op;  // geometry() looks at shapes alone
+    const Tensor x({batch, 2048, channels}, dtype), A_log({channels, d_state}, DType::f32);
+    op.x = x;
+    op.A_log = A_log;
+    const ScanGeometry chosen = cuda::geometry(op, cuda::Limits{227 << 10, 132, 90, true});
+    return std::pair(chosen.channels, chosen.warps);
+  };
+  EXPECT_EQ(cut(8, 1536, 16, DType::bf16), std::pair(32, 4));
+  EXPECT_EQ(cut(8, 5120, 16, DType::bf16), std::pair(32, 6));
+  EXPECT_EQ(cut(1, 1536, 16, DType::bf16), std::pair(16, 8));
+  EXPECT_EQ(cut(64, 128, 16, DType::f32), std::pair(32, 4));
+  EXPECT_EQ(cut(8, 5120, 32, DType::bf16), std::pair(32, 4)) << "two blocks, not one of 6 warps";
 }
 
 // One warp of the most states in f32 needs 98.4 KiB.

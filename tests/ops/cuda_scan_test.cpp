@@ -44,7 +44,8 @@ std::vector<Cut> cuts(std::int64_t time) {
       all.push_back({ScanPlan::sequential, geometry, true});
     }
   }
-  for (const auto& [channels, warps] : {std::pair{8, 1}, {8, 3}, {16, 2}, {16, 5}, {32, 4}}) {
+  for (const auto& [channels, warps] :
+       {std::pair{8, 1}, {8, 3}, {16, 2}, {16, 5}, {32, 1}, {32, 4}, {32, 16}}) {
     ScanGeometry geometry;
     geometry.channels = channels;
     geometry.warps = warps;

@@ -65,7 +65,7 @@ std::vector<Generated> Generator::generate(const Group& group,
 void Generator::run_together(const Group& group, const std::vector<GenerateOptions>& options,
                              std::vector<std::size_t>& active, std::vector<Generated>& results) {
   while (!active.empty()) {
-    Group writing;  // this and all memory to tell of tokens is there before there are any
+    Group writing;  // all memory is taken before tokens are chosen
     std::vector<std::optional<LogProbs>> odds(active.size());
     std::vector<std::size_t> left;
     left.reserve(active.size());

@@ -101,7 +101,6 @@ ConstTensorView Layer::begin(LayerTape& tape, const ConstTensorView& x, const Ad
   }
   tape.reset_ = options.reset ? std::move(tape.reset_) : Tensor();
   if (options.reset) keep(tape.reset_, options.reset, stream);
-  tape.layer_ = (weights_.*matrix_).view().data();
   return tape.x_;
 }
 

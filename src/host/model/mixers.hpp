@@ -44,8 +44,8 @@ class HostMixer : public detail::Mixer {
   virtual void read_own_options(const Fields& own, LayerConfig& config) const = 0;
   virtual void write_own_options(const LayerConfig& config, Json& own) const = 0;
 
-  // What config.json leaves to the tensors: `has` says whether the checkpoint's layers have one of
-  // a name.
+  // What config.json leaves to the tensors: `has` says whether the checkpoint's first layer has one
+  // of a name.
   virtual void complete(const Fields& file, const std::function<bool(const char*)>& has,
                         LayerConfig& config) const = 0;
 
@@ -59,8 +59,8 @@ const std::vector<const HostMixer*>& mixers();
 // An ArgumentError if there is no such mixer.
 const HostMixer& host_mixer(const LayerConfig& config);
 
-// The one of a layer's weights that a name in a layer, "D", or in a model,
-// "backbone.layers.3.mixer.D", means; nullptr: none.
+// The layer's weight of this name, as a layer names it ("D") or a model
+// ("backbone.layers.3.mixer.D"), or nullptr.
 const detail::LayerWeight* weight_named(const std::string& name,
                                         const detail::LayerWeightList& layer);
 

@@ -172,10 +172,10 @@ __device__ __forceinline__ void load_tagged(const void* from, float& value, int&
                : "memory");
 }
 
-// ---- special registers
-// ---------------------------------------------------------------------------
+// ---- special registers --------------------------------------------------------------------------
 
-// Read anew at every call, which costs less than a register that is kept for long. Volatile.
+// mov from %laneid. Volatile, so that each call reads it anew, which costs less than a register
+// that is kept for long.
 __device__ __forceinline__ int lane_id() {
   int lane;
   asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));

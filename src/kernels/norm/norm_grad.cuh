@@ -44,11 +44,12 @@ __global__ void __launch_bounds__(row_block_largest, 2)
        first += std::int64_t{gridDim.x} * at_once) {
     const std::int64_t row = first + sub;
     const bool inside = row < grid.rows;  // threads outside take part in the sums
-    // Between the two passes over a row a block waits; meanwhile its next row comes to L2.
+    // Between its passes over a row a block waits; meanwhile its next row comes to L2, where a line
+    // is asked for once in f32 and twice in 16 bits.
     const std::int64_t next = row + std::int64_t{gridDim.x} * at_once;
-    for (std::int64_t c = std::int64_t{lane} * V; next < grid.rows && c < grid.channels;
-         c += stride)
-      norm.prefetch(next, c);
+    for (std::int64_t c = std::int64_t{lane} * V; c < grid.channels; c += stride) {
+      if (c % 32 == 0 && next < grid.rows) norm.prefetch(next, c);
+    }
     const typename Norm::Sums sums = norm.template sums<V>(row, inside, lane, grid.lanes);
     if (!inside) continue;
 #pragma unroll 1

@@ -18,12 +18,13 @@
 // before it, and the chain through the ring is short against the work between.
 //
 // Where a warp has one chunk of each channel (32 of them), nothing is to be joined. Its lanes wait
-// for the state before their chunk, go down from it alone and hand on the state after it: five
+// for the state before their chunk, take only the way down and hand on the state after it: five
 // instructions again, and no registers for a and b. The warps take turns then, each a state behind
 // the one before it, so they wait for each other where there are fewer states than warps.
 //
 // Resets are rare: only a tile that has one does the work that they ask for.
 #include <algorithm>
+#include <type_traits>
 
 #include "detail/visit.hpp"
 #include "kernels/gpu/launch.cuh"
@@ -140,7 +141,6 @@ struct Ring : RingWarp<T, Channels, ScanOperands, RingMemory<T, Channels>> {
   template <bool Careful>
   __device__ __forceinline__ void one_state(const Place& at, int tile, int round, int n,
                                             Steps& s) const {
-    if constexpr (chunks == 1) return one_state_in_turn<Careful>(at, tile, round, n, s);
     const float A_n = *at.A;
     const Passed seen = look(at.slot);  // early: it is mostly there
     float a[chunk], u[chunk];
@@ -240,7 +240,11 @@ struct Ring : RingWarp<T, Channels, ScanOperands, RingMemory<T, Channels>> {
              to + n * Channels};
 #pragma unroll 1
     for (int k = 0; k < count; ++k, at = at.on(1)) {
-      one_state<Careful>(at, tile, round, n + k, s);
+      if constexpr (chunks == 1) {
+        one_state_in_turn<Careful>(at, tile, round, n + k, s);
+      } else {
+        one_state<Careful>(at, tile, round, n + k, s);
+      }
     }
   }
 
@@ -312,7 +316,7 @@ struct Ring : RingWarp<T, Channels, ScanOperands, RingMemory<T, Channels>> {
 
 // Of a block, for the registers they need.
 template <int Channels, bool Leaves>
-constexpr int warps_of = Leaves&& Channels < 32 ? 12 : most_warps;
+constexpr int warps_of = (Channels < 32 && Leaves) ? 12 : 16;
 
 template <class T, int Channels, bool Leaves>
 __global__ void __launch_bounds__(32 * warps_of<Channels, Leaves>, 1)
@@ -327,37 +331,51 @@ template <class T, int Channels, bool Leaves>
 void run_ring(const SelectiveScan& op, Stream& stream, const ScanGeometry& geometry) {
   const std::int64_t blocks = op.x.dim(0) * ((op.x.dim(2) + Channels - 1) / Channels);
   const auto d_state = static_cast<int>(op.A_log.dim(1));
-  // Fewer, where they need more registers: as many blocks share a multiprocessor.
-  constexpr int most = warps_of<Channels, Leaves>;
-  int warps = std::clamp(geometry.warps * most / most_warps, 1, most);
+  int warps = std::clamp(geometry.warps, 1, warps_of<Channels, Leaves>);
   const auto bytes = [&] { return Ring<T, Channels, Leaves>::shared_bytes(warps, d_state); };
   // All that a block can have: above 196 KiB of an H200 the first-level cache loses the same.
-  const int memory = shared_memory(stream.device(), "selective_scan");
-  while (warps > 1 && bytes() > memory) --warps;
+  const int most = shared_memory(stream.device(), "selective_scan");
+  while (warps > 1 && bytes() > most) --warps;
   launch(ring_kernel<T, Channels, Leaves>, static_cast<unsigned>(blocks), 32 * warps,
          static_cast<std::size_t>(bytes()), stream, "selective_scan", ScanOperands(op, stream));
 }
 
-template <class T, int Channels>
-void run_ring(const SelectiveScan& op, Stream& stream, const ScanGeometry& geometry) {
-  op.chunk_states || op.step_states ? run_ring<T, Channels, true>(op, stream, geometry)
-                                    : run_ring<T, Channels, false>(op, stream, geometry);
+// f(type, channels, leaves) with the kernel's parameters.
+template <class F>
+void with_ring(const SelectiveScan& op, int channels, const F& f) {
+  const auto with_channels = [&](auto type, auto leaves) {
+    switch (channels) {
+      case 8:
+        return f(type, std::integral_constant<int, 8>(), leaves);
+      case 16:
+        return f(type, std::integral_constant<int, 16>(), leaves);
+      default:
+        return f(type, std::integral_constant<int, 32>(), leaves);
+    }
+  };
+  detail::visit(op.x.dtype(), [&](auto type) {
+    op.chunk_states || op.step_states ? with_channels(type, std::true_type())
+                                      : with_channels(type, std::false_type());
+  });
 }
 
 }  // namespace
 
 void scan_chunked(const SelectiveScan& op, Stream& stream, const ScanGeometry& geometry) {
-  detail::visit(op.x.dtype(), [&](auto type) {
+  with_ring(op, geometry.channels, [&](auto type, auto channels, auto leaves) {
     using T = typename decltype(type)::type;
-    switch (geometry.channels) {
-      case 8:
-        return run_ring<T, 8>(op, stream, geometry);
-      case 16:
-        return run_ring<T, 16>(op, stream, geometry);
-      default:
-        return run_ring<T, 32>(op, stream, geometry);
-    }
+    run_ring<T, channels(), leaves()>(op, stream, geometry);
   });
+}
+
+RingNeeds ring_needs(const SelectiveScan& op, int channels) {
+  RingNeeds needs{};
+  with_ring(op, channels, [&](auto type, auto width, auto leaves) {
+    using T = typename decltype(type)::type;
+    needs = RingNeeds::of<Ring<T, width(), leaves()>>(warps_of<width(), leaves()>,
+                                                      static_cast<int>(op.A_log.dim(1)));
+  });
+  return needs;
 }
 
 }  // namespace mamba::cuda

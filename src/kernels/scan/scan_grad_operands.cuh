@@ -51,6 +51,10 @@ struct ScanGradOperands {
         dfinal(op.dfinal_state ? op.dfinal_state.data<float>() : nullptr),
         dinitial(op.dinitial_state ? op.dinitial_state.data<float>() : nullptr) {}
 
+  // Of scan_chunk steps each.
+  __device__ __forceinline__ std::int64_t chunks() const {
+    return (time + scan_chunk - 1) / scan_chunk;
+  }
   // Where the state of channel c of row `row` begins.
   __device__ __forceinline__ std::int64_t state(std::int64_t row, int c) const {
     return (row * channels + c) * d_state;

@@ -9,8 +9,8 @@
 //             states that dx and ddt are made of
 //
 // Where a warp has one chunk of each channel, the way down alone says what the chunk hands on. Each
-// warp is then a state behind the warp that it gets dh from, and nobody waits for long as long as a
-// channel has no fewer states than the block has warps.
+// warp is then a state behind the warp that it gets dh from. With at least as many states as warps,
+// no warp waits long.
 //
 // dB and dC are sums over channels: the lanes of a warp add theirs through shared memory, and each
 // block writes [batch, chunks, d_state, 2, 16 steps] for its channels. dA_log, dD and ddt_bias are
@@ -42,7 +42,7 @@ struct GradRing : RingWarp<T, Channels, ScanGradOperands, GradMemory<T, Channels
       Warp::left_in, Warp::mine, Warp::steps_of, Warp::store_channels, Warp::tiles, Warp::warps,
       Warp::works;
 
-  // Of a block, as the registers allow: 168 for one chunk, 255 for two.
+  // Of a block, as the registers allow: 168 for one chunk in 16 bits, 255 otherwise.
   static constexpr int most_warps = chunks == 1 && sizeof(T) == 2 ? 12 : 8;
 
   float* dA;  // [d_state + 2, 32], at this lane: sums over its steps
@@ -238,9 +238,8 @@ struct GradRing : RingWarp<T, Channels, ScanGradOperands, GradMemory<T, Channels
   }
   // Where dB and dC of this lane's chunk and state n go: [2, 16 steps].
   __device__ __forceinline__ float* dBC_of(int tile, int n) const {
-    const std::int64_t chunks_in_time = (op.time + chunk - 1) / chunk;
     const auto block = static_cast<unsigned>(block_channel) / Channels;  // a sign would be spilled
-    const std::int64_t row = (block * op.batch + b) * chunks_in_time + tile * chunks + q;
+    const std::int64_t row = (block * op.batch + b) * op.chunks() + tile * chunks + q;
     return op.dBC + (row * op.d_state + n) * (2 * chunk);
   }
 
@@ -248,11 +247,10 @@ struct GradRing : RingWarp<T, Channels, ScanGradOperands, GradMemory<T, Channels
   __device__ __forceinline__ void some_states(int tile, int n, int count, int round,
                                               Steps& s) const {
     const bool there = chunks == 1 || left_in(tile) > 0;
-    const std::int64_t chunks_in_time = (op.time + chunk - 1) / chunk;
     const float* begins = op.chunk_states + n;
     // The channel is made anew: kept since begin_steps, it would be spilled.
     const int c = min(block_channel + lane_id() % Channels, op.channels - 1);
-    if (there) begins += op.state(b * chunks_in_time + tile * chunks + q, c);
+    if (there) begins += op.state(b * op.chunks() + tile * chunks + q, c);
     float next = there ? *begins : 0;
     float* dBC = dBC_of(tile, n);
 #pragma unroll 1

@@ -11,4 +11,21 @@ void scan_walk(const SelectiveScan& op, Stream& stream, const ScanGeometry& geom
 int scan_walk_bytes(const SelectiveScan& op);
 void scan_chunked(const SelectiveScan& op, Stream& stream, const ScanGeometry& geometry);
 
+// Rings of so many channels a warp: the most warps of a block, for the registers they need, and the
+// shared memory of a block of `warps`.
+struct RingNeeds {
+  int most_warps, of_block, of_warp;
+
+  int bytes(int warps) const { return of_block + warps * of_warp; }
+
+  // Ring::shared_bytes(warps, d_state) is linear in warps.
+  template <class Ring>
+  static RingNeeds of(int most_warps, int d_state) {
+    const int none = Ring::shared_bytes(0, d_state);
+    return {most_warps, none, Ring::shared_bytes(1, d_state) - none};
+  }
+};
+RingNeeds ring_needs(const SelectiveScan& op, int channels);
+RingNeeds ring_needs(const SelectiveScanGrad& op, int channels);
+
 }  // namespace mamba::cuda

@@ -24,46 +24,53 @@ double warps_each(const SelectiveScan& op, int states, int sm_count) {
          (32 * 4 * sm_count);
 }
 
-// How a ring may be cut: warps of so many channels, so many of them on a multiprocessor, in how
-// many blocks at most, and what a channel costs there beside one of the widest (measured where an
-// H200 is full).
+// How a ring may be cut: into warps of so many channels, in how many blocks at most on a
+// multiprocessor, and what a channel costs there beside one of the widest (measured where an H200
+// is full).
 struct RingWidth {
-  int channels, warps, most_together;
+  int channels, most_together;
   double cost;
 };
-constexpr RingWidth scan_widths[] = {{32, 16, 2, 1.0}, {16, 16, 2, 1.33}, {8, 16, 2, 1.8}};
-constexpr RingWidth grad_widths[] = {{32, 12, 3, 1.0}, {16, 8, 2, 1.22}};
-constexpr RingWidth grad_widths_f32[] = {{32, 8, 2, 1.0}, {16, 8, 2, 1.08}};
+constexpr RingWidth scan_widths[] = {{32, 2, 1.0}, {16, 2, 1.33}, {8, 2, 1.8}};
+constexpr RingWidth grad_widths[] = {{32, 3, 1.0}, {16, 2, 1.22}};
 
 // The least cost on the busiest multiprocessor, which has one block at a time or several with a
-// share of the warps (`blocks_together`; the first of equals is taken). Of the gradient's shorter
-// rings more are better, since the warps of a ring begin and end one after the other: at (8, 1536,
-// 2048) three at a time take 708 us, one 746, and two, which leave more of the last round idle,
-// 904.
+// share of the warps, if its shared memory allows (`blocks_together`; the first of equals is
+// taken). For the gradient several short rings beat one long one, since the warps of a ring begin
+// and end one after the other: at (8, 1536, 2048) three at a time take 708 us, one 746, and two,
+// which leave more of the last round idle, 904.
 template <class Op, std::size_t N>
-ScanGeometry ring_geometry(const Op& op, int sm_count, const RingWidth (&widths)[N],
+ScanGeometry ring_geometry(const Op& op, const Limits& device, const RingWidth (&widths)[N],
                            std::initializer_list<int> blocks_together) {
+  constexpr int beside = 1 << 10;  // bytes that the system takes for each block
   ScanGeometry g;
   double least = 0;
   for (const RingWidth& width : widths) {
-    // The slots of such a ring would leave few warps.
-    if (width.channels == 32 && op.A_log.dim(1) > 64) continue;
+    const RingNeeds needs = ring_needs(op, width.channels);
     const std::int64_t blocks = op.x.dim(0) * divide_up(op.x.dim(2), width.channels);
     const std::int64_t steps = std::int64_t{32} / width.channels * scan_chunk;  // of a warp
     const std::int64_t tiles = std::max<std::int64_t>(1, divide_up(op.x.dim(1), steps));
     for (const int together : blocks_together) {
       if (together > width.most_together) continue;
-      const std::int64_t rounds = divide_up(blocks, std::int64_t{together} * sm_count);
-      const std::int64_t warps = std::min<std::int64_t>(tiles, width.warps / together);
+      const auto fit = [&](int warps) {
+        return together * (needs.bytes(warps) + beside) <= device.shared_memory + beside;
+      };
+      int warps = needs.most_warps / together;
+      while (warps > 1 && !fit(warps)) --warps;
+      if (together > 1 && !fit(warps)) continue;
+      const std::int64_t rounds =
+          divide_up(blocks, std::int64_t{together} * device.multiprocessors);
       double cost = static_cast<double>(rounds * together * width.channels) * width.cost;
+      cost *= static_cast<double>(needs.most_warps) / (warps * together);
+      warps = static_cast<int>(std::min<std::int64_t>(warps, tiles));
       // Warps of one chunk take turns, state by state (see scan_chunked.cu): with fewer states than
       // warps they wait for each other.
-      const double turns = static_cast<double>(warps) / static_cast<double>(op.A_log.dim(1));
+      const double turns = warps / static_cast<double>(op.A_log.dim(1));
       if (width.channels == 32) cost *= std::max(1.0, turns);
       if (least != 0 && cost >= least) continue;
       least = cost;
       g.channels = width.channels;
-      g.warps = static_cast<int>(warps);
+      g.warps = warps;
     }
   }
   return g;
@@ -86,13 +93,17 @@ ScanPlan plan(const SelectiveScan& op, const Limits& device) {
   return (wide && time >= 128) || few ? ScanPlan::chunked : ScanPlan::sequential;
 }
 
-ScanGeometry geometry(const SelectiveScan& op, ScanPlan plan, int sm_count) {
-  if (plan == ScanPlan::chunked) return ring_geometry(op, sm_count, scan_widths, {1, 2});
+ScanGeometry geometry(const SelectiveScanGrad& op, const Limits& device) {
+  return ring_geometry(op, device, grad_widths, {3, 2, 1});
+}
+
+ScanGeometry geometry(const SelectiveScan& op, ScanPlan plan, const Limits& device) {
+  if (plan == ScanPlan::chunked) return ring_geometry(op, device, scan_widths, {1, 2});
   ScanGeometry g;
   if (plan == ScanPlan::sequential) {
     // Two lanes a channel save work, four keep more warps busy. Where the chip is full, legs keep
     // its multiprocessors' youngest warps from ending alone.
-    const bool full = warps_each(op, 8, sm_count) >= 4;
+    const bool full = warps_each(op, 8, device.multiprocessors) >= 4;
     g.states = full ? 8 : 4;
     if (full && op.x.dim(1) >= 1024) g.leg = 256;
   }
@@ -106,8 +117,7 @@ void run_scan(const SelectiveScan& op, Stream& stream, ScanPlan plan,
                         std::to_string(op.x.dim(1)));
   }
   if (op.chunk_states && op.chunk_steps != scan_chunk) {
-    throw ArgumentError("selective_scan", "chunk_steps",
-                        "scan_chunk_steps() of the device, " + std::to_string(scan_chunk),
+    throw ArgumentError("selective_scan", "chunk_steps", std::to_string(scan_chunk),
                         std::to_string(op.chunk_steps));
   }
   if (op.x.dim(0) == 0 || op.x.dim(2) == 0) return;
@@ -135,21 +145,17 @@ bool projects_dt(const SelectiveScan& op) {
 std::int64_t scan_chunk_steps(const SelectiveScan&, const Stream&) { return scan_chunk; }
 
 void run_scan(const SelectiveScan& op, Stream& stream, ScanPlan plan) {
-  run_scan(op, stream, plan,
-           geometry(op, plan, multiprocessors(stream.device(), "selective_scan")));
+  run_scan(op, stream, plan, geometry(op, plan, limits(stream.device(), "selective_scan")));
 }
 
 void run(const SelectiveScan& op, Stream& stream) {
   const Limits device = limits(stream.device(), "selective_scan");
   const ScanPlan chosen = plan(op, device);
-  run_scan(op, stream, chosen, geometry(op, chosen, device.multiprocessors));
+  run_scan(op, stream, chosen, geometry(op, chosen, device));
 }
 
 void run(const SelectiveScanGrad& op, Stream& stream) {
-  const int sm_count = multiprocessors(stream.device(), "selective_scan_grad");
-  run_scan_grad(op, stream,
-                op.x.dtype() == DType::f32 ? ring_geometry(op, sm_count, grad_widths_f32, {2, 1})
-                                           : ring_geometry(op, sm_count, grad_widths, {3, 2, 1}));
+  run_scan_grad(op, stream, geometry(op, limits(stream.device(), "selective_scan_grad")));
 }
 
 }  // namespace mamba::cuda

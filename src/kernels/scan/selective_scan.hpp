@@ -29,9 +29,10 @@ struct ScanGeometry {
   int states = 8;  // sequential: of a channel held by one thread, 4 or 8; d_state 9 to 16 only
   std::int64_t leg = 0;  // sequential: steps that one block walks before another goes on; 0: all
   int channels = 8;      // rings: of a warp, 8 (not the gradient), 16 or 32
-  int warps = 8;         // rings: of a block, at most 16, or 8 (the gradient)
+  int warps = 8;         // rings: of a block, as far as registers and shared memory allow
 };
-ScanGeometry geometry(const SelectiveScan& op, ScanPlan plan, int sm_count);
+ScanGeometry geometry(const SelectiveScan& op, ScanPlan plan, const Limits& device);
+ScanGeometry geometry(const SelectiveScanGrad& op, const Limits& device);
 void run_scan(const SelectiveScan& op, Stream& stream, ScanPlan plan, const ScanGeometry& geometry);
 
 // SelectiveScanGrad with another geometry (channels and warps of it) than run() takes.

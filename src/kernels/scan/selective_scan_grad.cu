@@ -8,7 +8,7 @@
 #include "kernels/gpu/launch.cuh"
 #include "kernels/gpu/rows.cuh"
 #include "kernels/scan/scan_grad_ring.cuh"
-#include "kernels/scan/selective_scan.hpp"
+#include "kernels/scan/scan_launch.hpp"
 
 namespace mamba::cuda {
 
@@ -28,10 +28,14 @@ struct PutStates {
   std::int64_t time, chunks;
   int d_state;
 
+  // Whether the step is one of the sequence.
+  __device__ bool wants(std::int64_t i) const {
+    const std::int64_t row = i / (2 * scan_chunk) / d_state;
+    return row % chunks * scan_chunk + i % scan_chunk < time;
+  }
   __device__ void operator()(std::int64_t i, float sum) const {
     const std::int64_t state = i / (2 * scan_chunk), row = state / d_state, b = row / chunks;
     const std::int64_t t = (row - b * chunks) * scan_chunk + i % scan_chunk;
-    if (t >= time) return;
     T* to = i / scan_chunk % 2 == 0 ? dB.out<T>(b, t) : dC.out<T>(b, t);
     to[state - row * d_state] = from_float<T>(sum);
   }
@@ -40,7 +44,7 @@ template <class Put>
 __global__ void __launch_bounds__(256)
     add_blocks_kernel(const float* partials, int blocks, std::int64_t columns, const Put put) {
   const std::int64_t column = std::int64_t{blockIdx.x} * 256 + threadIdx.x;
-  if (column >= columns) return;
+  if (column >= columns || !put.wants(column)) return;
   float sum = 0;
 #pragma unroll 8
   for (int block = 0; block < blocks; ++block) sum += partials[block * columns + column];
@@ -53,6 +57,7 @@ struct PutChannels {
   int d_state;
   bool accumulate;
 
+  __device__ bool wants(std::int64_t) const { return true; }
   __device__ void operator()(std::int64_t i, float sum) const {
     const std::int64_t c = i / (d_state + 2);
     const auto n = static_cast<int>(i - c * (d_state + 2));
@@ -105,8 +110,7 @@ void run_ring(const SelectiveScanGrad& op, Stream& stream, int warps) {
 
 void run_scan_grad(const SelectiveScanGrad& op, Stream& stream, const ScanGeometry& geometry) {
   if (op.chunk_steps != scan_chunk) {
-    throw ArgumentError("selective_scan_grad", "chunk_steps",
-                        "scan_chunk_steps() of the device, " + std::to_string(scan_chunk),
+    throw ArgumentError("selective_scan_grad", "chunk_steps", std::to_string(scan_chunk),
                         std::to_string(op.chunk_steps));
   }
   const OnDevice current(stream.device(), "selective_scan_grad");
@@ -115,6 +119,19 @@ void run_scan_grad(const SelectiveScanGrad& op, Stream& stream, const ScanGeomet
     geometry.channels == 32 ? run_ring<T, 32>(op, stream, geometry.warps)
                             : run_ring<T, 16>(op, stream, geometry.warps);
   });
+}
+
+RingNeeds ring_needs(const SelectiveScanGrad& op, int channels) {
+  RingNeeds needs{};
+  detail::visit(op.x.dtype(), [&](auto type) {
+    using T = typename decltype(type)::type;
+    using Wide = GradRing<T, 32>;
+    using Narrow = GradRing<T, 16>;
+    const auto d_state = static_cast<int>(op.A_log.dim(1));
+    needs = channels == 32 ? RingNeeds::of<Wide>(Wide::most_warps, d_state)
+                           : RingNeeds::of<Narrow>(Narrow::most_warps, d_state);
+  });
+  return needs;
 }
 
 }  // namespace mamba::cuda

@@ -68,7 +68,8 @@ __global__ void __launch_bounds__(block_threads, 8) sum_runs_kernel(const Runs<T
   float sums[V] = {};
   if (op.accumulate) load_floats<V>(to, sums);
   const std::int32_t end = run_end(op.keys, first, op.count);
-#pragma unroll 8  // a space in a text of bytes has a run of thousands, and one warp waits for each load
+  // Loads in flight: a run may be thousands of tokens long, and one warp sums it.
+#pragma unroll 8
   for (std::int32_t i = first; i < end; ++i) {
     float values[V];
     load_floats<V>(op.dy + op.dy_rows.offset(op.tokens[i]) + column, values);

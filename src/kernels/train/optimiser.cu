@@ -117,14 +117,16 @@ struct Adam {
   float max_norm, loss_scale, learning_rate, beta1, beta2, epsilon;
   float m_correction, v_correction;  // 1 / (1 - beta^step)
 
-  // New values in place of m, v and weight.
+  // New values in place of m, v and weight. Roundings are spelled out, so that a tensor gets the
+  // same bits wherever it lies.
   __device__ __forceinline__ void step(float gradient, float& m, float& v, float& weight,
                                        float scale, float decay) const {
-    const float g = scale * gradient;
-    m = beta1 * m + (1 - beta1) * g;
-    v = beta2 * v + (1 - beta2) * g * g;
-    const float direction = m * m_correction / (sqrtf(v * v_correction) + epsilon);
-    weight = weight - learning_rate * (direction + decay * weight);
+    const float g = __fmul_rn(scale, gradient);
+    m = __fmaf_rn(beta1, m, __fmul_rn(1 - beta1, g));
+    v = __fmaf_rn(beta2, v, __fmul_rn(__fmul_rn(1 - beta2, g), g));
+    const float spread = __fsqrt_rn(__fmul_rn(v, v_correction));
+    const float direction = __fdiv_rn(__fmul_rn(m, m_correction), __fadd_rn(spread, epsilon));
+    weight = __fmaf_rn(-learning_rate, __fmaf_rn(decay, weight, direction), weight);
   }
 };
 
@@ -183,6 +185,7 @@ bool is_wide(const ConstTensorView& view) {
 template <class T>
 void step_all(const Adam& adam, const AdamWStep* ops, std::size_t count, Stream& stream) {
   TensorList<AdamTensor<T>> list;
+  static_assert(sizeof(adam) + sizeof(list) <= 4096, "what every driver takes as parameters");
   const auto launch_list = [&] {
     if (list.blocks() > 0) {
       launch(adamw_kernel<T>, list.blocks(), threads, 0, stream, "adamw_step", adam, list);

@@ -43,7 +43,7 @@ HWY_INLINE void dot(const Gemv& gemv, const Row& weight, float* sums) {
 
 template <int rows, class Row>
 void dot_range(const Gemv& gemv, std::int64_t first, std::int64_t last) {
-  // A copy, which no store of a sum may change and whose rows, as the compiler sees, are one run.
+  // A copy, so that the compiler sees that no store of a sum changes it and that it has one batch.
   Factor weight = *gemv.weight;
   weight.rows.batch = 1;
   for (std::int64_t o = first; o < last; ++o) dot<rows>(gemv, Row(weight, o), gemv.sums + o);
