@@ -302,8 +302,8 @@ GPU_BREAKS = {
         "src/kernels/matmul/skinny.cu", "capability >= sm_90 ? skinny_most_splits : 1", "capability > 0 ? skinny_most_splits : 1",
         "*CudaMatmulLimits*"),
     "the scan's warps fit into what an H200 has": (
-        "src/kernels/scan/scan_chunked.cu", "while (warps > 1 && bytes() > memory) --warps;",
-        "while (warps > 1 && bytes() > memory + 128 * 1024) --warps;", "*CudaScanLimits*"),
+        "src/kernels/scan/scan_chunked.cu", "while (warps > 1 && bytes() > most) --warps;",
+        "while (warps > 1 && bytes() > most + 128 * 1024) --warps;", "*CudaScanLimits*"),
     "the gradient's warps fit into what an H200 has": (
         "src/kernels/scan/selective_scan_grad.cu", "Block::shared_bytes(warps, operands.d_state) > most) --warps;",
         "Block::shared_bytes(warps, operands.d_state) > most + 128 * 1024) --warps;", "*CudaScanGradLimits*"),
