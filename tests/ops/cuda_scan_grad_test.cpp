@@ -168,7 +168,7 @@ TEST(CudaScanGrad, IsCutByShapeAndSharedMemory) {
   EXPECT_EQ(cut(8, 5120, 16, DType::bf16), std::pair(32, 6));
   EXPECT_EQ(cut(1, 1536, 16, DType::bf16), std::pair(16, 8));
   EXPECT_EQ(cut(64, 128, 16, DType::f32), std::pair(32, 4));
-  EXPECT_EQ(cut(8, 5120, 32, DType::bf16), std::pair(32, 4)) << "two blocks, not one of 6 warps";
+  EXPECT_EQ(cut(8, 5120, 32, DType::bf16), std::pair(16, 4)) << "of 32 channels 9 warps would fit";
 }
 
 // One warp of the most states in f32 needs 98.4 KiB.
