@@ -15,7 +15,6 @@
 
 namespace {
 
-using mamba::ConstTensorView;
 using mamba::DType;
 using mamba::MambaState;
 using mamba::Shape;
