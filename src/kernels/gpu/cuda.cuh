@@ -96,6 +96,13 @@ class AllocationsInCapture {
 // blocks form clusters.
 constexpr int sm_90 = 90;
 
+// In a kernel, the capability that it is being compiled for; on the host that is capability_of().
+#ifdef __CUDA_ARCH__
+constexpr int compiled_for = __CUDA_ARCH__ / 10;
+#else
+constexpr int compiled_for = 0;
+#endif
+
 // The capability that a kernel can count on: the device's, or less if that is what its code was
 // compiled for, as PTX for 8.0 that runs on a device of 9.0. The device is current.
 int capability_of(const void* kernel, Device device, const char* where);

@@ -36,7 +36,6 @@ namespace mamba::cuda {
 namespace {
 
 constexpr int chunk = scan_chunk;  // steps of a lane
-constexpr int most_warps = 16;     // of a block
 
 template <class T, int Channels>
 struct RingMemory : RingTile<Channels> {
@@ -368,7 +367,7 @@ void scan_chunked(const SelectiveScan& op, Stream& stream, const ScanGeometry& g
   });
 }
 
-RingNeeds ring_needs(const SelectiveScan& op, int channels) {
+RingNeeds ring_needs(const SelectiveScan& op, int channels, const Limits&) {
   RingNeeds needs{};
   with_ring(op, channels, [&](auto type, auto width, auto leaves) {
     using T = typename decltype(type)::type;

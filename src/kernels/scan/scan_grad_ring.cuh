@@ -17,6 +17,7 @@
 // summed over time here.
 #pragma once
 
+#include "kernels/gpu/cuda.cuh"
 #include "kernels/gpu/math.cuh"
 #include "kernels/scan/ring_warp.cuh"
 #include "kernels/scan/scan_grad_operands.cuh"
@@ -42,8 +43,11 @@ struct GradRing : RingWarp<T, Channels, ScanGradOperands, GradMemory<T, Channels
       Warp::left_in, Warp::mine, Warp::steps_of, Warp::store_channels, Warp::tiles, Warp::warps,
       Warp::works;
 
-  // Of a block, as the registers allow: 168 for one chunk in 16 bits, 255 otherwise.
-  static constexpr int most_warps = chunks == 1 && sizeof(T) == 2 ? 12 : 8;
+  // Of a block, as the registers allow: 168 for one chunk in 16 bits, 255 otherwise. For 8.0
+  // and 8.6 the compiler spills with 168.
+  static constexpr int most_warps(int capability) {
+    return chunks == 1 && sizeof(T) == 2 && capability >= sm_90 ? 12 : 8;
+  }
 
   float* dA;  // [d_state + 2, 32], at this lane: sums over its steps
 

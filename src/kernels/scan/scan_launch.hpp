@@ -25,7 +25,7 @@ struct RingNeeds {
     return {most_warps, none, Ring::shared_bytes(1, d_state) - none};
   }
 };
-RingNeeds ring_needs(const SelectiveScan& op, int channels);
-RingNeeds ring_needs(const SelectiveScanGrad& op, int channels);
+RingNeeds ring_needs(const SelectiveScan& op, int channels, const Limits& device);
+RingNeeds ring_needs(const SelectiveScanGrad& op, int channels, const Limits& device);
 
 }  // namespace mamba::cuda

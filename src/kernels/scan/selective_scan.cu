@@ -46,7 +46,7 @@ ScanGeometry ring_geometry(const Op& op, const Limits& device, const RingWidth (
   ScanGeometry g;
   double least = 0;
   for (const RingWidth& width : widths) {
-    const RingNeeds needs = ring_needs(op, width.channels);
+    const RingNeeds needs = ring_needs(op, width.channels, device);
     const std::int64_t blocks = op.x.dim(0) * divide_up(op.x.dim(2), width.channels);
     const std::int64_t steps = std::int64_t{32} / width.channels * scan_chunk;  // of a warp
     const std::int64_t tiles = std::max<std::int64_t>(1, divide_up(op.x.dim(1), steps));

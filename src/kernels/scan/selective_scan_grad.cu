@@ -15,7 +15,7 @@ namespace mamba::cuda {
 namespace {
 
 template <class T, int Channels>
-__global__ void __launch_bounds__(32 * GradRing<T, Channels>::most_warps, 1)
+__global__ void __launch_bounds__(32 * GradRing<T, Channels>::most_warps(compiled_for), 1)
     grad_ring_kernel(const __grid_constant__ ScanGradOperands op) {
   extern __shared__ __align__(16) char scan_memory[];
   GradRing<T, Channels>(op, scan_memory).run();
@@ -88,7 +88,9 @@ void run_ring(const SelectiveScanGrad& op, Stream& stream, int warps) {
   operands.sums =
       scratch.take({op.x.dim(0), op.x.dim(2), op.A_log.dim(1) + 2}, DType::f32).data<float>();
   const int most = shared_memory(stream.device(), "selective_scan_grad");
-  warps = std::min(warps, Block::most_warps);
+  const int capability =
+      capability_of(grad_ring_kernel<T, Channels>, stream.device(), "selective_scan_grad");
+  warps = std::min(warps, Block::most_warps(capability));
   while (warps > 1 && Block::shared_bytes(warps, operands.d_state) > most) --warps;
   if (op.x.dim(0) * across > 0) {
     launch(grad_ring_kernel<T, Channels>, static_cast<unsigned>(op.x.dim(0) * across), 32 * warps,
@@ -121,15 +123,15 @@ void run_scan_grad(const SelectiveScanGrad& op, Stream& stream, const ScanGeomet
   });
 }
 
-RingNeeds ring_needs(const SelectiveScanGrad& op, int channels) {
+RingNeeds ring_needs(const SelectiveScanGrad& op, int channels, const Limits& device) {
   RingNeeds needs{};
   detail::visit(op.x.dtype(), [&](auto type) {
     using T = typename decltype(type)::type;
     using Wide = GradRing<T, 32>;
     using Narrow = GradRing<T, 16>;
     const auto d_state = static_cast<int>(op.A_log.dim(1));
-    needs = channels == 32 ? RingNeeds::of<Wide>(Wide::most_warps, d_state)
-                           : RingNeeds::of<Narrow>(Narrow::most_warps, d_state);
+    needs = channels == 32 ? RingNeeds::of<Wide>(Wide::most_warps(device.capability), d_state)
+                           : RingNeeds::of<Narrow>(Narrow::most_warps(device.capability), d_state);
   });
   return needs;
 }
