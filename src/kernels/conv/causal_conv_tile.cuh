@@ -231,7 +231,8 @@ __global__ void __launch_bounds__(tile_threads, kExtras ? 3 : 4)
   }
 }
 
-// time == 1. Every load is on its way before the first is waited for.
+// time == 1. Every load is on its way before the first is waited for: what every batch row reads
+// goes before the rows of the state, behind whose check of bad rows no load may move up.
 template <int kWidth, int V, class T>
 __global__ void __launch_bounds__(step_threads)
     conv_step_kernel(const Operands<T> op, const Grid grid) {
@@ -242,9 +243,9 @@ __global__ void __launch_bounds__(step_threads)
   const std::int64_t channel = std::int64_t{thread % grid.groups} * V;
   const std::int64_t b = grid.first_row + thread / grid.groups;
   Track<kWidth, V, true, T> track(op, b, channel, 0);
-  const StateRow<> row = state_row(op, b);
   const auto input = Packed<T, V>::load(track.x);
   track.filter.load(op, channel);
+  const StateRow<> row = state_row(op, b);
   track.load_initial(row, channel);
   track.only_step(row, channel, input);
 }
