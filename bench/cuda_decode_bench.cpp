@@ -148,7 +148,7 @@ void product_shapes(benchmark::internal::Benchmark* bench) {
 void decode_sizes(benchmark::internal::Benchmark* bench) {
   bench->ArgNames({"size", "batch"})->Iterations(1)->UseManualTime();
   for (const std::int64_t size : {0, 1, 2, 3}) {
-    for (const std::int64_t batch : {1, 8, 64}) bench->Args({size, batch});
+    for (const std::int64_t batch : {1, 8, 16, 32, 64}) bench->Args({size, batch});
   }
 }
 void prefill_sizes(benchmark::internal::Benchmark* bench) {

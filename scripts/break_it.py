@@ -301,6 +301,14 @@ GPU_BREAKS = {
     "clusters on every device": (
         "src/kernels/matmul/skinny.cu", "capability >= sm_90 ? skinny_most_splits : 1", "capability > 0 ? skinny_most_splits : 1",
         "*CudaMatmulLimits*"),
+    "all rows of a step are normed as the first": (
+        "src/kernels/step/rows_step.cuh", "const float factor = factors[row];", "const float factor = factors[0];",
+        "StackStep.*"),
+    "a step of many rows ignores where its states go": (
+        "src/kernels/step/rows_scan.cuh", "row.write >= 0 ? state_at(row.write) : -1;",
+        "row.write >= 0 ? state_at(n) : -1;", "StackStep.*"),
+    "a step of many rows leaves the gate away": (
+        "src/kernels/step/rows_scan.cuh", "sums[r][lane]) * gate);", "sums[r][lane]));", "StackStep.*"),
     "the scan's warps fit into what an H200 has": (
         "src/kernels/scan/scan_chunked.cu", "while (warps > 1 && bytes() > most) --warps;",
         "while (warps > 1 && bytes() > most + 128 * 1024) --warps;", "*CudaScanLimits*"),

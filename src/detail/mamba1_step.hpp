@@ -11,16 +11,24 @@ namespace mamba {
 // residual = x;  for each block: residual += block(norm(residual));  sum = residual.
 // x and conv are of `dtype`, and so is each matrix, which is what the kernel loads. States go on in
 // place, by the row map if there is one (see RowMap); a padding row's sum is its x.
-struct Mamba1Step {
+struct Mamba1StepSizes {
   static constexpr DType dtype = DType::bf16;
   static constexpr int most_layers = 64;
-  // From five rows on the layers one after the other are faster, whose products read weights by the
-  // tile (130m, ms a step of 1 to 5 rows: 0.22, 0.27, 0.29, 0.32, 0.40; layer by layer 0.24, 0.30,
-  // 0.32, 0.32, 0.32).
-  static constexpr int most_rows = 4;
+  static constexpr int most_rows = 64;
   static constexpr int d_state = 16;
   static constexpr int d_conv = 4;
 
+  int layer_count, rows, d_model, d_inner, dt_rank;
+  int state_rows;
+  float epsilon;
+  const void* x;  // [rows, d_model], rows x_pitch elements apart
+  std::int64_t x_pitch;
+  float* sum;                        // [rows, d_model]
+  const std::int32_t *read, *write;  // [rows]; may be nullptr
+  const std::int32_t* reset;         // [rows], reset_pitch apart; may be nullptr
+  std::int64_t reset_pitch;
+};
+struct Mamba1Step : Mamba1StepSizes {
   struct Block {
     const float* norm;         // [d_model]
     const void* in_proj;       // [2 d_inner, d_model]
@@ -36,15 +44,6 @@ struct Mamba1Step {
     float* ssm;                // [state_rows, d_inner, d_state]
   };
   Block layers[most_layers];
-  int layer_count, rows, d_model, d_inner, dt_rank;
-  int state_rows;
-  float epsilon;
-  const void* x;  // [rows, d_model], rows x_pitch elements apart
-  std::int64_t x_pitch;
-  float* sum;                        // [rows, d_model]
-  const std::int32_t *read, *write;  // [rows]; may be nullptr
-  const std::int32_t* reset;         // [rows], reset_pitch apart; may be nullptr
-  std::int64_t reset_pitch;
 };
 
 namespace cuda {

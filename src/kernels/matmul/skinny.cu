@@ -13,6 +13,16 @@ namespace {
 
 constexpr const char* where = "matmul";
 
+// Wider tiles (48 to 80 weight rows, 32 or 64 rows of x) were hardly ever faster on an H200. Two
+// blocks fit in a multiprocessor of an H200, one in 99 KB.
+using Tile = SkinnyTile<32, 16, 4, 1, 8>;
+
+template <class Load>
+__global__ void __launch_bounds__(Tile::threads)
+    skinny_kernel(const __grid_constant__ MatmulOperands<Load> op, const SkinnyCut cut) {
+  skinny_product<Load, Tile>(op, cut, SkinnyY<Load>{op});
+}
+
 // What all tiles together fetch, in elements of depth (of 96 bytes each). At 147,456 the kernel is
 // faster than cuBLASLt (768 x 1536, 64 rows: 4.2 us and 5.1), at 262,144 it depends (2048 x 4096,
 // 16 rows: 8.3 us and 9.8; 1024 x 2048, 64 rows: 6.4 us and 5.7), from 294,912 on it is slower.
@@ -30,8 +40,8 @@ constexpr std::int64_t good_blocks = 200;
 constexpr double depth_for_each_block = 2.5;
 
 std::int64_t tiles_of(const Matmul& op) {
-  return divide_up(op.y.shape().back(), skinny_columns) *
-         divide_up(detail::ChannelRows(op.y).count(), skinny_rows);
+  return divide_up(op.y.shape().back(), Tile::columns) *
+         divide_up(detail::ChannelRows(op.y).count(), Tile::rows);
 }
 
 int splits_of(const Matmul& op, int most) {
@@ -40,7 +50,7 @@ int splits_of(const Matmul& op, int most) {
     const std::int64_t blocks = tiles_of(op) * splits * 2;
     const std::int64_t depth = op.x.shape().back() / (splits * 2);
     const double least = depth_for_each_block * static_cast<double>(blocks);
-    if (blocks > good_blocks || depth < skinny_depth || static_cast<double>(depth) < least) break;
+    if (blocks > good_blocks || depth < Tile::depth || static_cast<double>(depth) < least) break;
     splits *= 2;
   }
   return splits;
@@ -49,16 +59,9 @@ int splits_of(const Matmul& op, int most) {
 template <class Load>
 void run_skinny(const Matmul& op, int splits, Stream& stream) {
   const MatmulOperands<Load> operands(op);
-  SkinnyCut cut;
-  cut.splits = splits;
-  cut.depth = static_cast<int>(divide_up(divide_up(operands.in, splits), 32) * 32);
-  cut.stages = static_cast<int>(divide_up(cut.depth, skinny_depth));
-  cut.constant = StreamAccess::constant_weights(stream);
-  const dim3 grid(static_cast<unsigned>(divide_up(operands.out, skinny_columns) * splits),
-                  static_cast<unsigned>(divide_up(operands.rows, skinny_rows)));
-  const int shared = skinny_exchange + std::min(cut.stages, skinny_ahead) * skinny_stage;
-  launch_clusters(skinny_kernel<Load>, splits, grid, skinny_threads,
-                  static_cast<std::size_t>(shared) * sizeof(uint4), stream, where, operands, cut);
+  const SkinnyLaunch<Load, Tile> cut(operands, splits, StreamAccess::constant_weights(stream));
+  launch_clusters(skinny_kernel<Load>, splits, cut.grid, Tile::threads, cut.shared, stream, where,
+                  operands, cut.cut);
 }
 
 }  // namespace

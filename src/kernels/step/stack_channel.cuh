@@ -21,8 +21,8 @@ struct Filter {
   int write;  // the state row
 
   // Of channel c in batch row n.
-  __device__ __forceinline__ void load(const Mamba1Step& s, const Mamba1Step::Block& layer, int n,
-                                       int c) {
+  __device__ __forceinline__ void load(const Mamba1StepSizes& s, const Mamba1Step::Block& layer,
+                                       int n, int c) {
     const StateRow<int> row = state_row(s, n);
     write = row.write;
     weight = load_vec<d_conv>(layer.conv_weight + c * d_conv);
@@ -40,8 +40,8 @@ struct Filter {
     return silu_approx(fmaf(weight.at[past], to_float(x), sum));
   }
   // The state after x.
-  __device__ __forceinline__ void store(const Mamba1Step& s, const Mamba1Step::Block& layer, int c,
-                                        T x) const {
+  __device__ __forceinline__ void store(const Mamba1StepSizes& s, const Mamba1Step::Block& layer,
+                                        int c, T x) const {
     if (write < 0) return;
     T* to = static_cast<T*>(layer.conv) + (std::int64_t{write} * s.d_inner + c) * past;
 #pragma unroll

@@ -26,6 +26,7 @@
 #include "kernels/gpu/chained.cuh"
 #include "kernels/step/stack_channel.cuh"
 #include "kernels/step/stack_products.cuh"
+#include "kernels/step/stack_step.hpp"
 
 namespace mamba::cuda {
 
@@ -361,10 +362,7 @@ StepKernel kernel_of(int slots, int rows) {
 
 }  // namespace
 
-}  // namespace stack
-
 bool takes(const Mamba1Step& s, const Stream& stream) {
-  using namespace stack;
   const Device device = stream.device();
   const OnDevice current(device, where);
   const bool sizes = s.d_model % piece == 0 && s.d_model <= most_model && s.d_inner % piece == 0 &&
@@ -379,13 +377,12 @@ bool takes(const Mamba1Step& s, const Stream& stream) {
 }
 
 void run(const Mamba1Step& step, Stream& stream) {
-  using namespace stack;
   const Device device = stream.device();
   const OnDevice current(device, where);
   const int slots = slots_of(step, device);
   const Plan plan(step, slots * unit, multiprocessors(device, where));
   // As many words as for the most rows, so that a stream needs no second place when they change.
-  const std::int64_t most = std::int64_t{plan.words} / step.rows * Mamba1Step::most_rows;
+  const std::int64_t most = std::int64_t{plan.words} / step.rows * most_rows;
   const TensorView memory = StreamAccess::hand_over(
       stream, HandOver::turn_words + 2 * most * std::int64_t{sizeof(Word)} / 4);
   const Operands op{step, plan, HandOver(memory), StreamAccess::constant_weights(stream),
@@ -393,5 +390,7 @@ void run(const Mamba1Step& step, Stream& stream) {
   launch_together(kernel_of(slots, step.rows), static_cast<unsigned>(plan.blocks), threads,
                   static_cast<std::size_t>(plan.bytes), stream, where, op);
 }
+
+}  // namespace stack
 
 }  // namespace mamba::cuda

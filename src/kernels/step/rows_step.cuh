@@ -1,0 +1,186 @@
+// A step of some tens of rows through a Mamba-1 block: what its kernels share, and what becomes of
+// the sums of its two large products (see rows_step.cu).
+#pragma once
+
+#include "kernels/matmul/skinny.cuh"
+#include "kernels/step/stack_channel.cuh"
+
+namespace mamba::cuda::rows {
+
+using stack::state_row;
+using T = bf16;
+
+constexpr int square_columns = 16;  // whose squares are added up
+// Neighbouring columns of a thread that ends sums: of few rows few, so that many threads do it.
+constexpr int columns_of_thread(int rows) { return rows < 32 ? 1 : 8; }
+
+// One layer's step. In memory of the step's own: what the blocks of a kernel have made and all
+// blocks of the next one read.
+struct Operands {
+  Mamba1StepSizes step;
+  Mamba1Step::Block layer;
+  const float* next_norm;  // [d_model]: of the layer after it; nullptr: there is none
+  T* normed;               // [rows, d_model]: the residual times the norm's weight
+  float* squares;          // [rows, d_model / square_columns]: of the residual
+  T *u, *z, *y;            // [rows, d_inner]
+  T* selection;            // [rows, dt_rank + 2 d_state]
+  int* bad_row;
+
+  __device__ __forceinline__ int parts() const { return step.d_model / square_columns; }
+  // The residual of V columns, and what the next in_proj reads of it. By whole warps, of which
+  // neighbouring lanes have neighbouring columns of a row.
+  template <int V>
+  __device__ __forceinline__ void leave(bool there, int row, int column, const float (&residual)[V],
+                                        const float (&weight)[V]) const {
+    float square = 0;
+#pragma unroll
+    for (const float one : residual) square = fmaf(one, one, square);
+#pragma unroll
+    for (int apart = 1; apart < square_columns / V; apart *= 2) {
+      square += __shfl_xor_sync(all_lanes, square, apart);
+    }
+    if (!there) return;
+    const std::int64_t at = std::int64_t{row} * step.d_model + column;
+    constexpr int F = V < 4 ? V : 4;
+#pragma unroll
+    for (int i = 0; i < V; i += F) {
+      store_floats<F>(step.sum + at + i, reinterpret_cast<const float(&)[F]>(residual[i]));
+    }
+    if (next_norm == nullptr) return;
+    float scaled[V];
+#pragma unroll
+    for (int i = 0; i < V; ++i) scaled[i] = residual[i] * weight[i];
+    store_floats<V>(normed + at, scaled);
+    if (column % square_columns == 0) {
+      squares[row * parts() + column / square_columns] = square;
+    }
+  }
+};
+
+template <int V>
+__device__ __forceinline__ void load_columns(const float* from, float (&to)[V]) {
+  constexpr int F = V < 4 ? V : 4;
+#pragma unroll
+  for (int i = 0; i < V; i += F) {
+    load_floats<F>(from + i, reinterpret_cast<float(&)[F]>(to[i]));
+  }
+}
+
+// in_proj's sums: what the norm divides all of a row by, then the convolution of a channel or its
+// gate. A norm's factor is the same for all of a row, so it can wait until after the product.
+template <int Rows, int Threads>
+struct ConvEnd {
+  static constexpr int together = columns_of_thread(Rows);
+  static constexpr bool next_waits = true;  // for the scan to read states early
+  static constexpr int past = stack::past;
+  using Words = typename Packed<T, together>::Words;
+  struct Early {
+    int write;           // the state row
+    Words before[past];  // [channel][step]
+  };
+  const Operands& op;
+  float* factors;  // [Rows], in shared memory
+
+  __device__ __forceinline__ void prepare() const {
+    constexpr int each = Threads / Rows;  // threads of a row, neighbours in a warp
+    static_assert(each <= 32);
+    const int row = static_cast<int>(threadIdx.x) / each;
+    const int lane = static_cast<int>(threadIdx.x) % each;
+    float sum = 0;
+    if (row < op.step.rows) {
+#pragma unroll 4
+      for (int i = lane; i < op.parts(); i += each) sum += op.squares[row * op.parts() + i];
+    }
+#pragma unroll
+    for (int apart = each / 2; apart > 0; apart /= 2) {
+      sum += __shfl_xor_sync(all_lanes, sum, apart);
+    }
+    const float mean = fmaf(sum, 1 / static_cast<float>(op.step.d_model), op.step.epsilon);
+    if (lane == 0) factors[row] = rsqrtf(mean);
+  }
+  __device__ __forceinline__ T* state(int row, int channel) const {
+    return static_cast<T*>(op.layer.conv) + (std::int64_t{row} * op.step.d_inner + channel) * past;
+  }
+  __device__ __forceinline__ Early load(std::int64_t row, std::int64_t column) const {
+    Early early{};
+    const auto c = static_cast<int>(column);
+    if (c >= op.step.d_inner) return early;
+    const StateRow<int> rows = state_row(op.step, static_cast<int>(row));
+    early.write = rows.write;
+    if (rows.read >= 0) {
+      const auto* from = reinterpret_cast<const Words*>(state(rows.read, c));
+#pragma unroll
+      for (int i = 0; i < past; ++i) early.before[i] = from[i];
+    }
+    return early;
+  }
+  __device__ __forceinline__ void finish(bool there, std::int64_t row, std::int64_t column,
+                                         float (&sum)[together], const Early& early) const {
+    if (!there) return;
+    const auto c = static_cast<int>(column);
+    const float factor = factors[row];
+    const std::int64_t first = row * op.step.d_inner;
+#pragma unroll
+    for (float& one : sum) one *= factor;
+    if (c >= op.step.d_inner)
+      return store_floats<together>(op.z + first + c - op.step.d_inner, sum);
+    T before[together * past], after[together * past];
+    memcpy(before, early.before, sizeof(before));
+    float u[together], bias[together] = {};
+    if (op.layer.conv_bias != nullptr) load_columns(op.layer.conv_bias + c, bias);
+#pragma unroll
+    for (int i = 0; i < together; ++i) {
+      float weight[past + 1];
+      load_floats<past + 1>(op.layer.conv_weight + (c + i) * (past + 1), weight);
+      const T x = from_float<T>(sum[i]);
+      float one = bias[i];
+#pragma unroll
+      for (int k = 0; k < past; ++k) {
+        one = fmaf(weight[k], to_float(before[i * past + k]), one);
+        after[i * past + k] = k + 1 < past ? before[i * past + k + 1] : x;
+      }
+      u[i] = silu_approx(fmaf(weight[past], to_float(x), one));
+    }
+    store_floats<together>(op.u + first + c, u);
+    if (early.write < 0) return;
+    auto* to = reinterpret_cast<Words*>(state(early.write, c));
+    Words words[past];
+    memcpy(words, after, sizeof(after));
+#pragma unroll
+    for (int i = 0; i < past; ++i) to[i] = words[i];
+  }
+};
+
+// out_proj's sums are added to the residual.
+template <int Rows>
+struct ResidualEnd {
+  static constexpr int together = columns_of_thread(Rows);
+  static constexpr bool next_waits = false;
+  struct Early {
+    float residual[together], weight[together];
+    bool adds, bad;
+  };
+  const Operands& op;
+
+  __device__ __forceinline__ void prepare() const {}
+  __device__ __forceinline__ Early load(std::int64_t row, std::int64_t column) const {
+    const StateRow<int> state = state_row(op.step, static_cast<int>(row));
+    Early early{};
+    early.adds = !state.padding;
+    early.bad = state.bad;
+    load_columns(op.step.sum + row * op.step.d_model + column, early.residual);
+    if (op.next_norm != nullptr) load_columns(op.next_norm + column, early.weight);
+    return early;
+  }
+  __device__ __forceinline__ void finish(bool there, std::int64_t row, std::int64_t column,
+                                         float (&sum)[together], const Early& early) const {
+#pragma unroll
+    for (int i = 0; i < together; ++i) {
+      sum[i] = !there ? 0 : early.adds ? early.residual[i] + sum[i] : early.residual[i];
+      if (early.bad) sum[i] = __int_as_float(0x7fffffff);
+    }
+    op.leave(there, static_cast<int>(row), static_cast<int>(column), sum, early.weight);
+  }
+};
+
+}  // namespace mamba::cuda::rows
