@@ -9,6 +9,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "kernels/gpu/chained.cuh"
 #include "kernels/gpu/ptx.cuh"
@@ -230,6 +231,7 @@ template <class Tile, class End>
 struct SkinnyPlaces {
   static constexpr int vectors = Tile::columns / End::together;  // of a row
   static constexpr int most = (Tile::rows * vectors + Tile::threads - 1) / Tile::threads;
+  static constexpr bool keeps = !std::is_empty_v<typename End::Early>;
   int rows;  // of the block
   std::int64_t first_row, first_column, all_rows, all_columns;
 
@@ -244,12 +246,18 @@ struct SkinnyPlaces {
   // f(e, row in the block, column in the block, whether it is there) for e < most, by all threads.
   template <class F>
   __device__ __forceinline__ void each(F f) const {
-#pragma unroll
-    for (int e = 0; e < most; ++e) {
+    const auto place = [&](int e) {
       const int i = e * Tile::threads + static_cast<int>(threadIdx.x);
       const int row = i / vectors, column = i % vectors * End::together;
       f(e, row, column,
         row < rows && first_row + row < all_rows && first_column + column < all_columns);
+    };
+    if constexpr (keeps) {  // by places in registers
+#pragma unroll
+      for (int e = 0; e < most; ++e) place(e);
+    } else {
+#pragma unroll 1
+      for (int e = 0; e * Tile::threads < rows * vectors; ++e) place(e);
     }
   }
 };
@@ -322,9 +330,11 @@ __device__ __forceinline__ void skinny_product(const MatmulOperands<Load>& op, c
   typename End::Early early[Places::most] = {};
   __syncthreads();
   mine.store(sums);
-  places.each([&](int e, int row, int column, bool there) {
-    if (there) early[e] = end.load(places.first_row + row, places.first_column + column);
-  });
+  if constexpr (Places::keeps) {
+    places.each([&](int e, int row, int column, bool there) {
+      if (there) early[e] = end.load(places.first_row + row, places.first_column + column);
+    });
+  }
   __syncthreads();
   int parts = Tile::pieces;
   if (cut.splits > 1) {
@@ -348,7 +358,8 @@ __device__ __forceinline__ void skinny_product(const MatmulOperands<Load>& op, c
         for (int k = 0; k < F; ++k) sum[i + k] = part == 0 ? more[k] : sum[i + k] + more[k];
       }
     }
-    end.finish(there, places.first_row + row, places.first_column + column, sum, early[e]);
+    end.finish(there, places.first_row + row, places.first_column + column, sum,
+               early[Places::keeps ? e : 0]);
   });
 }
 
