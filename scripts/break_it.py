@@ -122,6 +122,11 @@ BREAKS = {
         "CausalConvGrad*"),
     "a gradient crosses a reset of the conv": (
         "src/host/ops/conv/causal_conv_grad.cpp", "output < limit_", "output < time_", "CausalConvGrad*"),
+    "every group is normed with the first one's weight": (
+        "src/host/ops/norm/gated_rms_norm.cpp", "z + first, weight + first, size", "z + first, weight, size", "GatedRmsNorm.*"),
+    "the gate of a norm learns from what came out": (
+        "src/host/ops/norm/gated_rms_norm.cpp", "hn::Mul(hn::Mul(dv, x_in), slope)", "hn::Mul(hn::Mul(g, x_in), slope)",
+        "GatedRmsNorm.*"),
     "the norm's gradient pulls too hard": (
         "src/host/ops/norm/layer_norm.cpp", "sum_of(product) / n * scale * scale", "sum_of(product) / n * scale",
         "AddRmsNormGrad*"),

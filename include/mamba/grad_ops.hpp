@@ -88,6 +88,22 @@ struct LayerNormGrad {
   bool accumulate = false;  // dweight and dbias
 };
 
+// Of GatedRmsNorm. With r = rsqrt(mean + epsilon), means over a group:
+//   gate_first:  dv = r (w dy - v r^2 mean(v w dy));  dx = dv s;  dz = dv x silu'(z)
+//                dweight = sum dy v r
+//   otherwise:   g = dy s w;  dx = r (g - x r^2 mean(x g));  dz = dy x r w silu'(z)
+//                dweight = sum dy x r s
+struct GatedRmsNormGrad {
+  ConstTensorView x, z, weight;  // as GatedRmsNorm had them
+  ConstTensorView dy;            // [..., channels] T
+  TensorView dx, dz;             // [..., channels] T; dx may be the same memory as dy or x
+  TensorView dweight;            // [channels] f32; optional
+  std::int64_t groups = 1;
+  bool gate_first = true;
+  float epsilon = 1e-5f;
+  bool accumulate = false;  // dweight
+};
+
 // Of Embedding: dtable[ids[b, t], :] is the sum of its dy[b, t, :], in the order of b and then t.
 // Without accumulate the rows that no id names become zero. An id out of range: as for Embedding,
 // but on CUDA it adds nothing.
@@ -103,6 +119,7 @@ void run(const CausalConvGrad& op, Stream& stream);
 void run(const SelectiveScanGrad& op, Stream& stream);
 void run(const AddRmsNormGrad& op, Stream& stream);
 void run(const LayerNormGrad& op, Stream& stream);
+void run(const GatedRmsNormGrad& op, Stream& stream);
 void run(const EmbeddingGrad& op, Stream& stream);
 
 // Of y = x weight^T + bias: two products and a sum of rows. What is absent is not computed.

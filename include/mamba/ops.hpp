@@ -113,6 +113,20 @@ struct LayerNorm {
   float epsilon = 1e-5f;
 };
 
+// The norm of Mamba-2 with its gate (Dao & Gu 2024), over each of `groups` runs of as many
+// channels. With s = silu(z):
+//   gate_first:  v = x s;  y = v rsqrt(mean(v^2) + epsilon) weight
+//   otherwise:             y = x rsqrt(mean(x^2) + epsilon) weight s
+struct GatedRmsNorm {
+  ConstTensorView x;        // [..., channels] T
+  ConstTensorView z;        // [..., channels] T
+  ConstTensorView weight;   // [channels] f32
+  TensorView y;             // [..., channels] T; may be the same memory as x or z
+  std::int64_t groups = 1;  // divides channels
+  bool gate_first = true;
+  float epsilon = 1e-5f;
+};
+
 // y[..., :] = table[ids[...], :]. An id outside the table is an ArgumentError on the CPU; on CUDA
 // its row becomes NaN and the stream's next synchronize() throws.
 struct Embedding {
@@ -185,6 +199,7 @@ void run(const CausalConv& op, Stream& stream);
 void run(const SelectiveScan& op, Stream& stream);
 void run(const AddRmsNorm& op, Stream& stream);
 void run(const LayerNorm& op, Stream& stream);
+void run(const GatedRmsNorm& op, Stream& stream);
 void run(const Embedding& op, Stream& stream);
 void run(const Sample& op, Stream& stream);
 void run(const CopyRows& op, Stream& stream);

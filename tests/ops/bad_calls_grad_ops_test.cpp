@@ -67,6 +67,12 @@ TEST_EACH(BadCallsOfOps, NormGradients, Device device) {
        OPERAND(LayerNormGrad, dz, Shape{2, 3, 4}),
        OPERAND(LayerNormGrad, dweight, Shape{4}, f32, optional),
        OPERAND(LayerNormGrad, dbias, Shape{4}, f32, optional)});
+  expect_refused_operands<GatedRmsNormGrad>(
+      device, 40, "gated_rms_norm_grad",
+      {OPERAND(GatedRmsNormGrad, x, Shape{2, 3, 4}), OPERAND(GatedRmsNormGrad, z, Shape{2, 3, 4}),
+       OPERAND(GatedRmsNormGrad, weight, Shape{4}), OPERAND(GatedRmsNormGrad, dy, Shape{2, 3, 4}),
+       OPERAND(GatedRmsNormGrad, dx, Shape{2, 3, 4}), OPERAND(GatedRmsNormGrad, dz, Shape{2, 3, 4}),
+       OPERAND(GatedRmsNormGrad, dweight, Shape{4}, f32, optional)});
 }
 
 TEST_EACH(BadCallsOfOps, LossesAndTheOptimiser, Device device) {

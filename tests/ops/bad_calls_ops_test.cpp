@@ -70,6 +70,10 @@ TEST_EACH(BadCallsOfOps, NormsAndActivations, Device device) {
        OPERAND(LayerNorm, bias, Shape{4}, f32, optional),
        OPERAND(LayerNorm, z, Shape{2, 3, 4}, f32, optional),
        OPERAND(LayerNorm, y, Shape{2, 3, 4})});
+  expect_refused_operands<GatedRmsNorm>(
+      device, 20, "gated_rms_norm",
+      {OPERAND(GatedRmsNorm, x, Shape{2, 3, 4}), OPERAND(GatedRmsNorm, z, Shape{2, 3, 4}),
+       OPERAND(GatedRmsNorm, weight, Shape{4}), OPERAND(GatedRmsNorm, y, Shape{2, 3, 4})});
   expect_refused_operands<Activate>(
       device, 15, "activate",
       {OPERAND(Activate, x, Shape{2, 4}), OPERAND(Activate, y, Shape{2, 4})});

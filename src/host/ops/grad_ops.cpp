@@ -130,6 +130,29 @@ void run(const LayerNormGrad& op, Stream& stream) {
   if (shape.back() > 0) dispatch(op, stream);
 }
 
+void run(const GatedRmsNormGrad& op, Stream& stream) {
+  const Operands operands("gated_rms_norm_grad", stream);
+  check::present("gated_rms_norm_grad", "x", op.x);
+  operands.is_storage("x", op.x, op.x.shape());
+  const Shape& shape = op.x.shape();
+  operands.is("z", op.z, shape, op.x.dtype());
+  operands.is("weight", op.weight, {shape.back()}, DType::f32);
+  operands.is("dy", op.dy, shape, op.x.dtype());
+  operands.is("dx", op.dx, shape, op.x.dtype());
+  operands.is("dz", op.dz, shape, op.x.dtype());
+  operands.same_or_apart("dx", op.dx, "dy", op.dy);
+  operands.same_or_apart("dx", op.dx, "x", op.x);
+  operands.apart("dz", op.dz, "dx", op.dx);
+  operands.apart("dz", op.dz, "dy", op.dy);
+  operands.apart("dz", op.dz, "x", op.x);
+  operands.apart("dz", op.dz, "z", op.z);
+  operands.optional("dweight", op.dweight, {shape.back()}, DType::f32);
+  operands.divides("groups", op.groups, shape.back(), "channels");
+  operands.finite("epsilon", op.epsilon, 0);
+  operands.at_most_rank_3("x", op.x);
+  if (shape.back() > 0) dispatch(op, stream);
+}
+
 void run(const EmbeddingGrad& op, Stream& stream) {
   const Operands operands("embedding_grad", stream);
   operands.rank("ids", op.ids, 2);

@@ -107,6 +107,11 @@ class Operands {
       fail(name, fmt::format("a finite number of at least {}", low), fmt::format("{}", value));
     }
   }
+  void divides(const char* name, std::int64_t value, std::int64_t total, const char* of) const {
+    if (value < 1 || total % value != 0) {
+      fail(name, fmt::format("a divisor of {} {}", total, of), fmt::format("{}", value));
+    }
+  }
   [[noreturn]] void fail(const char* name, const std::string& expected,
                          const std::string& got) const {
     throw ArgumentError(where_, name, expected, got);

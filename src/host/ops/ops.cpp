@@ -207,6 +207,22 @@ void run(const LayerNorm& op, Stream& stream) {
   if (op.y.count() > 0) dispatch(op, stream);
 }
 
+void run(const GatedRmsNorm& op, Stream& stream) {
+  const Operands operands("gated_rms_norm", stream);
+  check::present("gated_rms_norm", "y", op.y);
+  operands.is_storage("y", op.y, op.y.shape());
+  const std::int64_t channels = op.y.shape().back();
+  operands.is("x", op.x, op.y.shape(), op.y.dtype());
+  operands.is("z", op.z, op.y.shape(), op.y.dtype());
+  operands.is("weight", op.weight, {channels}, DType::f32);
+  operands.same_or_apart("y", op.y, "x", op.x);
+  operands.same_or_apart("y", op.y, "z", op.z);
+  operands.divides("groups", op.groups, channels, "channels");
+  operands.finite("epsilon", op.epsilon, 0);
+  operands.at_most_rank_3("y", op.y);
+  if (op.y.count() > 0) dispatch(op, stream);
+}
+
 void run(const Embedding& op, Stream& stream) {
   const Operands operands("embedding", stream);
   operands.rank("ids", op.ids, 2);
