@@ -63,7 +63,7 @@ class Stack {
                       const TensorView& dx, const StackWeights& gradients,
                       const Stream& stream) const;
   void begin(StackTape& tape, const Shape& shape) const;
-  // Where the mixer takes all layers of a single step in one kernel: see detail::Mixer.
+  // Where the mixer takes all layers of a single step at once: see detail::Mixer.
   bool step_at_once(const ConstTensorView& x, StackState& state, const TensorView& sum,
                     Stream& stream, const StackOptions& options) const;
 

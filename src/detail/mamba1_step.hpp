@@ -1,5 +1,5 @@
 // One step of Mamba-1 blocks one after the other, for a device that takes them at once: raw
-// pointers and sizes, which have been checked, passed to the kernel by value.
+// pointers and sizes, which have been checked, passed to kernels by value.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// One step of a whole stack, which CUDA takes in one kernel where it can: as near to the truth as
+// One step of a whole stack, which CUDA takes at once where it can: as near to the truth as
 // the layers one after the other, whoever shares the batch, from and to the rows of a map.
 #include <gtest/gtest.h>
 
@@ -283,21 +283,24 @@ TEST_EACH(StackStep, GoesOnAsLongAsOneLikes, Device device,
           testing::OneOf<DType::bf16, DType::f32> dtype) {
   const Size size{96, 224, 32, 2};
   const Stack stack = lively_stack(size, dtype, device);
-  StackState together = lively_state(stack, 4, 9);
-  StackState one = row_of(together, 1);
-  StackState again = one.clone();
-  Stream stream(device);
-  for (std::uint64_t t = 0; t < 40; ++t) {
-    const Tensor x = input(stack, 4, t);
-    Tensor y(x.shape(), dtype, device), y_one({1, 1, 96}, dtype, device),
-        y_again({1, 1, 96}, dtype, device);
-    stack.forward(x, together, y, stream);
-    stack.forward(x.view().rows(1, 1), one, y_one, stream);
-    stack.forward(x.view().rows(1, 1), again, y_again, stream);
-    stream.synchronize();
-    ASSERT_EQ(bits(y_one), bits(y_again)) << t;
-    const Distance apart(values(y.view().rows(1, 1)), values(y_one));
-    ASSERT_LT(apart.root_mean_square(), 16 * testing::roundoff(dtype)) << t;
+  for (const std::int64_t rows : {4, 12}) {
+    SCOPED_TRACE(rows);
+    StackState together = lively_state(stack, rows, 9);
+    StackState one = row_of(together, 1);
+    StackState again = one.clone();
+    Stream stream(device);
+    for (std::uint64_t t = 0; t < 40; ++t) {
+      const Tensor x = input(stack, rows, t);
+      Tensor y(x.shape(), dtype, device), y_one({1, 1, 96}, dtype, device),
+          y_again({1, 1, 96}, dtype, device);
+      stack.forward(x, together, y, stream);
+      stack.forward(x.view().rows(1, 1), one, y_one, stream);
+      stack.forward(x.view().rows(1, 1), again, y_again, stream);
+      stream.synchronize();
+      ASSERT_EQ(bits(y_one), bits(y_again)) << t;
+      const Distance apart(values(y.view().rows(1, 1)), values(y_one));
+      ASSERT_LT(apart.root_mean_square(), 16 * testing::roundoff(dtype)) << t;
+    }
   }
 }
 
@@ -306,62 +309,72 @@ TEST_EACH(StackStep, ResetsRowsThatBegin, Device device,
   const Size size{96, 224, 32, 2};
   const Stack stack = lively_stack(size, dtype, device);
   expect_as_near(stack, 3, {0, 1, 0}, 6);
-  expect_as_near(stack, 10, {0, 1, 0, 0, 1, 1, 0, 0, 0, 1}, 2);
+  std::vector<std::int32_t> many(20);
+  for (const std::size_t row : {1, 4, 5, 9, 17}) many[row] = 1;
+  expect_as_near(stack, 10, {many.begin(), many.begin() + 10}, 2);
+  expect_as_near(stack, 20, many, 1);
 }
 
 TEST_EACH(StackStep, ReadsAndWritesTheRowsOfAMap, Device device,
           testing::OneOf<DType::bf16, DType::f32> dtype) {
   const Size size{96, 224, 32, 2};
   const Stack stack = lively_stack(size, dtype, device);
-  const Tensor x = input(stack, 5);
-  const StackState slots = lively_state(stack, 7, 9);
-  // On in place, a branch from 2 into 0, padding, fresh and kept, read and dropped.
-  const std::vector<std::int32_t> from{4, 2, -1, -1, 5}, to{4, 0, -1, 6, -1};
-  const Tensor read = Tensor::from<std::int32_t>(from, {5}).to(device);
-  const Tensor write = Tensor::from<std::int32_t>(to, {5}).to(device);
-  StackOptions options;
-  options.rows = {read, write};
-  StackState after = slots.clone();
-  Tensor y(x.shape(), dtype, device);
-  Stream stream(device);
-  stack.forward(x, after, y, stream, options);
-  stream.synchronize();
-
-  for (const std::int64_t n : {0, 1, 3, 4}) {
-    SCOPED_TRACE(n);
-    const auto row = static_cast<std::size_t>(n);
-    StackState alone = from[row] < 0 ? stack.make_state(1) : row_of(slots, from[row]);
-    Tensor y_alone({1, 1, size.d_model}, dtype, device);
-    stack.forward(x.view().rows(n, 1), alone, y_alone, stream);
-    stream.synchronize();
-    const double bound = 16 * testing::roundoff(dtype);
-    const Distance apart(values(y.view().rows(n, 1)), values(y_alone));
-    EXPECT_LT(apart.root_mean_square(), bound);
-    if (to[row] < 0) continue;
-    for (std::size_t l = 0; l < stack.size(); ++l) {
-      const auto compare = [&](const Tensor& a, const Tensor& b) {
-        const Distance far(values(a.view().rows(to[row], 1)), values(b));
-        EXPECT_LT(far.root_mean_square(), bound);
-      };
-      compare(after.layers[l].conv, alone.layers[l].conv);
-      compare(after.layers[l].ssm, alone.layers[l].ssm);
+  for (const std::int32_t rows : {5, 20, 40}) {
+    SCOPED_TRACE(rows);
+    const Tensor x = input(stack, rows);
+    const StackState slots = lively_state(stack, rows + 2, 9);
+    // On in place, a branch from 2 into 0, padding, fresh and kept, read and dropped.
+    // The others on in place, from the last slot down.
+    std::vector<std::int32_t> from{4, 2, -1, -1, 5}, to{4, 0, -1, 6, -1};
+    for (std::int32_t n = 5; n < rows; ++n) {
+      from.push_back(rows + 6 - n);
+      to.push_back(rows + 6 - n);
     }
-  }
-  // Padding: what the final norm makes of x alone.
-  AddRmsNorm norm;
-  Tensor normed({1, 1, size.d_model}, dtype, device);
-  norm.x = x.view().rows(2, 1);
-  norm.weight = stack.norm(stack.size());
-  norm.y = normed;
-  run(norm, stream);
-  stream.synchronize();
-  EXPECT_EQ(bits(y.view().rows(2, 1)), bits(normed));
-  for (const std::int64_t untouched : {1, 2, 3, 5}) {
-    for (std::size_t l = 0; l < stack.size(); ++l) {
-      EXPECT_EQ(bits(after.layers[l].conv.view().rows(untouched, 1)),
-                bits(slots.layers[l].conv.view().rows(untouched, 1)));
-      EXPECT_EQ(bits(after.layers[l].ssm.view().rows(untouched, 1)),
-                bits(slots.layers[l].ssm.view().rows(untouched, 1)));
+    const Tensor read = Tensor::from(from).to(device), write = Tensor::from(to).to(device);
+    StackOptions options;
+    options.rows = {read, write};
+    StackState after = slots.clone();
+    Tensor y(x.shape(), dtype, device);
+    Stream stream(device);
+    stack.forward(x, after, y, stream, options);
+    stream.synchronize();
+
+    for (const std::int64_t n : {0, 1, 3, 4, rows - rows / 4, rows - 1}) {
+      SCOPED_TRACE(n);
+      const auto row = static_cast<std::size_t>(n);
+      StackState alone = from[row] < 0 ? stack.make_state(1) : row_of(slots, from[row]);
+      Tensor y_alone({1, 1, size.d_model}, dtype, device);
+      stack.forward(x.view().rows(n, 1), alone, y_alone, stream);
+      stream.synchronize();
+      const double bound = 16 * testing::roundoff(dtype);
+      const Distance apart(values(y.view().rows(n, 1)), values(y_alone));
+      EXPECT_LT(apart.root_mean_square(), bound);
+      if (to[row] < 0) continue;
+      for (std::size_t l = 0; l < stack.size(); ++l) {
+        const auto compare = [&](const Tensor& a, const Tensor& b) {
+          const Distance far(values(a.view().rows(to[row], 1)), values(b));
+          EXPECT_LT(far.root_mean_square(), bound);
+        };
+        compare(after.layers[l].conv, alone.layers[l].conv);
+        compare(after.layers[l].ssm, alone.layers[l].ssm);
+      }
+    }
+    // Padding: what the final norm makes of x alone.
+    AddRmsNorm norm;
+    Tensor normed({1, 1, size.d_model}, dtype, device);
+    norm.x = x.view().rows(2, 1);
+    norm.weight = stack.norm(stack.size());
+    norm.y = normed;
+    run(norm, stream);
+    stream.synchronize();
+    EXPECT_EQ(bits(y.view().rows(2, 1)), bits(normed));
+    for (const std::int64_t untouched : {1, 2, 3, 5}) {
+      for (std::size_t l = 0; l < stack.size(); ++l) {
+        EXPECT_EQ(bits(after.layers[l].conv.view().rows(untouched, 1)),
+                  bits(slots.layers[l].conv.view().rows(untouched, 1)));
+        EXPECT_EQ(bits(after.layers[l].ssm.view().rows(untouched, 1)),
+                  bits(slots.layers[l].ssm.view().rows(untouched, 1)));
+      }
     }
   }
 }
@@ -369,7 +382,7 @@ TEST_EACH(StackStep, ReadsAndWritesTheRowsOfAMap, Device device,
 TEST_EACH(StackStep, ARowOutsideTheStateIsSaidAndNothingIsWritten, testing::CudaDevice device) {
   const Size size{96, 224, 32, 2};
   const Stack stack = lively_stack(size, DType::bf16, device);
-  for (const std::int64_t rows : {2, 12}) {
+  for (const std::int64_t rows : {2, 12, 20, 40}) {
     SCOPED_TRACE(rows);
     const Tensor x = input(stack, rows);
     StackState state = lively_state(stack, 3, 9);
@@ -398,7 +411,7 @@ TEST_EACH(StackStep, ARowOutsideTheStateIsSaidAndNothingIsWritten, testing::Cuda
 TEST_EACH(StackStep, ReplaysAndStreamsSideBySideHaveTheSameBits, testing::CudaDevice device) {
   const Size size{768, 1536, 48, 4};
   const Stack stack = lively_stack(size, DType::bf16, device);
-  for (const std::int64_t rows : {2, 12}) {
+  for (const std::int64_t rows : {2, 12, 40}) {
     SCOPED_TRACE(rows);
     const StackState begin = lively_state(stack, rows, 9);
     const Tensor x = input(stack, rows);

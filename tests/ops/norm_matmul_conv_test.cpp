@@ -214,7 +214,7 @@ TEST_EACH(NormMatmulConv, AStateRowThatDoesNotExistGivesNaN, testing::CudaDevice
 }
 
 // A stack's steps against its layers and norms called one by one, at once and from a graph. Eight
-// states, so that no device takes all layers in one kernel, whose roundings are others.
+// states, so that no device takes all layers at once, whose roundings are others.
 TEST_EACH(NormMatmulConv, AStackTakesItsStepsWithTheSameBits, Device device, DType dtype) {
   SCOPED_TRACE(name_of(dtype) + std::string(" on ") + device.name());
   LanguageModelConfig config;

@@ -60,7 +60,7 @@ class Mixer {
   virtual void backward(const MixerBackward& run, std::vector<Tensor>& kept,
                         Stream& stream) const = 0;
 
-  // A single step of all layers of `stack` at once, if the mixer has a kernel that takes this call:
+  // A single step of all layers of `stack` at once, if the mixer has kernels that take this call:
   // `sum` [batch, 1, d_model] f32 becomes x and all that the layers add to it, and the states go
   // on. If not, false, and nothing is done.
   virtual bool step_at_once(const Stack& stack, float norm_epsilon, const ConstTensorView& x,

@@ -142,6 +142,7 @@ void run(const GatedRmsNormGrad& op, Stream& stream) {
   operands.is("dz", op.dz, shape, op.x.dtype());
   operands.same_or_apart("dx", op.dx, "dy", op.dy);
   operands.same_or_apart("dx", op.dx, "x", op.x);
+  operands.apart("dx", op.dx, "z", op.z);
   operands.apart("dz", op.dz, "dx", op.dx);
   operands.apart("dz", op.dz, "dy", op.dy);
   operands.apart("dz", op.dz, "x", op.x);

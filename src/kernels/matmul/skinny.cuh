@@ -1,9 +1,9 @@
-// y = x weight^T + bias for 9 to 64 rows of x, 16-bit, on the tensor cores, between short kernels:
-// what counts is how much a multiprocessor has to fetch once it is its turn, and how soon the first
-// of it is there. A block multiplies a tile of weight rows and of rows of x over a part of the
-// depth; the blocks of a cluster share the depth of one tile, so that x is not read again for every
-// few weight rows, and give each other their sums through shared memory. Weights are on their way
-// before the kernel's turn (see detail::ConstantWeights).
+// y = x weight^T + bias for some tens of rows of x, 16-bit, on the tensor cores, between short
+// kernels: what counts is how much a multiprocessor has to fetch once it is its turn, and how soon
+// the first of it is there. A block multiplies a tile of weight rows and of rows of x over a part
+// of the depth; the blocks of a cluster share the depth of one tile, so that x is not read again
+// for every few weight rows, and give each other their sums through shared memory. Weights are on
+// their way before the kernel's turn (see detail::ConstantWeights).
 //
 // Every order of summation is fixed by the shape and the launch, so the bits are too.
 #pragma once
@@ -243,7 +243,8 @@ struct SkinnyPlaces {
         all_rows(op.rows),
         all_columns(op.out) {}
 
-  // f(e, row in the block, column in the block, whether it is there) for e < most, by all threads.
+  // f(e, row in the block, column in the block, whether it is there) for the e-th place of each
+  // thread, by all threads.
   template <class F>
   __device__ __forceinline__ void each(F f) const {
     const auto place = [&](int e) {
@@ -252,7 +253,7 @@ struct SkinnyPlaces {
       f(e, row, column,
         row < rows && first_row + row < all_rows && first_column + column < all_columns);
     };
-    if constexpr (keeps) {  // by places in registers
+    if constexpr (keeps) {  // unrolled, so that what is kept for each place stays in registers
 #pragma unroll
       for (int e = 0; e < most; ++e) place(e);
     } else {
@@ -271,7 +272,6 @@ struct SkinnyY {
   const MatmulOperands<Load>& op;
 
   __device__ __forceinline__ void prepare() const {}
-  __device__ __forceinline__ Early load(std::int64_t, std::int64_t) const { return {}; }
   __device__ __forceinline__ void finish(bool there, std::int64_t row, std::int64_t column,
                                          const float (&sum)[1], const Early&) const {
     if (there) op.finish(row, column, sum[0]);
@@ -279,11 +279,12 @@ struct SkinnyY {
 };
 
 // `End` says what becomes of the sums, of so many columns `together`. Its prepare() runs once the
-// kernel's turn has come; load() for each place before its sums are known, and finish() with them,
-// which all threads call, also for places that are not there. next_waits: the next kernel begins
-// only once this one's turn has come, so it may read what kernels before this one have written
-// before its own. It is all done in few instructions: what a kernel does once, it waits to fetch
-// (sums one by one, unrolled, took 9 of 13 us of a product of 64 rows).
+// kernel's turn has come; load() for each place before its sums are known, if it has an Early to
+// keep; and finish() with them, which all threads call, also for places that are not there.
+// next_waits: the next kernel begins only once this one's turn has come, so it may read what
+// kernels before this one have written before its own. It is all done in few instructions, since a
+// kernel waits to fetch what it does once (in_proj of 130m, 64 rows, by the profiler: 21.0 us with
+// ends of one column each, unrolled, 14.6 us with eight columns).
 //
 // Grid: [tiles of weight rows, each with its splits side by side][tiles of rows of x].
 template <class Load, class Tile, class End>
@@ -363,7 +364,7 @@ __device__ __forceinline__ void skinny_product(const MatmulOperands<Load>& op, c
   });
 }
 
-// What a launch of a product comes to. `most`: columns of the grid that fill the device.
+// What a launch of a product comes to.
 template <class Load, class Tile>
 struct SkinnyLaunch {
   SkinnyCut cut;

@@ -51,7 +51,7 @@ struct GatedGroup {
     });
   }
 
-  // dweight: sums, whole vectors; may be nullptr.
+  // dweight: sums; may be nullptr.
   void backward(const T* dy, T* dx, T* dz, float* dweight) const {
     // The gradient of what is normed and scaled, before its weight.
     const auto arriving = [&](std::int64_t i, std::int64_t left) {
