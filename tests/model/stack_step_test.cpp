@@ -310,7 +310,7 @@ TEST_EACH(StackStep, ResetsRowsThatBegin, Device device,
   const Stack stack = lively_stack(size, dtype, device);
   expect_as_near(stack, 3, {0, 1, 0}, 6);
   std::vector<std::int32_t> many(20);
-  for (const std::size_t row : {1, 4, 5, 9, 17}) many[row] = 1;
+  for (const std::size_t row : {1U, 4U, 5U, 9U, 17U}) many[row] = 1;
   expect_as_near(stack, 10, {many.begin(), many.begin() + 10}, 2);
   expect_as_near(stack, 20, many, 1);
 }

@@ -11,7 +11,6 @@
 #include <hwy/foreach_target.h>
 
 #include "host/ops/norm/norm_row-inl.h"
-#include "host/ops/vector_math-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace mamba::host::HWY_NAMESPACE {

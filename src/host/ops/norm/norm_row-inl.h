@@ -9,6 +9,7 @@
 #include <mamba/tensor_view.hpp>
 
 #include "host/ops/channels-inl.h"
+#include "host/ops/vector_math-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace mamba::host::HWY_NAMESPACE {
