@@ -24,8 +24,9 @@ constexpr const char* where = "Stack::forward";
 using Load = DenseLoad<T>;
 
 // Beyond these sizes cuBLASLt's products are faster than a chain of fewer kernels. ms a step, and
-// layer by layer, of one day's runs: 1.4b, 32 rows 1.85 and 2.16, 64 rows 2.64 and 2.52; 2.8b, 8 rows 2.65 and 2.94,
-// 16 rows 3.44 and 3.12, for its in_proj has more tiles than two for each multiprocessor.
+// layer by layer, of one day's runs: 1.4b, 32 rows 1.85 and 2.16, 64 rows 2.64 and 2.52; 2.8b, 8
+// rows 2.65 and 2.94, 16 rows 3.44 and 3.12, for its in_proj has more tiles than two for each
+// multiprocessor.
 constexpr int few_rows = 8;
 constexpr int most_inputs = 65536;  // rows * d_model
 

@@ -6,6 +6,8 @@
 #define MAMBA_HOST_OPS_NORM_NORM_ROW_INL_H_
 #endif
 
+#include <algorithm>
+
 #include <mamba/tensor_view.hpp>
 
 #include "host/ops/channels-inl.h"
@@ -15,9 +17,9 @@ HWY_BEFORE_NAMESPACE();
 namespace mamba::host::HWY_NAMESPACE {
 namespace {
 
-constexpr F32 d;
+inline constexpr F32 d;
 
-float sum_of(F32Vec v) { return hn::GetLane(hn::SumOfLanes(d, v)); }
+HWY_INLINE float sum_of(F32Vec v) { return hn::GetLane(hn::SumOfLanes(d, v)); }
 
 // f(i, what is left from i on) for each vector of a row.
 template <class F>
@@ -40,7 +42,7 @@ HWY_INLINE void add_to(float* sums, F32Vec v) {
   if (sums != nullptr) hn::StoreU(hn::Add(hn::LoadU(d, sums), v), d, sums);
 }
 
-const float* data_or_null(const ConstTensorView& view) {
+inline const float* data_or_null(const ConstTensorView& view) {
   return view ? view.data<float>() : nullptr;
 }
 
