@@ -8,9 +8,7 @@
 
 namespace mamba {
 
-// residual = x;  for each block: residual += block(norm(residual));  sum = residual.
-// x and conv are of `dtype`, and so is each matrix, which is what the kernel loads. States go on in
-// place, by the row map if there is one (see RowMap); a padding row's sum is its x.
+// What all blocks of a step share.
 struct Mamba1StepSizes {
   static constexpr DType dtype = DType::bf16;
   static constexpr int most_layers = 64;
@@ -28,6 +26,9 @@ struct Mamba1StepSizes {
   const std::int32_t* reset;         // [rows], reset_pitch apart; may be nullptr
   std::int64_t reset_pitch;
 };
+// residual = x;  for each block: residual += block(norm(residual));  sum = residual.
+// x and conv are of `dtype`, and so is each matrix, which is what the kernels load. States go on in
+// place, by the row map if there is one (see RowMap); a padding row's sum is its x.
 struct Mamba1Step : Mamba1StepSizes {
   struct Block {
     const float* norm;         // [d_model]
