@@ -124,28 +124,28 @@ struct ConvEnd {
     for (float& one : sum) one *= factor;
     if (c >= op.step.d_inner)
       return store_floats<together>(op.z + first + c - op.step.d_inner, sum);
-    T before[together * past], after[together * past];
-    memcpy(before, early.before, sizeof(before));
+    T states[together * past];
+    memcpy(states, early.before, sizeof(states));
     float u[together], bias[together] = {};
     if (op.layer.conv_bias != nullptr) load_columns(op.layer.conv_bias + c, bias);
 #pragma unroll
     for (int i = 0; i < together; ++i) {
-      float weight[past + 1];
-      load_floats<past + 1>(op.layer.conv_weight + (c + i) * (past + 1), weight);
-      const T x = from_float<T>(sum[i]);
-      float one = bias[i];
+      T* before = states + i * past;
+      stack::Filter filter;
+      filter.weight = load_vec<past + 1>(op.layer.conv_weight + (c + i) * (past + 1));
+      filter.bias = bias[i];
 #pragma unroll
-      for (int k = 0; k < past; ++k) {
-        one = fmaf(weight[k], to_float(before[i * past + k]), one);
-        after[i * past + k] = k + 1 < past ? before[i * past + k + 1] : x;
-      }
-      u[i] = silu_approx(fmaf(weight[past], to_float(x), one));
+      for (int k = 0; k < past; ++k) filter.before[k] = before[k];
+      const T x = from_float<T>(sum[i]);
+      u[i] = filter.convolve(x);
+#pragma unroll
+      for (int k = 0; k < past; ++k) before[k] = k + 1 < past ? before[k + 1] : x;
     }
     store_floats<together>(op.u + first + c, u);
     if (early.write < 0) return;
     auto* to = reinterpret_cast<Words*>(state(early.write, c));
     Words words[past];
-    memcpy(words, after, sizeof(after));
+    memcpy(words, states, sizeof(states));
 #pragma unroll
     for (int i = 0; i < past; ++i) to[i] = words[i];
   }
