@@ -30,8 +30,7 @@ struct Norm {
     Tracked scale;
   };
   // x_hat of row r, and what it was scaled by. The squares carry two roundings of what is squared,
-  // their own and the additions; the root halves that; the division, epsilon, root and reciprocal
-  // are one each.
+  // their own and the additions.
   Row row(std::size_t r) const {
     TrackedSum sum, squares;
     for (std::size_t c = 0; c < channels; ++c) sum.add(x[r * channels + c]);
@@ -42,9 +41,7 @@ struct Norm {
       from[c] = centred ? Tracked(x[r * channels + c]) - mean : Tracked(x[r * channels + c]);
       squares.add(from[c] * from[c]);
     }
-    const Tracked inside = static_cast<Tracked>(squares) * (1 / n) + epsilon;
-    const double root = 1 / std::sqrt(inside.value);
-    const Tracked scale = Tracked(root, 0.5 * root / inside.value * inside.bound).rounded(3);
+    const Tracked scale = norm_scale(squares, channels, epsilon);
     Row row{{}, scale};
     for (const Tracked& v : from) row.normal.push_back(v * scale);
     return row;

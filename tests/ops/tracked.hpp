@@ -81,6 +81,14 @@ class TrackedSum {
   std::int64_t count_ = 0;
 };
 
+// 1 / sqrt(squares / count + epsilon), a norm's scale. The root halves what the squares carry; the
+// division, epsilon, root and reciprocal are a rounding each.
+inline Tracked norm_scale(const TrackedSum& squares, std::size_t count, double epsilon) {
+  const Tracked inside = static_cast<Tracked>(squares) * (1 / static_cast<double>(count)) + epsilon;
+  const double root = 1 / std::sqrt(inside.value);
+  return Tracked(root, 0.5 * root / inside.value * inside.bound).rounded(3);
+}
+
 inline std::vector<Bounded> bounded(const std::vector<TrackedSum>& sums) {
   std::vector<Bounded> result;
   for (const TrackedSum& sum : sums) result.push_back(static_cast<Tracked>(sum));
