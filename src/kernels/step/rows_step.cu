@@ -24,10 +24,9 @@ constexpr const char* where = "Stack::forward";
 using Load = DenseLoad<T>;
 
 // Beyond these sizes cuBLASLt's products are faster than a chain of fewer kernels. ms a step, and
-// layer by layer, of one day's runs: 1.4b, 32 rows 1.85 and 2.16, 64 rows 2.64 and 2.52; 2.8b, 8
-// rows 2.65 and 2.94, 16 rows 3.44 and 3.12, for its in_proj has more tiles than two for each
-// multiprocessor.
-constexpr int few_rows = 8;
+// layer by layer: 1.4b 32 rows 1.73 and 2.16, 64 rows 2.44 and 2.39; 2.8b 16 rows 2.93 and 3.15, 32
+// rows 3.62 and 3.52, 64 rows 4.43 and 4.03.
+constexpr int few_rows = 16;
 constexpr int most_inputs = 65536;  // rows * d_model
 
 // The first layer's residual is x.
@@ -129,9 +128,8 @@ bool takes(const Mamba1Step& s, const Stream& stream) {
     using Tile = typename decltype(type)::type;
     return std::int64_t{Tile::shared(Tile::ahead)} * std::int64_t{sizeof(uint4)};
   };
-  const bool many = s.rows * s.d_model > most_inputs ||
-                    2 * s.d_inner > 2 * TileOf<8>::columns * multiprocessors(device, where);
-  if (s.rows > Mamba1Step::most_rows || (s.rows > few_rows && many) || s.d_model % 32 != 0 ||
+  const bool many = s.rows > few_rows && s.rows * s.d_model > most_inputs;
+  if (s.rows > Mamba1Step::most_rows || many || s.d_model % 32 != 0 ||
       s.d_inner % scan_channels != 0 || s.dt_rank % dt_depth != 0 ||
       s.dt_rank > stack::most_dt_rank ||
       visit_tile(s.rows, shared) + 1024 > shared_memory(device, where)) {

@@ -12,7 +12,7 @@ using T = bf16;
 
 constexpr int square_columns = 16;  // whose squares are added up
 // Neighbouring columns of a thread that ends sums: of few rows few, so that many threads do it.
-constexpr int columns_of_thread(int rows) { return rows < 32 ? 1 : 8; }
+constexpr int columns_of_thread(int rows) { return rows < 16 ? 1 : rows < 32 ? 2 : 8; }
 
 // One layer's step. In memory of the step's own: what the blocks of a kernel have made and all
 // blocks of the next one read.
@@ -88,8 +88,16 @@ struct ConvEnd {
     const int lane = static_cast<int>(threadIdx.x) % each;
     float sum = 0;
     if (row < op.step.rows) {
-#pragma unroll 4
-      for (int i = lane; i < op.parts(); i += each) sum += op.squares[row * op.parts() + i];
+      // Four at a time and all of them on their way: each load takes hundreds of clocks.
+      const auto* squares = reinterpret_cast<const float4*>(op.squares + row * op.parts());
+#pragma unroll 5
+      for (int i = lane; i < op.parts() / 4; i += each) {
+        const float4 four = squares[i];
+        sum += (four.x + four.y) + (four.z + four.w);
+      }
+      for (int i = op.parts() / 4 * 4 + lane; i < op.parts(); i += each) {
+        sum += op.squares[row * op.parts() + i];
+      }
     }
 #pragma unroll
     for (int apart = each / 2; apart > 0; apart /= 2) {
