@@ -149,11 +149,7 @@ std::int64_t check_ssd(const Operands& operands, const Op& op) {
   check::range(where, "head_dim", head_dim, 1, 256);
   operands.is("x", op.x, with_channels(op.x, heads * head_dim), op.x.dtype());
   operands.is("dt", op.dt, with_channels(op.x, heads), op.x.dtype());
-  check::range(where, "groups", op.groups, 1, heads);
-  if (heads % op.groups != 0) {
-    operands.fail("groups", fmt::format("a divisor of {} heads", heads),
-                  fmt::format("{}", op.groups));
-  }
+  operands.divides("groups", op.groups, heads, "heads");
   operands.rank("B", op.B, 3);
   const std::int64_t d_state = op.B.dim(2) / op.groups;
   check::range(where, "d_state", d_state, 1, 256);
