@@ -223,6 +223,23 @@ TEST(Mamba2Config, ResolvedFillsInTheRulesAndNamesWhatCannotBe) {
   layer("head_dim: expected a divisor of d_inner, 70, got 16", [](auto& c) { c.d_inner = 70; });
   layer("groups: expected a divisor of heads, 4, got 3", [](auto& c) { c.groups = 3; });
   layer("groups: expected 1 to 2147483647, got -2", [](auto& c) { c.groups = -2; });
+  layer("gated_norm: expected false (Mamba-2 has a norm of its own), got true",
+        [](auto& c) { c.gated_norm = true; });
+  layer("norm_dt_b_c: expected false (Mamba-1 has it), got true",
+        [](auto& c) { c.norm_dt_b_c = true; });
+  const auto to_mamba1 = [](auto& c) { c.mixer = MixerKind::mamba1; };
+  layer("norm_before_gate: expected false (Mamba-2 has it), got true", [&](auto& c) {
+    to_mamba1(c);
+    c.norm_before_gate = true;
+  });
+  layer("dt_low: expected 0 (Mamba-2 has it), got 0.5", [&](auto& c) {
+    to_mamba1(c);
+    c.dt_low = 0.5f;
+  });
+  layer("dt_high: expected infinity (Mamba-2 has it), got 2", [&](auto& c) {
+    to_mamba1(c);
+    c.dt_high = 2;
+  });
   layer("gated_norm_epsilon: expected a positive number, got 0",
         [](auto& c) { c.gated_norm_epsilon = 0; });
   layer("dt_high: expected a number of at least dt_low, or infinity, got 0.5", [](auto& c) {

@@ -1,5 +1,7 @@
 #include <fmt/format.h>
 
+#include <cmath>
+
 #include "host/model/mamba1/mamba1_mixer.hpp"
 
 namespace mamba {
@@ -13,6 +15,11 @@ constexpr const char* falcon = "falcon_mamba";
 LayerConfig Mamba1Mixer::resolve(LayerConfig c, const Complain& complain) const {
   if (c.d_state == 0) c.d_state = 16;
   c.head_dim = c.groups = 0;  // it has none
+  if (c.norm_before_gate) complain("norm_before_gate", "false (Mamba-2 has it)", "true");
+  if (c.dt_low != 0) complain("dt_low", "0 (Mamba-2 has it)", fmt::format("{}", c.dt_low));
+  if (!std::isinf(c.dt_high)) {
+    complain("dt_high", "infinity (Mamba-2 has it)", fmt::format("{}", c.dt_high));
+  }
   limits::range(complain, "d_model", c.d_model, 1, limits::size);
   limits::range(complain, "d_state", c.d_state, 1, limits::d_state);
   limits::range(complain, "d_conv", c.d_conv, 1, limits::size);
