@@ -54,8 +54,10 @@ SsdCase case_of_two_groups(DType dtype, std::int64_t time) {
 
 TEST_EACH(SsdBits, TheChosenPlanIsWhatRuns, Device device, DType dtype) {
   for (const std::int64_t time : {3, 80}) {
-    const SsdInputs inputs = SsdInputs(case_of_two_groups(dtype, time)).to(device);
-    SsdWay chosen{device, host::plan(inputs.op())};
+    SsdCase c = case_of_two_groups(dtype, time);
+    c.head_dim = 16;
+    const SsdInputs inputs = SsdInputs(c).to(device);
+    const SsdWay chosen{device, time == 3 ? host::SsdPlan::steps : host::SsdPlan::chunks};
     Ssd op = inputs.op();
     Tensor y(inputs.y_shape(), dtype, device);
     op.y = y;

@@ -247,17 +247,22 @@ TEST_EACH(Ssd, BoundRejectsA16BitState, SsdWay way) {
   }
 }
 
-TEST(Ssd, ThePlanFollowsTime) {
+TEST(Ssd, ThePlanFollowsTimeAndHeads) {
+  using host::SsdPlan;
   for (const std::int64_t time : {0, 1, 15, 16, 64, 100}) {
-    SsdCase c;
-    c.time = time;
-    const SsdInputs inputs(c);
-    Ssd op = inputs.op();
-    EXPECT_EQ(host::plan(op), time < 16 ? host::SsdPlan::steps : host::SsdPlan::chunks) << time;
-    Tensor steps(inputs.step_shape(), DType::f32);
-    op.step_states = steps;
-    EXPECT_EQ(host::plan(op), host::SsdPlan::steps);
-    EXPECT_FALSE(host::can_run(op, host::SsdPlan::chunks));
+    for (const std::int64_t head_dim : {8, 15, 16, 64}) {
+      SsdCase c;
+      c.time = time;
+      c.head_dim = head_dim;
+      const SsdInputs inputs(c);
+      Ssd op = inputs.op();
+      const SsdPlan expected = time < 16 || head_dim < 16 ? SsdPlan::steps : SsdPlan::chunks;
+      EXPECT_EQ(host::plan(op), expected) << c.name();
+      Tensor steps(inputs.step_shape(), DType::f32);
+      op.step_states = steps;
+      EXPECT_EQ(host::plan(op), SsdPlan::steps);
+      EXPECT_FALSE(host::can_run(op, SsdPlan::chunks));
+    }
   }
 }
 
