@@ -124,10 +124,10 @@ const bool registered = [] {
       for (const Sizes& s :
            {Sizes{1, 512, 24, 1}, Sizes{4, 128, 64, 8}, Sizes{1, 8, 24, 1}, Sizes{1, 1, 24, 1}}) {
         for (int threads : {1, 2}) {
-          const std::string name =
-              "ssd/" + Shape{s.batch, s.time, s.heads, s.head_dim, s.d_state}.to_string() +
-              "/groups:" + std::to_string(s.groups) + "/" + name_of(dtype) + "/" + target.name +
-              "/threads:" + std::to_string(threads);
+          const std::string name = "ssd/" +
+                                   Shape{s.batch, s.time, s.heads, s.head_dim}.to_string() +
+                                   "/groups:" + std::to_string(s.groups) + "/" + name_of(dtype) +
+                                   "/" + target.name + "/threads:" + std::to_string(threads);
           benchmark::RegisterBenchmark(name.c_str(), ssd, s, dtype, threads, target.mask)
               ->UseRealTime();
         }
