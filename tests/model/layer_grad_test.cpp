@@ -22,10 +22,10 @@ using testing::expect_error;
 using testing::expect_slopes;
 using testing::gradient_bound;
 using testing::lively_layer;
-using testing::mamba1_variants;
 using testing::Random;
 using testing::relative_error;
 using testing::values;
+using testing::variants;
 
 // One run and the gradients that come in from outside; on the layer's device.
 struct Inputs {
@@ -139,7 +139,7 @@ struct Loss {
 };
 
 TEST_EACH(LayerGrad, MatchesFiniteDifferencesOfTheReference, Device device, DType dtype) {
-  for (const auto& variant : mamba1_variants()) {
+  for (const auto& variant : variants()) {
     for (const bool with_reset : {false, true}) {
       SCOPED_TRACE(variant.name);
       const Layer layer = lively_layer(variant.config, dtype, device, 7);
@@ -159,7 +159,7 @@ TEST_EACH(LayerGrad, MatchesFiniteDifferencesOfTheReference, Device device, DTyp
 }
 
 TEST_EACH(LayerGrad, ForwardWithATapeGivesTheSameBits, Device device) {
-  for (const auto& variant : mamba1_variants()) {
+  for (const auto& variant : variants()) {
     const Layer layer = lively_layer(variant.config, DType::f32, device, 7);
     const Inputs inputs(layer, 2, 40, true);
     const Outputs out = run_layer(layer, inputs);
@@ -174,7 +174,7 @@ TEST_EACH(LayerGrad, ForwardWithATapeGivesTheSameBits, Device device) {
 }
 
 TEST_EACH(LayerGrad, SameBitsTwiceAndWithRecompute, Device device, DType dtype) {
-  for (const auto& variant : mamba1_variants()) {
+  for (const auto& variant : variants()) {
     SCOPED_TRACE(variant.name);
     const Layer layer = lively_layer(variant.config, dtype, device, 7);
     const Inputs inputs(layer, 3, 50, true);
@@ -219,7 +219,7 @@ Outputs run_in_pieces(const Layer& layer, const Inputs& inputs,
 }
 
 TEST_EACH(LayerGrad, CutAnywhereEqualsTheWhole, Device device, DType dtype) {
-  for (const auto& variant : mamba1_variants()) {
+  for (const auto& variant : variants()) {
     SCOPED_TRACE(variant.name);
     const Layer layer = lively_layer(variant.config, dtype, device, 7);
     const Inputs inputs(layer, 2, 40, true);
@@ -306,7 +306,7 @@ TEST_EACH(LayerGrad, NothingCrossesAReset, Device device) {
 }
 
 TEST_EACH(LayerGrad, AbsentGradientsAreNotComputedAndChangeNothing, Device device) {
-  for (const auto& variant : mamba1_variants()) {
+  for (const auto& variant : variants()) {
     const Layer layer = lively_layer(variant.config, DType::f32, device, 7);
     const Inputs inputs(layer, 2, 20, false);
     const Outputs all = run_layer(layer, inputs);
@@ -327,7 +327,7 @@ TEST_EACH(LayerGrad, AbsentGradientsAreNotComputedAndChangeNothing, Device devic
 }
 
 TEST_EACH(LayerGrad, DxMayBeDy, Device device) {
-  for (const auto& variant : mamba1_variants()) {
+  for (const auto& variant : variants()) {
     const Layer layer = lively_layer(variant.config, DType::f32, device, 7);
     const Inputs inputs(layer, 2, 20, false);
     const Outputs apart = run_layer(layer, inputs);
