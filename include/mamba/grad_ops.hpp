@@ -8,6 +8,8 @@
 // says so. Gradients of a Matmul are Matmuls, and that of its bias is SumRows.
 #pragma once
 
+#include <limits>
+
 #include <mamba/ops.hpp>
 
 namespace mamba {
@@ -61,6 +63,37 @@ struct SelectiveScanGrad {
   TensorView dD, ddt_bias;       // [channels] f32; optional; not without D and dt_bias
   TensorView y;  // [batch, time, channels] T: the forward run's y once more; optional
   bool accumulate = false;
+};
+
+// Of Ssd. With a[t] = exp(delta[t] A) per head, from the last step to the first
+//   dh[t]  = dy[t] C[t]^T + a[t + 1] dh[t + 1]   (the last: dfinal_state for a[t + 1] dh[t + 1])
+//   dC[t]  = sum over the group's heads of h[t]^T dy[t]
+//   dB[t]  = sum over the group's heads of delta[t] dh[t]^T x[t]
+//   dx[t]  = delta[t] dh[t] B[t] + D dy[t]
+//   dlog_a = <dh[t], a[t] h[t - 1]>
+//   ddelta = x[t] . dh[t] B[t] + A dlog_a
+//   ddt    = ddelta sigmoid(dt + dt_bias) where dt_low < delta < dt_high, 0 elsewhere
+//   dA_log = A sum_t,b delta dlog_a;   dD = sum_t,b dy . x;   ddt_bias = sum_t,b ddt
+//   dinitial_state = a[0] dh[0]
+// where a[t + 1] dh[t + 1] and a[t] h[t - 1] are zero across a reset (a select). h is recomputed
+// from the states that the forward run left in chunk_states.
+struct SsdGrad {
+  ConstTensorView x, dt, A_log, B, C, D, dt_bias, reset;  // as Ssd had them; rows == batch
+  std::int64_t groups = 1;                                // the options too
+  bool softplus = true;
+  float dt_low = 0;
+  float dt_high = std::numeric_limits<float>::infinity();
+  ConstTensorView chunk_states;  // as that run left it
+  std::int64_t chunk_steps = 0;
+  ConstTensorView dy;            // [batch, time, channels] T
+  ConstTensorView dfinal_state;  // [batch, channels, d_state] f32, dense; absent: zeros
+  TensorView dinitial_state;     // the same; may be the same memory as dfinal_state; optional
+  TensorView dx;                 // [batch, time, channels] T
+  TensorView ddt;                // [batch, time, heads] T
+  TensorView dB, dC;             // [batch, time, groups d_state] T
+  TensorView dA_log;             // [heads] f32; optional
+  TensorView dD, ddt_bias;       // [heads] f32; optional; not without D and dt_bias
+  bool accumulate = false;       // dA_log, dD and ddt_bias
 };
 
 // Of AddRmsNorm: y and the residual come out of it, so dy and dresidual go in. With r = rsqrt(
@@ -117,6 +150,7 @@ struct EmbeddingGrad {
 void run(const SumRows& op, Stream& stream);
 void run(const CausalConvGrad& op, Stream& stream);
 void run(const SelectiveScanGrad& op, Stream& stream);
+void run(const SsdGrad& op, Stream& stream);
 void run(const AddRmsNormGrad& op, Stream& stream);
 void run(const LayerNormGrad& op, Stream& stream);
 void run(const GatedRmsNormGrad& op, Stream& stream);

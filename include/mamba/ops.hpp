@@ -17,6 +17,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 
 #include <mamba/row_map.hpp>
 #include <mamba/stream.hpp>
@@ -85,6 +86,48 @@ struct SelectiveScan {
   TensorView chunk_states;
   // At least 1 where chunk_states is there. CUDA takes a single length, which its error names.
   std::int64_t chunk_steps = 0;
+};
+
+// The recurrence of Mamba-2 (Dao & Gu 2024, "Transformers are SSMs", structured state space
+// duality), its memory an explicit state. channels = heads head_dim, head by head, and every group
+// of heads / groups neighbouring heads shares B and C. Per batch row, head k of group g, channel p
+// of the head and state n:
+//   delta = clamp(softplus(dt[t, k] + dt_bias[k]), dt_low, dt_high)     softplus as above, or none
+//   h[p, n] = exp(delta A[k]) h[p, n] + delta B[t, g, n] x[t, k, p]     A = -exp(A_log)
+//   y[p]    = sum_n C[t, g, n] h[p, n] + D[k] x[t, k, p]
+// h starts as the initial state and ends as the final state. head_dim and d_state are 1 to 256;
+// groups divides heads. reset[b, t] != 0 sets h to zero (whatever it was) before step t.
+//
+// Heads and groups are not dimensions of the views but lie in the last one, as channels do: x, B
+// and C are column ranges of one convolved tensor, which a view with two pitches can say, and a
+// state after every step has no fifth dimension. A state [rows, channels, d_state] is the memory of
+// the published [rows, heads, head_dim, d_state].
+//
+// A few steps are walked one by one, many are products of matrices over chunks; so a sequence cut
+// elsewhere may differ in its last bits. With step_states all steps are walked one by one, which
+// takes longer where they are many, and y may differ in its last bits from that without.
+struct Ssd {
+  ConstTensorView x;              // [batch, time, channels] T
+  ConstTensorView dt;             // [batch, time, heads] T
+  ConstTensorView A_log;          // [heads] f32
+  ConstTensorView B;              // [batch, time, groups d_state] T
+  ConstTensorView C;              // [batch, time, groups d_state] T
+  ConstTensorView D;              // [heads] f32, optional
+  ConstTensorView dt_bias;        // [heads] f32, optional
+  ConstTensorView initial_state;  // [rows, channels, d_state] f32; absent: zeros
+  TensorView final_state;         // the same; may be the same memory as initial_state; optional
+  RowMap rows;                    // absent: rows == batch
+  ConstTensorView reset;          // [batch, time] i32, optional
+  TensorView step_states;  // [batch, time, channels, d_state] f32: h after each step; optional
+  TensorView y;            // [batch, time, channels] T; may be the same memory as x
+  std::int64_t groups = 1;
+  bool softplus = true;  // false: delta = clamp(dt + dt_bias, dt_low, dt_high)
+  float dt_low = 0;      // at least 0
+  float dt_high = std::numeric_limits<float>::infinity();
+  // For SsdGrad: h as it was handed to steps 0, chunk_steps, 2 chunk_steps, ..., before any reset
+  // at that step. [batch, ceil(time / chunk_steps), channels, d_state] f32, dense; optional.
+  TensorView chunk_states;
+  std::int64_t chunk_steps = 0;  // at least 1 where chunk_states is there
 };
 
 // The residual stream and its norm in one pass (Zhang & Sennrich 2019, pre-norm form):
@@ -197,6 +240,7 @@ struct ZeroRows {
 void run(const Matmul& op, Stream& stream);
 void run(const CausalConv& op, Stream& stream);
 void run(const SelectiveScan& op, Stream& stream);
+void run(const Ssd& op, Stream& stream);
 void run(const AddRmsNorm& op, Stream& stream);
 void run(const LayerNorm& op, Stream& stream);
 void run(const GatedRmsNorm& op, Stream& stream);

@@ -14,6 +14,7 @@ namespace mamba::host {
 #include "detail/operations.inc"
 
 std::int64_t scan_chunk_steps(const SelectiveScan& op, const Stream& stream);
+std::int64_t scan_chunk_steps(const Ssd& op, const Stream& stream);
 
 }  // namespace mamba::host
 
@@ -62,5 +63,6 @@ void run_all(const AdamWStep* ops, std::size_t count, Stream& stream);
 // Whether run() takes dt_weight with these operands.
 bool projects_dt(const SelectiveScan& op);
 std::int64_t scan_chunk_steps(const SelectiveScan& op, const Stream& stream);
+std::int64_t scan_chunk_steps(const Ssd& op, const Stream& stream);
 
 }  // namespace mamba::cuda

@@ -87,6 +87,33 @@ void run(const SelectiveScanGrad& op, Stream& stream) {
   dispatch(op, stream);
 }
 
+void run(const SsdGrad& op, Stream& stream) {
+  const Operands operands("ssd_grad", stream);
+  const std::int64_t d_state = check_ssd(operands, op);
+  const DType dtype = op.x.dtype();
+  operands.optional("reset", op.reset, {op.x.dim(0), op.x.dim(1)}, DType::i32);
+  operands.is("chunk_states", op.chunk_states,
+              chunk_states_shape(operands, op.x, d_state, op.chunk_steps), DType::f32);
+  operands.dense("chunk_states", op.chunk_states);
+  operands.is("dy", op.dy, op.x.shape(), dtype);
+  const Shape state{op.x.dim(0), op.x.dim(2), d_state};
+  operands.optional("dfinal_state", op.dfinal_state, state, DType::f32);
+  operands.optional("dinitial_state", op.dinitial_state, state, DType::f32);
+  operands.dense("dfinal_state", op.dfinal_state);
+  operands.dense("dinitial_state", op.dinitial_state);
+  operands.same_or_apart("dinitial_state", op.dinitial_state, "dfinal_state", op.dfinal_state);
+  operands.is("dx", op.dx, op.x.shape(), dtype);
+  operands.is("ddt", op.ddt, op.dt.shape(), dtype);
+  operands.is("dB", op.dB, op.B.shape(), dtype);
+  operands.is("dC", op.dC, op.C.shape(), dtype);
+  operands.optional("dA_log", op.dA_log, op.A_log.shape(), DType::f32);
+  operands.not_without("dD", op.dD, "D", op.D);
+  operands.optional("dD", op.dD, op.A_log.shape(), DType::f32);
+  operands.not_without("ddt_bias", op.ddt_bias, "dt_bias", op.dt_bias);
+  operands.optional("ddt_bias", op.ddt_bias, op.A_log.shape(), DType::f32);
+  dispatch(op, stream);
+}
+
 void run(const AddRmsNormGrad& op, Stream& stream) {
   const Operands operands("add_rms_norm_grad", stream);
   check::present("add_rms_norm_grad", "dy", op.dy);

@@ -49,6 +49,7 @@ void run_all(const SumSquares*, std::size_t, Stream&) { refuse("sum_squares"); }
 void run_all(const AdamWStep*, std::size_t, Stream&) { refuse("adamw_step"); }
 bool projects_dt(const SelectiveScan&) { refuse("selective_scan"); }
 std::int64_t scan_chunk_steps(const SelectiveScan&, const Stream&) { refuse("scan_chunk_steps"); }
+std::int64_t scan_chunk_steps(const Ssd&, const Stream&) { refuse("scan_chunk_steps"); }
 bool takes(const Mamba1Step&, const Stream&) { refuse("Stack::forward"); }
 void run(const Mamba1Step&, Stream&) { refuse("Stack::forward"); }
 

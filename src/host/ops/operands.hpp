@@ -135,4 +135,34 @@ inline Shape chunk_states_shape(const Operands& operands, const ConstTensorView&
   return {x.dim(0), chunks, x.dim(2), d_state};
 }
 
+// Of Ssd and its gradient: x, dt, A_log, B, C, D, dt_bias and the options. Returns d_state.
+template <class Op>
+std::int64_t check_ssd(const Operands& operands, const Op& op) {
+  const char* where = operands.where();
+  operands.rank("x", op.x, 3);
+  operands.is_storage("x", op.x, op.x.shape());
+  operands.rank("A_log", op.A_log, 1);
+  const std::int64_t heads = op.A_log.dim(0);
+  check::range(where, "heads", heads, 1, std::int64_t{1} << 30);
+  operands.is("A_log", op.A_log, {heads}, DType::f32);
+  const std::int64_t head_dim = op.x.dim(2) / heads;
+  check::range(where, "head_dim", head_dim, 1, 256);
+  operands.is("x", op.x, with_channels(op.x, heads * head_dim), op.x.dtype());
+  operands.is("dt", op.dt, with_channels(op.x, heads), op.x.dtype());
+  operands.divides("groups", op.groups, heads, "heads");
+  operands.rank("B", op.B, 3);
+  const std::int64_t d_state = op.B.dim(2) / op.groups;
+  check::range(where, "d_state", d_state, 1, 256);
+  operands.is("B", op.B, with_channels(op.x, op.groups * d_state), op.x.dtype());
+  operands.is("C", op.C, with_channels(op.x, op.groups * d_state), op.x.dtype());
+  operands.optional("D", op.D, {heads}, DType::f32);
+  operands.optional("dt_bias", op.dt_bias, {heads}, DType::f32);
+  operands.finite("dt_low", op.dt_low, 0);
+  if (!(op.dt_high >= op.dt_low)) {
+    operands.fail("dt_high", fmt::format("at least dt_low, {}", op.dt_low),
+                  fmt::format("{}", op.dt_high));
+  }
+  return d_state;
+}
+
 }  // namespace mamba

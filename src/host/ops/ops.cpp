@@ -192,6 +192,26 @@ std::int64_t detail::scan_chunk_steps(const SelectiveScan& op, const Stream& str
                                    : host::scan_chunk_steps(op, stream);
 }
 
+void run(const Ssd& op, Stream& stream) {
+  const Operands operands("ssd", stream);
+  const std::int64_t d_state = check_ssd(operands, op);
+  operands.is("y", op.y, op.x.shape(), op.x.dtype());
+  operands.same_or_apart("y", op.y, "x", op.x);
+  if (op.chunk_states) {
+    operands.is("chunk_states", op.chunk_states,
+                chunk_states_shape(operands, op.x, d_state, op.chunk_steps), DType::f32);
+    operands.dense("chunk_states", op.chunk_states);
+  }
+  check_recurrence(operands, op, d_state, DType::f32, stream);
+  dispatch(op, stream);
+}
+
+std::int64_t detail::scan_chunk_steps(const Ssd& op, const Stream& stream) {
+  check_ssd(Operands("scan_chunk_steps", stream), op);
+  return stream.device().is_cuda() ? cuda::scan_chunk_steps(op, stream)
+                                   : host::scan_chunk_steps(op, stream);
+}
+
 void run(const LayerNorm& op, Stream& stream) {
   const Operands operands("layer_norm", stream);
   check::present("layer_norm", "y", op.y);
