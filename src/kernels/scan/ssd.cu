@@ -1,23 +1,52 @@
-// Ssd on CUDA: a named error in the place of kernels.
+// Ssd on CUDA: which plan, cut how.
 #include <mamba/error.hpp>
 
-#include "detail/backend.hpp"
+#include "kernels/gpu/cuda.cuh"
+#include "kernels/scan/ssd_launch.hpp"
 
 namespace mamba::cuda {
 
-namespace {
+bool can_run(const Ssd& op, SsdPlan plan, const Limits& device) {
+  return plan == SsdPlan::steps ||
+         (can_chunk(op) && ssd_chunks_bytes(op, {}) <= device.shared_memory);
+}
 
-[[noreturn]] void refuse(const char* where, const Stream& stream) {
-  throw DeviceError(where, "device", "cpu (there is no such kernel for CUDA)",
+SsdPlan plan(const Ssd& op, const Limits& device) {
+  constexpr std::int64_t few = 32;  // steps
+  return op.x.dim(1) >= few && can_run(op, SsdPlan::chunks, device) ? SsdPlan::chunks
+                                                                    : SsdPlan::steps;
+}
+
+SsdGeometry geometry(const Ssd& op, const Limits& device) {
+  SsdGeometry g;
+  g.heads = 8;
+  while (g.heads > 1 && ssd_chunks_bytes(op, g) > device.shared_memory) --g.heads;
+  return g;
+}
+
+void run_ssd(const Ssd& op, Stream& stream, SsdPlan plan, const SsdGeometry& geometry) {
+  if (!can_run(op, plan, limits(stream.device(), "ssd"))) {
+    throw ArgumentError("ssd", "plan", "one that can do this operation", "chunks");
+  }
+  if (op.x.dim(0) == 0) return;
+  const OnDevice current(stream.device(), "ssd");
+  plan == SsdPlan::steps ? ssd_steps(op, stream) : ssd_chunks(op, stream, geometry);
+}
+void run_ssd(const Ssd& op, Stream& stream, SsdPlan plan) {
+  run_ssd(op, stream, plan, geometry(op, limits(stream.device(), "ssd")));
+}
+
+// Kept states are a quarter of what x, B, C and y of their steps take with 64 channels and 128
+// states of a head in f32.
+std::int64_t scan_chunk_steps(const Ssd&, const Stream&) { return 256; }
+
+void run(const Ssd& op, Stream& stream) {
+  run_ssd(op, stream, plan(op, limits(stream.device(), "ssd")));
+}
+
+void run(const SsdGrad&, Stream& stream) {
+  throw DeviceError("ssd_grad", "device", "cpu (there is no such kernel for CUDA)",
                     stream.device().name());
 }
-
-}  // namespace
-
-std::int64_t scan_chunk_steps(const Ssd&, const Stream& stream) {
-  refuse("scan_chunk_steps", stream);
-}
-void run(const Ssd&, Stream& stream) { refuse("ssd", stream); }
-void run(const SsdGrad&, Stream& stream) { refuse("ssd_grad", stream); }
 
 }  // namespace mamba::cuda
