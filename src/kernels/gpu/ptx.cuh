@@ -172,6 +172,23 @@ __device__ __forceinline__ void load_tagged(const void* from, float& value, int&
                : "memory");
 }
 
+// ldmatrix.x4 by the whole warp: four matrices of 8 rows of 16 bytes, lane l giving where row l % 8
+// of matrix l / 8 lies. Of each, lane 4 g + q gets the pair of columns 2 q, 2 q + 1 of row g.
+// Volatile, memory.
+__device__ __forceinline__ void load_matrices(std::uint32_t (&to)[4], unsigned from) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(from)
+               : "memory");
+}
+// The same of the matrices transposed: rows 2 q and 2 q + 1 of column g.
+__device__ __forceinline__ void load_matrices_transposed(std::uint32_t (&to)[4], unsigned from) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(from)
+               : "memory");
+}
+
 // ---- special registers --------------------------------------------------------------------------
 
 // mov from %laneid. Volatile, so that each call reads it anew, which costs less than a register

@@ -18,6 +18,5 @@ std::int64_t scan_chunk_steps(const Ssd&, const Stream& stream) {
   refuse("scan_chunk_steps", stream);
 }
 void run(const Ssd&, Stream& stream) { refuse("ssd", stream); }
-void run(const SsdGrad&, Stream& stream) { refuse("ssd_grad", stream); }
 
 }  // namespace mamba::cuda
