@@ -199,6 +199,13 @@ __device__ __forceinline__ int lane_id() {
   return lane;
 }
 
+// The same of %tid.x.
+__device__ __forceinline__ int thread_id() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+}
+
 // ---- copies from memory to shared memory that pass no registers ---------------------------------
 
 // cp.async.cg, past L1: the first `valid` of 16 bytes come from memory and the rest are zeros. The

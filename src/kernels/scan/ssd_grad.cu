@@ -43,8 +43,8 @@ SsdGradOperands::SsdGradOperands(const SsdGrad& op)
       chunk_states(op.chunk_states.data<float>()),
       dfinal(op.dfinal_state ? op.dfinal_state.data<float>() : nullptr),
       dinitial(op.dinitial_state ? op.dinitial_state.data<float>() : nullptr) {
-  chunks = kept == 0 ? 0
-                     : (kept - 1) * per_kept + divide_up(time - (kept - 1) * kept_steps, ssd_chunk);
+  chunks =
+      kept == 0 ? 0 : (kept - 1) * per_kept + divide_up(time - (kept - 1) * kept_steps, ssd_chunk);
 }
 
 namespace {
@@ -72,12 +72,11 @@ __global__ void __launch_bounds__(256)
 }
 
 // Enough blocks for the chip, and none with more heads than it has room for.
-int head_blocks(const SsdGradOperands& op, std::int64_t rows, Device device) {
+int head_blocks(const SsdGradOperands& op, std::int64_t rows, int most_heads, Device device) {
   const int most = op.heads / op.groups;
   const std::int64_t each = std::max<std::int64_t>(rows * op.chunks * op.groups, 1);
   const std::int64_t wanted = divide_up(4 * multiprocessors(device, where), each);
-  return static_cast<int>(std::clamp<std::int64_t>(
-      wanted, divide_up(most, ssd_most_heads), most));
+  return static_cast<int>(std::clamp<std::int64_t>(wanted, divide_up(most, most_heads), most));
 }
 
 template <class T>
@@ -93,7 +92,7 @@ void run_plain_rows(const SsdGradOperands& op, Stream& stream) {
 }
 
 template <class T>
-void run_rows(SsdGradOperands op, SsdGradPlan, Stream& stream) {
+void run_rows(SsdGradOperands op, SsdGradPlan plan, Stream& stream) {
   Scratch scratch(stream);
   const auto floats = [&](std::int64_t count) {
     return scratch.take({count}, DType::f32).template data<float>();
@@ -103,14 +102,23 @@ void run_rows(SsdGradOperands op, SsdGradPlan, Stream& stream) {
   const std::int64_t dBC = op.rows * op.time * op.groups * op.d_state;
   op.steps = floats(of_chunks * op.heads * SsdSteps::floats);
   op.parted = scratch.take({of_chunks}, DType::i32).data<std::int32_t>();
-  op.states = floats(op.rows * (op.chunks - op.kept) * state);
-  op.adjoints = floats(of_chunks * state);
+  if (plan == SsdGradPlan::mma) {
+    op.states = scratch.take({of_chunks * state}, DType::bf16).data();
+    op.adjoints = scratch.take({of_chunks * state}, DType::bf16).data();
+  } else {
+    op.states = floats(op.rows * (op.chunks - op.kept) * state);
+    op.adjoints = floats(of_chunks * state);
+  }
   op.dBC = op.head_blocks == 1 ? nullptr : floats(2 * op.head_blocks * dBC);
   if (op.chunks > 0) {
     launch(ssd_grad_steps_kernel<T>, blocks(divide_up(of_chunks * op.heads, ssd_steps_warps)),
            32 * ssd_steps_warps, 0, stream, where, op);
   }
-  run_plain_rows<T>(op, stream);
+  if (plan == SsdGradPlan::mma) {
+    run_mma_rows(op, stream);
+  } else {
+    run_plain_rows<T>(op, stream);
+  }
   if (op.dBC != nullptr && dBC > 0) {
     launch(ssd_grad_add_kernel<T>, blocks(divide_up(2 * dBC, 256)), 256, 0, stream, where, op);
   }
@@ -118,18 +126,38 @@ void run_rows(SsdGradOperands op, SsdGradPlan, Stream& stream) {
 
 }  // namespace
 
-bool can_run(const SsdGrad&, SsdGradPlan) { return true; }
+bool can_run(const SsdGrad& op, SsdGradPlan plan, const Limits& device) {
+  if (plan == SsdGradPlan::plain) return true;
+  const std::int64_t head_dim = op.x.dim(2) / op.A_log.dim(0), d_state = op.B.dim(2) / op.groups;
+  const auto in_pairs = [](const ConstTensorView& view) {
+    return !view || is_aligned(view.data(), 0, sizeof(float2));
+  };
+  return op.x.dtype() == DType::bf16 && head_dim <= 64 && head_dim % 8 == 0 && d_state <= 128 &&
+         d_state % 8 == 0 && are_wide({op.x, op.B, op.C, op.dy, op.dx}) &&
+         in_pairs(op.chunk_states) && in_pairs(op.dfinal_state) && in_pairs(op.dinitial_state) &&
+         mma_most_heads(device.shared_memory) > 0;
+}
 
-SsdGradPlan plan(const SsdGrad&) { return SsdGradPlan::plain; }
+SsdGradPlan plan(const SsdGrad& op, const Limits& device) {
+  return can_run(op, SsdGradPlan::mma, device) ? SsdGradPlan::mma : SsdGradPlan::plain;
+}
 
-void run_ssd_grad(const SsdGrad& op, Stream& stream, SsdGradPlan plan,
-                  std::int64_t scratch_bytes) {
+void run_ssd_grad(const SsdGrad& op, Stream& stream, SsdGradPlan plan, std::int64_t scratch_bytes) {
   const OnDevice current(stream.device(), where);
+  const Limits device = limits(stream.device(), where);
+  if (!can_run(op, plan, device)) {
+    throw ArgumentError(where, "plan", "one that can do this", "mma");
+  }
+  const bool mma = plan == SsdGradPlan::mma;
   SsdGradOperands operands(op);
-  const std::int64_t row_bytes = 2 * operands.chunks * op.x.dim(2) * operands.d_state * 4;
-  const std::int64_t rows = std::clamp<std::int64_t>(
-      row_bytes == 0 ? operands.batch : scratch_bytes / row_bytes, 1, std::max<std::int64_t>(operands.batch, 1));
-  operands.head_blocks = head_blocks(operands, rows, stream.device());
+  const std::int64_t row_bytes =
+      2 * operands.chunks * op.x.dim(2) * operands.d_state * (mma ? 2 : 4);
+  const std::int64_t batch = std::max<std::int64_t>(operands.batch, 1);
+  const std::int64_t rows =
+      row_bytes == 0 ? batch : std::clamp<std::int64_t>(scratch_bytes / row_bytes, 1, batch);
+  const int most_heads =
+      mma ? std::min(mma_most_heads(device.shared_memory), ssd_most_heads) : ssd_most_heads;
+  operands.head_blocks = head_blocks(operands, rows, most_heads, stream.device());
   Scratch scratch(stream);
   const std::int64_t parts = operands.batch * operands.chunks;
   operands.sums = scratch.take({parts, 3, operands.heads}, DType::f32).data<float>();
@@ -141,12 +169,14 @@ void run_ssd_grad(const SsdGrad& op, Stream& stream, SsdGradPlan plan,
     });
   }
   const auto data = [](const TensorView& view) { return view ? view.data<float>() : nullptr; };
-  sum_parts(operands.sums, parts, 3 * std::int64_t{operands.heads},
-            PutRows<3>{{data(op.dA_log), data(op.dD), data(op.ddt_bias)}, operands.heads,
-                       op.accumulate},
-            stream, where);
+  sum_parts(
+      operands.sums, parts, 3 * std::int64_t{operands.heads},
+      PutRows<3>{{data(op.dA_log), data(op.dD), data(op.ddt_bias)}, operands.heads, op.accumulate},
+      stream, where);
 }
 
-void run(const SsdGrad& op, Stream& stream) { run_ssd_grad(op, stream, plan(op)); }
+void run(const SsdGrad& op, Stream& stream) {
+  run_ssd_grad(op, stream, plan(op, limits(stream.device(), where)));
+}
 
 }  // namespace mamba::cuda

@@ -22,8 +22,8 @@
 
 namespace mamba::cuda {
 
-constexpr int ssd_chunk = 64;          // steps
-constexpr int ssd_most_heads = 16;     // of a block
+constexpr int ssd_chunk = 64;           // steps
+constexpr int ssd_most_heads = 16;      // of a block
 constexpr float ssd_reset_decay = 256;  // what a reset adds to -log a: exp(-128) is zero already
 
 // Of one head in one chunk, 64 floats each. Behind the last step delta and slope are zero, and the
@@ -38,6 +38,8 @@ struct SsdSteps {
   __device__ float sum(int i) const { return at[3 * ssd_chunk + i]; }       // of -log a, 0 to i
   __device__ float sum_rest(int i) const { return at[4 * ssd_chunk + i]; }  // what f32 left out
   __device__ float slope(int i) const { return at[5 * ssd_chunk + i]; }     // d delta / d dt
+  // delta[i] L[last, i]; what a reset parts from the end is zero, whatever delta is there.
+  __device__ float weight(int i) const { return to_end(i) == 0 ? 0 : delta(i) * to_end(i); }
   // -log L[i, j]: a difference of sums that have twice the digits, so that it has all of its own.
   __device__ float way(int i, int j) const {
     return fmaxf((sum(i) - sum(j)) + (sum_rest(i) - sum_rest(j)), 0.0f);
@@ -78,8 +80,8 @@ struct SsdGradOperands {
   __device__ SsdChunk chunk(std::int64_t c) const {
     const std::int64_t k = c / per_kept, inner = (c - k * per_kept) * ssd_chunk;
     const std::int64_t start = k * kept_steps + inner;
-    return {start, static_cast<int>(min(min(kept_steps - inner, time - start),
-                                        std::int64_t{ssd_chunk}))};
+    return {start,
+            static_cast<int>(min(min(kept_steps - inner, time - start), std::int64_t{ssd_chunk}))};
   }
   // Rows in scratch are counted from first_row.
   __device__ std::int64_t at_head(std::int64_t row, std::int64_t c, int head) const {
@@ -90,8 +92,7 @@ struct SsdGradOperands {
   }
   // The state that the forward run kept before chunk c, where it kept one there.
   __device__ const float* kept_state(std::int64_t row, std::int64_t c, int head) const {
-    return chunk_states +
-           (((first_row + row) * kept + c / per_kept) * heads + head) * state_size();
+    return chunk_states + (((first_row + row) * kept + c / per_kept) * heads + head) * state_size();
   }
 };
 
@@ -107,17 +108,36 @@ struct SsdHeads {
   }
 };
 
-// Where blocks of the chunk kernel leave dB and dC: in place, or where the sums are taken from.
+// Where a block of the chunk kernel leaves a step of dB or dC, from a column on: in place, or where
+// the sums over blocks are taken from.
 template <class T>
-__device__ __forceinline__ void put_state_grad(const SsdGradOperands& op, bool is_dC,
-                                               std::int64_t row, std::int64_t t, int head_block,
-                                               std::int64_t column, float value) {
-  if (op.head_blocks == 1) {
-    (is_dC ? op.dC : op.dB).template out<T>(op.first_row + row, t)[column] = from_float<T>(value);
-  } else {
-    const std::int64_t part = (is_dC ? op.head_blocks : 0) + head_block;
-    op.dBC[((part * op.rows + row) * op.time + t) * op.groups * op.d_state + column] = value;
+class PutStates {
+ public:
+  __device__ PutStates(const SsdGradOperands& op, bool is_dC, std::int64_t row, std::int64_t t,
+                       int head_block, std::int64_t column) {
+    if (op.head_blocks == 1) {
+      to_ = (is_dC ? op.dC : op.dB).template out<T>(op.first_row + row, t) + column;
+    } else {
+      const std::int64_t part = (is_dC ? op.head_blocks : 0) + head_block;
+      const std::int64_t step = (part * op.rows + row) * op.time + t;
+      part_ = op.dBC + step * op.groups * op.d_state + column;
+    }
   }
-}
+  __device__ void operator()(int column, float value) const {
+    if (part_ == nullptr) {
+      to_[column] = from_float<T>(value);
+    } else {
+      part_[column] = value;
+    }
+  }
+
+ private:
+  T* to_ = nullptr;
+  float* part_ = nullptr;
+};
+
+// SsdGradPlan::mma of op.rows rows, and of how many heads a block with so much memory has room.
+void run_mma_rows(const SsdGradOperands& op, Stream& stream);
+int mma_most_heads(int shared_memory);
 
 }  // namespace mamba::cuda

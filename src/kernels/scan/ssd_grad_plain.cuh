@@ -168,7 +168,7 @@ class PlainWalk {
     for (std::int64_t c = first; c < last; ++c) {
       const SsdSteps steps = op_.steps_of(row_, c, head_);
       step(c, op_.x, op_.B, steps.from_start(ssd_chunk - 1),
-           [&](int i) { return steps.delta(i) * steps.to_end(i); });
+           [&](int i) { return steps.weight(i); });
       store(SsdPlain::state(op_, row_, c + 1, head_));
     }
   }

@@ -166,8 +166,7 @@ class PlainChunk {
     };
     add_row_sums(kept(h_, to_adjoint), times_x);
     multiply<Along::rows, Along::rows>(
-        q, chunk_.steps, selects_, stage_,
-        [&](int j, int i) { return tile_[i * tile_pitch + j]; },
+        q, chunk_.steps, selects_, stage_, [&](int j, int i) { return tile_[i * tile_pitch + j]; },
         [&](int p, int i) { return dy(i, p0 + p); });
     add_row_sums(kept(h_, input), times_x);
 #pragma unroll
@@ -220,8 +219,7 @@ class PlainChunk {
       add_to(total, sums);
     }
     multiply<Along::depth, Along::rows>(
-        total, chunk_.steps, selects_, stage_,
-        [&](int i, int j) { return Z_[i * tile_pitch + j]; },
+        total, chunk_.steps, selects_, stage_, [&](int i, int j) { return Z_[i * tile_pitch + j]; },
         [&](int n, int j) { return B_(j, n0 + n); });
     put(true, n0, total);
   }
@@ -234,25 +232,26 @@ class PlainChunk {
       float sums[4][4] = {};
       multiply<Along::depth, Along::rows>(sums, op_.head_dim, false, stage_, channels(op_.x),
                                           [&](int n, int p) { return G(p, n0 + n); });
-      scale_rows(sums, [&](int j) { return steps_.delta(j) * steps_.to_end(j); });
+      scale_rows(sums, [&](int j) { return steps_.weight(j); });
       add_to(total, sums);
     }
     multiply<Along::rows, Along::rows>(
-        total, chunk_.steps, selects_, stage_,
-        [&](int j, int i) { return Z_[i * tile_pitch + j]; },
+        total, chunk_.steps, selects_, stage_, [&](int j, int i) { return Z_[i * tile_pitch + j]; },
         [&](int n, int i) { return C_(i, n0 + n); });
     put(false, n0, total);
   }
 
   __device__ void put(bool is_dC, int n0, const float (&sums)[4][4]) const {
+    const int n = n0 + 4 * tx();
 #pragma unroll
     for (int r = 0; r < 4; ++r) {
+      const int i = 4 * ty() + r;
+      if (i >= chunk_.steps) continue;
+      const PutStates<T> put(op_, is_dC, row_, chunk_.start + i, head_block_,
+                             std::int64_t{group_} * op_.d_state + n);
 #pragma unroll
       for (int s = 0; s < 4; ++s) {
-        const int i = 4 * ty() + r, n = n0 + 4 * tx() + s;
-        if (i >= chunk_.steps || n >= op_.d_state) continue;
-        put_state_grad<T>(op_, is_dC, row_, chunk_.start + i, head_block_,
-                          std::int64_t{group_} * op_.d_state + n, sums[r][s]);
+        if (n + s < op_.d_state) put(s, sums[r][s]);
       }
     }
   }
@@ -264,9 +263,9 @@ class PlainChunk {
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         const int i = 2 * (thread() % 32) + n;
-        const float adjoint = kept(h, to_adjoint)[i], delta = steps_.delta(i);
-        of[n] = {kept(h, within)[i], kept(h, from_state)[i], delta == 0 ? 0 : delta * adjoint,
-                 kept(h, input)[i], kept(h, skip)[i]};
+        const float adjoint = kept(h, to_adjoint)[i];
+        of[n] = {kept(h, within)[i], kept(h, from_state)[i],
+                 adjoint == 0 ? 0 : steps_.delta(i) * adjoint, kept(h, input)[i], kept(h, skip)[i]};
       }
       float sum = 0;
       for (int w = 0; w < warps; ++w) sum += through_[h * warps + w];
