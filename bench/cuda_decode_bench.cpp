@@ -18,12 +18,18 @@ using namespace mamba;
 struct Size {
   const char* name;
   std::int64_t d_model, n_layer;
+  MixerKind mixer = MixerKind::mamba1;
 };
-constexpr Size sizes[] = {
-    {"130m", 768, 24}, {"370m", 1024, 48}, {"1.4b", 2048, 48}, {"2.8b", 2560, 64}};
+constexpr Size sizes[] = {{"130m", 768, 24},
+                          {"370m", 1024, 48},
+                          {"1.4b", 2048, 48},
+                          {"2.8b", 2560, 64},
+                          {"mamba2-130m", 768, 24, MixerKind::mamba2},
+                          {"mamba2-2.7b", 2560, 64, MixerKind::mamba2}};
 
 LanguageModelConfig config_of(const Size& size) {
   LanguageModelConfig config;
+  config.layer.mixer = size.mixer;
   config.layer.d_model = size.d_model;
   config.n_layer = size.n_layer;
   config.vocab_size = 50280;
@@ -91,10 +97,24 @@ void decode(benchmark::State& bench) {
   bench.counters["tokens_per_second"] = static_cast<double>(batch) / seconds;
 }
 
+// Of a step of a layer: of Mamba-1 its products and scan, of Mamba-2 its products and, in chunks of
+// 128 steps, those of Ssd.
+double step_seconds(const LayerConfig& c) {
+  const auto d_inner = static_cast<double>(c.d_inner), d_model = static_cast<double>(c.d_model);
+  const auto d_state = static_cast<double>(c.d_state), dt_rank = static_cast<double>(c.dt_rank);
+  if (c.mixer == MixerKind::mamba1) {
+    const double products = 2 * d_inner * (3 * d_model + 2 * dt_rank + 2 * d_state);
+    return products / bf16_flop_per_second + d_inner * (d_state + 4) / special_functions_per_second;
+  }
+  const auto heads = d_inner / static_cast<double>(c.head_dim);
+  const double products = 2 * d_model * (3 * d_inner + 2 * d_state + heads);
+  const double ssd = d_inner * (2 * 128 + 4 * d_state) + 2 * 128 * d_state;
+  return (products + ssd) / bf16_flop_per_second;
+}
+
 // {size, batch, time}: a prompt, and the logits after it. The floor: the products and the scans.
 void prefill(benchmark::State& bench) {
   const LanguageModel& model = model_of(bench.range(0));
-  const LayerConfig& c = model.config().layer;
   const std::int64_t batch = bench.range(1), time = bench.range(2);
   StackState state = model.make_state(batch);
   Tensor logits({batch, model.config().vocab_size}, DType::f32, gpu);
@@ -102,13 +122,8 @@ void prefill(benchmark::State& bench) {
   const auto read = [&](Stream& stream) {
     model.forward(ids, state, Logits::last(logits), stream);
   };
-  const auto rows = static_cast<double>(batch * time * model.config().n_layer);
-  const auto d_inner = static_cast<double>(c.d_inner);
-  const double products = static_cast<double>(3 * c.d_model + 2 * c.dt_rank + 2 * c.d_state);
-  const double seconds = rows * d_inner *
-                         (2 * products / bf16_flop_per_second +
-                          static_cast<double>(c.d_state + 4) / special_functions_per_second);
-  report(bench, seconds_per_call({read}), seconds);
+  const auto steps = static_cast<double>(batch * time * model.config().n_layer);
+  report(bench, seconds_per_call({read}), steps * step_seconds(model.config().layer));
 }
 
 // {rows, in, out}: products one after the other as in a model's step, on weights that are not in
@@ -147,13 +162,13 @@ void product_shapes(benchmark::internal::Benchmark* bench) {
 }
 void decode_sizes(benchmark::internal::Benchmark* bench) {
   bench->ArgNames({"size", "batch"})->Iterations(1)->UseManualTime();
-  for (const std::int64_t size : {0, 1, 2, 3}) {
+  for (const std::int64_t size : {0, 1, 2, 3, 4, 5}) {
     for (const std::int64_t batch : {1, 8, 16, 32, 64}) bench->Args({size, batch});
   }
 }
 void prefill_sizes(benchmark::internal::Benchmark* bench) {
   bench->ArgNames({"size", "batch", "time"})->Iterations(1)->UseManualTime();
-  for (const std::int64_t size : {0, 3}) {
+  for (const std::int64_t size : {0, 3, 4, 5}) {
     for (const std::int64_t batch : {1, 8}) bench->Args({size, batch, 2048});
   }
 }

@@ -12,6 +12,7 @@
 #include <mamba/stack.hpp>
 
 #include "detail/mamba1_step.hpp"
+#include "detail/mamba2_step.hpp"
 #include "each.hpp"
 #include "model/layer_reference.hpp"
 #include "ops/limited_devices.hpp"
@@ -25,9 +26,13 @@ using testing::LayerReference;
 using testing::Random;
 using testing::values;
 
+// Of Mamba-2 where it has heads.
 struct Size {
   std::int64_t d_model, d_inner, dt_rank, n_layer;
+  std::int64_t head_dim = 0, d_state = 0;
 };
+// Few channels: not a block for every multiprocessor.
+constexpr Size small_sizes[] = {{96, 224, 32, 2}, {96, 256, 0, 2, 32, 128}};
 
 // Random weights that make every part of a layer matter.
 Stack lively_stack(const Size& size, DType dtype, Device device, bool conv_bias = true) {
@@ -35,6 +40,9 @@ Stack lively_stack(const Size& size, DType dtype, Device device, bool conv_bias 
   config.layer.d_model = size.d_model;
   config.layer.d_inner = size.d_inner;
   config.layer.dt_rank = size.dt_rank;
+  config.layer.mixer = size.head_dim == 0 ? MixerKind::mamba1 : MixerKind::mamba2;
+  config.layer.head_dim = size.head_dim;
+  config.layer.d_state = size.d_state;
   config.layer.use_conv_bias = conv_bias;
   config.n_layer = size.n_layer;
   config.vocab_size = 8;
@@ -209,11 +217,12 @@ void expect_as_near(const Stack& stack, std::int64_t rows, const std::vector<std
 TEST_EACH(StackStep, IsAsNearToTheTruthAsLayerByLayer, Device device,
           testing::OneOf<DType::bf16, DType::f32> dtype) {
   // Few channels (not a block for every multiprocessor), odd shares, a published width, and
-  // inputs that leave warps without any.
+  // inputs that leave warps without any; of Mamba-2 each d_state that the kernels know.
   for (const Size& size : {Size{32, 64, 16, 2}, Size{96, 224, 32, 2}, Size{768, 1536, 48, 2},
-                           Size{1056, 2080, 176, 1}}) {
-    SCOPED_TRACE(size.d_model);
-    const Stack stack = lively_stack(size, dtype, device, size.d_model != 96);
+                           Size{1056, 2080, 176, 1}, Size{64, 128, 0, 2, 16, 64},
+                           Size{96, 384, 0, 2, 48, 256}, Size{768, 1536, 0, 2, 64, 128}}) {
+    SCOPED_TRACE(std::to_string(size.d_model) + ", d_state " + std::to_string(size.d_state));
+    const Stack stack = lively_stack(size, dtype, device, size.d_inner != 224);
     const bool large = size.d_model > 100 && device.is_cpu();
     for (const std::int64_t rows : large
                                        ? std::vector<std::int64_t>{1}
@@ -253,6 +262,25 @@ TEST_EACH(StackStep, TakesThePublishedShapes, testing::CudaDevice device) {
   }
 }
 
+TEST_EACH(StackStep, TakesThePublishedShapesOfMamba2, testing::CudaDevice device) {
+  const bool can = built_for_sm_90 && cuda::limits(device, "test").capability >= 90;
+  const Stream stream(device);
+  for (const int d_model : {64, 768, 1024, 1536, 2048, 2560}) {
+    for (const int rows : {1, 4, 8, 16, 64, 65}) {
+      Mamba2Step step;
+      step.layer_count = 64;
+      step.rows = rows;
+      step.d_model = d_model;
+      step.d_inner = 2 * d_model;
+      step.heads = d_model == 64 ? 8 : d_model / 32;
+      step.d_state = 128;
+      EXPECT_EQ(cuda::takes(step, stream), can && rows <= 64) << d_model << ", " << rows << " rows";
+      step.d_state = 96;
+      EXPECT_FALSE(cuda::takes(step, stream));
+    }
+  }
+}
+
 TEST_EACH(StackStepLimits, IsAsNearToTheTruthAsLayerByLayer, testing::LesserDevice lesser,
           testing::CudaDevice device) {
   const cuda::LimitedDevices limited(lesser.limits);
@@ -279,166 +307,177 @@ TEST_EACH(StackStepLimits, IsAsNearToTheTruthAsLayerByLayer, testing::LesserDevi
 
 TEST_EACH(StackStep, GoesOnAsLongAsOneLikes, Device device,
           testing::OneOf<DType::bf16, DType::f32> dtype) {
-  const Size size{96, 224, 32, 2};
-  const Stack stack = lively_stack(size, dtype, device);
-  for (const std::int64_t rows : {4, 12}) {
-    SCOPED_TRACE(rows);
-    StackState together = lively_state(stack, rows, 9);
-    StackState one = row_of(together, 1);
-    StackState again = one.clone();
-    Stream stream(device);
-    for (std::uint64_t t = 0; t < 40; ++t) {
-      const Tensor x = input(stack, rows, t);
-      Tensor y(x.shape(), dtype, device), y_one({1, 1, 96}, dtype, device),
-          y_again({1, 1, 96}, dtype, device);
-      stack.forward(x, together, y, stream);
-      stack.forward(x.view().rows(1, 1), one, y_one, stream);
-      stack.forward(x.view().rows(1, 1), again, y_again, stream);
-      stream.synchronize();
-      ASSERT_EQ(bits(y_one), bits(y_again)) << t;
-      const Distance apart(values(y.view().rows(1, 1)), values(y_one));
-      ASSERT_LT(apart.root_mean_square(), 16 * testing::roundoff(dtype)) << t;
+  for (const Size& size : small_sizes) {
+    SCOPED_TRACE(size.d_inner);
+    const Stack stack = lively_stack(size, dtype, device);
+    for (const std::int64_t rows : {4, 12}) {
+      SCOPED_TRACE(rows);
+      StackState together = lively_state(stack, rows, 9);
+      StackState one = row_of(together, 1);
+      StackState again = one.clone();
+      Stream stream(device);
+      for (std::uint64_t t = 0; t < 40; ++t) {
+        const Tensor x = input(stack, rows, t);
+        Tensor y(x.shape(), dtype, device), y_one({1, 1, 96}, dtype, device),
+            y_again({1, 1, 96}, dtype, device);
+        stack.forward(x, together, y, stream);
+        stack.forward(x.view().rows(1, 1), one, y_one, stream);
+        stack.forward(x.view().rows(1, 1), again, y_again, stream);
+        stream.synchronize();
+        ASSERT_EQ(bits(y_one), bits(y_again)) << t;
+        const Distance apart(values(y.view().rows(1, 1)), values(y_one));
+        ASSERT_LT(apart.root_mean_square(), 16 * testing::roundoff(dtype)) << t;
+      }
     }
   }
 }
 
 TEST_EACH(StackStep, ResetsRowsThatBegin, Device device,
           testing::OneOf<DType::bf16, DType::f32> dtype) {
-  const Size size{96, 224, 32, 2};
-  const Stack stack = lively_stack(size, dtype, device);
-  expect_as_near(stack, 3, {0, 1, 0}, 6);
-  std::vector<std::int32_t> many(20);
-  for (const std::size_t row : {1U, 4U, 5U, 9U, 17U}) many[row] = 1;
-  expect_as_near(stack, 10, {many.begin(), many.begin() + 10}, 2);
-  expect_as_near(stack, 20, many, 1);
+  for (const Size& size : small_sizes) {
+    SCOPED_TRACE(size.d_inner);
+    const Stack stack = lively_stack(size, dtype, device);
+    expect_as_near(stack, 3, {0, 1, 0}, 6);
+    std::vector<std::int32_t> many(20);
+    for (const std::size_t row : {1U, 4U, 5U, 9U, 17U}) many[row] = 1;
+    expect_as_near(stack, 10, {many.begin(), many.begin() + 10}, 2);
+    expect_as_near(stack, 20, many, 1);
+  }
 }
 
 TEST_EACH(StackStep, ReadsAndWritesTheRowsOfAMap, Device device,
           testing::OneOf<DType::bf16, DType::f32> dtype) {
-  const Size size{96, 224, 32, 2};
-  const Stack stack = lively_stack(size, dtype, device);
-  for (const std::int32_t rows : {5, 20, 40}) {
-    SCOPED_TRACE(rows);
-    const Tensor x = input(stack, rows);
-    const StackState slots = lively_state(stack, rows + 2, 9);
-    // On in place, a branch from 2 into 0, padding, fresh and kept, read and dropped.
-    // The others on in place, from the last slot down.
-    std::vector<std::int32_t> from{4, 2, -1, -1, 5}, to{4, 0, -1, 6, -1};
-    for (std::int32_t n = 5; n < rows; ++n) {
-      from.push_back(rows + 6 - n);
-      to.push_back(rows + 6 - n);
-    }
-    const Tensor read = Tensor::from(from).to(device), write = Tensor::from(to).to(device);
-    StackOptions options;
-    options.rows = {read, write};
-    StackState after = slots.clone();
-    Tensor y(x.shape(), dtype, device);
-    Stream stream(device);
-    stack.forward(x, after, y, stream, options);
-    stream.synchronize();
-
-    for (const std::int64_t n : {0, 1, 3, 4, rows - rows / 4, rows - 1}) {
-      SCOPED_TRACE(n);
-      const auto row = static_cast<std::size_t>(n);
-      StackState alone = from[row] < 0 ? stack.make_state(1) : row_of(slots, from[row]);
-      Tensor y_alone({1, 1, size.d_model}, dtype, device);
-      stack.forward(x.view().rows(n, 1), alone, y_alone, stream);
-      stream.synchronize();
-      const double bound = 16 * testing::roundoff(dtype);
-      const Distance apart(values(y.view().rows(n, 1)), values(y_alone));
-      EXPECT_LT(apart.root_mean_square(), bound);
-      if (to[row] < 0) continue;
-      for (std::size_t l = 0; l < stack.size(); ++l) {
-        const auto compare = [&](const Tensor& a, const Tensor& b) {
-          const Distance far(values(a.view().rows(to[row], 1)), values(b));
-          EXPECT_LT(far.root_mean_square(), bound);
-        };
-        compare(after.layers[l].conv, alone.layers[l].conv);
-        compare(after.layers[l].ssm, alone.layers[l].ssm);
+  for (const Size& size : small_sizes) {
+    SCOPED_TRACE(size.d_inner);
+    const Stack stack = lively_stack(size, dtype, device);
+    for (const std::int32_t rows : {5, 20, 40}) {
+      SCOPED_TRACE(rows);
+      const Tensor x = input(stack, rows);
+      const StackState slots = lively_state(stack, rows + 2, 9);
+      // On in place, a branch from 2 into 0, padding, fresh and kept, read and dropped.
+      // The others on in place, from the last slot down.
+      std::vector<std::int32_t> from{4, 2, -1, -1, 5}, to{4, 0, -1, 6, -1};
+      for (std::int32_t n = 5; n < rows; ++n) {
+        from.push_back(rows + 6 - n);
+        to.push_back(rows + 6 - n);
       }
-    }
-    // Padding: what the final norm makes of x alone.
-    AddRmsNorm norm;
-    Tensor normed({1, 1, size.d_model}, dtype, device);
-    norm.x = x.view().rows(2, 1);
-    norm.weight = stack.norm(stack.size());
-    norm.y = normed;
-    run(norm, stream);
-    stream.synchronize();
-    EXPECT_EQ(bits(y.view().rows(2, 1)), bits(normed));
-    for (const std::int64_t untouched : {1, 2, 3, 5}) {
-      for (std::size_t l = 0; l < stack.size(); ++l) {
-        EXPECT_EQ(bits(after.layers[l].conv.view().rows(untouched, 1)),
-                  bits(slots.layers[l].conv.view().rows(untouched, 1)));
-        EXPECT_EQ(bits(after.layers[l].ssm.view().rows(untouched, 1)),
-                  bits(slots.layers[l].ssm.view().rows(untouched, 1)));
+      const Tensor read = Tensor::from(from).to(device), write = Tensor::from(to).to(device);
+      StackOptions options;
+      options.rows = {read, write};
+      StackState after = slots.clone();
+      Tensor y(x.shape(), dtype, device);
+      Stream stream(device);
+      stack.forward(x, after, y, stream, options);
+      stream.synchronize();
+
+      for (const std::int64_t n : {0, 1, 3, 4, rows - rows / 4, rows - 1}) {
+        SCOPED_TRACE(n);
+        const auto row = static_cast<std::size_t>(n);
+        StackState alone = from[row] < 0 ? stack.make_state(1) : row_of(slots, from[row]);
+        Tensor y_alone({1, 1, size.d_model}, dtype, device);
+        stack.forward(x.view().rows(n, 1), alone, y_alone, stream);
+        stream.synchronize();
+        const double bound = 16 * testing::roundoff(dtype);
+        const Distance apart(values(y.view().rows(n, 1)), values(y_alone));
+        EXPECT_LT(apart.root_mean_square(), bound);
+        if (to[row] < 0) continue;
+        for (std::size_t l = 0; l < stack.size(); ++l) {
+          const auto compare = [&](const Tensor& a, const Tensor& b) {
+            const Distance far(values(a.view().rows(to[row], 1)), values(b));
+            EXPECT_LT(far.root_mean_square(), bound);
+          };
+          compare(after.layers[l].conv, alone.layers[l].conv);
+          compare(after.layers[l].ssm, alone.layers[l].ssm);
+        }
+      }
+      // Padding: what the final norm makes of x alone.
+      AddRmsNorm norm;
+      Tensor normed({1, 1, size.d_model}, dtype, device);
+      norm.x = x.view().rows(2, 1);
+      norm.weight = stack.norm(stack.size());
+      norm.y = normed;
+      run(norm, stream);
+      stream.synchronize();
+      EXPECT_EQ(bits(y.view().rows(2, 1)), bits(normed));
+      for (const std::int64_t untouched : {1, 2, 3, 5}) {
+        for (std::size_t l = 0; l < stack.size(); ++l) {
+          EXPECT_EQ(bits(after.layers[l].conv.view().rows(untouched, 1)),
+                    bits(slots.layers[l].conv.view().rows(untouched, 1)));
+          EXPECT_EQ(bits(after.layers[l].ssm.view().rows(untouched, 1)),
+                    bits(slots.layers[l].ssm.view().rows(untouched, 1)));
+        }
       }
     }
   }
 }
 
 TEST_EACH(StackStep, ARowOutsideTheStateIsSaidAndNothingIsWritten, testing::CudaDevice device) {
-  const Size size{96, 224, 32, 2};
-  const Stack stack = lively_stack(size, DType::bf16, device);
-  for (const std::int64_t rows : {2, 12, 20, 40}) {
-    SCOPED_TRACE(rows);
-    const Tensor x = input(stack, rows);
-    StackState state = lively_state(stack, 3, 9);
-    const StackState before = state.clone();
-    std::vector<std::int32_t> from(static_cast<std::size_t>(rows), -1), to = from;
-    from[0] = 1;
-    from[1] = to[1] = 3;
-    const Tensor read = Tensor::from(from).to(device), write = Tensor::from(to).to(device);
-    StackOptions options;
-    options.rows = {read, write};
-    Tensor y(x.shape(), DType::bf16, device);
-    Stream stream(device);
-    stack.forward(x, state, y, stream, options);
-    testing::expect_error<ArgumentError>(
-        "rows: read or write: expected rows of the state, got one outside of it",
-        [&] { stream.synchronize(); });
-    for (const double value : values(y.view().rows(0, 1))) EXPECT_TRUE(std::isfinite(value));
-    for (const double value : values(y.view().rows(1, 1))) EXPECT_TRUE(std::isnan(value));
-    for (std::size_t l = 0; l < stack.size(); ++l) {
-      EXPECT_EQ(bits(state.layers[l].ssm), bits(before.layers[l].ssm));
-      EXPECT_EQ(bits(state.layers[l].conv), bits(before.layers[l].conv));
+  for (const Size& size : small_sizes) {
+    SCOPED_TRACE(size.d_inner);
+    const Stack stack = lively_stack(size, DType::bf16, device);
+    for (const std::int64_t rows : {2, 12, 20, 40}) {
+      SCOPED_TRACE(rows);
+      const Tensor x = input(stack, rows);
+      StackState state = lively_state(stack, 3, 9);
+      const StackState before = state.clone();
+      std::vector<std::int32_t> from(static_cast<std::size_t>(rows), -1), to = from;
+      from[0] = 1;
+      from[1] = to[1] = 3;
+      const Tensor read = Tensor::from(from).to(device), write = Tensor::from(to).to(device);
+      StackOptions options;
+      options.rows = {read, write};
+      Tensor y(x.shape(), DType::bf16, device);
+      Stream stream(device);
+      stack.forward(x, state, y, stream, options);
+      testing::expect_error<ArgumentError>(
+          "rows: read or write: expected rows of the state, got one outside of it",
+          [&] { stream.synchronize(); });
+      for (const double value : values(y.view().rows(0, 1))) EXPECT_TRUE(std::isfinite(value));
+      for (const double value : values(y.view().rows(1, 1))) EXPECT_TRUE(std::isnan(value));
+      for (std::size_t l = 0; l < stack.size(); ++l) {
+        EXPECT_EQ(bits(state.layers[l].ssm), bits(before.layers[l].ssm));
+        EXPECT_EQ(bits(state.layers[l].conv), bits(before.layers[l].conv));
+      }
     }
   }
 }
 
 TEST_EACH(StackStep, ReplaysAndStreamsSideBySideHaveTheSameBits, testing::CudaDevice device) {
-  const Size size{768, 1536, 48, 4};
-  const Stack stack = lively_stack(size, DType::bf16, device);
-  for (const std::int64_t rows : {2, 12, 40}) {
-    SCOPED_TRACE(rows);
-    const StackState begin = lively_state(stack, rows, 9);
-    const Tensor x = input(stack, rows);
-    const auto run_steps = [&](Stream& stream, StackState& state, Tensor& y, bool replayed) {
-      stack.forward(x, state, y, stream);
-      if (!replayed) {
-        for (int t = 0; t < 20; ++t) stack.forward(x, state, y, stream);
-        return;
-      }
-      stream.synchronize();
-      const StackState now = state.clone();
-      const Graph graph = Graph::record(stream, [&](Stream& s) { stack.forward(x, state, y, s); });
-      for (int t = 0; t < 20; ++t) graph.replay();
-      stream.synchronize();
-    };
-    Stream a(device), b(device), c(device);
-    StackState states[3] = {begin.clone(), begin.clone(), begin.clone()};
-    Tensor ys[3];
-    for (Tensor& y : ys) y = Tensor(x.shape(), DType::bf16, device);
-    run_steps(a, states[0], ys[0], false);
-    run_steps(b, states[1], ys[1], false);
-    run_steps(c, states[2], ys[2], true);
-    a.synchronize();
-    b.synchronize();
-    for (int i = 1; i < 3; ++i) {
-      EXPECT_EQ(bits(ys[i]), bits(ys[0]));
-      for (std::size_t l = 0; l < stack.size(); ++l) {
-        EXPECT_EQ(bits(states[i].layers[l].ssm), bits(states[0].layers[l].ssm));
-        EXPECT_EQ(bits(states[i].layers[l].conv), bits(states[0].layers[l].conv));
+  for (const Size& size : {Size{768, 1536, 48, 4}, Size{768, 1536, 0, 4, 64, 128}}) {
+    SCOPED_TRACE(size.d_state);
+    const Stack stack = lively_stack(size, DType::bf16, device);
+    for (const std::int64_t rows : {2, 12, 40}) {
+      SCOPED_TRACE(rows);
+      const StackState begin = lively_state(stack, rows, 9);
+      const Tensor x = input(stack, rows);
+      const auto run_steps = [&](Stream& stream, StackState& state, Tensor& y, bool replayed) {
+        stack.forward(x, state, y, stream);
+        if (!replayed) {
+          for (int t = 0; t < 20; ++t) stack.forward(x, state, y, stream);
+          return;
+        }
+        stream.synchronize();
+        const StackState now = state.clone();
+        const Graph graph =
+            Graph::record(stream, [&](Stream& s) { stack.forward(x, state, y, s); });
+        for (int t = 0; t < 20; ++t) graph.replay();
+        stream.synchronize();
+      };
+      Stream a(device), b(device), c(device);
+      StackState states[3] = {begin.clone(), begin.clone(), begin.clone()};
+      Tensor ys[3];
+      for (Tensor& y : ys) y = Tensor(x.shape(), DType::bf16, device);
+      run_steps(a, states[0], ys[0], false);
+      run_steps(b, states[1], ys[1], false);
+      run_steps(c, states[2], ys[2], true);
+      a.synchronize();
+      b.synchronize();
+      for (int i = 1; i < 3; ++i) {
+        EXPECT_EQ(bits(ys[i]), bits(ys[0]));
+        for (std::size_t l = 0; l < stack.size(); ++l) {
+          EXPECT_EQ(bits(states[i].layers[l].ssm), bits(states[0].layers[l].ssm));
+          EXPECT_EQ(bits(states[i].layers[l].conv), bits(states[0].layers[l].conv));
+        }
       }
     }
   }

@@ -1,6 +1,7 @@
 // The CUDA side of a build without CUDA: there are no devices, and asking for one is an error.
 #include "detail/backend.hpp"
 #include "detail/mamba1_step.hpp"
+#include "detail/mamba2_step.hpp"
 
 namespace mamba::cuda {
 
@@ -52,5 +53,7 @@ std::int64_t scan_chunk_steps(const SelectiveScan&, const Stream&) { refuse("sca
 std::int64_t scan_chunk_steps(const Ssd&, const Stream&) { refuse("scan_chunk_steps"); }
 bool takes(const Mamba1Step&, const Stream&) { refuse("Stack::forward"); }
 void run(const Mamba1Step&, Stream&) { refuse("Stack::forward"); }
+bool takes(const Mamba2Step&, const Stream&) { refuse("Stack::forward"); }
+void run(const Mamba2Step&, Stream&) { refuse("Stack::forward"); }
 
 }  // namespace mamba::cuda

@@ -42,6 +42,11 @@ class Mamba2Mixer final : public HostMixer {
                Stream& stream) const override;
   void backward(const detail::MixerBackward& run, std::vector<Tensor>& kept,
                 Stream& stream) const override;
+
+  // step.cpp
+  bool step_at_once(const Stack& stack, float norm_epsilon, const ConstTensorView& x,
+                    StackState& state, const TensorView& sum, const RowMap& rows,
+                    const ConstTensorView& reset, Stream& stream) const override;
 };
 
 }  // namespace mamba
