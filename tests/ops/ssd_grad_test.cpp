@@ -28,6 +28,11 @@ void expect_matches_reference(const SsdCase& c, Device device, std::uint64_t see
   expect_matches_reference(SsdGradInputs(c, seed), device);
 }
 
+std::vector<float> floats(const ConstTensorView& view) {
+  const std::vector<double> all = values(view);
+  return {all.begin(), all.end()};
+}
+
 // ---- the reference itself ----------------------------------------------------------------------
 
 TEST(SsdGrad, ReferenceIsTheDerivativeOfTheForwardReference) {
@@ -178,6 +183,30 @@ TEST_EACH(SsdGrad, LargeInputsStayFinite, Device device) {
   for (const auto& [name, output] : out.all()) {
     for (double value : values(output->view())) ASSERT_TRUE(std::isfinite(value)) << name;
   }
+}
+
+// The bound means something: states kept in bf16 are outside it.
+TEST_EACH(SsdGrad, BoundRejects16BitStates, Device device) {
+  SsdCase c;
+  c.time = 5;
+  const SsdGradInputs host(c);
+  const SsdGradients out(c, device);
+  run_both(host.to(device), out, default_stream(device), 0, [&](SsdGrad op, Stream& on) {
+    const Tensor dense = Tensor::from(floats(op.chunk_states), op.chunk_states.shape());
+    const Tensor rounded = dense.to(Device::cpu(), DType::bf16).to(Device::cpu(), DType::f32);
+    const Tensor states = rounded.to(device);
+    op.chunk_states = states;
+    run(op, on);
+    on.synchronize();
+  });
+  const SsdGradResult expected = reference(host, device);
+  const std::vector<double> dC = values(out.dC.view());
+  std::size_t outside = 0;
+  for (std::size_t i = 0; i < dC.size(); ++i) {
+    const double allowed = expected.dC[i].bound + f32_roundoff * std::abs(expected.dC[i].value);
+    outside += std::abs(dC[i] - expected.dC[i].value) > allowed ? 1 : 0;
+  }
+  EXPECT_GT(outside, dC.size() / 2);
 }
 
 // dlog a of a step is also what the outputs and the inputs from it on have to do with the state:

@@ -135,7 +135,7 @@ bool can_run(const SsdGrad& op, SsdGradPlan plan, const Limits& device) {
   return op.x.dtype() == DType::bf16 && head_dim <= 64 && head_dim % 8 == 0 && d_state <= 128 &&
          d_state % 8 == 0 && are_wide({op.x, op.B, op.C, op.dy, op.dx}) &&
          in_pairs(op.chunk_states) && in_pairs(op.dfinal_state) && in_pairs(op.dinitial_state) &&
-         mma_most_heads(device.shared_memory) > 0;
+         MmaRoom(device.shared_memory).heads > 0;
 }
 
 SsdGradPlan plan(const SsdGrad& op, const Limits& device) {
@@ -152,11 +152,14 @@ void run_ssd_grad(const SsdGrad& op, Stream& stream, SsdGradPlan plan, std::int6
   SsdGradOperands operands(op);
   const std::int64_t row_bytes =
       2 * operands.chunks * op.x.dim(2) * operands.d_state * (mma ? 2 : 4);
+  // Slabs of equal size, as far as rows allow.
   const std::int64_t batch = std::max<std::int64_t>(operands.batch, 1);
-  const std::int64_t rows =
-      row_bytes == 0 ? batch : std::clamp<std::int64_t>(scratch_bytes / row_bytes, 1, batch);
-  const int most_heads =
-      mma ? std::min(mma_most_heads(device.shared_memory), ssd_most_heads) : ssd_most_heads;
+  const std::int64_t slabs = std::clamp<std::int64_t>(
+      divide_up(batch * row_bytes, std::max<std::int64_t>(scratch_bytes, 1)), 1, batch);
+  const std::int64_t rows = divide_up(batch, slabs);
+  const MmaRoom room(device.shared_memory);
+  operands.buffers = room.buffers;
+  const int most_heads = mma ? room.heads : ssd_most_heads;
   operands.head_blocks = head_blocks(operands, rows, most_heads, stream.device());
   Scratch scratch(stream);
   const std::int64_t parts = operands.batch * operands.chunks;

@@ -19,7 +19,7 @@ SsdGradPlan plan(const SsdGrad& op, const Limits& device);
 // run() with another plan; one that cannot do it is an ArgumentError. `scratch_bytes`: about what
 // the states and adjoints of the batch rows that are computed at the same time may take; one row is
 // always computed.
-constexpr std::int64_t ssd_grad_scratch = std::int64_t{256} << 20;
+constexpr std::int64_t ssd_grad_scratch = std::int64_t{768} << 20;
 void run_ssd_grad(const SsdGrad& op, Stream& stream, SsdGradPlan plan,
                   std::int64_t scratch_bytes = ssd_grad_scratch);
 

@@ -114,112 +114,140 @@ struct SsdMma {
   }
 };
 
-constexpr int mma_walk_threads = 256;
+constexpr int mma_walk_heads = 2;  // of a block, of one group: they share B and C
+constexpr int mma_walk_threads = 256 * mma_walk_heads;
 
-// A head's state, walked forward from a kept state to the next one, or its adjoint, walked back
-// from the end of the sequence to its start. Each of 8 warps has 16 channels and 64 states.
+// The states of heads, walked forward from kept states to the next ones, or their adjoints, walked
+// back from the end of the sequence to its start. Each of a head's 8 warps has 16 channels and 64
+// states.
 class MmaWalk {
  public:
-  static constexpr int weights = 3 * ssd_chunk;  // the first arrays of SsdSteps
-  static constexpr int buffer_bytes = 2 * (channel_tile + state_tile) + 4 * weights;
+  static constexpr int weights = 2 * ssd_chunk;  // SsdSteps::weights and starts
+  static constexpr int head_bytes = 2 * channel_tile + 4 * weights;
+  static constexpr int buffer_bytes = mma_walk_heads * head_bytes + 2 * state_tile;
   static constexpr int shared_bytes = 2 * buffer_bytes;
 
-  __device__ MmaWalk(const SsdGradOperands& op, std::int64_t row, int head, char* memory)
-      : op_(op), row_(row), b_(op.first_row + row), head_(head), memory_(memory) {
+  // Of a row of the batch.
+  static __host__ __device__ std::int64_t blocks(const SsdGradOperands& op) {
+    return op.groups * std::int64_t{(op.heads / op.groups + mma_walk_heads - 1) / mma_walk_heads};
+  }
+
+  __device__ MmaWalk(const SsdGradOperands& op, std::int64_t row, int block, char* memory)
+      : op_(op), row_(row), memory_(memory) {
+    const int of_group = (op.group_heads() + mma_walk_heads - 1) / mma_walk_heads;
+    const int in_group = block % of_group * mma_walk_heads;
+    group_ = block / of_group;
+    first_head_ = group_ * op.group_heads() + in_group;
+    heads_ = min(op.group_heads() - in_group, mma_walk_heads);
     const int warp = static_cast<int>(threadIdx.x) / 32;
+    head_ = warp / 8;
     p_ = warp % 4 * 16;
-    n_ = warp / 4 * 64;
+    n_ = warp % 8 / 4 * 64;
   }
 
   __device__ void states(std::int64_t k) {
     const std::int64_t first = k * op_.per_kept;
     const std::int64_t last = min(first + op_.per_kept, op_.chunks) - 1;
-    load(op_.kept_state(row_, first, head_));
-    fetch<true>(first, 0);
-    for (std::int64_t c = first; c <= last; ++c) {
-      store(SsdMma::state(op_, row_, c, head_));
+    if (is_there()) load(op_.kept_state(row_, first, first_head_ + head_));
+    if (first < last) fetch<true>(first, 0);
+    for (std::int64_t c = first;; ++c) {
+      if (is_there()) store(SsdMma::state(op_, row_, c, first_head_ + head_));
       if (c == last) break;
       const int buffer = static_cast<int>(c - first) % 2;
+      arrive();
       if (c + 1 < last) fetch<true>(c + 1, 1 - buffer);
-      step<true>(c, buffer, c + 1 < last);
+      step(SsdSteps::weights, c, buffer);
     }
-    wait_for_all_copies();
   }
   __device__ void adjoints() {
-    const std::int64_t whole = (b_ * op_.heads + head_) * op_.state_size();
-    if (op_.dfinal != nullptr) load(op_.dfinal + whole);
+    const std::int64_t whole =
+        ((op_.first_row + row_) * op_.heads + first_head_ + head_) * op_.state_size();
+    if (op_.dfinal != nullptr && is_there()) load(op_.dfinal + whole);
     if (op_.chunks > 0) fetch<false>(op_.chunks - 1, 0);
     for (std::int64_t c = op_.chunks - 1; c >= 0; --c) {
-      store(SsdMma::adjoint(op_, row_, c, head_));
+      if (is_there()) store(SsdMma::adjoint(op_, row_, c, first_head_ + head_));
       const int buffer = static_cast<int>(op_.chunks - 1 - c) % 2;
+      arrive();
       if (c > 0) fetch<false>(c - 1, 1 - buffer);
-      step<false>(c, buffer, c > 0);
+      step(SsdSteps::starts, c, buffer);
     }
-    if (op_.dinitial == nullptr) return;
+    if (op_.dinitial == nullptr || !is_there()) return;
     each([to = op_.dinitial + whole](int at, float& first, float& second) {
       *reinterpret_cast<float2*>(to + at) = {first, second};
     });
   }
 
  private:
-  __device__ bf16* channels(int buffer) const {
+  __device__ bool is_there() const { return head_ < heads_; }
+  __device__ bf16* states_of(int buffer) const {
     return reinterpret_cast<bf16*>(memory_ + buffer * buffer_bytes);
   }
-  __device__ bf16* states_of(int buffer) const { return channels(buffer) + channel_tile; }
-  __device__ float* weights_of(int buffer) const {
-    return reinterpret_cast<float*>(states_of(buffer) + state_tile);
+  __device__ bf16* channels(int buffer, int head) const {
+    return states_of(buffer) + state_tile + head * (head_bytes / 2);
+  }
+  // Where SsdSteps would begin.
+  __device__ float* steps_of(int buffer, int head) const {
+    return reinterpret_cast<float*>(channels(buffer, head) + channel_tile) -
+           SsdSteps::weights * ssd_chunk;
   }
 
   template <bool kForward>
   __device__ void fetch(std::int64_t c, int buffer) const {
     const SsdChunk chunk = op_.chunk(c);
+    const std::int64_t b = op_.first_row + row_;
     const ScanTrack& x = kForward ? op_.x : op_.dy;
     const ScanTrack& B = kForward ? op_.B : op_.C;
-    fetch_tile<mma_walk_threads, mma_channels>(
-        channels(buffer), x.at<bf16>(b_, chunk.start) + std::int64_t{head_} * op_.head_dim,
-        x.step_pitch, chunk.steps, op_.head_dim);
     fetch_tile<mma_walk_threads, mma_states>(
-        states_of(buffer),
-        B.at<bf16>(b_, chunk.start) + std::int64_t{head_ / op_.group_heads()} * op_.d_state,
+        states_of(buffer), B.at<bf16>(b, chunk.start) + std::int64_t{group_} * op_.d_state,
         B.step_pitch, chunk.steps, op_.d_state);
-    const int thread = static_cast<int>(threadIdx.x);
-    if (thread < weights / 4) {
-      copy_16_bytes(weights_of(buffer) + 4 * thread, op_.steps_of(row_, c, head_).at + 4 * thread,
-                    16);
+    for (int head = 0; head < heads_; ++head) {
+      fetch_tile<mma_walk_threads, mma_channels>(
+          channels(buffer, head),
+          x.at<bf16>(b, chunk.start) + std::int64_t{first_head_ + head} * op_.head_dim,
+          x.step_pitch, chunk.steps, op_.head_dim);
+      const int piece = SsdSteps::weights * ssd_chunk + 4 * thread_id();
+      if (piece < SsdSteps::weights * ssd_chunk + weights) {
+        copy_16_bytes(steps_of(buffer, head) + piece,
+                      op_.steps_of(row_, c, first_head_ + head).at + piece, 16);
+      }
     }
     end_of_copies();
   }
+  // The tiles are there, and all are done with those before.
+  static __device__ void arrive() {
+    wait_for_all_copies();
+    __syncthreads();
+  }
 
   // state = decay state + sum over i of weight[i] channels[i] states[i]^T
-  template <bool kForward>
-  __device__ void step(std::int64_t c, int buffer, bool more) {
-    if (more) {
-      wait_for_copies<1>();
-    } else {
-      wait_for_copies<0>();
-    }
-    __syncthreads();
-    const SsdSteps steps{weights_of(buffer)};
-    const auto weight = [&](int i) { return kForward ? steps.weight(i) : steps.from_start(i); };
-    if (op_.parted[row_ * op_.chunks + c] != 0) forget(states_of(buffer), weight);
+  __device__ void step(SsdSteps::Array array, std::int64_t c, int buffer) {
+    if (op_.parted[row_ * op_.chunks + c] != 0) forget(array, buffer);
+    if (!is_there()) return;
+    const SsdSteps steps{steps_of(buffer, head_)};
     const float decay = steps.from_start(ssd_chunk - 1);
 #pragma unroll
     for (int i = 0; i < 32; ++i) {
-      float& value = state_[i / 4][i % 4];
-      value = decay == 0 ? 0 : decay * value;
+      if (decay == 0) {
+        state_[i / 4][i % 4] = 0;
+      } else {
+        state_[i / 4][i % 4] *= decay;
+      }
     }
     const Lane lane;
 #pragma unroll
     for (int k = 0; k < ssd_chunk; k += 16) {
       std::uint32_t a[4];
-      load_rows_across(a, channels(buffer), channel_pitch, p_, k, lane);
+      load_rows_across(a, channels(buffer, head_), channel_pitch, p_, k, lane);
 #pragma unroll
-      for (int n = 0; n < 4; ++n) {
-        const int i = k + 8 * (n / 2) + 2 * lane.q();
-        const float w[2] = {weight(i), weight(i + 1)};
-        float first, second;
-        unpack_pair(a[n], first, second);
-        a[n] = pack_pair(w[0] == 0 ? 0 : w[0] * first, w[1] == 0 ? 0 : w[1] * second);
+      for (int half = 0; half < 2; ++half) {
+        float w[2];
+        load_floats<2>(steps.at + array * ssd_chunk + k + 8 * half + 2 * lane.q(), w);
+#pragma unroll
+        for (int n = 2 * half; n < 2 * half + 2; ++n) {
+          float first, second;
+          unpack_pair(a[n], first, second);
+          a[n] = pack_pair(w[0] * first, w[1] * second);
+        }
       }
 #pragma unroll
       for (int t = 0; t < 8; t += 2) {
@@ -228,16 +256,20 @@ class MmaWalk {
         multiply_pair(state_[t], state_[t + 1], a, b);
       }
     }
-    __syncthreads();
   }
-  // What lies on the far side of a reset, whatever it is, becomes zero.
-  template <class F>
-  __device__ void forget(bf16* tile, const F& weight) const {
-    const int thread = static_cast<int>(threadIdx.x), row = thread / 4;
-    if (weight(row) == 0) {
-      for (int column = 8 * (thread % 4); column < mma_states; column += 32) {
-        *reinterpret_cast<uint4*>(tile + row * state_pitch + column) = uint4{};
-      }
+  // What lies on the far side of a reset, whatever it is, becomes zero. It is far for all heads.
+  __device__ void forget(SsdSteps::Array array, int buffer) const {
+    const int row = thread_id() / 8, column = thread_id() % 8 * 8;
+    bool far = true;
+    for (int head = 0; head < heads_; ++head) {
+      const bool zero = SsdSteps{steps_of(buffer, head)}.get(array, row) == 0;
+      far = far && zero;
+      bf16* x = channels(buffer, head) + row * channel_pitch + column;
+      if (zero) *reinterpret_cast<uint4*>(x) = uint4{};
+    }
+    for (int half = 0; half < 2 && far; ++half) {
+      bf16* B = states_of(buffer) + row * state_pitch + column + half * mma_states / 2;
+      *reinterpret_cast<uint4*>(B) = uint4{};
     }
     __syncthreads();
   }
@@ -279,20 +311,19 @@ class MmaWalk {
   }
 
   const SsdGradOperands& op_;
-  const std::int64_t row_, b_;
-  const int head_;
-  int p_, n_;
+  const std::int64_t row_;
+  int group_, first_head_, heads_, head_, p_, n_;
   char* memory_;
   float state_[8][4] = {};
 };
 
 // Blocks of the adjoints, which walk longest, come first.
-__global__ void __launch_bounds__(mma_walk_threads, 2)
+__global__ void __launch_bounds__(mma_walk_threads, 1)
     ssd_grad_mma_walk_kernel(const __grid_constant__ SsdGradOperands op) {
   extern __shared__ __align__(16) char ssd_grad_memory[];
-  const std::int64_t all = op.rows * op.heads;
-  const std::int64_t walk = blockIdx.x / all, at = blockIdx.x - walk * all, row = at / op.heads;
-  MmaWalk block(op, row, static_cast<int>(at - row * op.heads), ssd_grad_memory);
+  const std::int64_t of_row = MmaWalk::blocks(op), all = op.rows * of_row;
+  const std::int64_t walk = blockIdx.x / all, at = blockIdx.x - walk * all, row = at / of_row;
+  MmaWalk block(op, row, static_cast<int>(at - row * of_row), ssd_grad_memory);
   if (walk == 0) {
     block.adjoints();
   } else {

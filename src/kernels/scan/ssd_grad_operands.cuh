@@ -26,20 +26,21 @@ constexpr int ssd_chunk = 64;           // steps
 constexpr int ssd_most_heads = 16;      // of a block
 constexpr float ssd_reset_decay = 256;  // what a reset adds to -log a: exp(-128) is zero already
 
-// Of one head in one chunk, 64 floats each. Behind the last step delta and slope are zero, and the
-// sums stay as they are.
+// Of one head in one chunk, 64 floats each. Behind the last step delta, weight and slope are zero,
+// and the sums stay as they are.
 struct SsdSteps {
-  static constexpr int arrays = 6, floats = arrays * ssd_chunk;
+  enum Array { deltas, ends, weights, starts, sums, rests, slopes, arrays };
+  static constexpr int floats = arrays * ssd_chunk;
   const float* at;
 
-  __device__ float delta(int i) const { return at[i]; }
-  __device__ float from_start(int i) const { return at[ssd_chunk + i]; }    // E
-  __device__ float to_end(int i) const { return at[2 * ssd_chunk + i]; }    // L[last, i]
-  __device__ float sum(int i) const { return at[3 * ssd_chunk + i]; }       // of -log a, 0 to i
-  __device__ float sum_rest(int i) const { return at[4 * ssd_chunk + i]; }  // what f32 left out
-  __device__ float slope(int i) const { return at[5 * ssd_chunk + i]; }     // d delta / d dt
-  // delta[i] L[last, i]; what a reset parts from the end is zero, whatever delta is there.
-  __device__ float weight(int i) const { return to_end(i) == 0 ? 0 : delta(i) * to_end(i); }
+  __device__ float get(Array array, int i) const { return at[array * ssd_chunk + i]; }
+  __device__ float delta(int i) const { return get(deltas, i); }
+  __device__ float to_end(int i) const { return get(ends, i); }        // L[last, i]
+  __device__ float weight(int i) const { return get(weights, i); }     // delta[i] L[last, i]
+  __device__ float from_start(int i) const { return get(starts, i); }  // E
+  __device__ float sum(int i) const { return get(sums, i); }           // of -log a, 0 to i
+  __device__ float sum_rest(int i) const { return get(rests, i); }     // what f32 left out
+  __device__ float slope(int i) const { return get(slopes, i); }       // d delta / d dt
   // -log L[i, j]: a difference of sums that have twice the digits, so that it has all of its own.
   __device__ float way(int i, int j) const {
     return fmaxf((sum(i) - sum(j)) + (sum_rest(i) - sum_rest(j)), 0.0f);
@@ -68,6 +69,7 @@ struct SsdGradOperands {
   std::int64_t first_row, rows;  // of the batch that are computed now; scratch has only these
   float* steps;                  // [rows, chunks, heads] SsdSteps
   int* parted;                   // [rows, chunks]: whether a step behind the first one is a reset
+  int buffers = 2;               // SsdGradPlan::mma: for tiles, so that a head's arrive early
   void *states, *adjoints;       // see SsdPlain and SsdMma
   float* sums;                   // [batch, chunks, 3, heads]: of dA_log, dD, ddt_bias
   float* dBC;                    // [2, head blocks, rows, time, groups d_state]; with one: absent
@@ -136,8 +138,12 @@ class PutStates {
   float* part_ = nullptr;
 };
 
-// SsdGradPlan::mma of op.rows rows, and of how many heads a block with so much memory has room.
+// SsdGradPlan::mma: the buffers and heads that a block with so much memory has room for, and
+// op.rows rows.
+struct MmaRoom {
+  int buffers, heads;
+  explicit MmaRoom(int shared_memory);
+};
 void run_mma_rows(const SsdGradOperands& op, Stream& stream);
-int mma_most_heads(int shared_memory);
 
 }  // namespace mamba::cuda

@@ -73,12 +73,16 @@ __device__ void find_steps(const SsdGradOperands& op, std::int64_t row, std::int
   for (int n = 0; n < 2; ++n) {
     const int i = 2 * lane + n;
     const auto high = static_cast<float>(sums[n]);
-    to[i] = delta[n];
-    to[ssd_chunk + i] = exp_of_minus(high);
-    to[2 * ssd_chunk + i] = exp_of_minus(static_cast<float>(all - sums[n]));
-    to[3 * ssd_chunk + i] = high;
-    to[4 * ssd_chunk + i] = static_cast<float>(sums[n] - high);
-    to[5 * ssd_chunk + i] = slope[n];
+    const float end = exp_of_minus(static_cast<float>(all - sums[n]));
+    const auto put = [&](SsdSteps::Array array, float value) { to[array * ssd_chunk + i] = value; };
+    put(SsdSteps::deltas, delta[n]);
+    put(SsdSteps::ends, end);
+    // What a reset parts from the end is zero, whatever delta is there.
+    put(SsdSteps::weights, end == 0 ? 0 : delta[n] * end);
+    put(SsdSteps::starts, exp_of_minus(high));
+    put(SsdSteps::sums, high);
+    put(SsdSteps::rests, static_cast<float>(sums[n] - high));
+    put(SsdSteps::slopes, slope[n]);
   }
 }
 
