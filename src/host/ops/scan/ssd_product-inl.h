@@ -54,8 +54,8 @@ struct ByColumn {  // a[k * a_pitch + i]
 // number of rows.
 enum class Over { all, up_to_row, from_row };
 
-// On x86 twelve rows, for whose sums AVX-512 has the registers, take as long as six: 512 steps of 24
-// heads 5.1 to 5.4 ms with either, and their gradient 14 to 15.
+// On x86 twelve rows, for whose sums AVX-512 has the registers, take as long as six: 512 steps of
+// 24 heads 5.1 to 5.4 ms with either, and their gradient 14 to 15.
 constexpr int product_rows = HWY_ARCH_ARM_A64 ? 12 : 6;
 constexpr int product_low_rows = 4;
 constexpr int product_vectors = 2;
