@@ -2,7 +2,7 @@
 // f32 sums. What is computed is rounded to bf16 once where it becomes a factor.
 #pragma once
 
-#include "kernels/scan/ssd_grad_steps.cuh"
+#include "kernels/scan/ssd_grad/steps.cuh"
 
 namespace mamba::cuda {
 
