@@ -49,16 +49,22 @@ class MmaWithin : public MmaPlace {
   __device__ void mix(int t, float (&dyx)[4], Lane lane) {
     const SsdSteps of = steps();
     const int j0 = column_ + 8 * t + 2 * lane.q();
+    float sums[2], rests[2], deltas[2];  // of steps j
+    load_floats<2>(of.at + SsdSteps::sums * ssd_chunk + j0, sums);
+    load_floats<2>(of.at + SsdSteps::rests * ssd_chunk + j0, rests);
+    load_floats<2>(of.at + SsdSteps::deltas * ssd_chunk + j0, deltas);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int i = row_of(half, lane);
+      const float sum = of.sum(i), rest = of.sum_rest(i);
       float pair[2];
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const int j = j0 + e, at = 2 * half + e;
-        const float L = j > i ? 0.0f : exp2_approx(-log2e * of.way(i, j));
+        const float way = SsdSteps::way(sum, rest, sums[e], rests[e]);
+        const float L = j > i ? 0.0f : exp2_approx(-log2e * way);
         if (i == j) kept(h_, skip)[i] = dyx[at];
-        const float z = L == 0 ? 0.0f : dyx[at] * (L * of.delta(j));
+        const float z = L == 0 ? 0.0f : dyx[at] * (L * deltas[e]);
         Z_[t][at] += z;
         dyx[at] = L == 0 ? 0.0f : z * CB_[t][at];
         pair[e] = L == 0 ? 0.0f : L * CB_[t][at];
@@ -108,10 +114,12 @@ class MmaWithin : public MmaPlace {
     const int k = thread() % 32 + (column_ - 32) * 2, group = k / 16;
     const auto sum = [&](int first, int count) {
       float all = 0;
+#pragma unroll 1
       for (int n = first; n < first + count; ++n) all += part(h, n)[k];
       return all;
     };
     kept(h, of_spans)[k] = sum(spans + group, 4 - group);
+#pragma unroll 1
     for (int n = 0; n < 3; ++n) {
       // Rows have sums over columns up to their own.
       kept(h, of_rows + n)[k] = sum(rows_before, min(n, group) + 1);
