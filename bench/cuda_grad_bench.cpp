@@ -127,6 +127,56 @@ void scan_grad(benchmark::State& bench, DType dtype, bool episodes) {
          std::max(arithmetic, static_cast<double>(bytes) / bytes_per_second));
 }
 
+// {batch, heads, time} of 64 channels, 128 states, one group. The floor is the bytes: x, dy, dx, B,
+// C, dt, what is kept, and B's and C's gradients.
+void ssd_grad(benchmark::State& bench, DType dtype) {
+  const std::int64_t batch = bench.range(0), heads = bench.range(1), time = bench.range(2);
+  const std::int64_t channels = 64 * heads, width = channels + 2 * 128;
+  const Shape state{batch, channels, 128};
+  const Tensor probe({batch, time, channels}, dtype, gpu), A_log({heads}, DType::f32, gpu);
+  Ssd forward;
+  forward.x = probe;
+  forward.A_log = A_log;
+  const std::int64_t chunk = detail::scan_chunk_steps(forward, Stream(gpu));
+  const std::int64_t chunks = (time + chunk - 1) / chunk;
+  const std::int64_t bytes = batch * time * (2 * width + channels + 2 * heads) * size_of(dtype) +
+                             chunks * state.count() * 4;
+  const auto make = [=] {
+    return list(random_tensor({batch, time, width}, dtype, -1, 1),
+                random_tensor({batch, time, heads}, dtype, -1, 1),
+                random_tensor({batch, time, channels}, dtype, -1, 1),
+                random_tensor({heads}, DType::f32, 0, 2.7f),
+                random_tensor({heads}, DType::f32, -1, 1),
+                random_tensor({heads}, DType::f32, -6, -2),
+                random_tensor({batch, chunks, channels, 128}, DType::f32, -1, 1),
+                random_tensor(state, DType::f32, -1, 1), Tensor({batch, time, width}, dtype, gpu),
+                Tensor({batch, time, heads}, dtype, gpu), Tensor({heads}, DType::f32, gpu),
+                Tensor({heads}, DType::f32, gpu), Tensor({heads}, DType::f32, gpu));
+  };
+  time_bytes(bench, bytes, make, [=](auto& t, Stream& stream) {
+    SsdGrad op;
+    op.x = t[0].view().columns(0, channels);
+    op.B = t[0].view().columns(channels, 128);
+    op.C = t[0].view().columns(channels + 128, 128);
+    op.dt = t[1];
+    op.dy = t[2];
+    op.A_log = t[3];
+    op.D = t[4];
+    op.dt_bias = t[5];
+    op.chunk_states = t[6];
+    op.chunk_steps = chunk;
+    op.dfinal_state = op.dinitial_state = t[7];
+    op.dx = t[8].view().columns(0, channels);
+    op.dB = t[8].view().columns(channels, 128);
+    op.dC = t[8].view().columns(channels + 128, 128);
+    op.ddt = t[9];
+    op.dA_log = t[10];
+    op.dD = t[11];
+    op.ddt_bias = t[12];
+    run(op, stream);
+  });
+}
+
 // {batch, d_model, time}: forward with a tape, and backward or not.
 void layer_training(benchmark::State& bench, bool backward) {
   LayerConfig config;
@@ -265,6 +315,16 @@ int registered = [] {
   add_scan("cuda_scan_grad_f32", DType::f32, false);
   add_scan("cuda_scan_grad_episodes_bf16", DType::bf16, true);
   add_scan("cuda_scan_grad_episodes_f32", DType::f32, true);
+  for (const DType dtype : {DType::bf16, DType::f32}) {
+    benchmark::RegisterBenchmark(dtype == DType::bf16 ? "cuda_ssd_grad_bf16" : "cuda_ssd_grad_f32",
+                                 ssd_grad, dtype)
+        ->UseManualTime()
+        ->Iterations(1)
+        ->ArgNames({"batch", "heads", "time"})
+        ->Args({8, 80, 2048})
+        ->Args({8, 24, 2048})
+        ->Args({1, 80, 16384});
+  }
   for (const bool backward : {false, true}) {
     benchmark::RegisterBenchmark(
         backward ? "cuda_layer_forward_backward_bf16" : "cuda_layer_forward_tape_bf16",

@@ -2,7 +2,7 @@
 // f32 sums. What is computed is rounded to bf16 once where it becomes a factor.
 #pragma once
 
-#include "kernels/scan/ssd_grad_steps.cuh"
+#include "kernels/scan/ssd_grad/steps.cuh"
 
 namespace mamba::cuda {
 
@@ -147,29 +147,35 @@ class MmaWalk {
 
   __device__ void states(std::int64_t k) {
     const std::int64_t first = k * op_.per_kept;
-    const std::int64_t last = min(first + op_.per_kept, op_.chunks) - 1;
+    const auto count = static_cast<int>(min(op_.chunks - first, std::int64_t{op_.per_kept}));
     if (is_there()) load(op_.kept_state(row_, first, first_head_ + head_));
-    if (first < last) fetch<true>(first, 0);
-    for (std::int64_t c = first;; ++c) {
-      if (is_there()) store(SsdMma::state(op_, row_, c, first_head_ + head_));
-      if (c == last) break;
-      const int buffer = static_cast<int>(c - first) % 2;
+    if (count > 1) fetch<true>(k, 0, 0);
+    for (int n = 0;; ++n) {
+      if (is_there()) store(SsdMma::state(op_, row_, first + n, first_head_ + head_));
+      if (n + 1 == count) break;
       arrive();
-      if (c + 1 < last) fetch<true>(c + 1, 1 - buffer);
-      step(SsdSteps::weights, c, buffer);
+      if (n + 2 < count) fetch<true>(k, n + 1, (n + 1) % 2);
+      step(SsdSteps::weights, first + n, n % 2);
     }
   }
   __device__ void adjoints() {
     const std::int64_t whole =
         ((op_.first_row + row_) * op_.heads + first_head_ + head_) * op_.state_size();
     if (op_.dfinal != nullptr && is_there()) load(op_.dfinal + whole);
-    if (op_.chunks > 0) fetch<false>(op_.chunks - 1, 0);
+    std::int64_t k = op_.kept - 1;
+    auto n = static_cast<int>(op_.chunks - 1 - k * op_.per_kept);
+    if (op_.chunks > 0) fetch<false>(k, n, 0);
+    int buffer = 0;
     for (std::int64_t c = op_.chunks - 1; c >= 0; --c) {
       if (is_there()) store(SsdMma::adjoint(op_, row_, c, first_head_ + head_));
-      const int buffer = static_cast<int>(op_.chunks - 1 - c) % 2;
       arrive();
-      if (c > 0) fetch<false>(c - 1, 1 - buffer);
+      if (--n < 0) {
+        n = op_.per_kept - 1;
+        --k;
+      }
+      if (c > 0) fetch<false>(k, n, 1 - buffer);
       step(SsdSteps::starts, c, buffer);
+      buffer = 1 - buffer;
     }
     if (op_.dinitial == nullptr || !is_there()) return;
     each([to = op_.dinitial + whole](int at, float& first, float& second) {
@@ -192,8 +198,9 @@ class MmaWalk {
   }
 
   template <bool kForward>
-  __device__ void fetch(std::int64_t c, int buffer) const {
-    const SsdChunk chunk = op_.chunk(c);
+  __device__ void fetch(std::int64_t k, int n, int buffer) const {
+    const SsdChunk chunk = op_.chunk(k, n);
+    const std::int64_t c = k * op_.per_kept + n;
     const std::int64_t b = op_.first_row + row_;
     const ScanTrack& x = kForward ? op_.x : op_.dy;
     const ScanTrack& B = kForward ? op_.B : op_.C;
@@ -225,14 +232,12 @@ class MmaWalk {
     if (!is_there()) return;
     const SsdSteps steps{steps_of(buffer, head_)};
     const float decay = steps.from_start(ssd_chunk - 1);
+    if (decay == 0) {
 #pragma unroll
-    for (int i = 0; i < 32; ++i) {
-      if (decay == 0) {
-        state_[i / 4][i % 4] = 0;
-      } else {
-        state_[i / 4][i % 4] *= decay;
-      }
+      for (int i = 0; i < 32; ++i) state_[i / 4][i % 4] = 0;
     }
+#pragma unroll
+    for (int i = 0; i < 32; ++i) state_[i / 4][i % 4] *= decay;
     const Lane lane;
 #pragma unroll
     for (int k = 0; k < ssd_chunk; k += 16) {

@@ -18,7 +18,7 @@
 #include <cstdint>
 
 #include "kernels/scan/scan_operands.cuh"
-#include "kernels/scan/ssd_grad.hpp"
+#include "kernels/scan/ssd_grad/ssd_grad.hpp"
 
 namespace mamba::cuda {
 
@@ -42,8 +42,9 @@ struct SsdSteps {
   __device__ float sum_rest(int i) const { return get(rests, i); }     // what f32 left out
   __device__ float slope(int i) const { return get(slopes, i); }       // d delta / d dt
   // -log L[i, j]: a difference of sums that have twice the digits, so that it has all of its own.
-  __device__ float way(int i, int j) const {
-    return fmaxf((sum(i) - sum(j)) + (sum_rest(i) - sum_rest(j)), 0.0f);
+  __device__ float way(int i, int j) const { return way(sum(i), sum_rest(i), sum(j), sum_rest(j)); }
+  static __device__ float way(float sum_i, float rest_i, float sum_j, float rest_j) {
+    return fmaxf((sum_i - sum_j) + (rest_i - rest_j), 0.0f);
   }
 };
 
@@ -80,8 +81,12 @@ struct SsdGradOperands {
   __device__ std::int64_t channels() const { return std::int64_t{heads} * head_dim; }
   __device__ std::int64_t state_size() const { return std::int64_t{head_dim} * d_state; }
   __device__ SsdChunk chunk(std::int64_t c) const {
-    const std::int64_t k = c / per_kept, inner = (c - k * per_kept) * ssd_chunk;
-    const std::int64_t start = k * kept_steps + inner;
+    const std::int64_t k = c / per_kept;
+    return chunk(k, static_cast<int>(c - k * per_kept));
+  }
+  // Chunk n of those between kept states k and k + 1.
+  __device__ SsdChunk chunk(std::int64_t k, int n) const {
+    const std::int64_t inner = std::int64_t{n} * ssd_chunk, start = k * kept_steps + inner;
     return {start,
             static_cast<int>(min(min(kept_steps - inner, time - start), std::int64_t{ssd_chunk}))};
   }

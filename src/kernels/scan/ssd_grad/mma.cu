@@ -2,7 +2,7 @@
 #include <algorithm>
 
 #include "kernels/gpu/launch.cuh"
-#include "kernels/scan/ssd_grad_mma_chunk.cuh"
+#include "kernels/scan/ssd_grad/mma_chunk.cuh"
 
 namespace mamba::cuda {
 
