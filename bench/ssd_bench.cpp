@@ -1,5 +1,6 @@
-// Ssd on the CPU: first right (some channels against a plain loop in double), then timed. Counter:
-// nanoseconds per channel and token.
+// Ssd and its gradient on the CPU: first right (some channels against a plain loop in double, the
+// gradient by what the outputs are linear in), then timed. Counter: nanoseconds per channel and
+// token.
 #include <benchmark/benchmark.h>
 #include <hwy/highway.h>
 
@@ -10,7 +11,8 @@
 #include <string>
 #include <vector>
 
-#include <mamba/ops.hpp>
+#include <mamba/detail/scan_chunk.hpp>
+#include <mamba/grad_ops.hpp>
 
 #include "random_tensor.hpp"
 
@@ -110,25 +112,125 @@ void ssd(benchmark::State& state, const Sizes& sizes, DType dtype, int threads,
   hwy::SetSupportedTargetsForTest(0);
 }
 
+// What a gradient needs beside the forward run's operands, and what comes out.
+struct Gradients {
+  Tensor dy, chunk_states, dxBC, ddt, dA_log, dD, ddt_bias;
+  mamba::Ssd forward;
+  mamba::SsdGrad backward;
+
+  Gradients(Operands& operands, DType dtype, const mamba::Stream& stream)
+      : dy(random_tensor(operands.y.shape(), dtype)),
+        dxBC(operands.xBC.shape(), dtype),
+        ddt(operands.dt.shape(), dtype),
+        dA_log(operands.A_log.shape(), DType::f32),
+        dD(operands.D.shape(), DType::f32),
+        ddt_bias(operands.D.shape(), DType::f32),
+        forward(operands.op()) {
+    forward.initial_state = {};
+    const std::int64_t steps = mamba::detail::scan_chunk_steps(forward, stream);
+    const Sizes& s = operands.sizes;
+    const std::int64_t channels = s.channels(), width = s.groups * s.d_state;
+    chunk_states = Tensor({s.batch, (s.time + steps - 1) / steps, channels, s.d_state}, DType::f32);
+    forward.chunk_states = chunk_states;
+    forward.chunk_steps = backward.chunk_steps = steps;
+    backward.x = forward.x;
+    backward.B = forward.B;
+    backward.C = forward.C;
+    backward.dt = forward.dt;
+    backward.A_log = forward.A_log;
+    backward.D = forward.D;
+    backward.dt_bias = forward.dt_bias;
+    backward.groups = forward.groups;
+    backward.chunk_states = chunk_states;
+    backward.dy = dy;
+    backward.dx = dxBC.view().columns(0, channels);
+    backward.dB = dxBC.view().columns(channels, width);
+    backward.dC = dxBC.view().columns(channels + width, width);
+    backward.ddt = ddt;
+    backward.dA_log = dA_log;
+    backward.dD = dD;
+    backward.ddt_bias = ddt_bias;
+  }
+};
+
+double product(const mamba::ConstTensorView& a, const mamba::ConstTensorView& b) {
+  const auto f32 = [](const mamba::ConstTensorView& view) {
+    Tensor dense(view.shape(), DType::f32);
+    mamba::Stream& stream = mamba::default_stream();
+    copy(view, dense, stream);
+    return dense;
+  };
+  const Tensor x = f32(a), y = f32(b);
+  double sum = 0;
+  for (std::int64_t i = 0; i < x.count(); ++i) {
+    sum += double{x.data<float>()[i]} * y.data<float>()[i];
+  }
+  return sum;
+}
+
+// y is linear in x, and y - D x in B and in C: x . dx is dy . y, and B . dB is C . dC.
+bool is_gradient(const Gradients& of, const Operands& operands) {
+  const double outputs = product(of.dy, operands.y);
+  const double size = std::sqrt(product(of.dy, of.dy) * product(operands.y, operands.y));
+  const double by_x = product(of.backward.x, of.backward.dx);
+  const double by_B = product(of.backward.B, of.backward.dB);
+  const double by_C = product(of.backward.C, of.backward.dC);
+  const double allowed = (operands.y.dtype() == DType::f32 ? 1e-5 : 4e-3) * size;
+  return std::abs(by_x - outputs) < allowed && std::abs(by_B - by_C) < allowed;
+}
+
+void ssd_grad(benchmark::State& state, const Sizes& sizes, DType dtype, int threads,
+              bool gradient) {
+  Operands operands(sizes, dtype);
+  mamba::Stream stream(mamba::Device::cpu(), threads);
+  const Gradients of(operands, dtype, stream);
+  run(of.forward, stream);
+  run(of.backward, stream);
+  if (!is_gradient(of, operands)) state.SkipWithError("wrong result");
+  const auto start = std::chrono::steady_clock::now();
+  for (auto _ : state) {
+    if (gradient) {
+      run(of.backward, stream);
+    } else {
+      run(of.forward, stream);
+    }
+  }
+  const std::chrono::duration<double, std::nano> taken = std::chrono::steady_clock::now() - start;
+  state.counters["ns_per_channel_token"] =
+      taken.count() / static_cast<double>(state.iterations() * operands.y.shape().count());
+}
+
+std::string name_of_run(const char* what, const Sizes& s, DType dtype, int threads,
+                        const char* target) {
+  return what + Shape{s.batch, s.time, s.heads, s.head_dim}.to_string() +
+         "/groups:" + std::to_string(s.groups) + "/" + name_of(dtype) + target +
+         "/threads:" + std::to_string(threads);
+}
+
 const bool registered = [] {
   struct Target {
     const char* name;
     std::int64_t mask;
   };
-  std::vector<Target> targets = {{"best", 0}};
+  std::vector<Target> targets = {{"/best", 0}};
 #if HWY_ARCH_X86
-  targets.push_back({"AVX2", HWY_AVX2 | HWY_STATIC_TARGET});
+  targets.push_back({"/AVX2", HWY_AVX2 | HWY_STATIC_TARGET});
 #endif
-  for (const Target& target : targets) {
-    for (DType dtype : {DType::f32, DType::bf16}) {
-      for (const Sizes& s :
-           {Sizes{1, 512, 24, 1}, Sizes{4, 128, 64, 8}, Sizes{1, 8, 24, 1}, Sizes{1, 1, 24, 1}}) {
-        for (int threads : {1, 2}) {
-          const std::string name = "ssd/" +
-                                   Shape{s.batch, s.time, s.heads, s.head_dim}.to_string() +
-                                   "/groups:" + std::to_string(s.groups) + "/" + name_of(dtype) +
-                                   "/" + target.name + "/threads:" + std::to_string(threads);
+  for (DType dtype : {DType::f32, DType::bf16}) {
+    for (int threads : {1, 2}) {
+      for (const Target& target : targets) {
+        for (const Sizes& s :
+             {Sizes{1, 512, 24, 1}, Sizes{4, 128, 64, 8}, Sizes{1, 8, 24, 1}, Sizes{1, 1, 24, 1}}) {
+          const std::string name = name_of_run("ssd/", s, dtype, threads, target.name);
           benchmark::RegisterBenchmark(name.c_str(), ssd, s, dtype, threads, target.mask)
+              ->UseRealTime();
+        }
+      }
+      for (const Sizes& s : {Sizes{1, 512, 24, 1}, Sizes{4, 128, 64, 8}}) {
+        for (const bool gradient : {false, true}) {
+          const char* what = gradient ? "train_ssd_grad/" : "train_ssd/";
+          const std::string name = name_of_run(what, s, dtype, threads, "");
+          benchmark::RegisterBenchmark(name.c_str(), ssd_grad, s, dtype, threads, gradient)
               ->UseRealTime();
         }
       }

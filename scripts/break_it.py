@@ -143,6 +143,13 @@ BREAKS = {
     "a segment after a reset starts from the chunk's state": (
         "src/host/ops/scan/selective_scan_grad.cpp", "segment(chunk, t, end - t, resets.at(t));",
         "segment(chunk, t, end - t, false);", "SelectiveScanGrad*"),
+    "a gradient crosses a reset of an Ssd": (
+        "src/host/ops/scan/ssd_grad.cpp", "G_is_zero_ = reset;", "G_is_zero_ = false;", "SsdGrad*"),
+    "an Ssd's decay learns from the step's own input": (
+        "src/host/ops/scan/ssd_grad_chunk-inl.h", "static_cast<std::size_t>(i - j))", "static_cast<std::size_t>(i - j + 1))",
+        "SsdGrad*"),
+    "an Ssd's dt learns beyond its upper limit": (
+        "src/host/ops/scan/ssd_grad_chunk-inl.h", "hn::Ge(delta,", "hn::Gt(delta,", "SsdGrad*"),
     "the conv's final gradient crosses a reset": (
         "src/host/ops/conv/causal_conv_grad.cpp", "limit_ == time_ && t >= time_ - past_", "t >= time_ - past_",
         "CausalConvGrad*"),

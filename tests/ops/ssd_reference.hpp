@@ -20,9 +20,9 @@ struct SsdRounding {
   // round relative to the magnitude of their terms, and an exponent between two steps is a sum too.
   std::int64_t chunk = 0;
   // What the factors of y's products are rounded to, relative: the decayed scores, and the states
-  // that C reads.
+  // that C reads. In the gradient, those of everything that comes out of products.
   double y_unit = 0;
-  // The same of what is summed into a state: decayed delta x (or B).
+  // The same of what is summed into a state, decayed delta x (or B), or into its gradient.
   double state_unit = 0;
 };
 

@@ -58,8 +58,9 @@ void pad(const Ssd& op, std::int64_t b) {
 }  // namespace
 
 // The gradient recomputes the states of the chunks between. With 24 heads of 64 channels and 128
-// states, keeping one every 64 steps takes a fifth more time than keeping none, and one every 256
-// nothing that can be measured.
+// states the forward run takes a fifth longer with one kept every 64 steps than with none, and no
+// longer with one every 256; the gradient takes 14 ms instead of 17 for 512 steps. Together they
+// take the same within a tenth for 64 to 512, and memory is what a longer chunk saves.
 std::int64_t scan_chunk_steps(const Ssd&, const Stream&) { return 4 * ssd_chunk; }
 
 bool can_run(const Ssd& op, SsdPlan plan) { return plan == SsdPlan::steps || !op.step_states; }
