@@ -1,4 +1,4 @@
-// One layer: weights inside, memory outside. What it computes is its mixer's: mamba1.hpp.
+// One layer: weights inside, memory outside. What it computes: mamba1.hpp and mamba2.hpp.
 #pragma once
 
 #include <cstdint>

@@ -257,13 +257,20 @@ def ablations(model: Model, weights: Weights) -> dict[str, tuple[PlainMamba2, fl
         index = np.concatenate([np.arange(first, first + count) for first, count in order])
         return lambda matrix: matrix[np.concatenate([index, np.arange(len(index), len(matrix))])]
 
-    def without_C(in_proj: np.ndarray) -> np.ndarray:
-        row = np.arange(len(in_proj))
-        keep = (row < 2 * d_inner + states) | (row >= 2 * d_inner + 2 * states)
-        return in_proj * (keep[:, None] if in_proj.ndim > 1 else keep)
+    def without_C() -> PlainMamba2:  # which is zero where nothing of it comes into its convolution or out
+        rows, changed = slice(2 * d_inner + states, 2 * d_inner + 2 * states), {}
+        for name, weight in weights.items():
+            changed[name] = weight.copy()
+            if name.endswith(("in_proj.weight", "in_proj.bias")):
+                changed[name][rows] = 0
+            if name.endswith("conv1d.bias"):
+                changed[name][d_inner + states :] = 0
+        return plain_model(model, changed)
 
     z, x, B, C = (0, d_inner), (d_inner, d_inner), (2 * d_inner, states), (2 * d_inner + states, states)
+    taps = np.arange(model.d_conv) == model.d_conv - 1
     wrong = {
+        "no ssm": (without_C(), 0.05),
         "B and C swapped": (replaced("in_proj.weight", rows_moved([z, x, C, B])), 0.02),
         "x and z swapped": (replaced("in_proj.weight", rows_moved([x, z, B, C])), 0.05),
         "no memory in the ssm": (replaced("A_log", lambda a: a + 20.0), 0.02),
@@ -273,7 +280,7 @@ def ablations(model: Model, weights: Weights) -> dict[str, tuple[PlainMamba2, fl
         "gate on the other side": (plain_model(model, weights, norm_before_gate=not model.norm_before_gate), 0.05),
         "weights of the layers' norms 1": (replaced(".norm.weight", np.ones_like), 0.01),
         "weight of the last norm 1": (replaced("norm_f.weight", np.ones_like), 0.01),
-        "conv sees the last input only": (replaced("conv1d.weight", lambda w: w * (np.arange(model.d_conv) == model.d_conv - 1)), 0.05),
+        "conv sees the last input only": (replaced("conv1d.weight", lambda w: w * taps), 0.05),
     }  # fmt: skip
     if model.groups > 1:
         wrong["norm over the whole width"] = (plain_model(model, weights, norm_groups=1), 1e-3)

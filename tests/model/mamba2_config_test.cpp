@@ -288,6 +288,30 @@ TEST(Mamba2Config, SavingAMambaSsmFileTranslatesIt) {
   EXPECT_EQ(saved["mamba_cpp"], json::parse(R"({"vocab_size": 50277, "norm_before_gate": true})"));
 }
 
+// Damage is never more than a FormatError, and what is read is written so that it is read again.
+TEST(Mamba2Config, DamagedTextIsRefusedOrKept) {
+  testing::Random random(1);
+  for (const std::string source : {codestral, mamba2_130m}) {
+    int refused = 0;
+    for (int trial = 0; trial < 3000; ++trial) {
+      std::string damaged = source;
+      for (int change = 0; change < 2; ++change) {
+        const auto at = static_cast<std::size_t>(
+            random.integer(0, static_cast<std::int64_t>(damaged.size()) - 1));
+        damaged[at] = "0-e.\"{}[],19"[random.integer(0, 11)];
+      }
+      try {
+        const LanguageModelConfig config = parse_config(damaged, "c");
+        expect_equal(parse_config(to_json(config), "c"), config);
+      } catch (const FormatError&) {
+        ++refused;
+      }
+    }
+    EXPECT_GT(refused, 1000);
+    EXPECT_LT(refused, 3000);
+  }
+}
+
 // An epsilon of the mixer's norm alone, and a width that no multiple of d_model is.
 TEST(Mamba2Config, OptionsOfOurOwnAreUnderOneKey) {
   LanguageModelConfig config;

@@ -696,9 +696,15 @@ TEST_F(MambaLm, info_tells_the_architecture) {
   const Finished finished = run({"info", golden_folder("mamba2_groups")});
   ASSERT_EQ(finished.code, 0) << finished.err;
   const std::vector<std::pair<const char*, const char*>> expected = {
-      {"architecture", "Mamba2"}, {"d_inner", "48"},      {"d_state", "8"}, {"heads", "6"},
-      {"head_dim", "8"},          {"groups", "3"},        {"d_conv", "4"},
-      {"dt_rank", "(no line dt_rank)"}, {"bytes of state", "5376"}};
+      {"architecture", "Mamba2"},
+      {"d_inner", "48"},
+      {"d_state", "8"},
+      {"heads", "6"},
+      {"head_dim", "8"},
+      {"groups", "3"},
+      {"d_conv", "4"},
+      {"dt_rank", "(no line dt_rank)"},
+      {"bytes of state", "5376"}};
   for (const auto& [name, value] : expected) EXPECT_EQ(value_of(finished.out, name), value) << name;
 }
 

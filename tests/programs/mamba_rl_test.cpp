@@ -85,7 +85,7 @@ TEST_F(MambaRl, MetricsNameTheTask) {
 
 TEST_F(MambaRl, ResumedIsTheSameToTheByte) {
   everywhere([&] {
-    for (const std::string controller : {"mamba", "gru"}) {
+    for (const std::string controller : {"mamba", "mamba2", "gru"}) {
       const Arguments flags = {"--controller", controller, "--total-updates", "9"};
       const auto with = [&](Arguments more) {
         more.insert(more.end(), flags.begin(), flags.end());

@@ -88,6 +88,31 @@ TEST_F(TrainLm, ResumedIsTheSameToTheByte) {
   });
 }
 
+TEST_F(TrainLm, TheArchitectureIsChosen) {
+  everywhere([&] {
+    mamba::testing::clear(folder_);
+    write("text", text_);
+    const auto mamba2 = [&](const std::string& out, Arguments more) {
+      more.insert(more.end(), {"--architecture", "mamba2", "--head-dim", "8", "--groups", "2"});
+      return train(out, more);
+    };
+    const Finished whole = mamba2("whole", {});
+    EXPECT_EQ(whole.code, 0) << whole.err;
+    const std::string metrics = read_file(file("whole/metrics.jsonl"));
+    EXPECT_LT(std::stod(metrics.substr(metrics.rfind("bits_per_byte\": ") + 16)), 4);
+    EXPECT_EQ(mamba2("parts", {"--stop-at", "13"}).code, 0);
+    EXPECT_EQ(mamba2("parts", {"--resume"}).code, 0);
+    EXPECT_EQ(read_file(file("parts/model.safetensors")),
+              read_file(file("whole/model.safetensors")));
+    const Finished info = run({"info", file("whole")});
+    EXPECT_THAT(info.out, HasSubstr("Mamba2"));
+    EXPECT_EQ(run({"generate", file("whole"), "--prompt", "one two", "-n", "9"}).out.size(), 9u);
+  });
+  expect_error(train("other", {"--architecture", "lstm"}), "--architecture");
+  expect_error(train("other", {"--architecture", "mamba2", "--head-dim", "5"}),
+               "head_dim: expected a divisor of d_inner, 32, got 5");
+}
+
 TEST_F(TrainLm, AFolderIsItsFilesAndASeparatorCutsThem) {
   fs::create_directories(folder_.path() / "texts");
   write("texts/a", std::string(500, 'a') + "@@" + std::string(500, 'b'));

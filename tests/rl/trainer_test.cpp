@@ -104,7 +104,6 @@ TEST_EACH(RlTrainer, GradientsAcrossChunksAreThoseOfTheWhole, Device device) {
       TrainerOptions options = small(controller, 10);
       options.device = device;
       options.curriculum = false;
-      options.controller.memory = 20;  // so that much is remembered from chunk to chunk
       options.chunks = chunks;
       options.chunk_len = 24 / chunks;
       options.across_chunks = across;
@@ -116,6 +115,7 @@ TEST_EACH(RlTrainer, GradientsAcrossChunksAreThoseOfTheWhole, Device device) {
       // After one step the first moment is a tenth of the gradient.
       return saved(folder.file("checkpoint"), "m.encoder");
     };
+    SCOPED_TRACE(controller);
     const std::vector<double> whole = gradients(1, false);
     EXPECT_LE(relative_error(gradients(3, true), whole), 1e-5);
     EXPECT_GE(relative_error(gradients(3, false), whole), 1e-3);

@@ -28,6 +28,8 @@ mamba::LayerConfig layer_config(const ControllerConfig& config) {
   layer.use_conv_bias = false;
   layer.initial_D = 0;
   layer.norm_before_gate = mamba2;
+  // Fresh B and C are small, and so is what is read; with 1e-5 it stays so, and nothing is learned.
+  if (mamba2) layer.gated_norm_epsilon = 1e-8f;
   layer.norm_dt_b_c = layer.gated_norm = !mamba2;
   return layer;
 }
