@@ -30,12 +30,12 @@ BREAKS = {
         "src/host/ops/vector_math-inl.h", "hn::Set(d, -0x1.ffffd2p-2f)", "hn::Set(d, -0x1.fff0p-2f)",
         "SelectiveScan*:VectorMath*"),
     "an Ssd's heads take B and C of the wrong group": (
-        "src/host/ops/scan/ssd_chunks-inl.h", "column = item_.group * sizes_.d_state;",
+        "src/host/ops/ssd/ssd_chunks-inl.h", "column = item_.group * sizes_.d_state;",
         "column = item_.head % sizes_.groups * sizes_.d_state;", "Ssd.*"),
     "the last, shorter chunk of an Ssd leaves the state as it was": (
-        "src/host/ops/scan/ssd_chunks-inl.h", "    advance(steps, k);\n", "    if (steps == ssd_chunk) advance(steps, k);\n", "Ssd.*"),
+        "src/host/ops/ssd/ssd_chunks-inl.h", "    advance(steps, k);\n", "    if (steps == ssd_chunk) advance(steps, k);\n", "Ssd.*"),
     "an Ssd's dt has no upper limit": (
-        "src/host/ops/scan/ssd_head-inl.h", "at_most(d, at_least(d, op.softplus ? softplus(d, v) : v, op.dt_low), op.dt_high);",
+        "src/host/ops/ssd/ssd_head-inl.h", "at_most(d, at_least(d, op.softplus ? softplus(d, v) : v, op.dt_low), op.dt_high);",
         "at_least(d, op.softplus ? softplus(d, v) : v, op.dt_low);", "Ssd.*"),
     "conv looks one step across a reset": (
         "src/host/ops/conv/causal_conv.cpp", "if (t < start_) return zeros_;", "if (t < start_ - 1) return zeros_;",
@@ -144,12 +144,12 @@ BREAKS = {
         "src/host/ops/scan/selective_scan_grad.cpp", "segment(chunk, t, end - t, resets.at(t));",
         "segment(chunk, t, end - t, false);", "SelectiveScanGrad*"),
     "a gradient crosses a reset of an Ssd": (
-        "src/host/ops/scan/ssd_grad.cpp", "G_is_zero_ = reset;", "G_is_zero_ = false;", "SsdGrad*"),
+        "src/host/ops/ssd/ssd_grad.cpp", "G_is_zero_ = reset;", "G_is_zero_ = false;", "SsdGrad*"),
     "an Ssd's decay learns from the step's own input": (
-        "src/host/ops/scan/ssd_grad_chunk-inl.h", "static_cast<std::size_t>(i - j))", "static_cast<std::size_t>(i - j + 1))",
+        "src/host/ops/ssd/ssd_grad_chunk-inl.h", "static_cast<std::size_t>(i - j))", "static_cast<std::size_t>(i - j + 1))",
         "SsdGrad*"),
     "an Ssd's dt learns beyond its upper limit": (
-        "src/host/ops/scan/ssd_grad_chunk-inl.h", "hn::Ge(delta,", "hn::Gt(delta,", "SsdGrad*"),
+        "src/host/ops/ssd/ssd_grad_chunk-inl.h", "hn::Ge(delta,", "hn::Gt(delta,", "SsdGrad*"),
     "the conv's final gradient crosses a reset": (
         "src/host/ops/conv/causal_conv_grad.cpp", "limit_ == time_ && t >= time_ - past_", "t >= time_ - past_",
         "CausalConvGrad*"),

@@ -28,7 +28,7 @@ HOST = {
     "generate": {"core", "files", "model"},
     "ops": {"core"},
 }
-FAMILIES = {"scan", "conv", "matmul", "norm", "sample", "train", "memory"}  # of operations, on both devices
+FAMILIES = {"scan", "ssd", "conv", "matmul", "norm", "sample", "train", "memory"}  # of operations, on both devices
 KERNELS = {"gpu": set(), **{family: {"gpu"} for family in FAMILIES},
            "step": {"gpu", "scan", "conv", "matmul", "norm"}}
 HOST_OPS = {".": set(), **{family: {"."} for family in FAMILIES}}  # "." is src/host/ops itself

@@ -10,7 +10,7 @@
 #include <mamba/ops.hpp>
 
 #include "each.hpp"
-#include "host/ops/scan/ssd.hpp"
+#include "host/ops/ssd/ssd.hpp"
 #include "ops/scan_inputs.hpp"
 #include "ops/ssd_reference.hpp"
 #include "testing.hpp"

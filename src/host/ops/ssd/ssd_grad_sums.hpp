@@ -9,7 +9,7 @@
 
 #include "detail/stream_access.hpp"
 #include "detail/visit.hpp"
-#include "host/ops/scan/ssd_items.hpp"
+#include "host/ops/ssd/ssd_items.hpp"
 
 namespace mamba::host {
 

@@ -15,8 +15,8 @@
 #include <cstdint>
 #include <utility>
 
-#include "host/ops/scan/ssd_head-inl.h"
-#include "host/ops/scan/ssd_product-inl.h"
+#include "host/ops/ssd/ssd_head-inl.h"
+#include "host/ops/ssd/ssd_product-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace mamba::host::HWY_NAMESPACE {

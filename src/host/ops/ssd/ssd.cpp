@@ -1,19 +1,19 @@
 // Ssd on the CPU: which plan, cut how over threads. Items share no sum, so neither the number of
 // threads nor the company in the batch can change a bit.
-#include "host/ops/scan/ssd.hpp"
+#include "host/ops/ssd/ssd.hpp"
 
 #include <cstring>
 
 #include "detail/backend.hpp"
 #include "detail/visit.hpp"
-#include "host/ops/scan/ssd_items.hpp"
+#include "host/ops/ssd/ssd_items.hpp"
 
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "host/ops/scan/ssd.cpp"
+#define HWY_TARGET_INCLUDE "host/ops/ssd/ssd.cpp"
 #include <hwy/foreach_target.h>
 
-#include "host/ops/scan/ssd_chunks-inl.h"
-#include "host/ops/scan/ssd_steps-inl.h"
+#include "host/ops/ssd/ssd_chunks-inl.h"
+#include "host/ops/ssd/ssd_steps-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace mamba::host::HWY_NAMESPACE {

@@ -13,7 +13,7 @@
 #include <cstdint>
 
 #include "host/ops/channels-inl.h"
-#include "host/ops/scan/ssd_items.hpp"
+#include "host/ops/ssd/ssd_items.hpp"
 
 HWY_BEFORE_NAMESPACE();
 namespace mamba::host::HWY_NAMESPACE {

@@ -27,8 +27,8 @@
 
 #include <mamba/grad_ops.hpp>
 
-#include "host/ops/scan/ssd_head-inl.h"
-#include "host/ops/scan/ssd_product-inl.h"
+#include "host/ops/ssd/ssd_head-inl.h"
+#include "host/ops/ssd/ssd_product-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace mamba::host::HWY_NAMESPACE {

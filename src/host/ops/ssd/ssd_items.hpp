@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "host/ops/scan/ssd.hpp"
+#include "host/ops/ssd/ssd.hpp"
 #include "host/ops/sequence.hpp"
 
 namespace mamba::host {

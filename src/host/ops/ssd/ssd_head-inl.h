@@ -12,7 +12,7 @@
 #include <limits>
 
 #include "host/ops/channels-inl.h"
-#include "host/ops/scan/ssd_items.hpp"
+#include "host/ops/ssd/ssd_items.hpp"
 #include "host/ops/vector_math-inl.h"
 
 HWY_BEFORE_NAMESPACE();

@@ -13,7 +13,7 @@
 #include <cstring>
 #include <utility>
 
-#include "host/ops/scan/ssd_head-inl.h"
+#include "host/ops/ssd/ssd_head-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace mamba::host::HWY_NAMESPACE {

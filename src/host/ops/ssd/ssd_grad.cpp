@@ -2,7 +2,7 @@
 // the beginnings of its own chunks, which are computed again. Items are cut by shapes alone: the
 // same bits for any number of threads.
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "host/ops/scan/ssd_grad.cpp"
+#define HWY_TARGET_INCLUDE "host/ops/ssd/ssd_grad.cpp"
 #include <hwy/foreach_target.h>
 
 #include <algorithm>
@@ -10,8 +10,8 @@
 
 #include "detail/backend.hpp"
 #include "detail/visit.hpp"
-#include "host/ops/scan/ssd_grad_chunk-inl.h"
-#include "host/ops/scan/ssd_grad_sums.hpp"
+#include "host/ops/ssd/ssd_grad_chunk-inl.h"
+#include "host/ops/ssd/ssd_grad_sums.hpp"
 
 HWY_BEFORE_NAMESPACE();
 namespace mamba::host::HWY_NAMESPACE {
