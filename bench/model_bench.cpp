@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <chrono>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -18,19 +19,23 @@ namespace {
 using namespace mamba;
 using mamba::bench::random_tensor;
 
-LanguageModelConfig shape_130m() {
+LanguageModelConfig shape_130m(MixerKind mixer) {
   LanguageModelConfig config;
+  config.layer.mixer = mixer;
   config.layer.d_model = 768;
   config.n_layer = 24;
   config.vocab_size = 50280;
   return config;
 }
 
-const LanguageModel& model_130m(DType dtype) {
-  static const LanguageModel f32 = LanguageModel::random(shape_130m(), 1);
-  if (dtype == DType::f32) return f32;
-  static const LanguageModel half = LanguageModel::random(shape_130m(), 1, DType::bf16);
-  return half;
+// The last one made.
+const LanguageModel& model_130m(DType dtype, MixerKind mixer = MixerKind::mamba1) {
+  static std::unique_ptr<LanguageModel> model;
+  if (model == nullptr || model->dtype() != dtype || model->config().layer.mixer != mixer) {
+    model = nullptr;
+    model = std::make_unique<LanguageModel>(LanguageModel::random(shape_130m(mixer), 1, dtype));
+  }
+  return *model;
 }
 
 double seconds_now() {
@@ -50,10 +55,10 @@ Tensor some_ids(std::int64_t time) {
   return Tensor::from(ids, {1, time});
 }
 
-// One token at a time, alternating with a plain read of all weights, so that both see the same
-// machine.
-void model_decode(benchmark::State& bench, DType dtype) {
-  const LanguageModel& model = model_130m(dtype);
+// One token at a time, alternating with a plain read of all weights and states, so that both see
+// the same machine.
+void model_decode(benchmark::State& bench, DType dtype, MixerKind mixer) {
+  const LanguageModel& model = model_130m(dtype, mixer);
   Stream stream(Device::cpu(), static_cast<int>(bench.range(0)));
   StackState state = model.make_state(1);
   Tensor logits({1, model.config().vocab_size}, DType::f32);
@@ -64,6 +69,10 @@ void model_decode(benchmark::State& bench, DType dtype) {
     weights.push_back(tensor);
     bytes += static_cast<double>(tensor.bytes());
   });
+  for (const MambaState& layer : state.layers) {
+    weights.push_back(layer.ssm);
+    bytes += static_cast<double>(layer.ssm.bytes());
+  }
   for (int i = 0; i < 3; ++i) model.forward(id, state, Logits::last(logits), stream);
   std::vector<double> reads;
   std::vector<double> steps;
@@ -109,8 +118,8 @@ class Products {
 
 // A prompt of 512 tokens, the logits of its last position, alternating with the layers' products
 // alone.
-void model_prefill(benchmark::State& bench, DType dtype) {
-  const LanguageModel& model = model_130m(dtype);
+void model_prefill(benchmark::State& bench, DType dtype, MixerKind mixer) {
+  const LanguageModel& model = model_130m(dtype, mixer);
   Stream stream(Device::cpu(), static_cast<int>(bench.range(0)));
   StackState state = model.make_state(1);
   Tensor logits({1, model.config().vocab_size}, DType::f32);
@@ -155,29 +164,19 @@ void layer_time_0(benchmark::State& bench) {
   for (auto _ : bench) layer.forward(x, state, y, stream);
 }
 
-BENCHMARK_CAPTURE(model_decode, f32, DType::f32)
-    ->Arg(1)
-    ->Arg(2)
-    ->UseManualTime()
-    ->Unit(benchmark::kMillisecond)
-    ->MinTime(3);
-BENCHMARK_CAPTURE(model_decode, bf16, DType::bf16)
-    ->Arg(1)
-    ->Arg(2)
-    ->UseManualTime()
-    ->Unit(benchmark::kMillisecond)
-    ->MinTime(3);
-BENCHMARK_CAPTURE(model_prefill, f32, DType::f32)
-    ->Arg(1)
-    ->Arg(2)
-    ->UseManualTime()
-    ->Unit(benchmark::kMillisecond)
-    ->MinTime(3);
-BENCHMARK_CAPTURE(model_prefill, bf16, DType::bf16)
-    ->Arg(2)
-    ->UseManualTime()
-    ->Unit(benchmark::kMillisecond)
-    ->MinTime(3);
+void threads(benchmark::internal::Benchmark* bench, std::initializer_list<int> counts) {
+  for (const int count : counts) bench->Arg(count);
+  bench->UseManualTime()->Unit(benchmark::kMillisecond)->MinTime(3);
+}
+void one_and_two(benchmark::internal::Benchmark* bench) { threads(bench, {1, 2}); }
+void two(benchmark::internal::Benchmark* bench) { threads(bench, {2}); }
+
+BENCHMARK_CAPTURE(model_decode, f32, DType::f32, MixerKind::mamba1)->Apply(one_and_two);
+BENCHMARK_CAPTURE(model_decode, bf16, DType::bf16, MixerKind::mamba1)->Apply(one_and_two);
+BENCHMARK_CAPTURE(model_prefill, f32, DType::f32, MixerKind::mamba1)->Apply(one_and_two);
+BENCHMARK_CAPTURE(model_prefill, bf16, DType::bf16, MixerKind::mamba1)->Apply(two);
+BENCHMARK_CAPTURE(model_decode, mamba2_f32, DType::f32, MixerKind::mamba2)->Apply(two);
+BENCHMARK_CAPTURE(model_prefill, mamba2_f32, DType::f32, MixerKind::mamba2)->Apply(two);
 BENCHMARK(clone_after_chunk)->Unit(benchmark::kMicrosecond);
 BENCHMARK(layer_time_0);
 
