@@ -7,11 +7,13 @@
 namespace mamba::cuda {
 
 bool can_run(const Ssd& op, SsdPlan plan, const Limits& device) {
+  if (plan == SsdPlan::step) return op.x.dim(1) == 1 && !op.chunk_states;
   return plan == SsdPlan::steps ||
          (can_chunk(op) && ssd_chunks_bytes(op, {}) <= device.shared_memory);
 }
 
 SsdPlan plan(const Ssd& op, const Limits& device) {
+  if (can_run(op, SsdPlan::step, device)) return SsdPlan::step;
   constexpr std::int64_t few = 32;  // steps
   return op.x.dim(1) >= few && can_run(op, SsdPlan::chunks, device) ? SsdPlan::chunks
                                                                     : SsdPlan::steps;
@@ -26,11 +28,19 @@ SsdGeometry geometry(const Ssd& op, const Limits& device) {
 
 void run_ssd(const Ssd& op, Stream& stream, SsdPlan plan, const SsdGeometry& geometry) {
   if (!can_run(op, plan, limits(stream.device(), "ssd"))) {
-    throw ArgumentError("ssd", "plan", "one that can do this operation", "chunks");
+    throw ArgumentError("ssd", "plan", "one that can do this operation",
+                        plan == SsdPlan::step ? "one step" : "chunks");
   }
   if (op.x.dim(0) == 0) return;
   const OnDevice current(stream.device(), "ssd");
-  plan == SsdPlan::steps ? ssd_steps(op, stream) : ssd_chunks(op, stream, geometry);
+  switch (plan) {
+    case SsdPlan::step:
+      return ssd_step(op, stream);
+    case SsdPlan::steps:
+      return ssd_steps(op, stream);
+    case SsdPlan::chunks:
+      return ssd_chunks(op, stream, geometry);
+  }
 }
 void run_ssd(const Ssd& op, Stream& stream, SsdPlan plan) {
   run_ssd(op, stream, plan, geometry(op, limits(stream.device(), "ssd")));

@@ -18,6 +18,7 @@ struct SsdChunkCut {
   int blocks;          // of a group
   int segments;        // runs of chunks that are walked at the same time
   int segment_chunks;  // of each, but the last may have fewer
+  int kept;            // chunks between two states that are kept; 0: none are
 
   int warps() const { return heads * slices; }
 };
@@ -65,8 +66,8 @@ struct SsdBlock {
   int warp, head, p;                    // head: of the warp, from head0 on; p: its first channel
   int chunk, end;                       // the one at hand; one past the last
   int stage = 0;                        // which of two buffers the chunk is in
-  bool works;
-  float S[N / 8][4];  // of channels g and g + 8, states 8 k + 2 q and + 1
+  bool works, prepares;                 // whether the warp has channels; the first of its head
+  float S[N / 8][4];                    // of channels g and g + 8, states 8 k + 2 q and + 1
 
   __device__ SsdBlock(const SsdOperands& operands, const SsdChunkCut& chunk_cut,
                       const Layout& places, char* shared)
@@ -84,6 +85,7 @@ struct SsdBlock {
     head = warp / cut.slices;
     p = first_p() + warp % cut.slices * ssd_slice;
     works = head < heads && p < op.head_dim;
+    prepares = works && warp % cut.slices == 0;
     chunk = segment * cut.segment_chunks;
     end = min(chunk + cut.segment_chunks, static_cast<int>((op.time + ssd_chunk - 1) / ssd_chunk));
   }
@@ -93,7 +95,6 @@ struct SsdBlock {
   // Of each head, in this block.
   __device__ int channels() const { return min(cut.slices * ssd_slice, op.head_dim - first_p()); }
   __device__ int global_head() const { return head0 + head; }
-  __device__ bool prepares() const { return works && warp % cut.slices == 0; }
   __device__ std::int64_t first_step(int of) const { return std::int64_t{of} * ssd_chunk; }
   __device__ int steps_there(int of) const {
     return static_cast<int>(min(op.time - first_step(of), std::int64_t{ssd_chunk}));
@@ -111,19 +112,24 @@ struct SsdBlock {
     return reinterpret_cast<SsdSteps*>(memory + layout.steps_at)[s * cut.heads + h];
   }
   __device__ const SsdResets& resets(int s) const { return steps(s, 0).resets; }  // of all heads
-  __device__ unsigned long long* poison() const {
-    return reinterpret_cast<unsigned long long*>(memory + layout.poison_at) + warp * ssd_slice;
+  __device__ unsigned* poison() const {  // two words of steps for each of the warp's channels
+    return reinterpret_cast<unsigned*>(memory + layout.poison_at) + 2 * warp * ssd_slice;
   }
 
+  // A thread has a piece of 16 bytes in every so many rows.
   __device__ void copy_states(const SsdTrack& from, T* to, int of) const {
     constexpr int pieces = N / 8;
-    const int there = steps_there(of);
-    const T* first = from.at<T>(b, first_step(of)) + op.first_state(group);
-    for (int i = static_cast<int>(threadIdx.x); i < ssd_chunk * pieces;
-         i += static_cast<int>(blockDim.x)) {
-      const int row = i / pieces, column = i % pieces * 8;
-      const T* at = first + (row < there ? row : 0) * from.step_pitch + column;
-      copy_16_bytes(to + row * pitch + column, at, row < there ? 16 : 0);
+    const int there = steps_there(of), apart = static_cast<int>(blockDim.x) / pieces;
+    const int row0 = static_cast<int>(threadIdx.x) / pieces;
+    const int column = static_cast<int>(threadIdx.x) % pieces * 8;
+    if (row0 >= apart) return;
+    const T* at = from.at<T>(b, first_step(of) + row0) + op.first_state(group) + column;
+    T* place = to + row0 * pitch + column;
+    for (int row = row0; row < ssd_chunk; row += apart) {
+      const bool is_there = row < there;
+      copy_16_bytes(place, is_there ? at : static_cast<const T*>(from.data), is_there ? 16 : 0);
+      at += apart * from.step_pitch;
+      place += apart * pitch;
     }
   }
   // Half a row of the warp's columns, of sixteen rows, is a lane's.
@@ -164,11 +170,12 @@ struct SsdBlock {
       f(at + 8 * N + 8 * k, S[k][2], S[k][3]);
     }
   }
+  // Not by selecting, which would need as many registers again.
   __device__ void clear_state() {
 #pragma unroll
     for (int k = 0; k < N / 8; ++k) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) S[k][i] = 0;
+      for (int i = 0; i < 4; ++i) make_zero(S[k][i]);
     }
   }
   __device__ void load_state(const float* from, std::int64_t row) {

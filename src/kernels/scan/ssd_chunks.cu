@@ -28,19 +28,16 @@ __global__ void __launch_bounds__(32 * ssd_most_warps, N <= 128 ? 2 : 1)
     return;
   }
   if (op.time > 0) block.begin();
-  const bool zero = op.initial == nullptr || rows.read < 0;
-  if (block.works && segments.states != nullptr) {
-    block.load_state(segments.states, std::int64_t{block.b} * cut.segments + block.segment);
-  } else if (block.works && !zero) {
-    block.load_state(op.initial, rows.read);
-  } else {
-    block.clear_state();
-  }
+  const bool segmented = segments.states != nullptr;
+  const float* from = segmented ? segments.states : op.initial;
+  const std::int64_t row =
+      segmented ? std::int64_t{block.b} * cut.segments + block.segment : rows.read;
+  block.clear_state();
+  if (block.works && from != nullptr && row >= 0) block.load_state(from, row);
   block.walk();
-  const bool ends = block.segment + 1 == cut.segments && block.works;
-  if (ends && op.final_state != nullptr && rows.write >= 0) {
-    block.keep_state(op.final_state, rows.write);
-  }
+  if (block.segment + 1 != cut.segments || !block.works || op.final_state == nullptr) return;
+  const std::int64_t write = op.rows(block.b).write;  // read again, for it took two registers
+  if (write >= 0) block.keep_state(op.final_state, write);
 }
 
 // Of every segment but the last.
@@ -135,6 +132,7 @@ SsdChunkCut cut_of(const Ssd& op, const SsdGeometry& geometry) {
   const auto chunks = static_cast<int>((op.x.dim(1) + ssd_chunk - 1) / ssd_chunk);
   cut.segment_chunks = std::max(1, (chunks + geometry.segments - 1) / geometry.segments);
   cut.segments = std::max(1, (chunks + cut.segment_chunks - 1) / cut.segment_chunks);
+  cut.kept = op.chunk_states ? static_cast<int>(op.chunk_steps / ssd_chunk) : 0;
   return cut;
 }
 

@@ -5,6 +5,7 @@
 
 namespace mamba::cuda {
 
+void ssd_step(const Ssd& op, Stream& stream);
 void ssd_steps(const Ssd& op, Stream& stream);
 void ssd_chunks(const Ssd& op, Stream& stream, const SsdGeometry& geometry);
 // Whether its sizes, dtype and memory allow chunks, and the shared memory of their blocks.
