@@ -104,7 +104,8 @@ struct SelectiveScan {
 // the published [rows, heads, head_dim, d_state].
 //
 // A few steps are walked one by one, many are products of matrices over chunks; so a sequence cut
-// elsewhere may differ in its last bits.
+// elsewhere may differ in its last bits. With step_states all steps are walked one by one, which
+// takes longer where they are many, and y may differ in its last bits from that without.
 struct Ssd {
   ConstTensorView x;              // [batch, time, channels] T
   ConstTensorView dt;             // [batch, time, heads] T

@@ -51,6 +51,26 @@ TEST_EACH(BadCallsOfOps, SelectiveScanGrad, Device device) {
                               options);
 }
 
+TEST_EACH(BadCallsOfOps, SsdGrad, Device device) {
+  using Op = SsdGrad;
+  Op options;
+  options.chunk_steps = 256;
+  expect_refused_operands<Op>(
+      device, 125, "ssd_grad",
+      {OPERAND(Op, x, Shape{2, 3, 8}), OPERAND(Op, dt, Shape{2, 3, 4}),
+       OPERAND(Op, A_log, Shape{4}), OPERAND(Op, B, Shape{2, 3, 5}), OPERAND(Op, C, Shape{2, 3, 5}),
+       OPERAND(Op, D, Shape{4}), OPERAND(Op, dt_bias, Shape{4}),
+       OPERAND(Op, reset, Shape{2, 3}, i32, optional), OPERAND(Op, chunk_states, Shape{2, 1, 8, 5}),
+       OPERAND(Op, dy, Shape{2, 3, 8}),
+       OPERAND(Op, dfinal_state, Shape{2, 8, 5}, f32, optional | dense),
+       OPERAND(Op, dinitial_state, Shape{2, 8, 5}, f32, optional | dense),
+       OPERAND(Op, dx, Shape{2, 3, 8}), OPERAND(Op, ddt, Shape{2, 3, 4}),
+       OPERAND(Op, dB, Shape{2, 3, 5}), OPERAND(Op, dC, Shape{2, 3, 5}),
+       OPERAND(Op, dA_log, Shape{4}, f32, optional), OPERAND(Op, dD, Shape{4}, f32, optional),
+       OPERAND(Op, ddt_bias, Shape{4}, f32, optional)},
+      options);
+}
+
 TEST_EACH(BadCallsOfOps, NormGradients, Device device) {
   expect_refused_operands<AddRmsNormGrad>(
       device, 35, "add_rms_norm_grad",

@@ -57,6 +57,23 @@ TEST_EACH(BadCallsOfOps, SelectiveScan, Device device) {
       options);
 }
 
+TEST_EACH(BadCallsOfOps, Ssd, Device device) {
+  using Op = Ssd;
+  Op options;
+  options.chunk_steps = 256;
+  expect_refused_operands<Op>(
+      device, 90, "ssd",
+      {OPERAND(Op, x, Shape{2, 3, 8}), OPERAND(Op, dt, Shape{2, 3, 4}),
+       OPERAND(Op, A_log, Shape{4}), OPERAND(Op, B, Shape{2, 3, 5}), OPERAND(Op, C, Shape{2, 3, 5}),
+       OPERAND(Op, D, Shape{4}, f32, optional), OPERAND(Op, dt_bias, Shape{4}, f32, optional),
+       OPERAND(Op, initial_state, Shape{2, 8, 5}, f32, optional | dense),
+       OPERAND(Op, final_state, Shape{2, 8, 5}, f32, optional | dense),
+       OPERAND(Op, reset, Shape{2, 3}, i32, optional),
+       OPERAND(Op, step_states, Shape{2, 3, 8, 5}, f32, optional), OPERAND(Op, y, Shape{2, 3, 8}),
+       OPERAND(Op, chunk_states, Shape{2, 1, 8, 5}, f32, optional)},
+      options);
+}
+
 TEST_EACH(BadCallsOfOps, NormsAndActivations, Device device) {
   expect_refused_operands<AddRmsNorm>(device, 25, "add_rms_norm",
                                       {OPERAND(AddRmsNorm, x, Shape{2, 3, 4}, f32, optional),

@@ -54,9 +54,4 @@ void run(const Ssd& op, Stream& stream) {
   run_ssd(op, stream, plan(op, limits(stream.device(), "ssd")));
 }
 
-void run(const SsdGrad&, Stream& stream) {
-  throw DeviceError("ssd_grad", "device", "cpu (there is no such kernel for CUDA)",
-                    stream.device().name());
-}
-
 }  // namespace mamba::cuda

@@ -16,6 +16,10 @@ namespace mamba::host {
 constexpr std::int64_t wide = 272;
 constexpr std::int64_t narrow = 80;
 
+// The most heads in an item of the gradient, and as many items as there are at least where there
+// are as many heads.
+constexpr std::int64_t ssd_grad_heads = 8;
+
 struct SsdSizes {
   std::int64_t batch, time, heads, head_dim, groups, d_state;
 

@@ -54,7 +54,10 @@ struct ByColumn {  // a[k * a_pitch + i]
 // number of rows.
 enum class Over { all, up_to_row, from_row };
 
-constexpr int product_rows = HWY_TARGET == HWY_AVX3 || HWY_ARCH_ARM_A64 ? 12 : 6;
+// Twelve rows need 24 registers for their sums. Better targets have lower numbers: those beyond
+// AVX3 have its 32 registers too.
+constexpr bool has_32_registers = (HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3) || HWY_ARCH_ARM_A64;
+constexpr int product_rows = has_32_registers ? 12 : 6;
 constexpr int product_low_rows = 4;
 constexpr int product_vectors = 2;
 
