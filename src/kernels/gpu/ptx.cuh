@@ -220,16 +220,16 @@ __device__ __forceinline__ int lane_id() {
   asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
   return lane;
 }
-
-// No instruction: the compiler takes the value for a new one, so that what follows from it is
-// computed again and not kept in registers. Volatile.
-__device__ __forceinline__ void make_new(int& value) { asm volatile("" : "+r"(value)); }
 // The same of %tid.x.
 __device__ __forceinline__ int thread_id() {
   int thread;
   asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
   return thread;
 }
+
+// No instruction: the compiler takes the value for a new one, so that what follows from it is
+// computed again and not kept in registers. Volatile.
+__device__ __forceinline__ void make_new(int& value) { asm volatile("" : "+r"(value)); }
 // mov of zero. Volatile, so that it stays in the branch where it is.
 __device__ __forceinline__ void make_zero(float& value) {
   asm volatile("mov.f32 %0, 0f00000000;" : "=f"(value));

@@ -23,6 +23,12 @@ struct SsdChunkCut {
   int warps() const { return heads * slices; }
 };
 
+// What a block works on, in its shared memory.
+struct SsdPlace {
+  int b, segment, group, head0, heads;  // heads: those from head0 on that exist
+  int chunk, end;                       // the first; one past the last
+};
+
 // Where things lie in a block's shared memory. Rows of matrices are 8 elements longer than they
 // need to be, so that eight rows of 16 bytes lie in different banks. Summary: without what y needs.
 template <int N, bool Summary>
@@ -31,7 +37,7 @@ struct SsdLayout {
   static constexpr int mix_pitch = ssd_chunk + 8;
   static constexpr int mix_bytes = ssd_chunk * mix_pitch * 2;
   static constexpr int x_at = (Summary ? 2 : 4) * states_bytes;
-  int x_pitch, mix_at, steps_at, poison_at, bytes;
+  int x_pitch, mix_at, steps_at, poison_at, place_at, bytes;
 
   explicit SsdLayout(const SsdChunkCut& cut) {
     const int channels = cut.warps() * ssd_slice;
@@ -39,7 +45,8 @@ struct SsdLayout {
     mix_at = x_at + ssd_chunk * x_pitch * 2;
     steps_at = mix_at + (Summary ? 0 : cut.heads * mix_bytes);
     poison_at = steps_at + 2 * cut.heads * static_cast<int>(sizeof(SsdSteps));
-    bytes = poison_at + channels * 8;
+    place_at = poison_at + channels * 8;
+    bytes = place_at + static_cast<int>(sizeof(SsdPlace));
   }
 };
 
@@ -62,12 +69,11 @@ struct SsdBlock {
   const SsdChunkCut& cut;
   const Layout& layout;
   char* memory;
-  int b, segment, group, head0, heads;  // heads: those from head0 on that exist
-  int warp, head, p;                    // head: of the warp, from head0 on; p: its first channel
-  int chunk, end;                       // the one at hand; one past the last
-  int stage = 0;                        // which of two buffers the chunk is in
-  bool works, prepares;                 // whether the warp has channels; the first of its head
-  float S[N / 8][4];                    // of channels g and g + 8, states 8 k + 2 q and + 1
+  int warp, head, p;     // head: of the warp, from the block's first on; p: its first channel
+  int chunk, end;        // the one at hand; one past the last
+  int stage = 0;         // which of two buffers the chunk is in
+  bool works, prepares;  // whether the warp has channels; the first of its head
+  float S[N / 8][4];     // of channels g and g + 8, states 8 k + 2 q and + 1
 
   __device__ SsdBlock(const SsdOperands& operands, const SsdChunkCut& chunk_cut,
                       const Layout& places, char* shared)
@@ -76,25 +82,35 @@ struct SsdBlock {
     auto part = static_cast<int>(blockIdx.x) / cut.parts;
     const int first = part % cut.blocks * cut.heads;
     part /= cut.blocks;
-    group = part % op.groups();
+    const int group = part % op.groups();
     part /= op.groups();
-    segment = part % cut.segments;
-    b = part / cut.segments;
-    head0 = group * op.group_heads + first;
-    heads = min(cut.heads, op.group_heads - first);
+    if (threadIdx.x == 0) {
+      const int segment = part % cut.segments, from = segment * cut.segment_chunks;
+      const auto chunks = static_cast<int>((op.time + ssd_chunk - 1) / ssd_chunk);
+      place() = {part / cut.segments,
+                 segment,
+                 group,
+                 group * op.group_heads + first,
+                 min(cut.heads, op.group_heads - first),
+                 from,
+                 min(from + cut.segment_chunks, chunks)};
+    }
+    __syncthreads();
     head = warp / cut.slices;
     p = first_p() + warp % cut.slices * ssd_slice;
-    works = head < heads && p < op.head_dim;
+    works = head < place().heads && p < op.head_dim;
     prepares = works && warp % cut.slices == 0;
-    chunk = segment * cut.segment_chunks;
-    end = min(chunk + cut.segment_chunks, static_cast<int>((op.time + ssd_chunk - 1) / ssd_chunk));
+    chunk = place().chunk;
+  }
+  __device__ SsdPlace& place() const {
+    return *reinterpret_cast<SsdPlace*>(memory + layout.place_at);
   }
   __device__ int first_p() const {
     return static_cast<int>(blockIdx.x) % cut.parts * cut.slices * ssd_slice;
   }
   // Of each head, in this block.
   __device__ int channels() const { return min(cut.slices * ssd_slice, op.head_dim - first_p()); }
-  __device__ int global_head() const { return head0 + head; }
+  __device__ int global_head() const { return place().head0 + head; }
   __device__ std::int64_t first_step(int of) const { return std::int64_t{of} * ssd_chunk; }
   __device__ int steps_there(int of) const {
     return static_cast<int>(min(op.time - first_step(of), std::int64_t{ssd_chunk}));
@@ -123,7 +139,8 @@ struct SsdBlock {
     const int row0 = static_cast<int>(threadIdx.x) / pieces;
     const int column = static_cast<int>(threadIdx.x) % pieces * 8;
     if (row0 >= apart) return;
-    const T* at = from.at<T>(b, first_step(of) + row0) + op.first_state(group) + column;
+    const T* at =
+        from.at<T>(place().b, first_step(of) + row0) + op.first_state(place().group) + column;
     T* place = to + row0 * pitch + column;
     for (int row = row0; row < ssd_chunk; row += apart) {
       const bool is_there = row < there;
@@ -136,7 +153,8 @@ struct SsdBlock {
   __device__ void copy_x(int of) const {
     if (!works) return;
     const int lane = lane_id(), there = steps_there(of);
-    const T* first = op.x.at<T>(b, first_step(of)) + op.channel(global_head()) + p + lane % 2 * 8;
+    const T* first =
+        op.x.at<T>(place().b, first_step(of)) + op.channel(global_head()) + p + lane % 2 * 8;
     T* to = x() + lane % 2 * 8;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -148,7 +166,8 @@ struct SsdBlock {
   // y is where x was.
   __device__ void store_y() const {
     const int lane = lane_id(), there = steps_there(chunk);
-    T* first = op.y.out<T>(b, first_step(chunk)) + op.channel(global_head()) + p + lane % 2 * 8;
+    T* first =
+        op.y.out<T>(place().b, first_step(chunk)) + op.channel(global_head()) + p + lane % 2 * 8;
     const T* from = x() + lane % 2 * 8;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {

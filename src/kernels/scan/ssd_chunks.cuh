@@ -24,9 +24,9 @@ template <class T, int N, bool Summary>
 struct SsdChunks : SsdBlock<T, N, Summary> {
   using Block = SsdBlock<T, N, Summary>;
   using Block::B, Block::C, Block::x, Block::mix, Block::steps, Block::resets, Block::poison;
-  using Block::b, Block::warp, Block::head, Block::heads, Block::works, Block::pitch;
   using Block::copy_states, Block::copy_x, Block::store_y, Block::global_head, Block::prepares;
-  using Block::op, Block::cut, Block::layout, Block::S, Block::stage, Block::chunk, Block::end;
+  using Block::op, Block::cut, Block::layout, Block::S, Block::stage, Block::chunk;
+  using Block::warp, Block::head, Block::works, Block::pitch, Block::place;
   using typename Block::Layout;
 
   __device__ SsdChunks(const SsdOperands& operands, const SsdChunkCut& chunk_cut,
@@ -51,7 +51,7 @@ struct SsdChunks : SsdBlock<T, N, Summary> {
         mma<T>(sum[1], c[0], c[1], c[2], c[3], bs[2], bs[3]);
       }
       const int i = 16 * I + lane / 4, j = 16 * J + lane % 4 * 2;
-      for (int h = 0; h < heads; ++h) {
+      for (int h = 0; h < place().heads; ++h) {
         T* to = mix(h) + i * Layout::mix_pitch + j;
         if (I == J || begins.at != 0) {
           put_mix<true>(steps(stage, h), i, j, sum, begins, to);
@@ -267,15 +267,15 @@ struct SsdChunks : SsdBlock<T, N, Summary> {
 
   // What depends on dt alone, of the chunk after the one at hand, a chunk before it is needed.
   __device__ void load_steps(int of, SsdRawSteps<T>& raw) const {
-    if (of >= end || !prepares) return;
-    raw.load(op, b, this->first_step(of), global_head(), lane_id());
+    if (of >= place().end || !prepares) return;
+    raw.load(op, place().b, this->first_step(of), global_head(), lane_id());
   }
   __device__ void put_steps(int of, int to, const SsdRawSteps<T>& raw) const {
-    if (of >= end || !prepares) return;
+    if (of >= place().end || !prepares) return;
     raw.put(lane_id(), steps(to, head));
   }
   __device__ void prepare(int of, int to) const {
-    if (of >= end || !prepares) return;
+    if (of >= place().end || !prepares) return;
     __syncwarp();
     prepare_steps(op, global_head(), this->steps_there(of), lane_id(), steps(to, head));
   }
@@ -294,7 +294,7 @@ struct SsdChunks : SsdBlock<T, N, Summary> {
   __device__ __forceinline__ void meet(float (&y)[4][4]) {
     SsdRawSteps<T> raw;
     load_steps(chunk + 1, raw);
-    if (chunk + 1 < end) {
+    if (chunk + 1 < place().end) {
       copy_states(op.B, B(1 - stage), chunk + 1);
       copy_states(op.C, C(1 - stage), chunk + 1);
     }
@@ -326,19 +326,17 @@ struct SsdChunks : SsdBlock<T, N, Summary> {
     __syncwarp();
     store_y();
     __syncwarp();
-    if (chunk + 1 < end) copy_x(chunk + 1);
+    if (chunk + 1 < place().end) copy_x(chunk + 1);
     advance(xs);
   }
 
   // Chunk after chunk; before the first, only what depends on its dt.
   __device__ void walk() {
-    int first = chunk;
     stage = 1;
-    for (--chunk; chunk < end; ++chunk, stage = 1 - stage) {
-      make_new(this->b);
-      if (chunk >= first) {
+    for (--chunk; chunk < place().end; ++chunk, stage = 1 - stage) {
+      if (chunk >= place().chunk) {
         if (works && cut.kept > 0 && chunk % cut.kept == 0) {
-          this->keep_state(op.chunk_states, b * op.chunks + chunk / cut.kept);
+          this->keep_state(op.chunk_states, place().b * op.chunks + chunk / cut.kept);
         }
         one_chunk();
       }
@@ -349,11 +347,9 @@ struct SsdChunks : SsdBlock<T, N, Summary> {
   // The state at the segment's end, from zero, and by how much the segment decays a state.
   __device__ float summarize() {
     float decay = 1;
-    int first = chunk;
     stage = 1;
-    for (--chunk; chunk < end; ++chunk, stage = 1 - stage) {
-      make_new(this->b);
-      if (chunk >= first) one_summary(decay);
+    for (--chunk; chunk < place().end; ++chunk, stage = 1 - stage) {
+      if (chunk >= place().chunk) one_summary(decay);
       prepare(chunk + 1, 1 - stage);
     }
     return decay;
@@ -363,13 +359,13 @@ struct SsdChunks : SsdBlock<T, N, Summary> {
     __syncthreads();
     SsdRawSteps<T> raw;
     load_steps(chunk + 1, raw);
-    if (chunk + 1 < end) copy_states(op.B, B(1 - stage), chunk + 1);
+    if (chunk + 1 < place().end) copy_states(op.B, B(1 - stage), chunk + 1);
     clear_B();
     if (!works) return;
     std::uint32_t xs[4][4];
     if (!load_x(xs)) poison_x(xs);
     __syncwarp();
-    if (chunk + 1 < end) copy_x(chunk + 1);
+    if (chunk + 1 < place().end) copy_x(chunk + 1);
     advance(xs);
     if (resets(stage).at != 0) {
       decay = starts_anew;
