@@ -31,30 +31,35 @@ SsdGeometry fitted(const Ssd& op, SsdGeometry g, const Limits& device) {
 
 }  // namespace
 
-// The least time of the busiest multiprocessor, in that of one chunk where it has nothing else to
-// do. Segments cost a walk of their own, of less than half of the work.
+// The least time, in that of a chunk where a multiprocessor has little to do. As measured on an
+// H200, up to some eleven warps on a multiprocessor take no longer than four, from there on the
+// time grows with them; and the first walk that segments need takes half as long as the main one.
 SsdGeometry geometry(const Ssd& op, const Limits& device) {
-  constexpr double summary = 0.45, launches = 3;
-  const std::int64_t chunks = (op.x.dim(1) + 63) / 64;
+  constexpr double summary = 0.5, launches = 2, full = 11;
+  const std::int64_t chunks = (op.x.dim(1) + 63) / 64, sms = device.multiprocessors;
   SsdGeometry best;
   double least = 0;
   for (const int heads : {1, 2, 4, 8}) {
-    for (std::int64_t segments = 1; segments <= std::min<std::int64_t>(chunks, 64); ++segments) {
-      const SsdGeometry g = fitted(op, {heads, static_cast<int>(segments)}, device);
-      const SsdBlocks blocks = ssd_chunk_blocks(op, g, device);
-      const auto each = static_cast<double>((chunks + segments - 1) / segments);
-      const auto time = [&](std::int64_t count) {
-        const std::int64_t at_once = std::int64_t{blocks.together} * device.multiprocessors;
-        const auto rounds = static_cast<double>((count + at_once - 1) / at_once);
-        const double there = std::min(static_cast<double>(blocks.together),
-                                      static_cast<double>(count) / device.multiprocessors);
-        return rounds * each * (0.7 + 0.04 * blocks.warps * std::max(1.0, there));
-      };
-      double cost = time(blocks.of_segment * segments);
-      if (segments > 1) cost += summary * time(blocks.of_segment * (segments - 1)) + launches;
-      if (least != 0 && cost >= least) continue;
-      least = cost;
-      best = g;
+    SsdGeometry g = fitted(op, {heads, 1}, device);
+    const SsdBlocks blocks = ssd_chunk_blocks(op, g, device);
+    const std::int64_t at_once = blocks.together * sms;
+    const auto of_chunk = [&](std::int64_t count) {
+      const auto warps = static_cast<double>(blocks.warps * ((count + sms - 1) / sms));
+      return count == 0 ? 0 : std::max(1.0, warps / full);
+    };
+    const auto walk = [&](std::int64_t count) {
+      return static_cast<double>(count / at_once) * of_chunk(at_once) + of_chunk(count % at_once);
+    };
+    for (g.segments = 1; g.segments <= std::min<std::int64_t>(chunks, 64); ++g.segments) {
+      double cost = walk(blocks.of_segment * g.segments);
+      if (g.segments > 1) cost += summary * walk(blocks.of_segment * (g.segments - 1));
+      cost *= static_cast<double>((chunks + g.segments - 1) / g.segments);
+      if (g.segments > 1) cost += launches;
+      if (least == 0 || cost < least) {
+        least = cost;
+        best = g;
+      }
+      if (blocks.of_segment * g.segments > 4 * at_once) break;
     }
   }
   return best;
