@@ -33,7 +33,8 @@ SsdGeometry fitted(const Ssd& op, SsdGeometry g, const Limits& device) {
 
 // The least time, in that of a chunk where a multiprocessor has little to do. As measured on an
 // H200, up to some eleven warps on a multiprocessor take no longer than four, from there on the
-// time grows with them; and the first walk that segments need takes half as long as the main one.
+// time grows with them; to begin and end a segment takes a chunk's time, and the first walk that
+// segments need half as long as the main one.
 SsdGeometry geometry(const Ssd& op, const Limits& device) {
   constexpr double summary = 0.5, launches = 2, full = 11;
   const std::int64_t chunks = (op.x.dim(1) + 63) / 64, sms = device.multiprocessors;
@@ -53,7 +54,7 @@ SsdGeometry geometry(const Ssd& op, const Limits& device) {
     for (g.segments = 1; g.segments <= std::min<std::int64_t>(chunks, 64); ++g.segments) {
       double cost = walk(blocks.of_segment * g.segments);
       if (g.segments > 1) cost += summary * walk(blocks.of_segment * (g.segments - 1));
-      cost *= static_cast<double>((chunks + g.segments - 1) / g.segments);
+      cost *= static_cast<double>((chunks + g.segments - 1) / g.segments + 1);
       if (g.segments > 1) cost += launches;
       if (least == 0 || cost < least) {
         least = cost;
