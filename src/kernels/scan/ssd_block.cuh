@@ -141,40 +141,48 @@ struct SsdBlock {
     if (row0 >= apart) return;
     const T* at =
         from.at<T>(place().b, first_step(of) + row0) + op.first_state(place().group) + column;
-    T* place = to + row0 * pitch + column;
+    const std::int64_t step = apart * from.step_pitch;
+    auto into = shared_address(to + row0 * pitch + column);
+#pragma unroll 4
+    for (int row = row0; row < ssd_chunk && row < there; row += apart) {
+      copy_16_bytes(into, at);
+      at += step;
+      into += static_cast<unsigned>(2 * apart * pitch);
+    }
+    if (there == ssd_chunk) return;
     for (int row = row0; row < ssd_chunk; row += apart) {
-      const bool is_there = row < there;
-      copy_16_bytes(place, is_there ? at : static_cast<const T*>(from.data), is_there ? 16 : 0);
-      at += apart * from.step_pitch;
-      place += apart * pitch;
+      if (row >= there) store_vec(to + row * pitch + column, Vec<T, 8>{});
     }
   }
   // Half a row of the warp's columns, of sixteen rows, is a lane's.
   __device__ void copy_x(int of) const {
     if (!works) return;
     const int lane = lane_id(), there = steps_there(of);
-    const T* first =
-        op.x.at<T>(place().b, first_step(of)) + op.channel(global_head()) + p + lane % 2 * 8;
-    T* to = x() + lane % 2 * 8;
+    const T* at = op.x.at<T>(place().b, first_step(of) + lane / 2) + op.channel(global_head()) + p +
+                  lane % 2 * 8;
+    T* to = x() + lane / 2 * layout.x_pitch + lane % 2 * 8;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int row = lane / 2 + 16 * i;
-      const T* at = first + (row < there ? row : 0) * op.x.step_pitch;
-      copy_16_bytes(to + row * layout.x_pitch, at, row < there ? 16 : 0);
+      if (lane / 2 + 16 * i < there) {
+        copy_16_bytes(shared_address(to), at);
+      } else {
+        store_vec(to, Vec<T, 8>{});
+      }
+      at += 16 * op.x.step_pitch;
+      to += 16 * layout.x_pitch;
     }
   }
   // y is where x was.
   __device__ void store_y() const {
     const int lane = lane_id(), there = steps_there(chunk);
-    T* first =
-        op.y.out<T>(place().b, first_step(chunk)) + op.channel(global_head()) + p + lane % 2 * 8;
-    const T* from = x() + lane % 2 * 8;
+    T* at = op.y.out<T>(place().b, first_step(chunk) + lane / 2) + op.channel(global_head()) + p +
+            lane % 2 * 8;
+    const T* from = x() + lane / 2 * layout.x_pitch + lane % 2 * 8;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int row = lane / 2 + 16 * i;
-      if (row < there) {
-        store_vec(first + row * op.y.step_pitch, load_vec<8>(from + row * layout.x_pitch));
-      }
+      if (lane / 2 + 16 * i < there) Packed<T, 8>::load(from).store(at);
+      at += 16 * op.y.step_pitch;
+      from += 16 * layout.x_pitch;
     }
   }
 

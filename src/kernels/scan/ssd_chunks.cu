@@ -14,8 +14,13 @@ namespace {
 
 extern __shared__ __align__(16) char ssd_memory[];
 
+// Blocks of a multiprocessor, for the registers they get. Before 9.0 there is shared memory for one
+// with 128 states.
+template <int N>
+constexpr int together = N == 64 || (N == 128 && compiled_for >= sm_90) ? 2 : 1;
+
 template <class T, int N>
-__global__ void __launch_bounds__(32 * ssd_most_warps, N <= 128 ? 2 : 1)
+__global__ void __launch_bounds__(32 * ssd_most_warps, together<N>)
     chunks_kernel(const __grid_constant__ SsdOperands op, const __grid_constant__ SsdChunkCut cut,
                   const __grid_constant__ SsdLayout<N, false> layout, const SsdSegments segments) {
   SsdChunks<T, N, false> block(op, cut, layout, ssd_memory);
@@ -28,14 +33,13 @@ __global__ void __launch_bounds__(32 * ssd_most_warps, N <= 128 ? 2 : 1)
     }
     return;
   }
-  if (op.time > 0) block.begin();
   const bool segmented = segments.states != nullptr;
   const float* from = segmented ? segments.states : op.initial;
   const std::int64_t row =
       segmented ? std::int64_t{place.b} * cut.segments + place.segment : rows.read;
   block.clear_state();
   if (block.works && from != nullptr && row >= 0) block.load_state(from, row);
-  block.walk();
+  if (op.time > 0) block.walk();
   if (block.place().segment + 1 != cut.segments || !block.works || op.final_state == nullptr)
     return;
   const std::int64_t write =
@@ -45,7 +49,7 @@ __global__ void __launch_bounds__(32 * ssd_most_warps, N <= 128 ? 2 : 1)
 
 // Of every segment but the last.
 template <class T, int N>
-__global__ void __launch_bounds__(32 * ssd_most_warps, N <= 128 ? 2 : 1)
+__global__ void __launch_bounds__(32 * ssd_most_warps, together<N>)
     summaries_kernel(const __grid_constant__ SsdOperands op,
                      const __grid_constant__ SsdChunkCut cut,
                      const __grid_constant__ SsdLayout<N, true> layout,
@@ -53,7 +57,6 @@ __global__ void __launch_bounds__(32 * ssd_most_warps, N <= 128 ? 2 : 1)
   SsdChunks<T, N, true> block(op, cut, layout, ssd_memory);
   const SsdPlace place = block.place();
   if (place.segment == cut.segments - 1 || op.rows(place.b).is_absent()) return;
-  block.begin();
   block.clear_state();
   const float decay = block.summarize();
   if (!block.works) return;

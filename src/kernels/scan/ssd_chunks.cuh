@@ -36,7 +36,11 @@ struct SsdChunks : SsdBlock<T, N, Summary> {
   // C B^T of sixteen steps by sixteen, in two tiles, and from it M of all heads.
   __device__ void mix_steps() const {
     const SsdResets begins = resets(stage);
-    for (int tile = warp; tile < 10; tile += static_cast<int>(blockDim.x) / 32) {
+    // Not by the first warp of a head, which has the steps of the next chunk to prepare.
+    const bool some = cut.slices > 1;
+    const int workers = static_cast<int>(blockDim.x) / 32 - (some ? cut.heads : 0);
+    if (some && warp % cut.slices == 0) return;
+    for (int tile = some ? warp - head - 1 : warp; tile < 10; tile += workers) {
       const int I = tile < 1 ? 0 : tile < 3 ? 1 : tile < 6 ? 2 : 3, J = tile - I * (I + 1) / 2;
       const int lane = lane_id();
       const unsigned Ci = shared_address(C(stage) + 16 * I * pitch) + place_down(lane, pitch);
@@ -265,50 +269,28 @@ struct SsdChunks : SsdBlock<T, N, Summary> {
     __syncthreads();
   }
 
-  // What depends on dt alone, of the chunk after the one at hand, a chunk before it is needed.
-  __device__ void load_steps(int of, SsdRawSteps<T>& raw) const {
-    if (of >= place().end || !prepares) return;
-    raw.load(op, place().b, this->first_step(of), global_head(), lane_id());
-  }
-  __device__ void put_steps(int of, int to, const SsdRawSteps<T>& raw) const {
-    if (of >= place().end || !prepares) return;
-    raw.put(lane_id(), steps(to, head));
-  }
-  __device__ void prepare(int of, int to) const {
-    if (of >= place().end || !prepares) return;
+  // What can be done for the next chunk: its copies, which are there at the next barrier, and what
+  // depends on its dt alone.
+  __device__ __forceinline__ void look_ahead() const {
+    const int next = chunk + 1;
+    if (next >= place().end) return;
+    copy_states(op.B, B(1 - stage), next);
+    if constexpr (!Summary) copy_states(op.C, C(1 - stage), next);
+    if (!prepares) return;
+    SsdSteps& of = steps(1 - stage, head);
+    SsdRawSteps<T> raw;
+    raw.load(op, place().b, this->first_step(next), global_head(), lane_id());
+    raw.put(lane_id(), of);
     __syncwarp();
-    prepare_steps(op, global_head(), this->steps_there(of), lane_id(), steps(to, head));
+    prepare_steps(op, global_head(), this->steps_there(next), lane_id(), of);
   }
 
-  // The first chunk is there at the next barrier, when all its copies have arrived.
-  __device__ void begin() const {
-    copy_states(op.B, B(0), chunk);
-    if constexpr (!Summary) copy_states(op.C, C(0), chunk);
-    copy_x(chunk);
-    SsdRawSteps<T> raw;
-    load_steps(chunk, raw);
-    put_steps(chunk, 0, raw);
-  }
-
-  // What needs all of the block: M, and a part of y that does not wait for it.
-  __device__ __forceinline__ void meet(float (&y)[4][4]) {
-    SsdRawSteps<T> raw;
-    load_steps(chunk + 1, raw);
-    if (chunk + 1 < place().end) {
-      copy_states(op.B, B(1 - stage), chunk + 1);
-      copy_states(op.C, C(1 - stage), chunk + 1);
-    }
+  __device__ __forceinline__ void one_chunk() {
     mix_steps();
-    put_steps(chunk + 1, 1 - stage, raw);
+    float y[4][4] = {};
     if (works) from_state(0, y);
     __syncthreads();
     clear_B();
-  }
-  __device__ __forceinline__ void one_chunk() {
-    wait_for_all_copies();
-    __syncthreads();
-    float y[4][4] = {};
-    meet(y);
     if (!works) return;
     std::uint32_t xs[4][4];
     const bool finite = load_x(xs);
@@ -330,17 +312,21 @@ struct SsdChunks : SsdBlock<T, N, Summary> {
     advance(xs);
   }
 
-  // Chunk after chunk; before the first, only what depends on its dt.
+  // Chunk after chunk; before the first, what can be done for it.
   __device__ void walk() {
     stage = 1;
+    copy_x(chunk);
     for (--chunk; chunk < place().end; ++chunk, stage = 1 - stage) {
-      if (chunk >= place().chunk) {
+      const bool begun = chunk >= place().chunk;
+      if (begun) {
         if (works && cut.kept > 0 && chunk % cut.kept == 0) {
           this->keep_state(op.chunk_states, place().b * op.chunks + chunk / cut.kept);
         }
-        one_chunk();
+        wait_for_all_copies();
+        __syncthreads();
       }
-      prepare(chunk + 1, 1 - stage);
+      look_ahead();
+      if (begun) one_chunk();
     }
   }
 
@@ -348,18 +334,19 @@ struct SsdChunks : SsdBlock<T, N, Summary> {
   __device__ float summarize() {
     float decay = 1;
     stage = 1;
+    copy_x(chunk);
     for (--chunk; chunk < place().end; ++chunk, stage = 1 - stage) {
-      if (chunk >= place().chunk) one_summary(decay);
-      prepare(chunk + 1, 1 - stage);
+      const bool begun = chunk >= place().chunk;
+      if (begun) {
+        wait_for_all_copies();
+        __syncthreads();
+      }
+      look_ahead();
+      if (begun) one_summary(decay);
     }
     return decay;
   }
   __device__ __forceinline__ void one_summary(float& decay) {
-    wait_for_all_copies();
-    __syncthreads();
-    SsdRawSteps<T> raw;
-    load_steps(chunk + 1, raw);
-    if (chunk + 1 < place().end) copy_states(op.B, B(1 - stage), chunk + 1);
     clear_B();
     if (!works) return;
     std::uint32_t xs[4][4];
@@ -372,7 +359,6 @@ struct SsdChunks : SsdBlock<T, N, Summary> {
     } else if (decay != starts_anew) {
       decay = __fmul_rn(decay, steps(stage, head).start[ssd_chunk - 1]);
     }
-    put_steps(chunk + 1, 1 - stage, raw);
   }
 };
 

@@ -39,7 +39,9 @@ struct StepQuad {
 };
 
 template <class T, int Quads, bool Whole>
-__global__ void __launch_bounds__(most_threads, Quads == 8 ? 3 : 6)
+__global__ void __launch_bounds__(most_threads, Quads == 8           ? (Whole ? 3 : 2)
+                                                : Whole || Quads < 4 ? 6
+                                                                     : 4)
     step_kernel(const __grid_constant__ SsdOperands op, const SsdStepsCut cut) {
   using States = SsdChannels<Quads, Whole>;
   const std::int64_t b = blockIdx.y + std::int64_t{gridDim.y} * blockIdx.z;

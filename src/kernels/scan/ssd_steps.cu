@@ -17,7 +17,9 @@ namespace mamba::cuda {
 namespace {
 
 constexpr int tile_steps = 16;
-constexpr int most_channels = 64;  // of a block
+// Of a block.
+template <int Quads>
+constexpr int most_channels = Quads == 8 ? 32 : 64;
 constexpr int lanes = ssd_lanes;
 
 // A tile in shared memory; states are padded to the lanes' quads with zeros.
@@ -25,7 +27,7 @@ template <int Quads>
 struct StepsTile {
   static constexpr int states = 4 * lanes * Quads;
   float B[tile_steps][states], C[tile_steps][states];
-  float x[tile_steps][most_channels];  // then y
+  float x[tile_steps][most_channels<Quads>];  // then y
   float delta[tile_steps], decay[tile_steps];
   int restart[tile_steps];
 };
@@ -93,7 +95,7 @@ struct StepsWalk {
         tile.C[t][n] = n < op.d_state ? to_float(C[n]) : 0;
       }
       const T* x = op.x.at<T>(b, t0 + t) + op.channel(head) + p0;
-      for (int c = thread % 32; c < most_channels; c += 32) {
+      for (int c = thread % 32; c < most_channels<Quads>; c += 32) {
         tile.x[t][c] = c < channels ? to_float(x[c]) : 0;
       }
     }
@@ -180,9 +182,9 @@ struct StepsWalk {
 };
 
 template <class T, int Quads, bool Whole>
-__global__ void __launch_bounds__(256, Quads == 8 && !Whole ? 1
-                                       : Quads >= 4         ? 2
-                                                            : 3)
+__global__ void __launch_bounds__(4 * most_channels<Quads>, Quads == 8   ? (Whole ? 3 : 2)
+                                                            : Quads == 4 ? 2
+                                                                         : 3)
     steps_kernel(const __grid_constant__ SsdOperands op, const SsdStepsCut cut) {
   __shared__ StepsTile<Quads> tile;
   StepsWalk<T, Quads, Whole> walk(op, cut, tile);
@@ -192,7 +194,7 @@ __global__ void __launch_bounds__(256, Quads == 8 && !Whole ? 1
 template <class T, int Quads>
 void steps(const Ssd& op, Stream& stream) {
   const SsdOperands operands(op, stream);
-  const SsdStepsCut cut(operands.head_dim, most_channels);
+  const SsdStepsCut cut(operands.head_dim, most_channels<Quads>);
   constexpr std::int64_t most = 65535;
   const std::int64_t batch = operands.batch;
   const dim3 grid(static_cast<unsigned>(operands.heads * cut.tiles),
