@@ -359,6 +359,13 @@ GPU_BREAKS = {
     "a warp of the gradient hands on nothing": (
         "src/kernels/scan/scan_grad_ring.cuh", "if constexpr (chunks == 1) pass(to + n * Channels, {carry,",
         "if constexpr (chunks == 1) pass(to + n * Channels, {0 * carry,", "CudaScanGrad*"),
+    "a later chunk of an Ssd begins with what its first one began with": (
+        "src/kernels/scan/ssd_chunks.cuh", "S[n][k] = __fmul_rn(kept, S[n][k]);", "S[n][k] = S[n][k];", "CudaSsd*"),
+    "an Ssd sees steps of the same chunk that are to come": (
+        "src/kernels/scan/ssd_chunks.cuh", "if (Selects && (j > i || j < begins.last(i)))",
+        "if (Selects && j < begins.last(i))", "CudaSsd*"),
+    "a segment of an Ssd begins with what the last one added": (
+        "src/kernels/scan/ssd_chunks.cu", "store_vec(place, state);", "store_vec(place, added);", "CudaSsd*"),
     "an optimiser's last tensor of a launch is passed by": (
         "src/kernels/train/optimiser.cu", "int low = 0, high = count;", "int low = 0, high = count - 1;", "Optimizer*"),
     "the stack's kernel where blocks do not run together": (

@@ -9,10 +9,12 @@
 
 namespace mamba::cuda {
 
-// steps   the recurrence in f32, any case: the same bits however time is cut and whoever else is in
-//         the batch
-// chunks  products of 16-bit matrices over chunks of 64 steps, chunk after chunk
-enum class SsdPlan { steps, chunks };
+// step    one step of the recurrence in f32, straight from and to the state
+// steps   the recurrence in f32, any case
+// chunks  products of 16-bit matrices over chunks of 64 steps
+//
+// step and steps give the same bits however time is cut and whoever else is in the batch.
+enum class SsdPlan { step, steps, chunks };
 
 // The plan run() takes on such a device.
 SsdPlan plan(const Ssd& op, const Limits& device);

@@ -29,10 +29,11 @@ struct SsdResets {
 
 // Of one head and chunk, in shared memory.
 struct SsdSteps {
-  float sum[ssd_chunk];  // exponents of two, from the last reset on or the chunk's start
-  float delta[ssd_chunk];
+  float sum[ssd_chunk];     // exponents of two, from the last reset on or the chunk's start
+  float lead[ssd_chunk];    // log2 of delta, less that sum
   float start[ssd_chunk];   // by which the chunk's first state has decayed after each step
   float weight[ssd_chunk];  // delta, and what is left of it at the end; 0 before the last reset
+  float dt[ssd_chunk];      // as it came
   SsdResets resets;
 };
 
@@ -52,8 +53,8 @@ __device__ __forceinline__ float sum_from(float value, int first, int lane) {
   return value;
 }
 
-// What is known of a head's steps in a chunk that comes: dt waits where delta will be. By one warp,
-// whose lane has steps `lane` and `lane + 32`.
+// What is known of a head's steps in a chunk that comes. By one warp, whose lane has steps `lane`
+// and `lane + 32`.
 template <class T>
 struct SsdRawSteps {
   T dt[2];
@@ -74,7 +75,7 @@ struct SsdRawSteps {
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
       flags[k] = __ballot_sync(all_lanes, reset[k]);
-      to.delta[lane + 32 * k] = to_float(dt[k]);
+      to.dt[lane + 32 * k] = to_float(dt[k]);
     }
     if (lane == 0) to.resets = {flags[0] | static_cast<unsigned long long>(flags[1]) << 32};
   }
@@ -90,7 +91,7 @@ __device__ __forceinline__ void prepare_steps(const SsdOperands& op, int head, i
 #pragma unroll
   for (int k = 0; k < 2; ++k) {
     const int i = lane + 32 * k;
-    delta[k] = i < there ? op.delta(of.delta[i], bias) : 0;
+    delta[k] = i < there ? op.delta(of.dt[i], bias) : 0;
     const float exponent = i < there ? __fmul_rn(delta[k], rate) : 0;
     const int first = max(resets.last(i), 32 * k) - 32 * k;
     sum[k] = sum_from(exponent < -160 ? -160 : exponent, first, lane);
@@ -105,7 +106,7 @@ __device__ __forceinline__ void prepare_steps(const SsdOperands& op, int head, i
   for (int k = 0; k < 2; ++k) {
     const int i = lane + 32 * k;
     of.sum[i] = sum[k];
-    of.delta[i] = delta[k];
+    of.lead[i] = __fsub_rn(log2f(delta[k]), sum[k]);
     of.start[i] = i < reached ? exp2_approx(sum[k]) : 0;
     of.weight[i] = i >= last ? __fmul_rn(decay_between(end, sum[k]), delta[k]) : 0;
   }

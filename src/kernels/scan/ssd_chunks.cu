@@ -14,49 +14,53 @@ namespace {
 
 extern __shared__ __align__(16) char ssd_memory[];
 
+// Blocks of a multiprocessor, for the registers they get. Before 9.0 there is shared memory for one
+// with 128 states.
+template <int N>
+constexpr int together = N == 64 || (N == 128 && compiled_for >= sm_90) ? 2 : 1;
+
 template <class T, int N>
-__global__ void __launch_bounds__(32 * ssd_most_warps, N <= 128 ? 2 : 1)
+__global__ void __launch_bounds__(32 * ssd_most_warps, together<N>)
     chunks_kernel(const __grid_constant__ SsdOperands op, const __grid_constant__ SsdChunkCut cut,
                   const __grid_constant__ SsdLayout<N, false> layout, const SsdSegments segments) {
   SsdChunks<T, N, false> block(op, cut, layout, ssd_memory);
-  const StateRow<> rows = op.rows(block.b);
+  const SsdPlace place = block.place();
+  const StateRow<> rows = op.rows(place.b);
   if (rows.is_absent()) {
-    if (block.segment != 0) return;
-    for (int h = 0; h < block.heads; ++h) {
-      fill_absent<T>(op, rows, block.b, block.head0 + h, block.first_p(), block.channels());
+    if (place.segment != 0) return;
+    for (int h = 0; h < place.heads; ++h) {
+      fill_absent<T>(op, rows, place.b, place.head0 + h, block.first_p(), block.channels());
     }
     return;
   }
-  if (op.time > 0) block.begin();
-  const bool zero = op.initial == nullptr || rows.read < 0;
-  if (block.works && segments.states != nullptr) {
-    block.load_state(segments.states, std::int64_t{block.b} * cut.segments + block.segment);
-  } else if (block.works && !zero) {
-    block.load_state(op.initial, rows.read);
-  } else {
-    block.clear_state();
-  }
-  block.walk();
-  const bool ends = block.segment + 1 == cut.segments && block.works;
-  if (ends && op.final_state != nullptr && rows.write >= 0) {
-    block.keep_state(op.final_state, rows.write);
-  }
+  const bool segmented = segments.states != nullptr;
+  const float* from = segmented ? segments.states : op.initial;
+  const std::int64_t row =
+      segmented ? std::int64_t{place.b} * cut.segments + place.segment : rows.read;
+  block.clear_state();
+  if (block.works && from != nullptr && row >= 0) block.load_state(from, row);
+  if (op.time > 0) block.walk();
+  if (block.place().segment + 1 != cut.segments || !block.works || op.final_state == nullptr)
+    return;
+  const std::int64_t write =
+      op.rows(block.place().b).write;  // read again, for it took two registers
+  if (write >= 0) block.keep_state(op.final_state, write);
 }
 
 // Of every segment but the last.
 template <class T, int N>
-__global__ void __launch_bounds__(32 * ssd_most_warps, N <= 128 ? 2 : 1)
+__global__ void __launch_bounds__(32 * ssd_most_warps, together<N>)
     summaries_kernel(const __grid_constant__ SsdOperands op,
                      const __grid_constant__ SsdChunkCut cut,
                      const __grid_constant__ SsdLayout<N, true> layout,
                      const SsdSegments segments) {
   SsdChunks<T, N, true> block(op, cut, layout, ssd_memory);
-  if (block.segment == cut.segments - 1 || op.rows(block.b).is_absent()) return;
-  block.begin();
+  const SsdPlace place = block.place();
+  if (place.segment == cut.segments - 1 || op.rows(place.b).is_absent()) return;
   block.clear_state();
   const float decay = block.summarize();
   if (!block.works) return;
-  const std::int64_t row = std::int64_t{block.b} * cut.segments + block.segment;
+  const std::int64_t row = std::int64_t{place.b} * cut.segments + place.segment;
   block.keep_state(segments.states, row);
   if (block.p == 0 && lane_id() == 0) {
     segments.decays[row * op.heads + block.global_head()] = decay;
@@ -135,6 +139,7 @@ SsdChunkCut cut_of(const Ssd& op, const SsdGeometry& geometry) {
   const auto chunks = static_cast<int>((op.x.dim(1) + ssd_chunk - 1) / ssd_chunk);
   cut.segment_chunks = std::max(1, (chunks + geometry.segments - 1) / geometry.segments);
   cut.segments = std::max(1, (chunks + cut.segment_chunks - 1) / cut.segment_chunks);
+  cut.kept = op.chunk_states ? static_cast<int>(op.chunk_steps / ssd_chunk) : 0;
   return cut;
 }
 
@@ -144,6 +149,15 @@ int ssd_chunks_bytes(const Ssd& op, const SsdGeometry& geometry) {
   return with_states(op.B.dim(2) / op.groups, [&](auto states) {
     return SsdLayout<decltype(states)::value, false>(cut_of(op, geometry)).bytes;
   });
+}
+
+// Two at most, for the registers they need.
+SsdBlocks ssd_chunk_blocks(const Ssd& op, const SsdGeometry& geometry, const Limits& device) {
+  constexpr int beside = 1 << 10;  // bytes that the system takes for each block
+  const SsdChunkCut cut = cut_of(op, geometry);
+  const int bytes = ssd_chunks_bytes(op, geometry) + beside;
+  const bool two = op.B.dim(2) / op.groups <= 128 && 2 * bytes <= device.shared_memory + beside;
+  return {op.x.dim(0) * op.groups * cut.blocks * cut.parts, cut.warps(), two ? 2 : 1};
 }
 
 bool can_chunk(const Ssd& op) {

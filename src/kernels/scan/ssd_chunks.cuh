@@ -24,64 +24,67 @@ template <class T, int N, bool Summary>
 struct SsdChunks : SsdBlock<T, N, Summary> {
   using Block = SsdBlock<T, N, Summary>;
   using Block::B, Block::C, Block::x, Block::mix, Block::steps, Block::resets, Block::poison;
-  using Block::b, Block::warp, Block::head, Block::heads, Block::works, Block::pitch;
   using Block::copy_states, Block::copy_x, Block::store_y, Block::global_head, Block::prepares;
-  using Block::op, Block::cut, Block::layout, Block::S, Block::stage, Block::chunk, Block::end;
+  using Block::op, Block::cut, Block::layout, Block::S, Block::stage, Block::chunk;
+  using Block::warp, Block::head, Block::works, Block::pitch, Block::place;
   using typename Block::Layout;
 
   __device__ SsdChunks(const SsdOperands& operands, const SsdChunkCut& chunk_cut,
                        const Layout& places, char* shared)
       : Block(operands, chunk_cut, places, shared) {}
 
-  // Where the block works is worked out again for each chunk.
-  __device__ void forget() {
-    make_new(this->b);
-    make_new(this->p);
-    make_new(this->head);
-    make_new(this->group);
-  }
-
-  // M of all heads, sixteen steps by sixteen steps.
+  // C B^T of sixteen steps by sixteen, in two tiles, and from it M of all heads.
   __device__ void mix_steps() const {
-    const int lane = lane_id();
-    const FragmentPlace place(lane, pitch);
-    const unsigned C0 = shared_address(C(stage)) + static_cast<unsigned>(place.down);
-    const unsigned B0 = shared_address(B(stage)) + static_cast<unsigned>(place.right);
-    for (int tile = warp; tile < 10; tile += static_cast<int>(blockDim.x) / 32) {
+    const SsdResets begins = resets(stage);
+    // Not by the first warp of a head, which has the steps of the next chunk to prepare.
+    const bool some = cut.slices > 1;
+    const int workers = static_cast<int>(blockDim.x) / 32 - (some ? cut.heads : 0);
+    if (some && warp % cut.slices == 0) return;
+    for (int tile = some ? warp - head - 1 : warp; tile < 10; tile += workers) {
       const int I = tile < 1 ? 0 : tile < 3 ? 1 : tile < 6 ? 2 : 3, J = tile - I * (I + 1) / 2;
+      const int lane = lane_id();
+      const unsigned Ci = shared_address(C(stage) + 16 * I * pitch) + place_down(lane, pitch);
+      const unsigned Bj = shared_address(B(stage) + 16 * J * pitch) + place_right(lane, pitch);
       float sum[2][4] = {};
 #pragma unroll
       for (int k = 0; k < N / 16; ++k) {
-        std::uint32_t a[4], bs[4];
-        load_matrices(a, C0 + static_cast<unsigned>(2 * (16 * I * pitch + 16 * k)));
-        load_matrices(bs, B0 + static_cast<unsigned>(2 * (16 * J * pitch + 16 * k)));
-        mma<T>(sum[0], a[0], a[1], a[2], a[3], bs[0], bs[1]);
-        mma<T>(sum[1], a[0], a[1], a[2], a[3], bs[2], bs[3]);
+        std::uint32_t c[4], bs[4];
+        load_matrices(c, Ci + 32u * static_cast<unsigned>(k));
+        load_matrices(bs, Bj + 32u * static_cast<unsigned>(k));
+        mma<T>(sum[0], c[0], c[1], c[2], c[3], bs[0], bs[1]);
+        mma<T>(sum[1], c[0], c[1], c[2], c[3], bs[2], bs[3]);
       }
-      const SsdResets begins = resets(stage);
-      for (int h = 0; h < heads; ++h)
-        put_mix(h, 16 * I + lane / 4, 16 * J + lane % 4 * 2, sum, begins);
+      const int i = 16 * I + lane / 4, j = 16 * J + lane % 4 * 2;
+      for (int h = 0; h < place().heads; ++h) {
+        T* to = mix(h) + i * Layout::mix_pitch + j;
+        if (I == J || begins.at != 0) {
+          put_mix<true>(steps(stage, h), i, j, sum, begins, to);
+        } else {
+          put_mix<false>(steps(stage, h), i, j, sum, begins, to);
+        }
+      }
     }
   }
-  __device__ __forceinline__ void put_mix(int h, int i0, int j0, const float (&sum)[2][4],
-                                          const SsdResets& begins) const {
-    const SsdSteps& of = steps(stage, h);
-    T* to = mix(h);
+  // Selects: whether there may be pairs of steps that do not see each other.
+  template <bool Selects>
+  __device__ __forceinline__ static void put_mix(const SsdSteps& of, int i0, int j0,
+                                                 const float (&sum)[2][4], const SsdResets& begins,
+                                                 T* to) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int i = i0 + 8 * half;
-      const float later = of.sum[i];
-      const int last = begins.last(i);
+    for (int tile = 0; tile < 2; ++tile) {
+      const auto lead = load_vec<2>(&of.lead[j0 + 8 * tile]);
 #pragma unroll
-      for (int tile = 0; tile < 2; ++tile) {
+      for (int half = 0; half < 2; ++half) {
+        const int i = i0 + 8 * half;
+        const float later = of.sum[i];
         float pair[2];
 #pragma unroll
         for (int k = 0; k < 2; ++k) {
+          pair[k] = __fmul_rn(sum[tile][2 * half + k], exp2_approx(__fadd_rn(later, lead.at[k])));
           const int j = j0 + 8 * tile + k;
-          const float weight = __fmul_rn(decay_between(later, of.sum[j]), of.delta[j]);
-          pair[k] = j <= i && j >= last ? __fmul_rn(sum[tile][2 * half + k], weight) : 0;
+          if (Selects && (j > i || j < begins.last(i))) pair[k] = 0;
         }
-        *reinterpret_cast<std::uint32_t*>(to + i * Layout::mix_pitch + j0 + 8 * tile) =
+        *reinterpret_cast<std::uint32_t*>(to + 8 * half * Layout::mix_pitch + 8 * tile) =
             pack_pair<T>(pair[0], pair[1]);
       }
     }
@@ -90,178 +93,167 @@ struct SsdChunks : SsdBlock<T, N, Summary> {
   // What the chunk's first state adds to y of 32 steps.
   __device__ __forceinline__ void from_state(int i0, float (&y)[4][4]) const {
     const int lane = lane_id();
-    const FragmentPlace place(lane, pitch);
-    const unsigned C0 = shared_address(C(stage) + i0 * pitch) + static_cast<unsigned>(place.right);
+    const unsigned Ci = shared_address(C(stage) + i0 * pitch) + place_right(lane, pitch);
 #pragma unroll
     for (int k = 0; k < N / 16; ++k) {
-      const std::uint32_t a[4] = {pack_pair<T>(S[2 * k][0], S[2 * k][1]),
-                                  pack_pair<T>(S[2 * k][2], S[2 * k][3]),
-                                  pack_pair<T>(S[2 * k + 1][0], S[2 * k + 1][1]),
-                                  pack_pair<T>(S[2 * k + 1][2], S[2 * k + 1][3])};
+      const float(&low)[4] = S[2 * k], (&high)[4] = S[2 * k + 1];
+      const std::uint32_t a[4] = {pack_pair<T>(low[0], low[1]), pack_pair<T>(low[2], low[3]),
+                                  pack_pair<T>(high[0], high[1]), pack_pair<T>(high[2], high[3])};
 #pragma unroll
       for (int tile = 0; tile < 2; ++tile) {
         std::uint32_t c[4];
-        load_matrices(c, C0 + static_cast<unsigned>(2 * (16 * tile * pitch + 16 * k)));
+        load_matrices(c, Ci + static_cast<unsigned>(2 * (16 * tile * pitch + 16 * k)));
         mma<T>(y[2 * tile], a[0], a[1], a[2], a[3], c[0], c[1]);
         mma<T>(y[2 * tile + 1], a[0], a[1], a[2], a[3], c[2], c[3]);
       }
     }
     const SsdSteps& of = steps(stage, head);
-    const int reached = resets(stage).reached();
+    const int i = i0 + lane % 4 * 2, reached = resets(stage).reached();
 #pragma unroll
     for (int tile = 0; tile < 4; ++tile) {
-      const int i = i0 + 8 * tile + lane % 4 * 2;
-      const auto start = load_vec<2>(&of.start[i]);
+      const auto start = load_vec<2>(&of.start[i + 8 * tile]);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) y[tile][k] = __fmul_rn(y[tile][k], start.at[k % 2]);
+    }
+    if (reached == ssd_chunk) return;
+#pragma unroll
+    for (int tile = 0; tile < 4; ++tile) {
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        y[tile][k] = i + k % 2 < reached ? __fmul_rn(y[tile][k], start.at[k % 2]) : 0;
+        if (i + 8 * tile + k % 2 >= reached) y[tile][k] = 0;
       }
     }
   }
 
   // What x and D add to y of those steps; y then takes the place of the warp's x.
   template <int First>
-  __device__ __forceinline__ void finish_y(float (&y)[4][4], const std::uint32_t (&xs)[4][4],
-                                           bool poisoned, float D) {
+  __device__ __forceinline__ void finish_y(float (&y)[4][4],
+                                           const std::uint32_t (&xs)[4][4]) const {
+    constexpr int first = First / 16;
     const int lane = lane_id();
-    const FragmentPlace place(lane, Layout::mix_pitch);
-    const unsigned M0 = shared_address(mix(head)) + static_cast<unsigned>(place.right);
+    const unsigned Mi = shared_address(mix(head) + First * Layout::mix_pitch) +
+                        place_right(lane, Layout::mix_pitch);
 #pragma unroll
     for (int tile = 0; tile < 2; ++tile) {
-      constexpr int first = First / 16;
 #pragma unroll
       for (int j = 0; j <= first + tile; ++j) {
         std::uint32_t m[4];
-        load_matrices(
-            m, M0 + static_cast<unsigned>(2 * (16 * (first + tile) * Layout::mix_pitch + 16 * j)));
+        load_matrices(m, Mi + static_cast<unsigned>(2 * (16 * tile * Layout::mix_pitch + 16 * j)));
         mma<T>(y[2 * tile], xs[j][0], xs[j][1], xs[j][2], xs[j][3], m[0], m[1]);
         mma<T>(y[2 * tile + 1], xs[j][0], xs[j][1], xs[j][2], xs[j][3], m[2], m[3]);
       }
+    }
+    if (op.D != nullptr) {
+      const float D = op.D[global_head()];
 #pragma unroll
-      for (int k = 0; k < 4; ++k) {
+      for (int k = 0; k < 8; ++k) {
         float pair[2];
-        unpack_pair<T>(xs[first + tile][k], pair);
-        float(&to)[4] = y[2 * tile + k / 2];
+        unpack_pair<T>(xs[first + k / 4][k % 4], pair);
+        float(&to)[4] = y[k / 4 * 2 + k % 4 / 2];
         to[k % 2 * 2] = __fmaf_rn(D, pair[0], to[k % 2 * 2]);
         to[k % 2 * 2 + 1] = __fmaf_rn(D, pair[1], to[k % 2 * 2 + 1]);
       }
     }
-    if (poisoned) poison_y(First, y);
-    T* to = x() + (First + lane % 4 * 2) * layout.x_pitch + lane / 4;
 #pragma unroll
-    for (int tile = 0; tile < 4; ++tile) {
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        to[(8 * tile + k % 2) * layout.x_pitch + k / 2 * 8] = from_float<T>(y[tile][k]);
-      }
+    for (int tile = 0; tile < 4; tile += 2) {
+      const float(&low)[4] = y[tile], (&high)[4] = y[tile + 1];
+      const std::uint32_t pairs[4] = {pack_pair<T>(low[0], low[1]), pack_pair<T>(low[2], low[3]),
+                                      pack_pair<T>(high[0], high[1]),
+                                      pack_pair<T>(high[2], high[3])};
+      put_transposed(shared_address(x() + (First + 8 * tile) * layout.x_pitch), layout.x_pitch,
+                     lane, pairs);
     }
   }
 
-  // x^T of the warp. True if all of it is finite; else what is not becomes zero, and poison() says
-  // where it was.
-  __device__ __forceinline__ bool load_x(std::uint32_t (&xs)[4][4]) {
-    const int lane = lane_id();
-    const FragmentPlace place(lane, layout.x_pitch);
-    const unsigned x0 = shared_address(x()) + static_cast<unsigned>(place.right);
-    std::uint32_t bad = 0;
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      load_matrices_transposed(xs[j], x0 + static_cast<unsigned>(2 * 16 * j * layout.x_pitch));
-#pragma unroll
-      for (int k = 0; k < 4; ++k) bad |= not_finite<T>(xs[j][k]);
-    }
-    if (__any_sync(all_lanes, bad != 0)) {
-      take_out(xs);
-      return false;
-    }
-    return true;
+  // Half of x^T, 32 steps from 16 j on.
+  template <int J>
+  __device__ __forceinline__ void load_steps_of_x(std::uint32_t (&xs)[4][4]) const {
+    const unsigned xj =
+        shared_address(x() + 16 * J * layout.x_pitch) + place_right(lane_id(), layout.x_pitch);
+    load_matrices_transposed(xs[J], xj);
+    load_matrices_transposed(xs[J + 1], xj + static_cast<unsigned>(32 * layout.x_pitch));
   }
-  __device__ void take_out(std::uint32_t (&xs)[4][4]) {
-    const int lane = lane_id();
-    unsigned long long at[2] = {};
+  // x^T of the warp. True if all of it was finite; else what was not is taken for zero, and
+  // poison() says where it was.
+  __device__ __forceinline__ bool load_x(std::uint32_t (&xs)[4][4]) const {
+    for (bool as_it_came = true;; as_it_came = false) {
+      load_steps_of_x<0>(xs);
+      load_steps_of_x<2>(xs);
+      std::uint32_t none[2] = {};
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        const std::uint32_t bad = not_finite<T>(xs[j][k]);
-        const unsigned long long two = (bad >> 15 & 1u) | (bad >> 31) << 1;
-        at[k % 2] |= two << (16 * j + k / 2 * 8 + lane % 4 * 2);
-        xs[j][k] &= ~((bad >> 15 & 1u) * 0xffffu | (bad >> 31) * 0xffff0000u);
-      }
+      for (int k = 0; k < 16; ++k) none[k % 2] = add_none_of<T>(xs[k / 4][k % 4], none[k % 2]);
+      if (__all_sync(all_lanes, (none[0] | none[1]) == 0)) return as_it_came;
+      take_out();
     }
-#pragma unroll
-    for (int k = 0; k < 2; ++k) {
-      at[k] |= __shfl_xor_sync(all_lanes, at[k], 1);
-      at[k] |= __shfl_xor_sync(all_lanes, at[k], 2);
-      if (lane % 4 == 0) poison()[lane / 4 + 8 * k] = at[k];
+  }
+  // A lane has two channels of every fourth step.
+  __device__ void take_out() const {
+    const int lane = lane_id();
+    poison()[lane] = 0;
+    __syncwarp();
+#pragma unroll 1
+    for (int i = lane / 8; i < ssd_chunk; i += 4) {
+      auto* pair = reinterpret_cast<std::uint32_t*>(x() + i * layout.x_pitch) + lane % 8;
+      const std::uint32_t bad = not_finite<T>(*pair), low = bad >> 15 & 1, high = bad >> 31;
+      unsigned* at = poison() + lane % 8 * 4 + i / 32;
+      if (low != 0) atomicOr(at, 1u << i % 32);
+      if (high != 0) atomicOr(at + 2, 1u << i % 32);
+      *pair &= ~(low * 0xffffu | high * 0xffff0000u);
     }
     __syncwarp();
   }
-  // Whether an x of channel g + 8 half that is not finite reaches step i.
-  __device__ __forceinline__ bool is_poisoned(int half, int i) const {
-    const int lane = lane_id();
-    const int last = max(resets(stage).last(i), 0);
-    return (poison()[lane / 4 + 8 * half] & ((2ull << i) - 1)) >> last != 0;
+  // Whether an x of a channel of the warp that was not finite reaches step i.
+  __device__ bool is_poisoned(int channel, int i) const {
+    const unsigned* words = poison() + 2 * channel;
+    const unsigned long long at = words[0] | static_cast<unsigned long long>(words[1]) << 32;
+    return (at & ((2ull << i) - 1)) >> max(resets(stage).last(i), 0) != 0;
   }
-  __device__ void poison_y(int first, float (&y)[4][4]) const {
+  // Of y, where it is stored from, and of the last x, from which all of a channel's state will be.
+  __device__ void poison_y(std::uint32_t (&xs)[4][4]) const {
     const int lane = lane_id();
-#pragma unroll
-    for (int tile = 0; tile < 4; ++tile) {
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        if (is_poisoned(k / 2, first + 8 * tile + lane % 4 * 2 + k % 2)) {
-          y[tile][k] = __int_as_float(0x7fffffff);
-        }
-      }
+#pragma unroll 1
+    for (int i = lane / 16; i < ssd_chunk; i += 2) {
+      if (is_poisoned(lane % 16, i)) x()[i * layout.x_pitch + lane % 16].bits = 0x7fff;
     }
+    poison_x(xs);
+  }
+  __device__ void poison_x(std::uint32_t (&xs)[4][4]) const {
+    const int lane = lane_id();
+    if (lane % 4 != 3) return;
+    if (is_poisoned(lane / 4, ssd_chunk - 1)) xs[3][2] |= 0x7fff0000u;
+    if (is_poisoned(lane / 4 + 8, ssd_chunk - 1)) xs[3][3] |= 0x7fff0000u;
   }
 
-  // S to the chunk's end.
-  __device__ __forceinline__ void advance(std::uint32_t (&xs)[4][4], bool poisoned) {
+  // S to the chunk's end. What is zero in weight meets an x that is finite.
+  __device__ __forceinline__ void advance(std::uint32_t (&xs)[4][4]) {
     const int lane = lane_id();
     const SsdSteps& of = steps(stage, head);
-    const SsdResets begins = resets(stage);
-    const int last = begins.last(ssd_chunk - 1);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        const int i = 16 * j + k / 2 * 8 + lane % 4 * 2;
-        const auto weight = load_vec<2>(&of.weight[i]);
+        const auto weight = load_vec<2>(&of.weight[16 * j + k / 2 * 8 + lane % 4 * 2]);
         float pair[2];
         unpack_pair<T>(xs[j][k], pair);
-        xs[j][k] = pack_pair<T>(i >= last ? __fmul_rn(pair[0], weight.at[0]) : 0,
-                                i + 1 >= last ? __fmul_rn(pair[1], weight.at[1]) : 0);
+        xs[j][k] = pack_pair<T>(__fmul_rn(pair[0], weight.at[0]), __fmul_rn(pair[1], weight.at[1]));
       }
     }
+    if (of.resets.at != 0) this->clear_state();
     const float kept = of.start[ssd_chunk - 1];
-    const bool keeps = begins.at == 0;
-    const FragmentPlace place(lane, pitch);
-    const unsigned B0 = shared_address(B(stage)) + static_cast<unsigned>(place.down);
-#pragma unroll
-    for (int n = 0; n < N / 16; ++n) {
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        S[2 * n][k] = keeps ? __fmul_rn(kept, S[2 * n][k]) : 0;
-        S[2 * n + 1][k] = keeps ? __fmul_rn(kept, S[2 * n + 1][k]) : 0;
-      }
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        std::uint32_t bs[4];
-        load_matrices_transposed(bs, B0 + static_cast<unsigned>(2 * (16 * j * pitch + 16 * n)));
-        mma<T>(S[2 * n], xs[j][0], xs[j][1], xs[j][2], xs[j][3], bs[0], bs[1]);
-        mma<T>(S[2 * n + 1], xs[j][0], xs[j][1], xs[j][2], xs[j][3], bs[2], bs[3]);
-      }
-    }
-    if (poisoned) poison_state();
-  }
-  __device__ void poison_state() {
-    const bool bad[2] = {is_poisoned(0, ssd_chunk - 1), is_poisoned(1, ssd_chunk - 1)};
 #pragma unroll
     for (int n = 0; n < N / 8; ++n) {
 #pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        if (bad[k / 2]) S[n][k] = __int_as_float(0x7fffffff);
+      for (int k = 0; k < 4; ++k) S[n][k] = __fmul_rn(kept, S[n][k]);
+    }
+    const unsigned Bj = shared_address(B(stage)) + place_down(lane, pitch);
+#pragma unroll
+    for (int n = 0; n < N / 16; ++n) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        std::uint32_t bs[4];
+        load_matrices_transposed(bs, Bj + static_cast<unsigned>(2 * (16 * j * pitch + 16 * n)));
+        mma<T>(S[2 * n], xs[j][0], xs[j][1], xs[j][2], xs[j][3], bs[0], bs[1]);
+        mma<T>(S[2 * n + 1], xs[j][0], xs[j][1], xs[j][2], xs[j][3], bs[2], bs[3]);
       }
     }
   }
@@ -277,106 +269,96 @@ struct SsdChunks : SsdBlock<T, N, Summary> {
     __syncthreads();
   }
 
-  // What depends on dt alone, of the chunk after the one at hand, a chunk before it is needed.
-  __device__ void load_steps(int of, SsdRawSteps<T>& raw) const {
-    if (of >= end || !prepares()) return;
-    raw.load(op, b, this->first_step(of), global_head(), lane_id());
-  }
-  __device__ void put_steps(int of, int to, const SsdRawSteps<T>& raw) const {
-    if (of >= end || !prepares()) return;
-    raw.put(lane_id(), steps(to, head));
-  }
-  __device__ void prepare(int of, int to) const {
-    if (of >= end || !prepares()) return;
+  // What can be done for the next chunk: its copies, which are there at the next barrier, and what
+  // depends on its dt alone.
+  __device__ __forceinline__ void look_ahead() const {
+    const int next = chunk + 1;
+    if (next >= place().end) return;
+    copy_states(op.B, B(1 - stage), next);
+    if constexpr (!Summary) copy_states(op.C, C(1 - stage), next);
+    if (!prepares) return;
+    SsdSteps& of = steps(1 - stage, head);
+    SsdRawSteps<T> raw;
+    raw.load(op, place().b, this->first_step(next), global_head(), lane_id());
+    raw.put(lane_id(), of);
     __syncwarp();
-    prepare_steps(op, global_head(), this->steps_there(of), lane_id(), steps(to, head));
+    prepare_steps(op, global_head(), this->steps_there(next), lane_id(), of);
   }
 
-  // The first chunk is there at the next barrier, when all its copies have arrived.
-  __device__ void begin() {
-    copy_states(op.B, B(0), chunk);
-    if constexpr (!Summary) copy_states(op.C, C(0), chunk);
-    copy_x(chunk);
-    SsdRawSteps<T> raw;
-    load_steps(chunk, raw);
-    put_steps(chunk, 0, raw);
-    prepare(chunk, 0);
-  }
-
-  __device__ void one_chunk() {
-    forget();
-    wait_for_all_copies();
-    __syncthreads();
-    SsdRawSteps<T> raw;
-    load_steps(chunk + 1, raw);
-    if (chunk + 1 < end) {
-      copy_states(op.B, B(1 - stage), chunk + 1);
-      copy_states(op.C, C(1 - stage), chunk + 1);
-    }
+  __device__ __forceinline__ void one_chunk() {
     mix_steps();
-    put_steps(chunk + 1, 1 - stage, raw);
     float y[4][4] = {};
     if (works) from_state(0, y);
     __syncthreads();
     clear_B();
     if (!works) return;
-    const float D = op.D != nullptr ? op.D[global_head()] : 0;
     std::uint32_t xs[4][4];
-    const bool poisoned = !load_x(xs);
-    forget();
-    finish_y<0>(y, xs, poisoned, D);
+    const bool finite = load_x(xs);
+    finish_y<0>(y, xs);
 #pragma unroll
     for (int tile = 0; tile < 4; ++tile) {
 #pragma unroll
       for (int k = 0; k < 4; ++k) y[tile][k] = 0;
     }
     from_state(32, y);
-    finish_y<32>(y, xs, poisoned, D);
+    load_steps_of_x<2>(xs);  // again: meanwhile the registers were needed
+    finish_y<32>(y, xs);
     __syncwarp();
-    forget();
+    if (!finite) poison_y(xs);
+    __syncwarp();
     store_y();
     __syncwarp();
-    if (chunk + 1 < end) copy_x(chunk + 1);
-    advance(xs, poisoned);
-    prepare(chunk + 1, 1 - stage);
+    if (chunk + 1 < place().end) copy_x(chunk + 1);
+    advance(xs);
   }
 
+  // Chunk after chunk; before the first, what can be done for it.
   __device__ void walk() {
-    const auto kept_chunks = static_cast<int>(op.chunk_steps / ssd_chunk);  // between kept states
-    for (; chunk < end; ++chunk, stage = 1 - stage) {
-      if (works && kept_chunks > 0 && chunk % kept_chunks == 0) {
-        this->keep_state(op.chunk_states, b * op.chunks + chunk / kept_chunks);
+    stage = 1;
+    copy_x(chunk);
+    for (--chunk; chunk < place().end; ++chunk, stage = 1 - stage) {
+      const bool begun = chunk >= place().chunk;
+      if (begun) {
+        if (works && cut.kept > 0 && chunk % cut.kept == 0) {
+          this->keep_state(op.chunk_states, place().b * op.chunks + chunk / cut.kept);
+        }
+        wait_for_all_copies();
+        __syncthreads();
       }
-      one_chunk();
+      look_ahead();
+      if (begun) one_chunk();
     }
   }
 
   // The state at the segment's end, from zero, and by how much the segment decays a state.
   __device__ float summarize() {
     float decay = 1;
-    for (; chunk < end; ++chunk, stage = 1 - stage) {
-      forget();
-      wait_for_all_copies();
-      __syncthreads();
-      SsdRawSteps<T> raw;
-      load_steps(chunk + 1, raw);
-      if (chunk + 1 < end) copy_states(op.B, B(1 - stage), chunk + 1);
-      clear_B();
-      if (!works) continue;
-      std::uint32_t xs[4][4];
-      const bool poisoned = !load_x(xs);
-      __syncwarp();
-      if (chunk + 1 < end) copy_x(chunk + 1);
-      advance(xs, poisoned);
-      if (resets(stage).at != 0) {
-        decay = starts_anew;
-      } else if (decay != starts_anew) {
-        decay = __fmul_rn(decay, steps(stage, head).start[ssd_chunk - 1]);
+    stage = 1;
+    copy_x(chunk);
+    for (--chunk; chunk < place().end; ++chunk, stage = 1 - stage) {
+      const bool begun = chunk >= place().chunk;
+      if (begun) {
+        wait_for_all_copies();
+        __syncthreads();
       }
-      put_steps(chunk + 1, 1 - stage, raw);
-      prepare(chunk + 1, 1 - stage);
+      look_ahead();
+      if (begun) one_summary(decay);
     }
     return decay;
+  }
+  __device__ __forceinline__ void one_summary(float& decay) {
+    clear_B();
+    if (!works) return;
+    std::uint32_t xs[4][4];
+    if (!load_x(xs)) poison_x(xs);
+    __syncwarp();
+    if (chunk + 1 < place().end) copy_x(chunk + 1);
+    advance(xs);
+    if (resets(stage).at != 0) {
+      decay = starts_anew;
+    } else if (decay != starts_anew) {
+      decay = __fmul_rn(decay, steps(stage, head).start[ssd_chunk - 1]);
+    }
   }
 };
 
