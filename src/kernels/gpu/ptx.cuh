@@ -113,18 +113,6 @@ __device__ __forceinline__ void prefetch_to_l2(const void* from, unsigned bytes)
 #endif
 }
 
-// ---- barriers of some warps ---------------------------------------------------------------------
-
-// barrier.sync and barrier.arrive of barrier `id`, 1 to 15: `threads` of the block meet there, whole
-// warps, and those that only arrive do not wait. What one wrote before it arrived, those that wait
-// see. Volatile, memory.
-__device__ __forceinline__ void wait_at(int id, int threads) {
-  asm volatile("barrier.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-__device__ __forceinline__ void arrive_at(int id, int threads) {
-  asm volatile("barrier.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-
 // ---- words between blocks -----------------------------------------------------------------------
 
 // ld.acquire.gpu: what the thread that stored the value with store_release() had written before is

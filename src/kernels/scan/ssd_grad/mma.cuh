@@ -20,7 +20,7 @@ __device__ __forceinline__ void fetch_tile(bf16* to, const bf16* from, std::int6
                                            int columns) {
   constexpr int pieces = kWidth / 8;
   const int thread = thread_id();
-#pragma unroll
+#pragma unroll 1
   for (int n = 0; n < 64 * pieces / kThreads; ++n) {
     const int piece = thread + n * kThreads;
     const int row = piece / pieces, column = piece % pieces * 8;
@@ -118,6 +118,19 @@ __device__ __forceinline__ void store_row(bf16* to, const float (&tiles)[4][2], 
   const int column = 8 * lane.q();
   if (there && column < columns) {
     *reinterpret_cast<uint4*>(to + column) = {pairs[0], pairs[1], pairs[2], pairs[3]};
+  }
+}
+
+// The same of two tiles, 16 columns: each lane of a pair stores 8 bytes.
+__device__ __forceinline__ void store_row(bf16* to, const float (&tiles)[2][2], bool there,
+                                          int columns, Lane lane) {
+  const std::uint32_t own = pack_pair(tiles[0][0], tiles[0][1]);
+  const std::uint32_t other = pack_pair(tiles[1][0], tiles[1][1]);
+  const bool odd = lane.q() % 2 != 0;
+  const std::uint32_t got = __shfl_xor_sync(all_lanes, odd ? own : other, 1);
+  const int column = odd ? 8 + 2 * (lane.q() - 1) : 2 * lane.q();
+  if (there && column < columns) {
+    *reinterpret_cast<uint2*>(to + column) = odd ? uint2{got, other} : uint2{own, got};
   }
 }
 

@@ -1,10 +1,7 @@
 // A block of SsdGradPlan::mma: a chunk of some heads of a group, by 16 warps, and what lies where.
-// The block goes through its heads, and four warps at a time have one part of the work on each:
-//   within   Z, L (C . B) and what spans each step; of them warp r has steps i from 16 r on
-//   outputs  dC, a sum over heads; each has 32 steps i and 64 states
-//   inputs   dB, the same with steps j
-//   channels dx; each has 32 steps j and 32 channels
-// Tiles of 32 rows read from shared memory half of what those of 16 would. Tiles of the next head
+// Warp 4 c + r has rows of steps from 16 r on: as steps i, where outputs are, with 16 c of the
+// steps j of inputs; and as steps j with 16 c of the channels. Of what is summed over heads the
+// first eight warps have dC and the others dB, half of the states each. Tiles of the next head
 // arrive meanwhile.
 #pragma once
 
@@ -29,39 +26,30 @@ class MmaPlace {
  public:
   static constexpr int warps = mma_chunk_threads / 32;
   static constexpr int buffer_bytes = 4 * (channel_tile + state_tile) + 4 * SsdSteps::floats;
-  static constexpr int CB_pitch = ssd_chunk + 8;
-  static constexpr int fixed_bytes = 4 * state_tile + 2 * channel_tile + 4 * ssd_chunk * CB_pitch +
+  // What warps know of a head's steps, 64 floats each: of the sums that span a step, what four
+  // groups of rows have, and the rows' sums over three groups of columns; what two halves of the
+  // states and four groups of channels make of the next; and dy . x. It is written for one head
+  // while that of the head before is added up.
+  enum Part { spans = 0, rows_before = 4, from_state = 7, to_adjoint = 9, input = 13, parts = 17 };
+  // Of each head until the end: its part of the sums that span a step, what columns before the
+  // second, third and fourth group add to them, the next three, dy . x, and shares of E[last] <G,
+  // S>.
+  enum Kept { of_spans = 0, of_rows = 1, of_state = 4, of_adjoint = 5, of_input = 6, skip = 7 };
+  static constexpr int kept_floats = 8 * ssd_chunk + warps, through = 8 * ssd_chunk;
+  static constexpr int fixed_bytes = 4 * state_tile + 2 * channel_tile + 2 * 4 * parts * ssd_chunk +
                                      static_cast<int>(sizeof(Place));
-  // What is known of each head until the end, 64 floats each: of the sums that span a step, what
-  // four groups of rows have; what two halves of the states and of the channels make of the next
-  // three; dy . x; and shares of E[last] <G, S>.
-  enum Kept { spans = 0, of_state = 4, of_adjoint = 6, of_input = 8, skip = 10, through = 11 };
-  static constexpr int kept_floats = through * ssd_chunk + 4;
   static constexpr int shared_bytes(int heads, int buffers) {
     return fixed_bytes + buffers * buffer_bytes + 4 * kept_floats * heads;
   }
 
-  __device__ explicit MmaPlace(const SsdGradOperands& op) : op_(op) {}
-
-  // By all threads: finds out where the block is, and begins to copy.
-  __device__ void begin_block() const {
-    const std::int64_t blocks = std::int64_t{op_.groups} * op_.head_blocks;
-    const std::int64_t chunk = blockIdx.x / blocks, row = chunk / op_.chunks;
-    const auto block = static_cast<int>(blockIdx.x - chunk * blocks);
-    if (thread() == 0) {
-      find_place(row, chunk - row * op_.chunks, block / op_.head_blocks, block % op_.head_blocks);
-    }
+ protected:
+  __device__ MmaPlace(const SsdGradOperands& op, std::int64_t row, std::int64_t c, int group,
+                      int head_block)
+      : op_(op), rows_(thread() / 32 % 4 * 16), column_(thread() / 128 * 16) {
+    if (thread() == 0) find_place(row, c, group, head_block);
     __syncthreads();
-    fetch_states(op_.B, B());
-    fetch_states(op_.C, C());
-    fetch(0);
   }
 
- protected:
-  // Where the warps of channels wait for those within.
-  static constexpr int mixed_barrier = 1;
-
-  static __device__ int warp() { return thread() / 32 % 4; }  // of its four
   static __device__ int thread() { return thread_id(); }
   static __device__ char* memory() {
     extern __shared__ __align__(16) char ssd_grad_memory[];
@@ -73,7 +61,9 @@ class MmaPlace {
   static __device__ bf16* B() { return reinterpret_cast<bf16*>(memory()); }
   static __device__ bf16* C() { return B() + state_tile; }
   static __device__ bf16* mixed() { return C() + state_tile; }
-  static __device__ float* CB() { return reinterpret_cast<float*>(mixed() + channel_tile); }
+  static __device__ float* part(int h, int what) {
+    return reinterpret_cast<float*>(mixed() + channel_tile) + (h % 2 * parts + what) * ssd_chunk;
+  }
   __device__ char* buffer(int h) const {
     return memory() + fixed_bytes + (h & (op_.buffers - 1)) * buffer_bytes;
   }
@@ -87,13 +77,12 @@ class MmaPlace {
   __device__ bf16* G() const { return S() + state_tile; }
   __device__ SsdSteps steps() const { return {reinterpret_cast<float*>(G() + state_tile)}; }
 
-  // Of tiles of 32 rows: the first one, and the row of half `half` of fragment `part` of this lane.
-  __device__ int rows() const { return warp() % 2 * 32; }
-  __device__ int row_of(int part, int half, Lane lane) const {
-    return rows() + 16 * part + 8 * half + lane.g();
-  }
-  __device__ int states_from() const { return warp() / 2 * 64; }
-  __device__ int channels_from() const { return warp() / 2 * 32; }
+  // Whether this warp's steps j are all behind its steps i.
+  __device__ bool is_above() const { return column_ > rows_; }
+  __device__ bool is_of_outputs() const { return column_ < 32; }
+  __device__ int states_from() const { return column_ % 32 * 4; }
+  // The row of half `half` of a fragment that this lane has.
+  __device__ int row_of(int half, Lane lane) const { return rows_ + lane.g() + 8 * half; }
 
   __device__ void find_place(std::int64_t row, std::int64_t c, int group, int head_block) const {
     const SsdHeads heads(op_, group, head_block);
@@ -155,41 +144,37 @@ class MmaPlace {
   }
 
   // The sum of a value of each row over the four lanes that share it.
-  __device__ void put_row_sums(int what, float (&sums)[2][2], Lane lane) const {
+  __device__ void put_row_sums(int what, float (&sums)[2], Lane lane) const {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      float& sum = sums[i / 2][i % 2];
-      sum += __shfl_xor_sync(all_lanes, sum, 1);
-      sum += __shfl_xor_sync(all_lanes, sum, 2);
-      if (lane.q() == 0) kept(h_, what + warp() / 2)[row_of(i / 2, i % 2, lane)] = sum;
+    for (int half = 0; half < 2; ++half) {
+      sums[half] += __shfl_xor_sync(all_lanes, sums[half], 1);
+      sums[half] += __shfl_xor_sync(all_lanes, sums[half], 2);
+      if (lane.q() == 0) part(h_, what)[row_of(half, lane)] = sums[half];
     }
   }
-
   // ---- what a reset parts may be infinite or NaN ----
 
-  // Whether 64 rows of a tile have an infinity or NaN in `width` columns from `first` on, for each
-  // warp that asks.
-  static __device__ bool has_wild(const bf16* tile, int pitch, int first, int width) {
+  // Whether this thread's part of a tile has an infinity or NaN.
+  static __device__ bool has_wild(const bf16* tile, int pitch, int width) {
     bool found = false;
-    for (int i = thread() % 32; i < ssd_chunk * width / 2; i += 32) {
-      float values[2];
-      const int row = i / (width / 2), column = first + i % (width / 2) * 2;
-      load_pair(tile + row * pitch + column, values[0], values[1]);
-      found = found || !isfinite(values[0]) || !isfinite(values[1]);
+    const int row = thread() / 8;
+    for (int column = thread() % 8 * 2; column < width; column += 16) {
+      float first, second;
+      load_pair(tile + row * pitch + column, first, second);
+      found = found || !isfinite(first) || !isfinite(second);
     }
-    return __any_sync(all_lanes, found);
+    return found;
   }
-  // sums += a(row, k) b[k][column], where a is not zero; k up to the row, or from it on. Slow, and
-  // only for chunks that have both a reset and something wild.
-  template <bool kUpTo, int kTiles, class A>
-  __device__ void add_selected(float (&sums)[2][kTiles][4], Lane lane, const A& a, const bf16* b,
+  // sums += a(row, k) b[k][column], where a is not zero. Slow, and only for chunks that have both
+  // a reset and something wild.
+  template <bool kOutputs, int kTiles, class A>
+  __device__ void add_selected(float (&sums)[kTiles][4], Lane lane, const A& a, const bf16* b,
                                int pitch, int first) const {
-#pragma unroll 1
     for (int k = 0; k < ssd_chunk; ++k) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int row = row_of(i / 2, i % 2, lane);
-        if (kUpTo ? k > row : k < row) continue;
+      for (int half = 0; half < 2; ++half) {
+        const int row = row_of(half, lane);
+        if (kOutputs ? k > row : k < row) continue;
         const float factor = to_float(a(row, k));
         if (factor == 0) continue;
 #pragma unroll
@@ -198,8 +183,7 @@ class MmaPlace {
           load_pair(b + k * pitch + first + 8 * t + 2 * lane.q(), value[0], value[1]);
 #pragma unroll
           for (int e = 0; e < 2; ++e) {
-            float& sum = sums[i / 2][t][2 * (i % 2) + e];
-            sum = fmaf(factor, value[e], sum);
+            sums[t][2 * half + e] = fmaf(factor, value[e], sums[t][2 * half + e]);
           }
         }
       }
@@ -207,7 +191,7 @@ class MmaPlace {
   }
 
   const SsdGradOperands& op_;
-
+  const int rows_, column_;
   int h_ = 0;
 };
 
