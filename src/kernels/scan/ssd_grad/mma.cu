@@ -10,6 +10,7 @@ MmaRoom::MmaRoom(int shared_memory) : buffers(2) {
   if (shared_memory < MmaPlace::shared_bytes(4, buffers)) buffers = 1;
   const int rest = shared_memory - MmaPlace::shared_bytes(0, buffers);
   heads = std::clamp(rest / (4 * MmaPlace::kept_floats), 0, ssd_most_heads);
+  if (shared_memory < MmaWalk<4>::shared_bytes) heads = 0;
 }
 
 namespace {

@@ -245,6 +245,7 @@ class MmaWalk {
     fetch_tile<threads, mma_states>(states_of(buffer),
                                     B.at<bf16>(b, chunk.start) + std::int64_t{group_} * op_.d_state,
                                     B.step_pitch, chunk.steps, op_.d_state);
+#pragma unroll 1
     for (int head = 0; head < heads_; ++head) {
       fetch_tile<threads, mma_channels>(
           channels(buffer, head),

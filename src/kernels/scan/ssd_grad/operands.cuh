@@ -69,7 +69,7 @@ struct SsdGradOperands {
   float* dinitial;
   std::int64_t first_row, rows;  // of the batch that are computed now; scratch has only these
   float* steps;                  // [rows, chunks, heads] SsdSteps
-  int* parted;                   // [rows, chunks]: whether a step behind the first one is a reset
+  int* parted;                   // [rows, chunks]: whether a step is a reset
   int buffers = 2;               // SsdGradPlan::mma: for tiles, so that a head's arrive early
   void *states, *adjoints;       // see SsdPlain and SsdMma
   float* sums;                   // [batch, chunks, 3, heads]: of dA_log, dD, ddt_bias

@@ -58,7 +58,7 @@ __device__ void find_steps(const SsdGradOperands& op, std::int64_t row, std::int
     sums[n] = fminf(delta[n] * rate, 4096.0f);
     if (op.reset != nullptr && op.reset[b * op.reset_pitch + chunk.start + i] != 0) {
       sums[n] += ssd_reset_decay;
-      parted = parted || i > 0;
+      parted = true;
     }
   }
   const double both = sums[0] + sums[1];
