@@ -3,6 +3,7 @@
 
 #include "kernels/gpu/launch.cuh"
 #include "kernels/scan/ssd_grad/mma_chunk.cuh"
+#include "kernels/scan/ssd_grad/mma_walk.cuh"
 
 namespace mamba::cuda {
 
