@@ -343,7 +343,7 @@ TEST_EACH(SsdBits, EmptyBatchIsLegal, SsdWay way) {
 
 // ---- errors -----------------------------------------------------------------------------------
 
-TEST(Ssd, ErrorsNameTheOperand) {
+TEST(SsdBits, ErrorsNameTheOperand) {
   SsdCase c;
   c.heads = 4;
   SsdInputs inputs(c);
@@ -406,7 +406,7 @@ TEST(Ssd, ErrorsNameTheOperand) {
   });
 }
 
-TEST(Ssd, ErrorsOfRowMaps) {
+TEST(SsdBits, ErrorsOfRowMaps) {
   const SsdInputs inputs{SsdCase{}};
   Stream& stream = default_stream();
   Tensor y(inputs.y_shape(), DType::f32), state = Tensor::zeros({4, 24, 16}, DType::f32);
