@@ -135,8 +135,6 @@ __device__ __forceinline__ void store_row(bf16* to, const float (&tiles)[2][2], 
   }
 }
 
-// ---- from chunk to chunk ------------------------------------------------------------------------
-
 // States before chunks and adjoints behind them in scratch: bf16, [rows, chunks, heads, head_dim,
 // d_state].
 struct SsdMma {

@@ -12,7 +12,7 @@ template <int kHeads>
 class MmaWalk {
  public:
   static constexpr int threads = 128 * kHeads;
-  static constexpr int weights = 2 * ssd_chunk;  // SsdSteps::weights and starts
+  static constexpr int weights = 2 * ssd_chunk;  // SsdGradSteps::weights and starts
   static constexpr int head_bytes = 2 * channel_tile + 4 * weights;
   static constexpr int buffer_bytes = kHeads * head_bytes + 2 * state_tile;
   static constexpr int shared_bytes = 2 * buffer_bytes;
@@ -40,7 +40,7 @@ class MmaWalk {
       if (n + 1 == count) break;
       arrive();
       if (n + 2 < count) fetch<true>(k, n + 1, (n + 1) % 2);
-      step(SsdSteps::weights, first + n, n % 2);
+      step(SsdGradSteps::weights, first + n, n % 2);
     }
   }
   __device__ void adjoints() {
@@ -57,7 +57,7 @@ class MmaWalk {
         --k;
       }
       if (k >= 0) fetch<false>(k, n, 1 - buffer);
-      step(SsdSteps::starts, c, buffer);
+      step(SsdGradSteps::starts, c, buffer);
     }
     if (op_.dinitial == nullptr || !is_there()) return;
     each([to = op_.dinitial + whole()](int at, float& first, float& second) {
@@ -85,15 +85,15 @@ class MmaWalk {
   __device__ bf16* channels(int buffer, int head) const {
     return states_of(buffer) + state_tile + head * (head_bytes / 2);
   }
-  // Where SsdSteps would begin.
+  // Where SsdGradSteps would begin.
   __device__ float* steps_of(int buffer, int head) const {
     return reinterpret_cast<float*>(channels(buffer, head) + channel_tile) -
-           SsdSteps::weights * ssd_chunk;
+           SsdGradSteps::weights * ssd_chunk;
   }
 
   template <bool kForward>
   __device__ void fetch(int k, int n, int buffer) const {
-    const SsdChunk chunk = op_.chunk(k, n);
+    const SsdGradChunk chunk = op_.chunk(k, n);
     const int c = k * op_.per_kept + n;
     const std::int64_t b = op_.first_row + row_;
     const ScanTrack& x = kForward ? op_.x : op_.dy;
@@ -107,8 +107,8 @@ class MmaWalk {
           channels(buffer, head),
           x.at<bf16>(b, chunk.start) + std::int64_t{first_head_ + head} * op_.head_dim,
           x.step_pitch, chunk.steps, op_.head_dim);
-      const int piece = SsdSteps::weights * ssd_chunk + 4 * thread_id();
-      if (piece < SsdSteps::weights * ssd_chunk + weights) {
+      const int piece = SsdGradSteps::weights * ssd_chunk + 4 * thread_id();
+      if (piece < SsdGradSteps::weights * ssd_chunk + weights) {
         copy_16_bytes(steps_of(buffer, head) + piece,
                       op_.steps_of(row_, c, first_head_ + head).at + piece, 16);
       }
@@ -122,10 +122,10 @@ class MmaWalk {
   }
 
   // state = decay state + sum over i of weight[i] channels[i] states[i]^T
-  __device__ void step(SsdSteps::Array array, int c, int buffer) {
+  __device__ void step(SsdGradSteps::Array array, int c, int buffer) {
     if (op_.parted[row_ * op_.chunks + c] != 0) forget(array, buffer);
     if (!is_there()) return;
-    const SsdSteps steps{steps_of(buffer, in_block())};
+    const SsdGradSteps steps{steps_of(buffer, in_block())};
     const float decay = steps.from_start(ssd_chunk - 1);
     if (decay == 0) {
 #pragma unroll
@@ -164,12 +164,12 @@ class MmaWalk {
     }
   }
   // What lies on the far side of a reset, whatever it is, becomes zero. It is far for all heads.
-  __device__ void forget(SsdSteps::Array array, int buffer) const {
+  __device__ void forget(SsdGradSteps::Array array, int buffer) const {
     for (int piece = thread_id(); piece < 8 * ssd_chunk; piece += threads) {
       const int row = piece / 8, column = piece % 8 * 8;
       bool far = true;
       for (int head = 0; head < heads_; ++head) {
-        const bool zero = SsdSteps{steps_of(buffer, head)}.get(array, row) == 0;
+        const bool zero = SsdGradSteps{steps_of(buffer, head)}.get(array, row) == 0;
         far = far && zero;
         bf16* x = channels(buffer, head) + row * channel_pitch + column;
         if (zero) *reinterpret_cast<uint4*>(x) = uint4{};

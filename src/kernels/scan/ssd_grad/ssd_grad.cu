@@ -108,7 +108,7 @@ void run_rows(SsdGradOperands op, SsdGradPlan plan, Stream& stream) {
   const std::int64_t of_chunks = op.rows * op.chunks;
   const std::int64_t state = std::int64_t{op.heads} * op.head_dim * op.d_state;
   const std::int64_t dBC = op.rows * op.time * op.groups * op.d_state;
-  op.steps = floats(of_chunks * op.heads * SsdSteps::floats);
+  op.steps = floats(of_chunks * op.heads * SsdGradSteps::floats);
   op.parted = scratch.take({of_chunks}, DType::i32).data<std::int32_t>();
   if (plan == SsdGradPlan::mma) {
     op.states = scratch.take({of_chunks * state}, DType::bf16).data();
