@@ -97,7 +97,8 @@ BREAKS = {
     "a surplus tensor is ignored": (
         "src/host/files/model_files.cpp", "checkpoint.check_all_used(used, parameter_names(config));", "", "BadFolder*"),
     "random weights are not divided by the depth": (
-        "src/host/model/mamba1/weights.cpp", "fan_in(c.d_inner) * fan_in(n_layer)", "fan_in(c.d_inner) * fan_in(n_layer > 0 ? 1 : 2)",
+        "src/host/model/mamba1/weights.cpp", "draws::fan_in(c.d_inner) * draws::fan_in(n_layer)",
+        "draws::fan_in(c.d_inner) * draws::fan_in(n_layer > 0 ? 1 : 2)",
         "LayerInit*"),
     "a step state is one step late": (
         "src/host/model/state/state.cpp", "all.view().steps(t, 1)", "all.view().steps(t > 0 ? t - 1 : t, 1)", "LayerTest*"),
@@ -111,6 +112,23 @@ BREAKS = {
     "a sum that goes elsewhere is left in the residual too": (
         "src/host/ops/norm/add_rms_norm.cpp", "op.sum ? op.sum : op.x ? op.residual : TensorView()", "op.x ? op.residual : op.sum",
         "AddRmsNorm*"),
+    "the norm of Mamba-2 is over its whole width": (
+        "include/mamba/mamba2.hpp", "  norm.groups = c.groups;\n", "", "*Golden*:LayerTest*"),
+    "Mamba-2 gates on the other side of its norm": (
+        "include/mamba/mamba2.hpp", "norm.gate_first = !c.norm_before_gate;", "norm.gate_first = c.norm_before_gate;",
+        "*Golden*:LayerTest*"),
+    "what gates in Mamba-2 is x": (
+        "include/mamba/mamba2.hpp", "z(const TensorView& of) const { return of.columns(0, c.d_inner); }",
+        "z(const TensorView& of) const { return of.columns(c.d_inner, c.d_inner); }", "*Golden*:LayerTest*"),
+    "B and C of Mamba-2 change places": (
+        "include/mamba/mamba2.hpp", "scan.B = B(a.convolved);\n  scan.C = C(a.convolved);",
+        "scan.B = C(a.convolved);\n  scan.C = B(a.convolved);", "*Golden*:LayerTest*"),
+    "Mamba-2's convolution looks across a reset": (
+        "include/mamba/mamba2.hpp", "  conv.reset = r.reset;\n", "", "LayerTest*"),
+    "the time steps of Mamba-2 have no upper limit": (
+        "include/mamba/mamba2.hpp", "  scan.dt_high = c.dt_high;\n", "", "*Golden*:LayerTest*"),
+    "padding of Mamba-2 comes out as what its z makes of it": (
+        "include/mamba/mamba2.hpp", "if (r.rows.read) {", "if (false) {", "Mamba2Layer*"),
     "B and C change places": (
         "include/mamba/mamba1.hpp", "scan.B = a.selection.columns(c.dt_rank, c.d_state);\n"
         "  scan.C = a.selection.columns(c.dt_rank + c.d_state, c.d_state);",
@@ -341,6 +359,13 @@ GPU_BREAKS = {
     "a warp of the gradient hands on nothing": (
         "src/kernels/scan/scan_grad_ring.cuh", "if constexpr (chunks == 1) pass(to + n * Channels, {carry,",
         "if constexpr (chunks == 1) pass(to + n * Channels, {0 * carry,", "CudaScanGrad*"),
+    "a later chunk of an Ssd begins with what its first one began with": (
+        "src/kernels/scan/ssd_chunks.cuh", "S[n][k] = __fmul_rn(kept, S[n][k]);", "S[n][k] = S[n][k];", "CudaSsd*"),
+    "an Ssd sees steps of the same chunk that are to come": (
+        "src/kernels/scan/ssd_chunks.cuh", "if (Selects && (j > i || j < begins.last(i)))",
+        "if (Selects && j < begins.last(i))", "CudaSsd*"),
+    "a segment of an Ssd begins with what the last one added": (
+        "src/kernels/scan/ssd_chunks.cu", "store_vec(place, state);", "store_vec(place, added);", "CudaSsd*"),
     "an optimiser's last tensor of a launch is passed by": (
         "src/kernels/train/optimiser.cu", "int low = 0, high = count;", "int low = 0, high = count - 1;", "Optimizer*"),
     "the stack's kernel where blocks do not run together": (

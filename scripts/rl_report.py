@@ -12,7 +12,7 @@ import statistics
 import sys
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 340, 60, 50, 40
-COLOURS = {"mamba": "#1f6fb2", "gru": "#c0392b"}
+COLOURS = {"mamba": "#1f6fb2", "mamba2": "#2e8b57", "gru": "#c0392b"}
 ENOUGH = 0.95  # "learned" in the table
 
 

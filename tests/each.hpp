@@ -11,6 +11,8 @@
 #include <utility>
 #include <vector>
 
+#include <mamba/config.hpp>
+
 #include "testing.hpp"
 
 namespace mamba::testing {
@@ -56,6 +58,12 @@ template <>
 struct Every<DType> {
   static std::vector<DType> all() { return storage_dtypes(); }
   static std::string name(DType dtype) { return name_of(dtype); }
+};
+
+template <>
+struct Every<MixerKind> {
+  static std::vector<MixerKind> all() { return {MixerKind::mamba1, MixerKind::mamba2}; }
+  static std::string name(MixerKind mixer) { return name_of(mixer); }
 };
 
 template <auto first, auto... others>

@@ -36,12 +36,18 @@ int info(const ModelFlags& flags) {
   std::int64_t bytes = 0;
   model.each_weight([&](const std::string&, const Tensor& weight) { bytes += weight.bytes(); });
 
+  line("architecture", std::string(mamba::name_of(layer.mixer)));
   line("d_model", layer.d_model);
   line("n_layer", config.n_layer);
   line("d_inner", layer.d_inner);
   line("d_state", layer.d_state);
   line("d_conv", layer.d_conv);
-  line("dt_rank", layer.dt_rank);
+  if (layer.dt_rank > 0) line("dt_rank", layer.dt_rank);
+  if (layer.head_dim > 0) {
+    line("heads", layer.d_inner / layer.head_dim);
+    line("head_dim", layer.head_dim);
+    line("groups", layer.groups);
+  }
   line("vocab", config.vocab_size);
   line("parameters", model.parameter_count());
   line("dtype", std::string(mamba::name_of(model.dtype())));

@@ -73,10 +73,19 @@ void add_flags(CLI::App& app, Flags& flags) {
   app.add_option("--batch", t.batch)->check(count);
   app.add_option("--time", t.time, "Bytes a step and row")->check(count);
   app.add_option("--start", t.start, "A model of bytes to start from (its own sizes count)");
+  app.add_option_function<std::string>(
+         "--architecture",
+         [&layer = t.model.layer](const std::string& name) {
+           layer.mixer = name == "mamba2" ? mamba::MixerKind::mamba2 : mamba::MixerKind::mamba1;
+         },
+         "mamba1 (the default) or mamba2")
+      ->check(CLI::IsMember({"mamba1", "mamba2"}));
   app.add_option("--d-model", t.model.layer.d_model)->check(count);
   app.add_option("--d-state", t.model.layer.d_state)->check(count);
+  app.add_option("--head-dim", t.model.layer.head_dim, "Of mamba2")->check(count);
+  app.add_option("--groups", t.model.layer.groups, "Of mamba2's heads")->check(count);
   app.add_option("--layers", t.model.n_layer)->check(count);
-  app.add_flag("--gated-norm", t.model.layer.gated_norm, "LayerNorm before the gate");
+  app.add_flag("--gated-norm", t.model.layer.gated_norm, "LayerNorm before mamba1's gate");
   app.add_option("--rate", t.rate, "Learning rate after the warm-up")->check(not_negative);
   app.add_option("--last-rate", t.last_rate, "Learning rate at the end")->check(not_negative);
   app.add_option("--warmup", t.warmup, "Steps of it")->check(count_or_none);

@@ -19,6 +19,8 @@
 #include <mamba/loss.hpp>
 #include <mamba/mamba1.hpp>
 #include <mamba/mamba1_grad.hpp>
+#include <mamba/mamba2.hpp>
+#include <mamba/mamba2_grad.hpp>
 #include <mamba/ops.hpp>
 #include <mamba/optimizer.hpp>
 #include <mamba/safetensors.hpp>

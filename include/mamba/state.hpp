@@ -12,8 +12,8 @@ namespace mamba {
 
 // The tensors of one layer's memory, each [batch, channels, ...].
 struct StateTensors {
-  Tensor conv;  // [batch, d_inner, d_conv - 1], the model's dtype: the conv's last inputs, oldest
-                // first
+  Tensor conv;  // [batch, conv channels, d_conv - 1], the model's dtype: the conv's last inputs,
+                // oldest first; d_inner channels, and of Mamba-2 those of B and C after them
   Tensor ssm;   // [batch, d_inner, d_state] f32: h of the recurrence
 
   // f(name, tensor) for each of them, in the order of state_tensors.
@@ -30,7 +30,7 @@ using StateMember = Tensor StateTensors::*;
 struct StateTensor {
   const char* name;  // in errors and in files
   StateMember tensor;
-  const char* channels;  // what dim(1) counts: tensors that count the same have equally many
+  const char* channels;  // what dim(1) counts
   bool f32;              // true: always f32; false: the model's dtype
   bool backward;         // whether backward needs it as it was when the run began
   Shape (*shape)(const LayerConfig& resolved, std::int64_t batch);
@@ -39,9 +39,9 @@ struct StateTensor {
 // What a state consists of, once. Verbs, tapes, files, caches, checkpoints and their errors walk
 // this list: another tensor is a member of StateTensors and an entry here.
 inline constexpr StateTensor state_tensors[] = {
-    {"conv", &StateTensors::conv, "d_inner", /*f32=*/false, /*backward=*/true,
+    {"conv", &StateTensors::conv, "conv channels", /*f32=*/false, /*backward=*/true,
      [](const LayerConfig& c, std::int64_t batch) {
-       return Shape{batch, c.d_inner, c.d_conv - 1};
+       return Shape{batch, c.conv_channels(), c.d_conv - 1};
      }},
     {"ssm", &StateTensors::ssm, "d_inner", /*f32=*/true, /*backward=*/false,
      [](const LayerConfig& c, std::int64_t batch) {
@@ -158,7 +158,12 @@ struct LayerSteps : StateTensors {
                      const Stream& stream) const;
 };
 
-// Hugging Face and mamba_ssm keep the conv state one input wider, [batch, d_inner, d_conv], newest
+// The ssm of a Mamba-2 layer as it is published, [batch, heads, head_dim, d_state]: a view of the
+// same memory. One that does not fit `config` is an ArgumentError.
+TensorView by_heads(Tensor& ssm, const LayerConfig& config);
+ConstTensorView by_heads(const Tensor& ssm, const LayerConfig& config);
+
+// Hugging Face and mamba_ssm keep the conv state one input wider, [batch, channels, d_conv], newest
 // last; its oldest column is never used again.
 Tensor to_wide_conv_state(const Tensor& conv);  // [.., d_conv - 1] -> [.., d_conv], oldest column 0
 Tensor from_wide_conv_state(const Tensor& wide);  // [.., d_conv] -> [.., d_conv - 1]

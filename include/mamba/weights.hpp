@@ -18,17 +18,20 @@ namespace mamba {
 // Matrices and projection biases have the model's dtype; what enters the recurrence and the norms
 // is always f32. Which of them a layer has is said by its config. Gradients are LayerWeights too,
 // with every tensor f32; one that is absent there is not computed.
+// Mamba-2 has no x_proj and no dt_proj, but heads and groups: conv_channels is d_inner + 2 groups
+// d_state there, and d_inner in Mamba-1.
 struct LayerWeights {
-  Tensor in_proj;            // [2 d_inner, d_model]: rows of x first, then of z
-  Tensor in_proj_bias;       // [2 d_inner], with use_bias
-  Tensor conv_weight;        // [d_inner, d_conv] f32
-  Tensor conv_bias;          // [d_inner] f32, with use_conv_bias
+  Tensor in_proj;            // [2 d_inner, d_model]: rows of x first, then of z; in Mamba-2
+                             // [d_inner + conv_channels + heads, d_model]: of z, x, B, C, dt
+  Tensor in_proj_bias;       // [rows of in_proj], with use_bias
+  Tensor conv_weight;        // [conv_channels, d_conv] f32
+  Tensor conv_bias;          // [conv_channels] f32, with use_conv_bias
   Tensor x_proj;             // [dt_rank + 2 d_state, d_inner]: rows of dt, B, C
   Tensor dt_proj;            // [d_inner, dt_rank]
-  Tensor dt_bias;            // [d_inner] f32
-  Tensor A_log;              // [d_inner, d_state] f32
-  Tensor D;                  // [d_inner] f32
-  Tensor gated_norm_weight;  // [d_inner] f32, with gated_norm
+  Tensor dt_bias;            // [d_inner] f32; in Mamba-2 [heads]
+  Tensor A_log;              // [d_inner, d_state] f32; in Mamba-2 [heads]
+  Tensor D;                  // [d_inner] f32; in Mamba-2 [heads]
+  Tensor gated_norm_weight;  // [d_inner] f32, with gated_norm and in Mamba-2
   Tensor gated_norm_bias;    // [d_inner] f32, with gated_norm
   Tensor out_proj;           // [d_model, d_inner]
   Tensor out_proj_bias;      // [d_model], with use_bias
@@ -147,8 +150,9 @@ LanguageModelWeights zero_gradients(const LanguageModelConfig& config,
 // Fresh weights by the published recipe (mamba_ssm 2.3): every Linear U(+-1/sqrt(fan_in)), out_proj
 // further divided by sqrt(n_layer), biases zero; conv weight and bias U(+-1/sqrt(d_conv)); dt_proj
 // U(+-dt_scale/sqrt(dt_rank)) and its bias the inverse softplus of a dt log-uniform in [dt_min,
-// dt_max]; A_log[d, n] = log(n + 1); D = initial_D; norms 1 and their biases 0; embedding N(0,
-// 0.02). Drawn from Philox keyed by `seed`: the same on every machine. On the CPU.
+// dt_max]; A_log[d, n] = log(n + 1), of a head in Mamba-2 the log of U(1, 16); D = initial_D; norms
+// 1 and their biases 0; embedding N(0, 0.02). Drawn from Philox keyed by `seed`: the same on every
+// machine. On the CPU.
 LayerWeights random_layer_weights(const LayerConfig& config, DType dtype, std::uint64_t seed,
                                   std::int64_t n_layer = 1);
 LanguageModelWeights random_model_weights(const LanguageModelConfig& config, DType dtype,

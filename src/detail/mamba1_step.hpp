@@ -1,34 +1,17 @@
-// One step of Mamba-1 blocks one after the other, for a device that takes them at once: raw
-// pointers and sizes, which have been checked, passed to kernels by value.
+// One step of Mamba-1 blocks one after the other, for a device that takes them at once.
 #pragma once
 
-#include <cstdint>
-
-#include <mamba/stream.hpp>
+#include "detail/stack_step.hpp"
 
 namespace mamba {
 
-// What all blocks of a step share.
-struct Mamba1StepSizes {
-  static constexpr DType dtype = DType::bf16;
-  static constexpr int most_layers = 64;
-  static constexpr int most_rows = 64;
+struct Mamba1StepSizes : StackStepSizes {
   static constexpr int d_state = 16;
-  static constexpr int d_conv = 4;
 
-  int layer_count, rows, d_model, d_inner, dt_rank;
-  int state_rows;
-  float epsilon;
-  const void* x;  // [rows, d_model], rows x_pitch elements apart
-  std::int64_t x_pitch;
-  float* sum;                        // [rows, d_model]
-  const std::int32_t *read, *write;  // [rows]; may be nullptr
-  const std::int32_t* reset;         // [rows], reset_pitch apart; may be nullptr
-  std::int64_t reset_pitch;
+  int dt_rank;
 };
 // residual = x;  for each block: residual += block(norm(residual));  sum = residual.
-// x and conv are of `dtype`, and so is each matrix, which is what the kernels load. States go on in
-// place, by the row map if there is one (see RowMap); a padding row's sum is its x.
+// States go on in place, by the row map if there is one (see RowMap); a padding row's sum is its x.
 struct Mamba1Step : Mamba1StepSizes {
   struct Block {
     const float* norm;         // [d_model]

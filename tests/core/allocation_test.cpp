@@ -22,9 +22,10 @@ using testing::allocations_of;
 
 const Device device = Device::cpu();
 
-TEST_EACH(Allocation, NoneInLayerForwardAfterItsFirstCall, DType dtype) {
+TEST_EACH(Allocation, NoneInLayerForwardAfterItsFirstCall, MixerKind mixer, DType dtype) {
   if (!testing::allocations_are_counted()) GTEST_SKIP() << "the sanitizer owns malloc";
   LayerConfig config;
+  config.mixer = mixer;
   config.d_model = 96;
   const Layer layer = Layer::random(config, 1, dtype, device);
   for (std::int64_t time : {1, 3, 4, 8, 9, 70}) {
@@ -44,12 +45,13 @@ TEST_EACH(Allocation, NoneInLayerForwardAfterItsFirstCall, DType dtype) {
   }
 }
 
-TEST_EACH(Allocation, NoneInATrainingStepAfterItsFirst, DType dtype) {
+TEST_EACH(Allocation, NoneInATrainingStepAfterItsFirst, MixerKind mixer, DType dtype) {
   if (!testing::allocations_are_counted()) GTEST_SKIP() << "the sanitizer owns malloc";
   LanguageModelConfig config;
+  config.layer.mixer = mixer;
   config.layer.d_model = 48;
-  config.layer.gated_norm = true;
-  config.layer.norm_dt_b_c = true;
+  config.layer.head_dim = 32;  // Mamba-2's
+  config.layer.gated_norm = config.layer.norm_dt_b_c = mixer == MixerKind::mamba1;
   config.n_layer = 2;
   config.vocab_size = 40;
   for (const bool recompute : {false, true}) {

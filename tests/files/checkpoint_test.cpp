@@ -30,10 +30,10 @@ std::vector<std::vector<unsigned char>> everything(const TrainingRun& training) 
   return all;
 }
 
-TEST_EACH(Checkpoint, AResumedRunIsBitIdenticalToOneThatNeverStopped, Device device,
-          testing::OneOf<DType::f32, DType::bf16> dtype) {
+TEST_EACH(Checkpoint, AResumedRunIsBitIdenticalToOneThatNeverStopped, MixerKind mixer,
+          Device device, testing::OneOf<DType::f32, DType::bf16> dtype) {
   const TemporaryFolder folder;
-  TrainingRun whole(dtype, device);
+  TrainingRun whole(dtype, device, mixer);
   for (int i = 0; i < 5; ++i) whole.step();
   whole.progress.notes["text"] = "book.txt";
   whole.progress.loss_scale.value = 1024;
@@ -42,7 +42,7 @@ TEST_EACH(Checkpoint, AResumedRunIsBitIdenticalToOneThatNeverStopped, Device dev
   std::vector<float> losses;
   for (int i = 0; i < 5; ++i) losses.push_back(whole.step());
 
-  TrainingRun resumed(dtype, device);
+  TrainingRun resumed(dtype, device, mixer);
   resumed.step();  // whatever it did before
   resumed.load(folder.file("run"));
   EXPECT_EQ(resumed.optimizer.steps(), 5);

@@ -173,7 +173,7 @@ TEST(StateFile, MetadataThatCannotBe) {
     with("rows", wrong, "rows: expected a whole number, " + got);
     with("layers", wrong, "layers: expected a whole number, " + got);
   }
-  with("rows", "4", "layers.0.conv: expected [4, d_inner, ...], got [3, 6, 3]");
+  with("rows", "4", "layers.0.conv: expected [4, conv channels, ...], got [3, 6, 3]");
   with("layers", "1",
        "layers: expected two tensors for each of 1 layers, at least one, got 4 tensors");
   with("layers", "3",
@@ -201,10 +201,9 @@ TEST(StateFile, TensorsThatCannotBe) {
   with("layers.0.ssm", {3, 6, 16}, DType::f16, "layers.0.ssm: expected F32, got F16");
   with("layers.1.ssm", {3, 6, 8}, DType::f32, "layers.1.ssm: expected [3, 6, 16], got [3, 6, 8]");
   with("layers.1.conv", {2, 6, 3}, DType::f32, "layers.1.conv: expected [3, 6, 3], got [2, 6, 3]");
-  with("layers.0.ssm", {3, 5, 16}, DType::f32,
-       "layers.0.ssm: expected [3, 6, ...], got [3, 5, 16]");
+  with("layers.0.ssm", {3, 5, 16}, DType::f32, "layers.1.ssm: expected [3, 5, 16], got [3, 6, 16]");
   with("layers.0.conv", {3, 18}, DType::f32,
-       "layers.0.conv: expected [3, d_inner, ...], got [3, 18]");
+       "layers.0.conv: expected [3, conv channels, ...], got [3, 18]");
   with("layers.0.more", {3}, DType::f32,
        "layers: expected two tensors for each of 2 layers, at least one, got 5 tensors");
   const auto renamed = [](const std::string& from, const std::string& to, const std::string& text) {

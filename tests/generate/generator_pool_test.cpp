@@ -90,8 +90,8 @@ TEST_EACH(GeneratorPoolTest, PromptsOfUnequalLengthsLeaveNoTraceInEachOther, Dev
   }
 }
 
-TEST_EACH(GeneratorPoolTest, TextsDoNotDependOnWhoSharesTheBatch, Device device) {
-  const LanguageModel model = bytes_model(device);
+TEST_EACH(GeneratorPoolTest, TextsDoNotDependOnWhoSharesTheBatch, MixerKind mixer, Device device) {
+  const LanguageModel model = bytes_model(mixer, device);
   GeneratorPool pool(model, 4);
   const std::vector<Ids> texts = prompts();
   // Greedy, and two that draw: all of one kind are chosen in one operation, the others apart.
@@ -131,8 +131,8 @@ TEST_EACH(GeneratorPoolTest, TextsDoNotDependOnWhoSharesTheBatch, Device device)
   }
 }
 
-TEST_EACH(GeneratorPoolTest, WhoHasFinishedLeavesAndTheOthersGoOn, Device device) {
-  const LanguageModel model = bytes_model(device);
+TEST_EACH(GeneratorPoolTest, WhoHasFinishedLeavesAndTheOthersGoOn, MixerKind mixer, Device device) {
+  const LanguageModel model = bytes_model(mixer, device);
   GeneratorPool pool(model, 3);
   std::vector<Generator> members;
   Generator::Group group;
@@ -155,8 +155,8 @@ TEST_EACH(GeneratorPoolTest, WhoHasFinishedLeavesAndTheOthersGoOn, Device device
   EXPECT_EQ(results[2].tokens, streamed);
 }
 
-TEST_EACH(GeneratorPoolTest, ForksShareThePoolWhileThereIsRoom, Device device) {
-  const LanguageModel model = bytes_model(device);
+TEST_EACH(GeneratorPoolTest, ForksShareThePoolWhileThereIsRoom, MixerKind mixer, Device device) {
+  const LanguageModel model = bytes_model(mixer, device);
   GeneratorPool pool(model, 4);
   Generator trunk = pool.make(lively(3));
   trunk.read(prompts()[0]);
@@ -183,8 +183,8 @@ TEST_EACH(GeneratorPoolTest, ForksShareThePoolWhileThereIsRoom, Device device) {
   EXPECT_TRUE(trunk.fork(0).empty());
 }
 
-TEST_EACH(GeneratorPoolTest, ASavedTextJoinsAPool, Device device) {
-  const LanguageModel model = bytes_model(device);
+TEST_EACH(GeneratorPoolTest, ASavedTextJoinsAPool, MixerKind mixer, Device device) {
+  const LanguageModel model = bytes_model(mixer, device);
   const TemporaryFolder folder;
   Generator single = alone(model, prompts()[0], lively(3));
   single.generate(tokens(5));
@@ -200,8 +200,8 @@ TEST_EACH(GeneratorPoolTest, ASavedTextJoinsAPool, Device device) {
             single.generate(tokens(8)).tokens);
 }
 
-TEST_EACH(GeneratorPoolTest, ARowIsEmptyForWhoeverTakesItNext, Device device) {
-  const LanguageModel model = bytes_model(device);
+TEST_EACH(GeneratorPoolTest, ARowIsEmptyForWhoeverTakesItNext, MixerKind mixer, Device device) {
+  const LanguageModel model = bytes_model(mixer, device);
   GeneratorPool pool(model, 1);
   {
     Generator before = pool.make(lively(1));
@@ -215,8 +215,8 @@ TEST_EACH(GeneratorPoolTest, ARowIsEmptyForWhoeverTakesItNext, Device device) {
   EXPECT_EQ(after.generate(tokens(20)).tokens, fresh.generate(tokens(20)).tokens);
 }
 
-TEST_EACH(GeneratorPoolTest, AGeneratorOutlivesItsPool, Device device) {
-  const LanguageModel model = bytes_model(device);
+TEST_EACH(GeneratorPoolTest, AGeneratorOutlivesItsPool, MixerKind mixer, Device device) {
+  const LanguageModel model = bytes_model(mixer, device);
   auto pool = std::make_unique<GeneratorPool>(model, 2);
   Generator member = pool->make();
   member.read(prompts()[0]);
@@ -225,8 +225,8 @@ TEST_EACH(GeneratorPoolTest, AGeneratorOutlivesItsPool, Device device) {
             alone(model, prompts()[0]).generate(tokens(5)).tokens);
 }
 
-TEST_EACH(GeneratorPoolTest, AKnownStateIsTakenOver, Device device) {
-  const LanguageModel model = bytes_model(device);
+TEST_EACH(GeneratorPoolTest, AKnownStateIsTakenOver, MixerKind mixer, Device device) {
+  const LanguageModel model = bytes_model(mixer, device);
   Generator read = alone(model, prompts()[0], lively(4));
   Generator told(model, lively(4));
   told.continue_from(prompts()[0], read.state(), read.logits());
@@ -236,8 +236,8 @@ TEST_EACH(GeneratorPoolTest, AKnownStateIsTakenOver, Device device) {
                               [&] { told.continue_from({1}, read.state(), read.logits()); });
 }
 
-TEST_EACH(GeneratorPoolTest, PoolsOfSeveralThreadsShareAModel, Device device) {
-  const LanguageModel model = bytes_model(device);
+TEST_EACH(GeneratorPoolTest, PoolsOfSeveralThreadsShareAModel, MixerKind mixer, Device device) {
+  const LanguageModel model = bytes_model(mixer, device);
   std::vector<Ids> got(3), expected;
   for (std::size_t i = 0; i < got.size(); ++i) {
     expected.push_back(alone(model, prompts()[i], lively(i)).generate(tokens(20)).tokens);
@@ -258,8 +258,8 @@ TEST_EACH(GeneratorPoolTest, PoolsOfSeveralThreadsShareAModel, Device device) {
   EXPECT_EQ(got, expected);
 }
 
-TEST_EACH(GeneratorPoolTest, RefusesWhatCannotWork, Device device) {
-  const LanguageModel model = bytes_model(device);
+TEST_EACH(GeneratorPoolTest, RefusesWhatCannotWork, MixerKind mixer, Device device) {
+  const LanguageModel model = bytes_model(mixer, device);
   expect_error<ArgumentError>("GeneratorPool: capacity: expected 1 to 1048576, got 0",
                               [&] { GeneratorPool(model, 0); });
   GeneratorPool pool(model, 2);
@@ -347,8 +347,9 @@ Written written(const LanguageModel& model, bool ahead, const std::vector<std::s
   return result;
 }
 
-TEST_EACH(GeneratorPoolTest, AStepQueuedBeforeTheLastTokenIsKnownChangesNothing, Device device) {
-  const LanguageModel model = bytes_model(device);
+TEST_EACH(GeneratorPoolTest, AStepQueuedBeforeTheLastTokenIsKnownChangesNothing, MixerKind mixer,
+          Device device) {
+  const LanguageModel model = bytes_model(mixer, device);
   std::vector<std::string> stops;
   for (const Ids& text : written(model, false, {}).first) {  // as they are without stops
     const std::size_t end = std::min<std::size_t>(text.size(), 4 + 3 * stops.size());
@@ -371,8 +372,9 @@ TEST_EACH(GeneratorPoolTest, AStepQueuedBeforeTheLastTokenIsKnownChangesNothing,
 }
 
 // Alone, nobody's company can round anything differently: the saved bytes are the same.
-TEST_EACH(GeneratorPoolTest, StoppedWhileRunningAheadIsSavedAsIfItHadNot, Device device) {
-  const LanguageModel model = bytes_model(device);
+TEST_EACH(GeneratorPoolTest, StoppedWhileRunningAheadIsSavedAsIfItHadNot, MixerKind mixer,
+          Device device) {
+  const LanguageModel model = bytes_model(mixer, device);
   const TemporaryFolder folder;
   const Tokenizer bytes = Tokenizer::bytes();
   const Ids text = alone(model, prompts()[0], lively(3)).generate(tokens(15)).tokens;
@@ -431,8 +433,8 @@ TEST_EACH(GeneratorPoolTest, AGraphWritesWhatTheCallsInItWrite, testing::CudaDev
 // ---- text ---------------------------------------------------------------------------------------
 
 // The bytes of a character that a call's end cut come out in the next call, from a file too.
-TEST_EACH(GeneratorPoolTest, HalfACharacterIsKeptAndSaved, Device device) {
-  const LanguageModel model = bytes_model(device);
+TEST_EACH(GeneratorPoolTest, HalfACharacterIsKeptAndSaved, MixerKind mixer, Device device) {
+  const LanguageModel model = bytes_model(mixer, device);
   const Tokenizer bytes = Tokenizer::bytes();
   const TemporaryFolder folder;
   std::string text;

@@ -36,8 +36,9 @@ Ids joined(Ids a, const Ids& b) {
   return a;
 }
 
-TEST_EACH(GeneratorTest, SameSeedAndSameCallsGiveTheSameText, Device device, DType dtype) {
-  const LanguageModel model = bytes_model(device, dtype);
+TEST_EACH(GeneratorTest, SameSeedAndSameCallsGiveTheSameText, MixerKind mixer, Device device,
+          DType dtype) {
+  const LanguageModel model = bytes_model(mixer, device, dtype);
   const auto text = [&](std::uint64_t seed) {
     Generator generator(model, lively(seed));
     generator.read(prompt);
@@ -48,8 +49,8 @@ TEST_EACH(GeneratorTest, SameSeedAndSameCallsGiveTheSameText, Device device, DTy
   EXPECT_NE(text(1), text(1ull << 40 | 1)) << "the upper half of the seed counts";
 }
 
-TEST_EACH(GeneratorTest, StopAndResumeIsBitIdentical, Device device, DType dtype) {
-  const LanguageModel model = bytes_model(device, dtype);
+TEST_EACH(GeneratorTest, StopAndResumeIsBitIdentical, MixerKind mixer, Device device, DType dtype) {
+  const LanguageModel model = bytes_model(mixer, device, dtype);
   const TemporaryFolder folder;
   for (const SamplingOptions& options : {SamplingOptions{}, lively(3)}) {
     Generator whole(model, options);
@@ -93,8 +94,9 @@ TEST_EACH(GeneratorTest, AnotherDeviceGoesOnWithTheSameText, Device from, Device
   EXPECT_EQ(joined(before, generate(second, 15)), text) << from.name() << " to " << to.name();
 }
 
-TEST_EACH(GeneratorTest, APromptMayFollowARestoredState, Device device, DType dtype) {
-  const LanguageModel model = bytes_model(device, dtype);
+TEST_EACH(GeneratorTest, APromptMayFollowARestoredState, MixerKind mixer, Device device,
+          DType dtype) {
+  const LanguageModel model = bytes_model(mixer, device, dtype);
   const TemporaryFolder folder;
   Generator whole(model, lively(3));
   whole.read(prompt);
@@ -107,8 +109,8 @@ TEST_EACH(GeneratorTest, APromptMayFollowARestoredState, Device device, DType dt
   EXPECT_EQ(generate(resumed, 5), Ids(text.begin() + 5, text.end()));
 }
 
-TEST_EACH(GeneratorTest, ForksAreIndependent, Device device, DType dtype) {
-  const LanguageModel model = bytes_model(device, dtype);
+TEST_EACH(GeneratorTest, ForksAreIndependent, MixerKind mixer, Device device, DType dtype) {
+  const LanguageModel model = bytes_model(mixer, device, dtype);
   Generator trunk(model, lively(3));
   trunk.read(prompt);
   generate(trunk, 6);
@@ -120,8 +122,9 @@ TEST_EACH(GeneratorTest, ForksAreIndependent, Device device, DType dtype) {
   EXPECT_NE(generate(other, 25), text);
 }
 
-TEST_EACH(GeneratorTest, GreedyPenaltyAvoidsWhatWasSeenOncePerToken, Device device, DType dtype) {
-  const LanguageModel model = bytes_model(device, dtype);
+TEST_EACH(GeneratorTest, GreedyPenaltyAvoidsWhatWasSeenOncePerToken, MixerKind mixer, Device device,
+          DType dtype) {
+  const LanguageModel model = bytes_model(mixer, device, dtype);
   SamplingOptions options;
   options.repetition_penalty = 1000;
   Generator generator(model, options);
@@ -132,8 +135,8 @@ TEST_EACH(GeneratorTest, GreedyPenaltyAvoidsWhatWasSeenOncePerToken, Device devi
   for (std::int32_t id : prompt) EXPECT_EQ(distinct.count(id), 0u) << "the prompt counts too";
 }
 
-TEST_EACH(GeneratorTest, EndsWhereItIsTold, Device device, DType dtype) {
-  const LanguageModel model = bytes_model(device, dtype);
+TEST_EACH(GeneratorTest, EndsWhereItIsTold, MixerKind mixer, Device device, DType dtype) {
+  const LanguageModel model = bytes_model(mixer, device, dtype);
   const Tokenizer tokenizer = Tokenizer::bytes();
   const auto fresh = [&] {
     Generator generator(model);
@@ -197,8 +200,8 @@ TEST_EACH(GeneratorTest, EndOfTextEndsUnlessIgnored, Device device) {
   EXPECT_EQ(result.tokens, Ids(text.begin(), first + 1));
 }
 
-TEST_EACH(GeneratorTest, RefusesWhatCannotWork, Device device, DType dtype) {
-  const LanguageModel model = bytes_model(device, dtype);
+TEST_EACH(GeneratorTest, RefusesWhatCannotWork, MixerKind mixer, Device device, DType dtype) {
+  const LanguageModel model = bytes_model(mixer, device, dtype);
   Generator generator(model);
   expect_error<ArgumentError>("Generator::next: prompt: expected at least one token, got none",
                               [&] { generator.next(); });

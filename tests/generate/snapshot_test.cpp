@@ -49,9 +49,9 @@ Generator begun(const LanguageModel& model, const SamplingOptions& options, std:
   return generator;
 }
 
-TEST_EACH(SnapshotTest, GoesOnAsTheOriginalAfterItsEnd, Device device,
+TEST_EACH(SnapshotTest, GoesOnAsTheOriginalAfterItsEnd, MixerKind mixer, Device device,
           testing::OneOf<DType::f32, DType::bf16> dtype) {
-  const LanguageModel model = bytes_model(device, dtype);
+  const LanguageModel model = bytes_model(mixer, device, dtype);
   for (const SamplingOptions& options : {SamplingOptions{}, lively(3)}) {
     Generator whole = begun(model, options, 13);
     const Ids text = generate(whole, 20);
@@ -78,9 +78,9 @@ TEST_EACH(SnapshotTest, GoesOnAsTheOriginalAfterItsEnd, Device device,
   }
 }
 
-TEST_EACH(SnapshotTest, JoinsAPoolAfterItsOwnHasGone, Device device,
+TEST_EACH(SnapshotTest, JoinsAPoolAfterItsOwnHasGone, MixerKind mixer, Device device,
           testing::OneOf<DType::f32, DType::bf16> dtype) {
-  const LanguageModel model = bytes_model(device, dtype);
+  const LanguageModel model = bytes_model(mixer, device, dtype);
   std::vector<GeneratorSnapshot> snapshots;
   std::vector<Ids> expected;
   {
@@ -114,9 +114,9 @@ TEST_EACH(SnapshotTest, JoinsAPoolAfterItsOwnHasGone, Device device,
       [&] { pool.make(snapshots[0]); });
 }
 
-TEST_EACH(SnapshotTest, APlaceInAPoolIsLentOutMeanwhile, Device device,
+TEST_EACH(SnapshotTest, APlaceInAPoolIsLentOutMeanwhile, MixerKind mixer, Device device,
           testing::OneOf<DType::f32, DType::bf16> dtype) {
-  const LanguageModel model = bytes_model(device, dtype);
+  const LanguageModel model = bytes_model(mixer, device, dtype);
   GeneratorPool pool(model, 1);
   Generator generator = pool.make(lively(5));
   generator.read(prompt);
@@ -133,9 +133,9 @@ TEST_EACH(SnapshotTest, APlaceInAPoolIsLentOutMeanwhile, Device device,
   EXPECT_EQ(generate(generator, 15), rest);
 }
 
-TEST_EACH(SnapshotTest, BytesAreThoseOfTheFile, Device device,
+TEST_EACH(SnapshotTest, BytesAreThoseOfTheFile, MixerKind mixer, Device device,
           testing::OneOf<DType::f32, DType::bf16> dtype) {
-  const LanguageModel model = bytes_model(device, dtype);
+  const LanguageModel model = bytes_model(mixer, device, dtype);
   const TemporaryFolder folder;
   Generator generator = begun(model, lively(3), 7);
   const GeneratorSnapshot snapshot = generator.snapshot();
@@ -168,9 +168,9 @@ TEST(SnapshotTest, AFileOfBeforeIsReadAndWrittenTheSame) {
   EXPECT_EQ(Generator::restore(path, model).finish_text(), "\xEF\xBF\xBD");
 }
 
-TEST_EACH(SnapshotTest, HalfACharacterGoesAlong, Device device,
+TEST_EACH(SnapshotTest, HalfACharacterGoesAlong, MixerKind mixer, Device device,
           testing::OneOf<DType::f32, DType::bf16> dtype) {
-  const LanguageModel model = bytes_model(device, dtype);
+  const LanguageModel model = bytes_model(mixer, device, dtype);
   const Tokenizer bytes = Tokenizer::bytes();
   std::string text;
   GenerateOptions options = tokens(60);
@@ -203,9 +203,9 @@ TEST_EACH(SnapshotTest, HalfACharacterGoesAlong, Device device,
   EXPECT_GT(held, 0) << "the text never stopped inside of a character: choose another seed";
 }
 
-TEST_EACH(SnapshotTest, ThreadsGoOnFromOneAtOnce, Device device,
+TEST_EACH(SnapshotTest, ThreadsGoOnFromOneAtOnce, MixerKind mixer, Device device,
           testing::OneOf<DType::f32, DType::bf16> dtype) {
-  const LanguageModel model = bytes_model(device, dtype);
+  const LanguageModel model = bytes_model(mixer, device, dtype);
   Generator generator = begun(model, lively(8), 6);
   const GeneratorSnapshot snapshot = generator.snapshot();
   const Ids rest = generate(generator, 15);
@@ -222,9 +222,9 @@ TEST_EACH(SnapshotTest, ThreadsGoOnFromOneAtOnce, Device device,
   for (const Ids& text : got) EXPECT_EQ(text, rest);
 }
 
-TEST_EACH(SnapshotTest, TakesBackWhatWasWrittenSince, Device device,
+TEST_EACH(SnapshotTest, TakesBackWhatWasWrittenSince, MixerKind mixer, Device device,
           testing::OneOf<DType::f32, DType::bf16> dtype) {
-  const LanguageModel model = bytes_model(device, dtype);
+  const LanguageModel model = bytes_model(mixer, device, dtype);
   GeneratorPool pool(model, 1);
   Generator generator = pool.make(lively(2));
   generator.read(prompt);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include <mamba/language_model.hpp>
@@ -30,6 +31,27 @@ inline SamplingOptions lively(std::uint64_t seed) {
 // The golden model of bytes.
 inline LanguageModel bytes_model(Device device, DType dtype = DType::f32) {
   return LanguageModel::load(golden_folder("bytes"), dtype, device);
+}
+
+// That, or a Mamba-2 of bytes whose texts mean nothing.
+inline LanguageModel bytes_model(MixerKind mixer, Device device, DType dtype = DType::f32) {
+  if (mixer == MixerKind::mamba1) return bytes_model(device, dtype);
+  LanguageModelConfig config;
+  config.layer.mixer = mixer;
+  config.layer.d_model = 64;
+  config.layer.d_state = 16;
+  config.layer.head_dim = 16;
+  config.layer.groups = 2;
+  config.n_layer = 2;
+  config.vocab_size = 256;
+  LanguageModel model = LanguageModel::random(config, 1, dtype, device);
+  Random random(2);
+  model.each_mutable_weight([&](const std::string& name, Tensor& tensor) {
+    if (name == "backbone.embeddings.weight") {
+      tensor = random.normal_tensor(tensor.shape(), dtype, 0.3).to(device);
+    }
+  });
+  return model;
 }
 
 }  // namespace mamba::testing

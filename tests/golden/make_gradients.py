@@ -24,7 +24,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 HERE = Path(__file__).resolve().parent
-MODELS = ["base", "biased", "wide", "falcon", "one", "gated"]
+MODELS = ["base", "biased", "wide", "falcon", "one", "gated", "mamba2_one", "mamba2_groups", "mamba2_limits",
+          "mamba2_original"]
 BATCH, TIME = 2, 11
 torch.set_default_dtype(torch.float64)
 
@@ -77,16 +78,39 @@ def silu(v: torch.Tensor) -> torch.Tensor:
     return v * torch.sigmoid(v)
 
 
+def hugging_face(config: dict) -> dict:
+    """A config of mamba_ssm for Mamba-2 with Hugging Face's keys; any other as it is."""
+    if "ssm_cfg" not in config:
+        return config
+    ssm = config["ssm_cfg"]
+    return {
+        "model_type": "mamba2", "hidden_size": config["d_model"], "num_hidden_layers": config["n_layer"],
+        "vocab_size": config["vocab_size"], "state_size": ssm["d_state"], "conv_kernel": ssm["d_conv"],
+        "expand": 2, "n_groups": ssm["ngroups"], "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
+        "time_step_limit": [0.0, math.inf], "mamba_cpp": {"norm_before_gate": ssm["norm_before_gate"]},
+    }  # fmt: skip
+
+
 class Model:
     def __init__(self, folder: Path) -> None:
-        self.c = json.loads((folder / "config.json").read_text())
+        self.c = hugging_face(json.loads((folder / "config.json").read_text()))
         stored = load_file(folder / "model.safetensors")
-        self.w = {name: tensor.double().requires_grad_() for name, tensor in stored.items()}
+        if self.c["tie_word_embeddings"]:
+            stored.pop("lm_head.weight", None)  # a copy
+        self.w = {
+            name.replace("embedding.", "embeddings."): tensor.double().requires_grad_()
+            for name, tensor in stored.items()
+        }
         self.own = self.c.get("mamba_cpp", {})
-        self.inner = self.c["intermediate_size"]
+        self.mamba2 = self.c["model_type"] == "mamba2"
         self.states = self.c["state_size"]
         self.width = self.c["conv_kernel"]
-        self.rank = self.c["time_step_rank"]
+        if self.mamba2:
+            self.inner, self.groups = self.c["expand"] * self.c["hidden_size"], self.c["n_groups"]
+            self.channels = self.inner + 2 * self.groups * self.states
+        else:
+            self.inner = self.channels = self.c["intermediate_size"]
+            self.rank = self.c["time_step_rank"]
 
     def mix(self, prefix: str, x: torch.Tensor, conv: torch.Tensor, ssm: torch.Tensor):
         """One step of one layer: x [batch, d_model], states of the layer; y and the new states."""
@@ -119,11 +143,46 @@ class Model:
             y = y + w["out_proj.bias"]
         return y, conv, ssm
 
+    def mix2(self, prefix: str, x: torch.Tensor, conv: torch.Tensor, ssm: torch.Tensor):
+        """The same of Mamba-2: every head of a group has its B and C, and every group its norm."""
+        w = {name[len(prefix):]: t for name, t in self.w.items() if name.startswith(prefix)}
+        projected = x @ w["in_proj.weight"].T
+        if "in_proj.bias" in w:
+            projected = projected + w["in_proj.bias"]
+        heads, batch = len(w["A_log"]), len(x)
+        z, xbc, dt = projected.split([self.inner, self.channels, heads], dim=-1)
+        window = torch.cat([conv, xbc.unsqueeze(-1)], dim=-1)
+        conv = window[:, :, 1:]
+        xbc = (window * w["conv1d.weight"][:, 0, :]).sum(-1)
+        if "conv1d.bias" in w:
+            xbc = xbc + w["conv1d.bias"]
+        u, b, c = silu(xbc).split([self.inner, self.groups * self.states, self.groups * self.states], dim=-1)
+        low, high = (float(v["__float__"]) if isinstance(v, dict) else v for v in self.c["time_step_limit"])
+        delta = torch.clamp(softplus(dt + w["dt_bias"]), low, high)
+        ys, states = [], []
+        for head, h in enumerate(ssm.chunk(heads, dim=1)):  # [batch, head_dim, d_state]
+            group = head * self.groups // heads
+            b_head = b.chunk(self.groups, dim=-1)[group].unsqueeze(1)
+            c_head = c.chunk(self.groups, dim=-1)[group].unsqueeze(1)
+            u_head, step = u.chunk(heads, dim=-1)[head], delta[:, head].unsqueeze(-1)
+            decay = torch.exp(step * -torch.exp(w["A_log"][head])).unsqueeze(-1)
+            states.append(decay * h + (step * u_head).unsqueeze(-1) * b_head)
+            ys.append((states[-1] * c_head).sum(-1) + w["D"][head] * u_head)
+        y, eps = torch.cat(ys, dim=-1), self.c["layer_norm_epsilon"]
+        before = self.own.get("norm_before_gate", False)
+        y = y if before else y * silu(z)
+        y = torch.cat([rms(part, eps) for part in y.chunk(self.groups, dim=-1)], dim=-1) * w["norm.weight"]
+        y = (y * silu(z) if before else y) @ w["out_proj.weight"].T
+        if "out_proj.bias" in w:
+            y = y + w["out_proj.bias"]
+        return y, conv, torch.cat(states, dim=1)
+
     def run(self, ids: torch.Tensor, reset: torch.Tensor, conv: list, ssm: list):
         """Logits [batch, time, vocab] and the final states."""
         eps = self.c["layer_norm_epsilon"]
-        head = self.w.get("lm_head.weight", self.w["backbone.embeddings.weight"])
+        head = self.w.get("lm_head.weight", self.w["backbone.embeddings.weight"])[: self.c["vocab_size"]]
         conv, ssm, logits = list(conv), list(ssm), []
+        mix = self.mix2 if self.mamba2 else self.mix
         for t in range(ids.shape[1]):
             fresh = (reset[:, t] != 0).view(-1, 1, 1)
             residual = self.w["backbone.embeddings.weight"][ids[:, t]]
@@ -132,7 +191,7 @@ class Model:
                 ssm[i] = torch.where(fresh, torch.zeros_like(ssm[i]), ssm[i])
                 layer = f"backbone.layers.{i}."
                 normed = rms(residual, eps) * self.w[layer + "norm.weight"]
-                y, conv[i], ssm[i] = self.mix(layer + "mixer.", normed, conv[i], ssm[i])
+                y, conv[i], ssm[i] = mix(layer + "mixer.", normed, conv[i], ssm[i])
                 residual = residual + y
             logits.append(rms(residual, eps) * self.w["backbone.norm_f.weight"] @ head.T)
         return torch.stack(logits, dim=1), conv, ssm
@@ -144,7 +203,7 @@ def make(name: str) -> None:
         make_gated(folder)
     model = Model(folder)
     layers = model.c["num_hidden_layers"]
-    vocab = model.w["backbone.embeddings.weight"].shape[0]
+    vocab = model.c["vocab_size"]
     generator = torch.Generator().manual_seed(sum(name.encode()))
 
     def normal(*shape: int) -> torch.Tensor:  # exact in f32, which is how it is stored
@@ -153,7 +212,7 @@ def make(name: str) -> None:
     ids = torch.randint(vocab, (BATCH, TIME), generator=generator)
     reset = torch.zeros(BATCH, TIME, dtype=torch.int32)
     reset[0, 4] = reset[1, 6] = reset[1, 9] = 1
-    conv = [normal(BATCH, model.inner, model.width - 1).requires_grad_() for _ in range(layers)]
+    conv = [normal(BATCH, model.channels, model.width - 1).requires_grad_() for _ in range(layers)]
     ssm = [normal(BATCH, model.inner, model.states).requires_grad_() for _ in range(layers)]
     dlogits = normal(BATCH, TIME, vocab)
     dconv = [normal(*state.shape) for state in conv]

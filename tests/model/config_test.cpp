@@ -81,6 +81,7 @@ void expect_equal(const LanguageModelConfig& a, const LanguageModelConfig& b) {
 TEST(Config, HuggingFace) {
   LanguageModelConfig expected;
   expected.layer.d_model = 768;
+  expected.layer.d_state = 16;
   expected.layer.d_inner = 1536;
   expected.layer.dt_rank = 48;
   expected.n_layer = 24;
@@ -224,8 +225,8 @@ TEST(Config, FieldsThatCannotBeAreNamed) {
        "eos_token_id: expected ids of 0 to 2147483647, got 0.5"},
       {mamba_130m_hf, "eos_token_id", "true",
        "eos_token_id: expected ids of 0 to 2147483647, got true"},
-      {mamba_130m_hf, "model_type", "\"mamba2\"",
-       "model_type: expected mamba or falcon_mamba, got \"mamba2\""},
+      {mamba_130m_hf, "model_type", "\"mamba3\"",
+       "model_type: expected mamba or falcon_mamba or mamba2, got \"mamba3\""},
       {mamba_130m_hf, "hidden_act", "\"gelu\"", "hidden_act: expected silu, got \"gelu\""},
       {mamba_130m_hf, "rms_norm", "false", "rms_norm: expected true, got false"},
       {mamba_130m_hf, "mamba_cpp", R"({"fast": 1})",
@@ -245,8 +246,8 @@ TEST(Config, FieldsThatCannotBeAreNamed) {
       {mamba_130m, "pad_vocab_size_multiple", "0",
        "pad_vocab_size_multiple: expected 1 to 2147483647, got 0"},
       {mamba_130m, "ssm_cfg", "[]", "ssm_cfg: expected an object, got a list"},
-      {mamba_130m, "ssm_cfg", R"({"layer": "Mamba2"})",
-       "ssm_cfg.layer: expected Mamba1, got \"Mamba2\""},
+      {mamba_130m, "ssm_cfg", R"({"layer": "Mamba3"})",
+       "ssm_cfg.layer: expected Mamba1 or Mamba2, got \"Mamba3\""},
       {mamba_130m, "ssm_cfg", R"({"headdim": 64})",
        "ssm_cfg.headdim: expected an option of Mamba1, got 64"},
       {mamba_130m, "ssm_cfg", R"({"d_state": 0})", "ssm_cfg.d_state: expected 1 to 256, got 0"},
@@ -284,7 +285,7 @@ TEST(Config, TextThatIsNoConfig) {
   expect("", "JSON: expected valid JSON, got an error at byte 1");
   expect("{", "JSON: expected valid JSON, got an error at byte 2");
   expect("[]", "JSON: expected an object, got a list");
-  expect("{}", "model_type: expected mamba or falcon_mamba, got nothing");
+  expect("{}", "model_type: expected mamba or falcon_mamba or mamba2, got nothing");
   expect(std::string("{}\0}", 4), "JSON: expected text, got a NUL at byte 2");
   expect("{\"a\": 1e400}", "JSON: expected numbers that fit a double, got a larger one");
   expect(R"({"a": {"b": 1, "b": 2}})", "\"b\": expected a key given once, got it twice");
@@ -341,7 +342,7 @@ TEST(Config, ResolvedNamesWhatCannotBe) {
   layer("mixer: expected a MixerKind, got 7", [](auto& c) { c.mixer = MixerKind{7}; });
   layer("d_model: expected 1 to 2147483647, got 0", [](auto& c) { c.d_model = 0; });
   layer("d_state: expected 1 to 256, got 257", [](auto& c) { c.d_state = 257; });
-  layer("d_state: expected 1 to 256, got 0", [](auto& c) { c.d_state = 0; });
+  layer("d_state: expected 1 to 256, got -1", [](auto& c) { c.d_state = -1; });
   layer("d_conv: expected 1 to 2147483647, got 0", [](auto& c) { c.d_conv = 0; });
   layer("expand: expected 1 to 2147483647, got -1", [](auto& c) { c.expand = -1; });
   layer("d_inner: expected 1 to 2147483647, got -1", [](auto& c) { c.d_inner = -1; });

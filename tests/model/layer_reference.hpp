@@ -4,6 +4,7 @@
 // library's error.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <map>
 #include <optional>
@@ -19,7 +20,7 @@ namespace mamba::testing {
 
 struct LayerResult {
   std::vector<double> y;     // [batch, time, d_model]
-  std::vector<double> conv;  // [batch, d_inner, d_conv - 1]
+  std::vector<double> conv;  // [batch, conv channels, d_conv - 1]
   std::vector<double> ssm;   // [batch, d_inner, d_state]
 };
 
@@ -62,6 +63,12 @@ class LayerReference {
   }
 
  private:
+  bool mamba2() const { return c_.mixer == MixerKind::mamba2; }
+  // That are convolved.
+  std::int64_t channels() const {
+    return mamba2() ? c_.d_inner + 2 * c_.groups * c_.d_state : c_.d_inner;
+  }
+
   const std::vector<double>& weight(const char* name) const {
     static const std::vector<double> none;
     const auto found = weights.find(name);
@@ -69,9 +76,8 @@ class LayerReference {
   }
 
   void forget(std::int64_t b, std::vector<double>& conv, std::vector<double>& ssm) const {
-    for (std::int64_t i = 0; i < c_.d_inner * (c_.d_conv - 1); ++i) {
-      conv[static_cast<std::size_t>(b * c_.d_inner * (c_.d_conv - 1) + i)] = 0;
-    }
+    const std::int64_t memory = channels() * (c_.d_conv - 1);
+    for (std::int64_t i = 0; i < memory; ++i) conv[static_cast<std::size_t>(b * memory + i)] = 0;
     for (std::int64_t i = 0; i < c_.d_inner * c_.d_state; ++i) {
       ssm[static_cast<std::size_t>(b * c_.d_inner * c_.d_state + i)] = 0;
     }
@@ -119,6 +125,7 @@ class LayerReference {
   // One step of batch row b; its rows of the states move on.
   std::vector<double> step(const std::vector<double>& x, std::int64_t b,
                            std::vector<double>& conv_state, std::vector<double>& ssm) const {
+    if (mamba2()) return mamba2_step(x, b, conv_state, ssm);
     const std::int64_t inner = c_.d_inner;
     const std::vector<double> xz =
         linear(x, weight("in_proj.weight"), weight("in_proj.bias"), 2 * inner);
@@ -142,9 +149,9 @@ class LayerReference {
                                std::vector<double>& state) const {
     const std::int64_t memory = c_.d_conv - 1;
     const std::vector<double>& bias = weight("conv1d.bias");
-    std::vector<double> u(static_cast<std::size_t>(c_.d_inner));
-    for (std::int64_t c = 0; c < c_.d_inner; ++c) {
-      double* past = state.data() + (b * c_.d_inner + c) * memory;
+    std::vector<double> u(static_cast<std::size_t>(channels()));
+    for (std::int64_t c = 0; c < channels(); ++c) {
+      double* past = state.data() + (b * channels() + c) * memory;
       const double* w = weight("conv1d.weight").data() + c * c_.d_conv;
       const double now = xz[static_cast<std::size_t>(c)];
       double sum = bias.empty() ? 0 : bias[static_cast<std::size_t>(c)];
@@ -190,6 +197,54 @@ class LayerReference {
     const double scale = 1 / std::sqrt(squares / n + c_.gated_norm_epsilon);
     for (std::size_t i = 0; i < y.size(); ++i) {
       y[i] = (y[i] - mean) * scale * weight("norm.weight")[i] + weight("norm.bias")[i];
+    }
+  }
+
+  std::vector<double> mamba2_step(const std::vector<double>& x, std::int64_t b,
+                                  std::vector<double>& conv_state, std::vector<double>& ssm) const {
+    const std::int64_t heads = c_.d_inner / c_.head_dim, inner = c_.d_inner;
+    const std::vector<double> projected =
+        linear(x, weight("in_proj.weight"), weight("in_proj.bias"), inner + channels() + heads);
+    const std::vector<double> xBC = convolve(
+        {projected.begin() + inner, projected.begin() + inner + channels()}, b, conv_state);
+    std::vector<double> y(static_cast<std::size_t>(inner));
+    for (std::int64_t p = 0; p < inner; ++p) {
+      const std::int64_t head = p / c_.head_dim, group = head / (heads / c_.groups);
+      const auto k = static_cast<std::size_t>(head), i = static_cast<std::size_t>(p);
+      const double delta = std::min<double>(
+          std::max<double>(softplus(projected[static_cast<std::size_t>(inner + channels()) + k] +
+                                    weight("dt_bias")[k]),
+                           c_.dt_low),
+          c_.dt_high);
+      const double decay = std::exp(-delta * std::exp(weight("A_log")[k]));
+      double* h = ssm.data() + (b * inner + p) * c_.d_state;
+      const double* B = xBC.data() + inner + group * c_.d_state;
+      const double* C = B + c_.groups * c_.d_state;
+      double sum = weight("D")[k] * xBC[i];
+      for (std::int64_t n = 0; n < c_.d_state; ++n) {
+        h[n] = decay * h[n] + delta * B[n] * xBC[i];
+        sum += C[n] * h[n];
+      }
+      y[i] = rounded(sum);
+    }
+    gated_rms_norm(y, projected);
+    return linear(y, weight("out_proj.weight"), weight("out_proj.bias"), c_.d_model);
+  }
+
+  // z is what `projected` begins with.
+  void gated_rms_norm(std::vector<double>& y, const std::vector<double>& projected) const {
+    const std::size_t width = y.size() / static_cast<std::size_t>(c_.groups);
+    for (std::size_t first = 0; first < y.size(); first += width) {
+      double squares = 0;
+      for (std::size_t i = first; i < first + width; ++i) {
+        const double v = c_.norm_before_gate ? y[i] : y[i] * silu(projected[i]);
+        squares += v * v;
+      }
+      const double scale =
+          1 / std::sqrt(squares / static_cast<double>(width) + c_.gated_norm_epsilon);
+      for (std::size_t i = first; i < first + width; ++i) {
+        y[i] = rounded(y[i] * silu(projected[i]) * scale * weight("norm.weight")[i]);
+      }
     }
   }
 

@@ -25,7 +25,35 @@ struct Variant {
   LayerConfig config;
 };
 
-inline std::vector<Variant> variants() {
+// A Mamba-2 of few channels.
+inline LayerConfig mamba2_of(std::int64_t d_model, std::int64_t d_state, std::int64_t d_conv,
+                             std::int64_t head_dim, std::int64_t groups) {
+  LayerConfig config = config_of(d_model, d_state, d_conv);
+  config.mixer = MixerKind::mamba2;
+  config.head_dim = head_dim;
+  config.groups = groups;
+  return config;
+}
+
+inline std::vector<Variant> mamba2_variants() {
+  std::vector<Variant> list{{"mamba2", mamba2_of(24, 16, 4, 16, 1)},
+                            {"mamba2 one", mamba2_of(8, 1, 1, 1, 1)},
+                            {"mamba2 odd", mamba2_of(15, 5, 3, 5, 3)}};
+  LayerConfig biased = mamba2_of(16, 8, 2, 8, 2);
+  biased.use_bias = true;
+  biased.norm_before_gate = true;
+  biased.dt_low = 0.01f;
+  biased.dt_high = 0.05f;
+  list.push_back({"mamba2 biased", biased});
+  LayerConfig wide = mamba2_of(10, 128, 5, 20, 1);
+  wide.use_conv_bias = false;
+  wide.d_inner = 60;
+  wide.gated_norm_epsilon = 1e-2f;
+  list.push_back({"mamba2 wide", wide});
+  return list;
+}
+
+inline std::vector<Variant> mamba1_variants() {
   std::vector<Variant> list{{"published", config_of(24, 16, 4)},
                             {"one", config_of(8, 1, 1)},
                             {"odd", config_of(17, 5, 3)}};
@@ -49,6 +77,12 @@ inline std::vector<Variant> variants() {
   LayerConfig normed = gated;
   normed.norm_dt_b_c = true;
   list.push_back({"gated and normed", normed});
+  return list;
+}
+
+inline std::vector<Variant> variants() {
+  std::vector<Variant> list = mamba1_variants();
+  for (Variant& one : mamba2_variants()) list.push_back(std::move(one));
   return list;
 }
 

@@ -19,8 +19,11 @@ using testing::Random;
 using testing::relative_error;
 using testing::values;
 
-LanguageModelConfig small_config(bool tied) {
+LanguageModelConfig small_config(bool tied, MixerKind mixer = MixerKind::mamba1) {
   LanguageModelConfig config;
+  config.layer.mixer = mixer;
+  config.layer.head_dim = 4;  // Mamba-2's
+  config.layer.groups = 3;
   config.layer.d_model = 12;
   config.layer.d_state = 6;
   config.n_layer = 2;
@@ -121,10 +124,11 @@ void each_gradient(const LanguageModel& model, const Outputs& out, F f) {
       [&](const std::string& name, const Tensor& tensor, const Shape&, DType) { f(name, tensor); });
 }
 
-TEST_EACH(ModelGrad, MatchesFiniteDifferencesOfTheReference, Device device, DType dtype) {
+TEST_EACH(ModelGrad, MatchesFiniteDifferencesOfTheReference, MixerKind mixer, Device device,
+          DType dtype) {
   for (const bool tied : {true, false}) {
     SCOPED_TRACE(tied ? "tied" : "not tied");
-    const LanguageModel model = lively_model(small_config(tied), dtype, device);
+    const LanguageModel model = lively_model(small_config(tied, mixer), dtype, device);
     const Inputs inputs(model, 2, 6);
     const Outputs out = run_in_pieces(model, inputs, {6});
     testing::ModelReference reference(model);
@@ -166,8 +170,8 @@ TEST_EACH(ModelGrad, MatchesFiniteDifferencesOfTheReference, Device device, DTyp
   }
 }
 
-TEST_EACH(ModelGrad, CutAnywhereEqualsTheWhole, Device device, DType dtype) {
-  const LanguageModel model = lively_model(small_config(true), dtype, device);
+TEST_EACH(ModelGrad, CutAnywhereEqualsTheWhole, MixerKind mixer, Device device, DType dtype) {
+  const LanguageModel model = lively_model(small_config(true, mixer), dtype, device);
   const Inputs inputs(model, 2, 40);
   const Outputs whole = run_in_pieces(model, inputs, {40});
   for (const std::vector<std::int64_t>& pieces :
@@ -183,8 +187,8 @@ TEST_EACH(ModelGrad, CutAnywhereEqualsTheWhole, Device device, DType dtype) {
   }
 }
 
-TEST_EACH(ModelGrad, SameBitsTwiceAndWithRecompute, Device device, DType dtype) {
-  const LanguageModel model = lively_model(small_config(false), dtype, device);
+TEST_EACH(ModelGrad, SameBitsTwiceAndWithRecompute, MixerKind mixer, Device device, DType dtype) {
+  const LanguageModel model = lively_model(small_config(false, mixer), dtype, device);
   const Inputs inputs(model, 2, 40);
   const Outputs first = run_in_pieces(model, inputs, {40});
   for (const bool recompute : {false, true}) {
@@ -201,8 +205,8 @@ TEST_EACH(ModelGrad, SameBitsTwiceAndWithRecompute, Device device, DType dtype) 
 }
 
 // dx of a stack is the gradient of the residual stream at its start; dy and dx may share memory.
-TEST(StackGrad, DxMatchesFiniteDifferencesAndMayBeDy) {
-  const LanguageModel model = lively_model(small_config(true), DType::f32, Device::cpu());
+TEST_EACH(StackGrad, DxMatchesFiniteDifferencesAndMayBeDy, MixerKind mixer) {
+  const LanguageModel model = lively_model(small_config(true, mixer), DType::f32, Device::cpu());
   const Stack& stack = model.stack();
   Random random(2);
   const Shape shape{2, 5, 12};

@@ -338,9 +338,9 @@ TEST(Optimizer, WarmupAndCosine) {
 
 // A model that counts, from state to state across truncated pieces: without memory two of the four
 // rows could not be told apart.
-TEST_EACH(Training, ATinyModelLearnsToCount, Device device,
+TEST_EACH(Training, ATinyModelLearnsToCount, MixerKind mixer, Device device,
           testing::OneOf<DType::f32, DType::bf16> dtype) {
-  TrainingRun training(dtype, device);
+  TrainingRun training(dtype, device, mixer);
   const float first = training.step();
   EXPECT_NEAR(first, std::log(16.0), 0.2);
   float last = first;

@@ -20,8 +20,8 @@ class TrainingRun {
  public:
   static constexpr std::int64_t batch = 4, time = 16, vocab = 16;
 
-  TrainingRun(DType dtype, Device device)
-      : model(LanguageModel::random(config(), 1, dtype, device)),
+  TrainingRun(DType dtype, Device device, MixerKind mixer = MixerKind::mamba1)
+      : model(LanguageModel::random(config(mixer), 1, dtype, device)),
         gradients(zero_gradients(model.config(), device)),
         optimizer(parameters(model, gradients)),
         state(model.make_state(batch)) {
@@ -29,8 +29,10 @@ class TrainingRun {
     progress.positions.assign(batch, 0);
   }
 
-  static LanguageModelConfig config() {
+  static LanguageModelConfig config(MixerKind mixer = MixerKind::mamba1) {
     LanguageModelConfig config;
+    config.layer.mixer = mixer;
+    config.layer.head_dim = 16;  // Mamba-2's
     config.layer.d_model = 32;
     config.layer.d_state = 8;
     config.n_layer = 2;

@@ -34,10 +34,13 @@ struct SsdWay {
   void run(const Ssd& op) const { run(op, stream()); }
   bool can_run(const Ssd& op) const { return device.is_cuda() || host::can_run(op, plan); }
 
-  // How it rounds. CUDA's plan is not known here.
-  SsdRounding rounding(DType) const {
+  // How it rounds. CUDA's plan is not known here, and one of them has 16-bit factors.
+  SsdRounding rounding(DType dtype) const {
     SsdRounding rounds;
     if (!is_steps()) rounds.chunk = host::ssd_chunk;
+    if (device.is_cuda() && dtype != DType::f32) {
+      rounds.y_unit = rounds.state_unit = roundoff(dtype);
+    }
     return rounds;
   }
 };

@@ -674,7 +674,8 @@ TEST_F(MambaLm, info_tells_the_sizes) {
   const Finished finished = run({"info", golden_folder("base")});
   ASSERT_EQ(finished.code, 0) << finished.err;
   EXPECT_EQ(finished.err, "");
-  const std::vector<std::pair<const char*, const char*>> expected = {{"d_model", "32"},
+  const std::vector<std::pair<const char*, const char*>> expected = {{"architecture", "Mamba1"},
+                                                                     {"d_model", "32"},
                                                                      {"n_layer", "3"},
                                                                      {"d_inner", "64"},
                                                                      {"d_state", "16"},
@@ -689,6 +690,16 @@ TEST_F(MambaLm, info_tells_the_sizes) {
   EXPECT_EQ(value_of(finished.out, "fingerprint").size(), 32u);
   EXPECT_THAT(finished.out, HasSubstr(mamba::cpu_kernels() + "\n"));
   EXPECT_THAT(finished.out, ::testing::Not(HasSubstr("NaN")));
+}
+
+TEST_F(MambaLm, info_tells_the_architecture) {
+  const Finished finished = run({"info", golden_folder("mamba2_groups")});
+  ASSERT_EQ(finished.code, 0) << finished.err;
+  const std::vector<std::pair<const char*, const char*>> expected = {
+      {"architecture", "Mamba2"}, {"d_inner", "48"},      {"d_state", "8"}, {"heads", "6"},
+      {"head_dim", "8"},          {"groups", "3"},        {"d_conv", "4"},
+      {"dt_rank", "(no line dt_rank)"}, {"bytes of state", "5376"}};
+  for (const auto& [name, value] : expected) EXPECT_EQ(value_of(finished.out, name), value) << name;
 }
 
 TEST_F(MambaLm, info_tells_the_dtype_of_the_file) {

@@ -75,7 +75,7 @@ std::vector<double> memories(const std::string& kind, float memory) {
 }
 
 TEST(RlController, FreshMemoriesAreSpreadUpToTheLongest) {
-  for (const std::string kind : controllers) {
+  for (const std::string kind : {"mamba", "gru"}) {
     for (const float memory : {1000.0f, 200000.0f}) {
       const std::vector<double> steps = memories(kind, memory);
       ASSERT_GE(steps.size(), 64U) << kind;

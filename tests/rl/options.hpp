@@ -9,7 +9,7 @@
 
 namespace mamba_rl {
 
-constexpr const char* controllers[] = {"mamba", "gru"};
+constexpr const char* controllers[] = {"mamba", "mamba2", "gru"};
 
 inline TrainerOptions options_of(const std::string& controller, std::int32_t delay) {
   TrainerOptions options;

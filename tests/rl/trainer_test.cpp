@@ -104,6 +104,7 @@ TEST_EACH(RlTrainer, GradientsAcrossChunksAreThoseOfTheWhole, Device device) {
       TrainerOptions options = small(controller, 10);
       options.device = device;
       options.curriculum = false;
+      options.controller.memory = 20;  // so that much is remembered from chunk to chunk
       options.chunks = chunks;
       options.chunk_len = 24 / chunks;
       options.across_chunks = across;
@@ -219,7 +220,7 @@ TEST(RlTrainer, LearnsTheSmallTasks) {
 
 TEST(RlTrainer, WhatCannotBeIsNamed) {
   using mamba::testing::expect_error;
-  expect_error<mamba::ArgumentError>("Controller: kind: expected mamba or gru, got lstm",
+  expect_error<mamba::ArgumentError>("Controller: kind: expected mamba, mamba2 or gru, got lstm",
                                      [] { Trainer trainer(small("lstm", 3)); });
   expect_error<mamba::ArgumentError>("mamba-rl: horizon: expected 1 to 268435456, got 0",
                                      [] { Trainer trainer(small("gru", 0)); });

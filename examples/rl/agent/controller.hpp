@@ -14,11 +14,11 @@
 namespace mamba_rl {
 
 struct ControllerConfig {
-  std::string kind = "mamba";  // "mamba" or "gru"
+  std::string kind = "mamba";  // "mamba" (Mamba-1), "mamba2" or "gru"
   std::int64_t width = 64;     // of what comes in, of what goes out, and of a GRU's memory
   std::int64_t layers = 1;     // of mamba
-  // Mamba as published, without the norms before the recurrence and the gate, with D = 1 and a
-  // bias in the convolution.
+  // Mamba as published: Mamba-1 without the norms before the recurrence and the gate, Mamba-2 with
+  // its norm after the gate, and both with D = 1 and a bias in the convolution.
   bool published_block = false;
   // Steps that a fresh controller remembers, by unit: from few to about so many, evenly in the
   // logarithm. Mamba: dt_min is its inverse. GRU: the bias of z (Tallec & Ollivier 2018, with their
@@ -37,7 +37,7 @@ class ControllerTape {
 // checkpoints. A GRU keeps its h as `ssm` of one layer, [batch, width, 1].
 class Controller {
  public:
-  // "mamba" and "gru" are what there is; another kind is an ArgumentError.
+  // "mamba", "mamba2" and "gru" are what there is; another kind is an ArgumentError.
   static std::unique_ptr<Controller> make(const ControllerConfig& config, mamba::Device device);
   virtual ~Controller() = default;
 

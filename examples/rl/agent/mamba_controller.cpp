@@ -16,12 +16,19 @@ mamba::LayerConfig layer_config(const ControllerConfig& config) {
   mamba::LayerConfig layer;
   layer.d_model = config.width;
   layer.dt_min = 1 / config.memory;
+  const bool mamba2 = config.kind == "mamba2";
+  if (mamba2) {
+    layer.mixer = mamba::MixerKind::mamba2;
+    layer.dt_min /= 8;  // A is from 1 to 16 there, and the slowest of a channel's A 1 in Mamba-1
+    layer.d_state = 16;
+    layer.head_dim = config.width % 2 == 0 ? 4 : 2;  // many memories: each head has one
+  }
   layer.dt_floor = std::min(layer.dt_floor, layer.dt_min);
   if (config.published_block) return layer;
   layer.use_conv_bias = false;
-  layer.norm_dt_b_c = true;
-  layer.gated_norm = true;
   layer.initial_D = 0;
+  layer.norm_before_gate = mamba2;
+  layer.norm_dt_b_c = layer.gated_norm = !mamba2;
   return layer;
 }
 

@@ -29,8 +29,9 @@ void add_flags(CLI::App& app, Flags& flags) {
                  "quick: one run; scale: horizons, seeds and controllers; "
                  "evaluate: a run's agent at other horizons")
       ->check(CLI::IsMember({"quick", "scale", "evaluate"}));
-  app.add_option("--controller", flags.controller, "mamba or gru (scale: both if not given)")
-      ->check(CLI::IsMember({"mamba", "gru"}));
+  app.add_option("--controller", flags.controller,
+                 "mamba, mamba2 or gru (scale: mamba and gru if not given)")
+      ->check(CLI::IsMember({"mamba", "mamba2", "gru"}));
   app.add_option("--horizon", flags.horizon, "Steps between cue and query")
       ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 28));
   app.add_option("--horizons", flags.horizons, "Several, for scale and evaluate")

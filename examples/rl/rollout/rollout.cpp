@@ -49,8 +49,7 @@ double bytes_of_training(const AgentConfig& config, std::int64_t rows, std::int6
   // Per step and row in units of the width: Mamba's tape (about 11, see LayerTape) and what
   // backward takes beside it (about 12); a GRU's slopes (7 with what was there before the steps)
   // and gradients of gates (4).
-  const std::int64_t widths =
-      config.controller.kind == "mamba" ? 24 * config.controller.layers : 16;
+  const std::int64_t widths = config.controller.kind != "gru" ? 24 * config.controller.layers : 16;
   const auto numbers = static_cast<double>(widths * config.controller.width + config.observation);
   return static_cast<double>(rows) * static_cast<double>(time) * numbers * 4;
 }
@@ -65,13 +64,13 @@ double bytes_of_agent(const AgentConfig& config) {
   const auto width = static_cast<double>(config.controller.width);
   const auto layers = static_cast<double>(config.controller.layers);
   // Mamba's in_proj, out_proj and about an eighth for the selection; a GRU's two sets of gates.
-  const double core = config.controller.kind == "mamba" ? 6.25 * width * layers : 6 * width;
+  const double core = config.controller.kind != "gru" ? 6.25 * width * layers : 6 * width;
   const auto others = static_cast<double>(config.observation + config.actions + 1);
   return 4 * 4 * width * (core + others);  // weights, gradients and two moments in f32
 }
 
 double bytes_of_states(const AgentConfig& config, std::int64_t batch) {
-  const std::int64_t numbers = config.controller.kind == "mamba"
+  const std::int64_t numbers = config.controller.kind != "gru"
                                    ? config.controller.layers * 2 * (16 + 3)  // ssm and conv
                                    : 1;
   return static_cast<double>(batch) * static_cast<double>(numbers * config.controller.width) * 4;

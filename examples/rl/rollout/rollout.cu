@@ -202,7 +202,8 @@ MambaOperands operands_of(const MambaController& controller, mamba::StackState& 
 bool can_collect(const AgentConfig& config) {
   const std::int64_t width = config.controller.width;
   const bool one_layer = config.controller.kind == "gru" || config.controller.layers == 1;
-  return one_layer && (width == 16 || width == 32 || width == 64) &&
+  const bool there = config.controller.kind != "mamba2";  // which has no core here
+  return there && one_layer && (width == 16 || width == 32 || width == 64) &&
          config.observation <= most_seen && config.actions <= most_actions;
 }
 

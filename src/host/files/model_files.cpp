@@ -1,5 +1,6 @@
 // LanguageModel::load and save: folders as published.
 #include <filesystem>
+#include <functional>
 #include <set>
 #include <system_error>
 
@@ -48,15 +49,38 @@ void resolve_head(LanguageModelConfig& config, const Checkpoint& checkpoint, con
   config.tie_embeddings = false;
 }
 
-// What a config may leave to the tensors: whether there are biases and a head, and how the
-// vocabulary is padded.
-void complete(LanguageModelConfig& config, const Checkpoint& checkpoint,
-              const std::string& folder) {
+using Has = std::function<bool(const char*)>;
+
+// A config of mamba_ssm need not say which architecture its layers are of: the tensors do. One that
+// says another is an error.
+void resolve_mixer(LanguageModelConfig& config, Json& json, const Has& has,
+                   const std::string& config_path) {
+  for (const HostMixer* mixer : mixers()) {
+    if (mixer->kind() == config.layer.mixer || !mixer->owns(has)) continue;
+    const Json* options = json.find("ssm_cfg");
+    if (json.contains("model_type") || (options != nullptr && options->contains("layer"))) {
+      throw FormatError(where, config_path,
+                        std::string("layers of ") + mixer->name() + ", as the tensors are",
+                        std::string("of ") + name_of(config.layer.mixer));
+    }
+    Json said = options != nullptr ? *options : Json::object();
+    said.set("layer", mixer->name());
+    json.set("ssm_cfg", std::move(said));
+    config = parse_config(json.dump(2), config_path);
+    return;
+  }
+}
+
+// What a config may leave to the tensors: of which architecture it is, whether there are biases and
+// a head, and how the vocabulary is padded.
+void complete(LanguageModelConfig& config, const Checkpoint& checkpoint, const std::string& folder,
+              const std::string& config_path) {
   const std::string config_name = "config.json";
-  const Json json = parse_json(config.source_json, where, config_name);
-  const auto has = [&](const char* name) {
+  Json json = parse_json(config.source_json, where, config_name);
+  const Has has = [&](const char* name) {
     return static_cast<bool>(checkpoint.find(std::string(first_layer) + name));
   };
+  resolve_mixer(config, json, has, config_path);
   host_mixer(config.layer).complete(Fields(json, config_name), has, config.layer);
   const Checkpoint::Found embedding = checkpoint.get("backbone.embeddings.weight");
   if (!embedding.entry->shape.empty()) {
@@ -113,7 +137,7 @@ LanguageModel LanguageModel::load(const std::string& folder, std::optional<DType
     config = parse_config(text = std::move(again), config_path);
   }
   const Checkpoint& checkpoint = *opened;
-  complete(config, checkpoint, folder);
+  complete(config, checkpoint, folder, config_path);
   config = config.resolved();
   const DType type = dtype ? *dtype : stored_dtype(config.layer, checkpoint);
 

@@ -2,9 +2,7 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <charconv>
-#include <cstring>
 #include <iterator>
 #include <set>
 
@@ -28,13 +26,6 @@ bool starts_with(const std::string& text, const std::string& prefix) {
   return text.compare(0, prefix.size(), prefix) == 0;
 }
 
-// The first in the list that has as many channels.
-const StateTensor& first_of_channels(const StateTensor& one) {
-  return *std::find_if(
-      std::begin(state_tensors), std::end(state_tensors),
-      [&](const StateTensor& other) { return std::strcmp(other.channels, one.channels) == 0; });
-}
-
 // ---- saving -----------------------------------------------------------------------------------
 
 using Layers = std::vector<const MambaState*>;
@@ -51,9 +42,6 @@ void check_layers(const Layers& layers) {
       if (!one.f32) check::storage(where, name.c_str(), tensor);
       check::is(where, name.c_str(), tensor, like.shape(), one.f32 ? DType::f32 : like.dtype(),
                 first.device());
-      const StateTensor& other = first_of_channels(one);
-      const Shape& channels = (layers[i]->*other.tensor).shape();
-      check::shape(where, name.c_str(), tensor, channels.with(2, tensor.dim(2)));
     }
   }
 }
@@ -256,10 +244,6 @@ class StateFile {
     }
     if (entry.shape.size() != 3 || entry.shape[0] != rows_) {
       refuse(entry.name, fmt::format("[{}, {}, ...]", rows_, one.channels), entry.shape_text());
-    }
-    const std::int64_t channels = file_.entry(name_in_file(0, first_of_channels(one))).shape[1];
-    if (entry.shape[1] != channels) {
-      refuse(entry.name, fmt::format("[{}, {}, ...]", rows_, channels), entry.shape_text());
     }
   }
 

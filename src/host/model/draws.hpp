@@ -1,10 +1,12 @@
 // Fresh weights: tensors filled with numbers that are the same on every machine.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <utility>
 
+#include <mamba/config.hpp>
 #include <mamba/tensor.hpp>
 
 #include "detail/philox.hpp"
@@ -50,6 +52,18 @@ inline Tensor symmetric(const Shape& shape, DType dtype, double bound, const Num
 
 inline Tensor constant(const Shape& shape, DType dtype, double value) {
   return filled(shape, dtype, [&](std::int64_t) { return value; });
+}
+
+// The published bound of a matrix whose rows have n elements.
+inline double fan_in(std::int64_t n) { return 1 / std::sqrt(static_cast<double>(n)); }
+
+// softplus of it is log-uniform in [dt_min, dt_max] and not below dt_floor.
+inline Tensor dt_bias(std::int64_t count, const LayerConfig& c, const Numbers& numbers) {
+  return filled({count}, DType::f32, [&](std::int64_t i) {
+    const double dt = std::exp(numbers.between(i, std::log(c.dt_min), std::log(c.dt_max)));
+    const double floored = std::max<double>(dt, c.dt_floor);
+    return floored + std::log(-std::expm1(-floored));  // the inverse of softplus
+  });
 }
 
 }  // namespace mamba::draws

@@ -7,23 +7,29 @@
 #include <mamba/error.hpp>
 
 #include "host/model/mamba1/mamba1_mixer.hpp"
+#include "host/model/mamba2/mamba2_mixer.hpp"
 
 namespace mamba {
 
 // The list. All that differs between architectures is behind it.
 const std::vector<const HostMixer*>& mixers() {
   static const Mamba1Mixer mamba1;
-  static const std::vector<const HostMixer*> all{&mamba1};
+  static const Mamba2Mixer mamba2;
+  static const std::vector<const HostMixer*> all{&mamba1, &mamba2};
   return all;
 }
 
-const HostMixer& host_mixer(const LayerConfig& config) {
+const HostMixer& host_mixer(MixerKind kind) {
   for (const HostMixer* mixer : mixers()) {
-    if (mixer->kind() == config.mixer) return *mixer;
+    if (mixer->kind() == kind) return *mixer;
   }
   throw ArgumentError("LayerConfig", "mixer", "a MixerKind",
-                      fmt::format("{}", static_cast<int>(config.mixer)));
+                      fmt::format("{}", static_cast<int>(kind)));
 }
+
+const HostMixer& host_mixer(const LayerConfig& config) { return host_mixer(config.mixer); }
+
+const char* name_of(MixerKind mixer) { return host_mixer(mixer).name(); }
 
 const detail::LayerWeight* weight_named(const std::string& name,
                                         const detail::LayerWeightList& layer) {

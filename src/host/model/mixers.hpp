@@ -35,6 +35,8 @@ class HostMixer : public detail::Mixer {
   virtual void read_mamba_ssm(const Fields& ssm_cfg, LayerConfig& config) const = 0;
   // In that of Hugging Face "model_type" does:
   virtual std::vector<const char*> model_types() const = 0;
+  // What ends a text if the file does not say, as transformers has it.
+  virtual std::int32_t usual_end() const { return 0; }
   virtual PublishedAs published_as(const LayerConfig& config) const = 0;
   virtual void read_hugging_face(const Fields& file, const std::string& model_type,
                                  LayerConfig& config) const = 0;
@@ -42,10 +44,11 @@ class HostMixer : public detail::Mixer {
   // Under "mamba_cpp": what only this library knows, written only where it is not as published.
   virtual std::vector<const char*> own_keys() const = 0;
   virtual void read_own_options(const Fields& own, LayerConfig& config) const = 0;
-  virtual void write_own_options(const LayerConfig& config, Json& own) const = 0;
+  virtual void write_own_options(const LanguageModelConfig& config, Json& own) const = 0;
 
   // What config.json leaves to the tensors: `has` says whether the checkpoint's first layer has one
-  // of a name.
+  // of a name. Whether these are its tensors, and what is not said of its layers:
+  virtual bool owns(const std::function<bool(const char*)>& has) const = 0;
   virtual void complete(const Fields& file, const std::function<bool(const char*)>& has,
                         LayerConfig& config) const = 0;
 
@@ -57,6 +60,7 @@ class HostMixer : public detail::Mixer {
 
 const std::vector<const HostMixer*>& mixers();
 // An ArgumentError if there is no such mixer.
+const HostMixer& host_mixer(MixerKind kind);
 const HostMixer& host_mixer(const LayerConfig& config);
 
 // The layer's weight of this name, as a layer names it ("D") or a model

@@ -156,6 +156,10 @@ __device__ __forceinline__ uint4 load_shared(unsigned from) {
                : "memory");
   return to;
 }
+// st.shared of 4 bytes. Volatile, memory.
+__device__ __forceinline__ void store_shared(unsigned to, std::uint32_t value) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(value) : "memory");
+}
 // st.volatile.shared of a number and a tag, 8 bytes at once: other warps see both or neither.
 // Volatile, memory.
 __device__ __forceinline__ void store_tagged(void* to, float value, int tag) {
@@ -189,6 +193,24 @@ __device__ __forceinline__ void load_matrices_transposed(std::uint32_t (&to)[4],
                : "memory");
 }
 
+// stmatrix.x4.trans, the other way: lane l gives where column l % 8 of matrix l / 8, transposed,
+// goes. From 9.0 on; before, it may not be called. Volatile, memory.
+__device__ __forceinline__ void store_matrices_transposed(unsigned to,
+                                                          const std::uint32_t (&from)[4]) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to),
+               "r"(from[0]), "r"(from[1]), "r"(from[2]), "r"(from[3])
+               : "memory");
+#endif
+}
+// movmatrix: an 8 x 8 matrix, of which lane 4 g + q has the pair of columns 2 q, 2 q + 1 of row g,
+// transposed. Volatile, for it is the whole warp's.
+__device__ __forceinline__ std::uint32_t transpose_matrix(std::uint32_t pair) {
+  std::uint32_t to;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(to) : "r"(pair));
+  return to;
+}
+
 // ---- special registers --------------------------------------------------------------------------
 
 // mov from %laneid. Volatile, so that each call reads it anew, which costs less than a register
@@ -198,12 +220,19 @@ __device__ __forceinline__ int lane_id() {
   asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
   return lane;
 }
-
 // The same of %tid.x.
 __device__ __forceinline__ int thread_id() {
   int thread;
   asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
   return thread;
+}
+
+// No instruction: the compiler takes the value for a new one, so that what follows from it is
+// computed again and not kept in registers. Volatile.
+__device__ __forceinline__ void make_new(int& value) { asm volatile("" : "+r"(value)); }
+// mov of zero. Volatile, so that it stays in the branch where it is.
+__device__ __forceinline__ void make_zero(float& value) {
+  asm volatile("mov.f32 %0, 0f00000000;" : "=f"(value));
 }
 
 // ---- copies from memory to shared memory that pass no registers ---------------------------------

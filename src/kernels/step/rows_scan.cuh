@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(scan_threads, 3)
   const auto selection = [&](int n) { return op.selection + min(n, s.rows - 1) * width; };
   const int mine = min(n0 + thread / scan_channels, s.rows - 1);  // row of channel `lane`
   const std::int64_t at = std::int64_t{mine} * s.d_inner + c0 + lane;
-  const float u = to_float(op.u[at]), z = to_float(op.z[at]);
+  const float u = to_float(op.conv.y[at]), z = to_float(op.z[at]);
   Vec<T, lane_states> B[scan_each], C[scan_each];
 #pragma unroll
   for (int i = 0; i < scan_each; ++i) {

@@ -65,7 +65,7 @@ struct Plan {
 };
 
 // Of batch row n. A row that is bad or begins anew is read from nowhere.
-__device__ __forceinline__ StateRow<int> state_row(const Mamba1StepSizes& s, int n) {
+__device__ __forceinline__ StateRow<int> state_row(const StackStepSizes& s, int n) {
   StateRow<int> row{n, n, false, false};
   if (s.read != nullptr) {
     row = {s.read[n], s.write[n], false, false};

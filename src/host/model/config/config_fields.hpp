@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <set>
 #include <string>
 #include <utility>
@@ -64,6 +65,23 @@ class Fields {
     const float number = value.is_number() ? nearest(value) : limits::largest * 2;
     if (!(std::abs(number) <= limits::largest)) refuse(key, "a number", describe(value));
     return number;
+  }
+
+  // A list of two numbers, each of which may be infinite, as Python's json writes it or as
+  // transformers does.
+  std::pair<float, float> pair_or(const char* key, std::pair<float, float> fallback) const {
+    if (!has(key)) return fallback;
+    const Json& pair = at(key);
+    if (!pair.is_array() || pair.elements().size() != 2) {
+      refuse(key, "two numbers", describe(pair));
+    }
+    const auto number = [&](const Json& value) {
+      const Json* word = value.find("__float__");
+      if (word != nullptr && *word == "Infinity") return std::numeric_limits<float>::infinity();
+      if (!value.is_number()) refuse(key, "two numbers", "a list with " + describe(value));
+      return nearest(value);
+    };
+    return {number(pair.elements()[0]), number(pair.elements()[1])};
   }
 
   bool flag_or(const char* key, bool fallback) const {
@@ -132,6 +150,9 @@ class Fields {
 };
 
 // The shortest decimal that reads back as this float: 1e-05 and not 9.999999747378752e-06.
-inline Json number(float value) { return parse_json(fmt::format("{}", value), "to_json").number(); }
+inline Json number(float value) {
+  if (std::isinf(value)) return value;
+  return parse_json(fmt::format("{}", value), "to_json").number();
+}
 
 }  // namespace mamba

@@ -17,8 +17,8 @@
 namespace mamba {
 namespace {
 
-// The end of text of a file that names none: what transformers takes, and its conversion of a file
-// of mamba_ssm, whose models were trained on texts that end so.
+// The end of text of a file of mamba_ssm that names none: what transformers' conversion of one
+// takes. Its models were trained on texts that end so.
 const std::vector<std::int32_t> usual_end{0};
 
 std::string joined(const std::vector<const char*>& names) {
@@ -35,7 +35,8 @@ const HostMixer& mixer_of_model_type(const Fields& file) {
       known.push_back(type);
     }
   }
-  file.refuse("model_type", joined(known));
+  const bool attention = file.has("num_attention_heads");
+  file.refuse("model_type", joined(known) + (attention ? " (this library has no attention)" : ""));
 }
 
 const HostMixer& mixer_of_ssm_cfg(const Fields& options) {
@@ -59,7 +60,7 @@ LanguageModelConfig read_hugging_face(const Fields& file, const HostMixer& mixer
   config.vocab_size = config.vocab_rows;
   config.tie_embeddings = file.flag_or("tie_word_embeddings", true);
   config.norm_epsilon = file.positive_or("layer_norm_epsilon", config.norm_epsilon);
-  config.eos_token_ids = file.ids_or("eos_token_id", usual_end);
+  config.eos_token_ids = file.ids_or("eos_token_id", {mixer.usual_end()});
   return config;
 }
 
@@ -76,8 +77,6 @@ LanguageModelConfig read_mamba_ssm(const Fields& file) {
   config.vocab_rows = (config.vocab_size + multiple - 1) / multiple * multiple;
   config.tie_embeddings = file.flag_or("tie_embeddings", true);
   config.eos_token_ids = file.ids_or("eos_token_id", usual_end);
-  file.only("attn_layer_idx", {Json::array()}, "an empty list (this library has no attention)");
-  file.only("d_intermediate", {0}, "0 (this library has no MLP layers)");
   return config;
 }
 
@@ -121,6 +120,8 @@ LanguageModelConfig parse_config(const std::string& json_text, const std::string
   file.flag_or("residual_in_fp32", true);
   file.flag_or("fused_add_norm", true);
   if (!file.flag_or("rms_norm", true)) file.refuse("rms_norm", "true", "false");
+  file.only("attn_layer_idx", {Json::array()}, "an empty list (this library has no attention)");
+  file.only("d_intermediate", {0}, "0 (this library has no MLP layers)");
   LanguageModelConfig config =
       original ? read_mamba_ssm(file)
                : read_hugging_face(file, *published, json.find("model_type")->text());

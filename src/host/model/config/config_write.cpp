@@ -61,7 +61,7 @@ void write_own_options(const LanguageModelConfig& config, bool with_own_end, Jso
   Json own = Json::object();
   if (config.vocab_size != config.vocab_rows) own.set("vocab_size", config.vocab_size);
   if (with_own_end) own.set("eos_token_id", end_of_text(config));
-  host_mixer(config.layer).write_own_options(config.layer, own);
+  host_mixer(config.layer).write_own_options(config, own);
   if (own.members().empty()) {
     json.erase("mamba_cpp");
   } else {
@@ -90,7 +90,6 @@ std::string text_of(const LanguageModelConfig& given, bool with_own_end) {
   if (json.contains("d_model")) json.set("d_model", config.layer.d_model);
   if (json.contains("n_layer")) json.set("n_layer", config.n_layer);
   set_if_missing(json, "hidden_act", "silu");
-  set_if_missing(json, "time_step_init_scheme", "random");
   set_if_missing(json, "rms_norm", true);
   set_if_missing(json, "residual_in_fp32", true);
   set_if_missing(json, "rescale_prenorm_residual", false);

@@ -1,5 +1,7 @@
 #include <fmt/format.h>
 
+#include <cmath>
+
 #include "host/model/mamba1/mamba1_mixer.hpp"
 
 namespace mamba {
@@ -11,6 +13,13 @@ constexpr const char* falcon = "falcon_mamba";
 }  // namespace
 
 LayerConfig Mamba1Mixer::resolve(LayerConfig c, const Complain& complain) const {
+  if (c.d_state == 0) c.d_state = 16;
+  c.head_dim = c.groups = 0;  // it has none
+  if (c.norm_before_gate) complain("norm_before_gate", "false (Mamba-2 has it)", "true");
+  if (c.dt_low != 0) complain("dt_low", "0 (Mamba-2 has it)", fmt::format("{}", c.dt_low));
+  if (!std::isinf(c.dt_high)) {
+    complain("dt_high", "infinity (Mamba-2 has it)", fmt::format("{}", c.dt_high));
+  }
   limits::range(complain, "d_model", c.d_model, 1, limits::size);
   limits::range(complain, "d_state", c.d_state, 1, limits::d_state);
   limits::range(complain, "d_conv", c.d_conv, 1, limits::size);
@@ -98,6 +107,7 @@ void Mamba1Mixer::write(const LayerConfig& layer, Json& json) const {
   json.set("time_step_scale", number(layer.dt_scale));
   json.set("use_bias", layer.use_bias);
   json.set("use_conv_bias", layer.use_conv_bias);
+  if (!json.contains("time_step_init_scheme")) json.set("time_step_init_scheme", "random");
   if (layer.norm_dt_b_c) {
     json.set("mixer_rms_eps", number(layer.norm_dt_b_c_epsilon));
   } else {
@@ -115,12 +125,17 @@ void Mamba1Mixer::read_own_options(const Fields& own, LayerConfig& layer) const 
   layer.initial_D = own.number_or("initial_D", layer.initial_D);
 }
 
-void Mamba1Mixer::write_own_options(const LayerConfig& layer, Json& own) const {
+void Mamba1Mixer::write_own_options(const LanguageModelConfig& config, Json& own) const {
+  const LayerConfig& layer = config.layer;
   if (layer.gated_norm) {
     own.set("gated_norm", true);
     own.set("gated_norm_epsilon", number(layer.gated_norm_epsilon));
   }
   if (layer.initial_D != LayerConfig().initial_D) own.set("initial_D", number(layer.initial_D));
+}
+
+bool Mamba1Mixer::owns(const std::function<bool(const char*)>& has) const {
+  return has("x_proj.weight");
 }
 
 void Mamba1Mixer::complete(const Fields& file, const std::function<bool(const char*)>& has,

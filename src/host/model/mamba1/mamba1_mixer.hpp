@@ -26,7 +26,8 @@ class Mamba1Mixer final : public HostMixer {
   void write(const LayerConfig& config, Json& json) const override;
   std::vector<const char*> own_keys() const override;
   void read_own_options(const Fields& own, LayerConfig& config) const override;
-  void write_own_options(const LayerConfig& config, Json& own) const override;
+  void write_own_options(const LanguageModelConfig& config, Json& own) const override;
+  bool owns(const std::function<bool(const char*)>& has) const override;
   void complete(const Fields& file, const std::function<bool(const char*)>& has,
                 LayerConfig& config) const override;
 

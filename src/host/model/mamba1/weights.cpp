@@ -1,4 +1,3 @@
-#include <algorithm>
 #include <cmath>
 
 #include "host/model/draws.hpp"
@@ -29,36 +28,24 @@ detail::LayerWeightList Mamba1Mixer::weights(const LayerConfig& c, DType dtype) 
   };
 }
 
-namespace {
-
-// softplus(dt_bias) is log-uniform in [dt_min, dt_max] and not below dt_floor.
-Tensor dt_bias(const LayerConfig& c, const draws::Numbers& numbers) {
-  return draws::filled({c.d_inner}, DType::f32, [&](std::int64_t i) {
-    const double dt = std::exp(numbers.between(i, std::log(c.dt_min), std::log(c.dt_max)));
-    const double floored = std::max<double>(dt, c.dt_floor);
-    return floored + std::log(-std::expm1(-floored));  // the inverse of softplus
-  });
-}
-
-}  // namespace
-
 LayerWeights Mamba1Mixer::random(const LayerConfig& c, DType dtype, std::uint64_t seed,
                                  std::uint64_t layer, std::int64_t n_layer) const {
   const auto numbers = [&](std::uint64_t tensor) {
     return draws::Numbers(seed, layer * 16 + tensor);
   };
-  const auto fan_in = [](std::int64_t n) { return 1 / std::sqrt(static_cast<double>(n)); };
   LayerWeights w;
-  w.in_proj = draws::symmetric({2 * c.d_inner, c.d_model}, dtype, fan_in(c.d_model), numbers(0));
-  w.conv_weight = draws::symmetric({c.d_inner, c.d_conv}, DType::f32, fan_in(c.d_conv), numbers(1));
+  w.in_proj =
+      draws::symmetric({2 * c.d_inner, c.d_model}, dtype, draws::fan_in(c.d_model), numbers(0));
+  w.conv_weight =
+      draws::symmetric({c.d_inner, c.d_conv}, DType::f32, draws::fan_in(c.d_conv), numbers(1));
   if (c.use_conv_bias) {
-    w.conv_bias = draws::symmetric({c.d_inner}, DType::f32, fan_in(c.d_conv), numbers(2));
+    w.conv_bias = draws::symmetric({c.d_inner}, DType::f32, draws::fan_in(c.d_conv), numbers(2));
   }
-  w.x_proj = draws::symmetric({c.dt_rank + 2 * c.d_state, c.d_inner}, dtype, fan_in(c.d_inner),
-                              numbers(3));
-  w.dt_proj =
-      draws::symmetric({c.d_inner, c.dt_rank}, dtype, c.dt_scale * fan_in(c.dt_rank), numbers(4));
-  w.dt_bias = dt_bias(c, numbers(5));
+  w.x_proj = draws::symmetric({c.dt_rank + 2 * c.d_state, c.d_inner}, dtype,
+                              draws::fan_in(c.d_inner), numbers(3));
+  w.dt_proj = draws::symmetric({c.d_inner, c.dt_rank}, dtype, c.dt_scale * draws::fan_in(c.dt_rank),
+                               numbers(4));
+  w.dt_bias = draws::dt_bias(c.d_inner, c, numbers(5));
   w.A_log = draws::filled({c.d_inner, c.d_state}, DType::f32, [&](std::int64_t i) {
     return std::log(static_cast<double>(i % c.d_state + 1));
   });
@@ -67,8 +54,8 @@ LayerWeights Mamba1Mixer::random(const LayerConfig& c, DType dtype, std::uint64_
     w.gated_norm_weight = draws::constant({c.d_inner}, DType::f32, 1);
     w.gated_norm_bias = draws::constant({c.d_inner}, DType::f32, 0);
   }
-  w.out_proj = draws::symmetric({c.d_model, c.d_inner}, dtype, fan_in(c.d_inner) * fan_in(n_layer),
-                                numbers(6));
+  w.out_proj = draws::symmetric({c.d_model, c.d_inner}, dtype,
+                                draws::fan_in(c.d_inner) * draws::fan_in(n_layer), numbers(6));
   if (c.use_bias) {
     w.in_proj_bias = draws::constant({2 * c.d_inner}, dtype, 0);
     w.out_proj_bias = draws::constant({c.d_model}, dtype, 0);

@@ -50,7 +50,7 @@ std::int64_t StackState::bytes() const {
   return sum;
 }
 
-// ---- going back, and the wide layout ------------------------------------------------------------
+// ---- going back, and other layouts ------------------------------------------------------------
 
 void LayerSteps::prepare(const MambaState& like, std::int64_t batch, std::int64_t time) {
   check_whole("LayerSteps::prepare", like);
@@ -98,7 +98,29 @@ void LayerSteps::restore(std::int64_t t, MambaState& state, Stream& stream) cons
 
 namespace {
 
-// Copies `width` columns of the last dimension of [batch, d_inner, *], from column `from_first` to
+// [batch, heads, head_dim, d_state]
+Shape by_heads_shape(const Tensor& ssm, const LayerConfig& config) {
+  const LayerConfig c = config.resolved();
+  constexpr const char* where = "by_heads";
+  if (c.head_dim == 0) throw ArgumentError(where, "config", "a layer with heads", name_of(c.mixer));
+  check::rank(where, "ssm", ssm, 3);
+  check::shape(where, "ssm", ssm, {ssm.dim(0), c.d_inner, c.d_state});
+  return {ssm.dim(0), c.d_inner / c.head_dim, c.head_dim, c.d_state};
+}
+
+}  // namespace
+
+TensorView by_heads(Tensor& ssm, const LayerConfig& config) {
+  return ssm.view().reshape(by_heads_shape(ssm, config));
+}
+
+ConstTensorView by_heads(const Tensor& ssm, const LayerConfig& config) {
+  return ssm.view().reshape(by_heads_shape(ssm, config));
+}
+
+namespace {
+
+// Copies `width` columns of the last dimension of [batch, channels, *], from column `from_first` to
 // column `to_first`.
 void copy_columns(const Tensor& from, std::int64_t from_first, Tensor& to, std::int64_t to_first,
                   std::int64_t width) {

@@ -1,0 +1,178 @@
+// Ssd by chunks on the tensor cores (see ssd_chunks.cuh): how it is cut, and its launches.
+#include <algorithm>
+
+#include "detail/visit.hpp"
+#include "kernels/gpu/launch.cuh"
+#include "kernels/scan/scan_operands.cuh"
+#include "kernels/scan/ssd_absent.cuh"
+#include "kernels/scan/ssd_chunks.cuh"
+#include "kernels/scan/ssd_launch.hpp"
+
+namespace mamba::cuda {
+
+namespace {
+
+extern __shared__ __align__(16) char ssd_memory[];
+
+template <class T, int N>
+__global__ void __launch_bounds__(32 * ssd_most_warps, N <= 128 ? 2 : 1)
+    chunks_kernel(const __grid_constant__ SsdOperands op, const __grid_constant__ SsdChunkCut cut,
+                  const __grid_constant__ SsdLayout<N, false> layout, const SsdSegments segments) {
+  SsdChunks<T, N, false> block(op, cut, layout, ssd_memory);
+  const SsdPlace place = block.place();
+  const StateRow<> rows = op.rows(place.b);
+  if (rows.is_absent()) {
+    if (place.segment != 0) return;
+    for (int h = 0; h < place.heads; ++h) {
+      fill_absent<T>(op, rows, place.b, place.head0 + h, block.first_p(), block.channels());
+    }
+    return;
+  }
+  if (op.time > 0) block.begin();
+  const bool segmented = segments.states != nullptr;
+  const float* from = segmented ? segments.states : op.initial;
+  const std::int64_t row =
+      segmented ? std::int64_t{place.b} * cut.segments + place.segment : rows.read;
+  block.clear_state();
+  if (block.works && from != nullptr && row >= 0) block.load_state(from, row);
+  block.walk();
+  if (block.place().segment + 1 != cut.segments || !block.works || op.final_state == nullptr)
+    return;
+  const std::int64_t write =
+      op.rows(block.place().b).write;  // read again, for it took two registers
+  if (write >= 0) block.keep_state(op.final_state, write);
+}
+
+// Of every segment but the last.
+template <class T, int N>
+__global__ void __launch_bounds__(32 * ssd_most_warps, N <= 128 ? 2 : 1)
+    summaries_kernel(const __grid_constant__ SsdOperands op,
+                     const __grid_constant__ SsdChunkCut cut,
+                     const __grid_constant__ SsdLayout<N, true> layout,
+                     const SsdSegments segments) {
+  SsdChunks<T, N, true> block(op, cut, layout, ssd_memory);
+  const SsdPlace place = block.place();
+  if (place.segment == cut.segments - 1 || op.rows(place.b).is_absent()) return;
+  block.begin();
+  block.clear_state();
+  const float decay = block.summarize();
+  if (!block.works) return;
+  const std::int64_t row = std::int64_t{place.b} * cut.segments + place.segment;
+  block.keep_state(segments.states, row);
+  if (block.p == 0 && lane_id() == 0) {
+    segments.decays[row * op.heads + block.global_head()] = decay;
+  }
+}
+
+// From what each segment adds to the states before each: a thread has four states.
+__global__ void __launch_bounds__(256)
+    segments_kernel(const __grid_constant__ SsdOperands op, const int count,
+                    const SsdSegments segments) {
+  const std::int64_t size = op.channel(op.heads) * op.d_state;  // of a row
+  const std::int64_t at = 4 * (std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x);
+  const std::int64_t b = at / size, in_row = at % size;
+  if (b >= op.batch) return;
+  const StateRow<> rows = op.rows(b);
+  if (rows.is_absent()) return;
+  const auto head = static_cast<int>(in_row / (std::int64_t{op.head_dim} * op.d_state));
+  Vec<float, 4> state{};
+  if (op.initial != nullptr && rows.read >= 0) {
+    state = load_vec<4>(op.initial + rows.read * size + in_row);
+  }
+  for (int s = 0; s < count; ++s) {
+    const std::int64_t row = b * count + s;
+    float* place = segments.states + row * size + in_row;
+    const auto added = s + 1 < count ? load_vec<4>(place) : Vec<float, 4>{};
+    store_vec(place, state);
+    if (s + 1 == count) return;
+    const float decay = segments.decays[row * op.heads + head];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      state.at[k] = decay == starts_anew ? added.at[k] : __fmaf_rn(decay, state.at[k], added.at[k]);
+    }
+  }
+}
+
+template <class T, int N>
+void chunks(const Ssd& op, Stream& stream, const SsdChunkCut& cut) {
+  const SsdOperands operands(op, stream);
+  const std::int64_t blocks = operands.batch * cut.segments * op.groups * cut.blocks * cut.parts;
+  const auto grid = static_cast<unsigned>(blocks),
+             threads = static_cast<unsigned>(32 * cut.warps());
+  Scratch scratch(stream);
+  SsdSegments segments{};
+  if (cut.segments > 1) {
+    const std::int64_t rows = operands.batch * cut.segments, state = op.x.dim(2) * operands.d_state;
+    segments.states = scratch.take({rows, state}, DType::f32).data<float>();
+    segments.decays = scratch.take({rows, operands.heads}, DType::f32).data<float>();
+    const SsdLayout<N, true> layout(cut);
+    launch(summaries_kernel<T, N>, grid, threads, static_cast<std::size_t>(layout.bytes), stream,
+           "ssd", operands, cut, layout, segments);
+    const std::int64_t quads = operands.batch * state / 4;
+    launch(segments_kernel, static_cast<unsigned>((quads + 255) / 256), 256, 0, stream, "ssd",
+           operands, cut.segments, segments);
+  }
+  const SsdLayout<N, false> layout(cut);
+  launch(chunks_kernel<T, N>, grid, threads, static_cast<std::size_t>(layout.bytes), stream, "ssd",
+         operands, cut, layout, segments);
+}
+
+// f(d_state as a constant).
+template <class F>
+auto with_states(std::int64_t d_state, F f) {
+  if (d_state == 64) return f(std::integral_constant<int, 64>());
+  if (d_state == 128) return f(std::integral_constant<int, 128>());
+  return f(std::integral_constant<int, 256>());
+}
+
+SsdChunkCut cut_of(const Ssd& op, const SsdGeometry& geometry) {
+  const auto heads = static_cast<int>(op.A_log.dim(0) / op.groups);
+  const auto slices = static_cast<int>(op.x.dim(2) / op.A_log.dim(0) / ssd_slice);
+  SsdChunkCut cut{};
+  cut.parts = (slices + ssd_most_warps - 1) / ssd_most_warps;
+  cut.slices = (slices + cut.parts - 1) / cut.parts;
+  cut.heads = std::clamp(geometry.heads, 1, std::min(heads, ssd_most_warps / cut.slices));
+  cut.blocks = (heads + cut.heads - 1) / cut.heads;
+  const auto chunks = static_cast<int>((op.x.dim(1) + ssd_chunk - 1) / ssd_chunk);
+  cut.segment_chunks = std::max(1, (chunks + geometry.segments - 1) / geometry.segments);
+  cut.segments = std::max(1, (chunks + cut.segment_chunks - 1) / cut.segment_chunks);
+  cut.kept = op.chunk_states ? static_cast<int>(op.chunk_steps / ssd_chunk) : 0;
+  return cut;
+}
+
+}  // namespace
+
+int ssd_chunks_bytes(const Ssd& op, const SsdGeometry& geometry) {
+  return with_states(op.B.dim(2) / op.groups, [&](auto states) {
+    return SsdLayout<decltype(states)::value, false>(cut_of(op, geometry)).bytes;
+  });
+}
+
+// Two at most, for the registers they need.
+SsdBlocks ssd_chunk_blocks(const Ssd& op, const SsdGeometry& geometry, const Limits& device) {
+  constexpr int beside = 1 << 10;  // bytes that the system takes for each block
+  const SsdChunkCut cut = cut_of(op, geometry);
+  const int bytes = ssd_chunks_bytes(op, geometry) + beside;
+  const bool two = op.B.dim(2) / op.groups <= 128 && 2 * bytes <= device.shared_memory + beside;
+  return {op.x.dim(0) * op.groups * cut.blocks * cut.parts, cut.warps(), two ? 2 : 1};
+}
+
+bool can_chunk(const Ssd& op) {
+  const std::int64_t d_state = op.B.dim(2) / op.groups, head_dim = op.x.dim(2) / op.A_log.dim(0);
+  const auto pairs = [](const ConstTensorView& view) {
+    return !view || is_aligned(view.data(), 0, 16);
+  };
+  return op.x.dtype() == DType::bf16 && (d_state == 64 || d_state == 128 || d_state == 256) &&
+         head_dim % ssd_slice == 0 && !op.step_states &&
+         (!op.chunk_states || op.chunk_steps % ssd_chunk == 0) &&
+         are_wide({op.x, op.y, op.B, op.C}) && pairs(op.initial_state) && pairs(op.final_state) &&
+         pairs(op.chunk_states);
+}
+
+void ssd_chunks(const Ssd& op, Stream& stream, const SsdGeometry& geometry) {
+  const SsdChunkCut cut = cut_of(op, geometry);
+  with_states(op.B.dim(2) / op.groups,
+              [&](auto states) { chunks<bf16, decltype(states)::value>(op, stream, cut); });
+}
+
+}  // namespace mamba::cuda
