@@ -4,6 +4,7 @@
 #ifdef MAMBA_HAS_CUDA  // set by the build: the kernels are in the library only then
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <limits>
 #include <string>
 #include <utility>
@@ -36,8 +37,8 @@ struct PlannedDType {
     SsdRounding rounds;
     rounds.chunk = host::ssd_chunk;
     if (is_mma()) {
-      rounds.state_unit = 0x1p-8;
-      rounds.y_unit = 0x1p-7;
+      rounds.state_unit = roundoff(dtype);
+      rounds.y_unit = 2 * roundoff(dtype);
     }
     return rounds;
   }
@@ -241,6 +242,7 @@ TEST_EACH(CudaSsdGradLimits, HeadsOfABlock, CudaDevice device, PlannedDType plan
   for (const int multiprocessors : {1, 4, 100}) {
     cuda::Limits few = cuda::limits(device, "test");
     few.multiprocessors = multiprocessors;
+    if (multiprocessors == 4) few.shared_memory = std::min(few.shared_memory, 163 << 10);
     const cuda::LimitedDevices limited(few);
     for (const std::int64_t heads : {1, 5, 20}) {
       SsdCase c;

@@ -118,13 +118,13 @@ inline void run_both(const SsdGradInputs& inputs, const SsdGradients& out, Strea
 }
 
 // How a device's gradient rounds. Which plan CUDA takes is not known here: in bf16 it may be the
-// one on tensor cores, whose factors have 8 digits.
+// one on tensor cores, whose factors are bf16, two of them in dlog_a.
 inline SsdRounding grad_rounding(Device device, DType dtype) {
   SsdRounding rounds;
   rounds.chunk = host::ssd_chunk;
   if (device.is_cuda() && dtype == DType::bf16) {
-    rounds.state_unit = 0x1p-8;
-    rounds.y_unit = 0x1p-7;
+    rounds.state_unit = roundoff(dtype);
+    rounds.y_unit = 2 * roundoff(dtype);
   }
   return rounds;
 }
