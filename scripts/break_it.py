@@ -382,6 +382,11 @@ GPU_BREAKS = {
     "a copy leaves the last word": (
         "src/kernels/memory/copy.cu", "count = t.outer * t.middle * t.inner;", "count = t.outer * t.middle * t.inner - 1;",
         "CudaCopy*"),
+    "an adjoint crosses a reset": (
+        "src/kernels/scan/ssd_grad/steps.cuh", "sums[n] += ssd_reset_decay;", "", "CudaSsdGrad*"),
+    "a step's decay does not see what spans it": (
+        "src/kernels/scan/ssd_grad/mma_within.cuh", "down[2 * t + 1] += here + tile[2 * half];",
+        "down[2 * t + 1] += here;", "CudaSsdGrad*"),
 }
 
 

@@ -4,6 +4,7 @@
 #ifdef MAMBA_HAS_CUDA  // set by the build: the kernels are in the library only then
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <limits>
 #include <string>
 #include <utility>
@@ -36,8 +37,8 @@ struct PlannedDType {
     SsdRounding rounds;
     rounds.chunk = host::ssd_chunk;
     if (is_mma()) {
-      rounds.state_unit = 0x1p-9;
-      rounds.y_unit = 0x1p-8;
+      rounds.state_unit = roundoff(dtype);
+      rounds.y_unit = 2 * roundoff(dtype);
     }
     return rounds;
   }
@@ -233,6 +234,29 @@ TEST_EACH(CudaSsdGradLimits, EveryPlanThatALesserDeviceHas, LesserDevice lesser,
   c.head_dim = 64;
   c.d_state = 128;
   expect_matches(SsdGradInputs(planned.of(c)), device, planned);
+}
+
+// Blocks have one head after another, and one, two or four heads walk beside each other, as it
+// takes to fill the device; of the last block of a group some may be missing.
+TEST_EACH(CudaSsdGradLimits, HeadsOfABlock, CudaDevice device, PlannedDType planned) {
+  for (const int multiprocessors : {1, 4, 100}) {
+    cuda::Limits few = cuda::limits(device, "test");
+    few.multiprocessors = multiprocessors;
+    if (multiprocessors == 4) few.shared_memory = std::min(few.shared_memory, 163 << 10);
+    const cuda::LimitedDevices limited(few);
+    for (const std::int64_t heads : {1, 5, 20}) {
+      SsdCase c;
+      c.batch = 1;
+      c.time = 200;
+      c.heads = heads;
+      c.head_dim = heads == 20 ? 16 : 64;
+      c.d_state = heads == 20 ? 34 : 128;
+      if (planned.is_mma() && heads == 20) c.d_state = 40;
+      c.reset = heads == 5;
+      expect_matches(SsdGradInputs(planned.of(c)), device, planned, 128);
+      if (::testing::Test::HasFailure()) return;
+    }
+  }
 }
 
 TEST_EACH(CudaSsdGrad, IsPlannedByShapeAndSharedMemory, CudaDevice device) {

@@ -117,10 +117,15 @@ inline void run_both(const SsdGradInputs& inputs, const SsdGradients& out, Strea
   run_both(inputs, out, stream, chunk_steps, [](const SsdGrad& op, Stream& on) { run(op, on); });
 }
 
-// How a device's gradient rounds. That of CUDA is not known here.
-inline SsdRounding grad_rounding(Device, DType) {
+// How a device's gradient rounds. Which plan CUDA takes is not known here: in bf16 it may be the
+// one on tensor cores, whose factors are bf16, two of them in dlog_a.
+inline SsdRounding grad_rounding(Device device, DType dtype) {
   SsdRounding rounds;
   rounds.chunk = host::ssd_chunk;
+  if (device.is_cuda() && dtype == DType::bf16) {
+    rounds.state_unit = roundoff(dtype);
+    rounds.y_unit = 2 * roundoff(dtype);
+  }
   return rounds;
 }
 

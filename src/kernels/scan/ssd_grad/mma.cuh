@@ -1,5 +1,6 @@
-// SsdGrad on tensor cores, for bf16, head_dim up to 64 and d_state up to 128: products of bf16 with
-// f32 sums. What is computed is rounded to bf16 once where it becomes a factor.
+// SsdGrad on tensor cores, for bf16, head_dim up to 64 and d_state up to 128: tiles in shared
+// memory and how products read them, of bf16 with f32 sums. What is computed is rounded to bf16
+// once where it becomes a factor.
 #pragma once
 
 #include "kernels/scan/ssd_grad/steps.cuh"
@@ -20,7 +21,7 @@ __device__ __forceinline__ void fetch_tile(bf16* to, const bf16* from, std::int6
                                            int columns) {
   constexpr int pieces = kWidth / 8;
   const int thread = thread_id();
-#pragma unroll
+#pragma unroll 1
   for (int n = 0; n < 64 * pieces / kThreads; ++n) {
     const int piece = thread + n * kThreads;
     const int row = piece / pieces, column = piece % pieces * 8;
@@ -41,30 +42,39 @@ struct Lane {
   __device__ int q() const { return index % 4; }
 };
 
+// Where element [row][column] of a tile is. In 32 bits from the tile on, so that what is constant
+// in it becomes a part of the instruction and takes no register.
+__device__ __forceinline__ unsigned element(const bf16* tile, int pitch, int row, int column) {
+  return shared_address(tile) + static_cast<unsigned>(row * pitch + column) * 2;
+}
+__device__ __forceinline__ unsigned lane_offset(int pitch, int row, int column) {
+  return static_cast<unsigned>(row * pitch + column) * 2;
+}
 // 16 rows x 16 depths from [row][depth].
 __device__ __forceinline__ void load_rows(std::uint32_t (&to)[4], const bf16* tile, int pitch,
                                           int row, int depth, Lane lane) {
-  load_matrices(
-      to, shared_address(tile + (row + lane.index % 16) * pitch + depth + lane.index / 16 * 8));
+  load_matrices(to, element(tile, pitch, row, depth) +
+                        lane_offset(pitch, lane.index % 16, lane.index / 16 * 8));
 }
 // The same from [depth][row].
 __device__ __forceinline__ void load_rows_across(std::uint32_t (&to)[4], const bf16* tile,
                                                  int pitch, int row, int depth, Lane lane) {
   load_matrices_transposed(
-      to, shared_address(tile + (depth + lane.index / 16 * 8 + lane.index % 8) * pitch + row +
-                         lane.index / 8 % 2 * 8));
+      to, element(tile, pitch, depth, row) +
+              lane_offset(pitch, lane.index / 16 * 8 + lane.index % 8, lane.index / 8 % 2 * 8));
 }
 // 16 columns, in two tiles of 8, x 16 depths from [column][depth].
 __device__ __forceinline__ void load_columns(std::uint32_t (&to)[4], const bf16* tile, int pitch,
                                              int column, int depth, Lane lane) {
-  load_matrices(to, shared_address(tile + (column + lane.index / 16 * 8 + lane.index % 8) * pitch +
-                                   depth + lane.index / 8 % 2 * 8));
+  load_matrices(
+      to, element(tile, pitch, column, depth) +
+              lane_offset(pitch, lane.index / 16 * 8 + lane.index % 8, lane.index / 8 % 2 * 8));
 }
 // The same from [depth][column].
 __device__ __forceinline__ void load_columns_across(std::uint32_t (&to)[4], const bf16* tile,
                                                     int pitch, int column, int depth, Lane lane) {
-  load_matrices_transposed(
-      to, shared_address(tile + (depth + lane.index % 16) * pitch + column + lane.index / 16 * 8));
+  load_matrices_transposed(to, element(tile, pitch, depth, column) +
+                                   lane_offset(pitch, lane.index % 16, lane.index / 16 * 8));
 }
 // Two tiles of 8 columns.
 __device__ __forceinline__ void multiply_pair(float (&first)[4], float (&second)[4],
@@ -85,12 +95,38 @@ __device__ __forceinline__ void load_pair(const bf16* from, float& first, float&
   unpack_pair(*reinterpret_cast<const std::uint32_t*>(from), first, second);
 }
 
-// A row of two neighbouring tiles, 16 columns from `to` on: pairs of lanes exchange what they have,
-// so that each stores 8 bytes and four of them a sector. By the whole warp.
-__device__ __forceinline__ void store_row(bf16* to, const float (&first)[2],
-                                          const float (&second)[2], bool there, int columns,
-                                          Lane lane) {
-  const std::uint32_t own = pack_pair(first[0], first[1]), other = pack_pair(second[0], second[1]);
+// A row of four neighbouring tiles, 32 columns from `to` on: four lanes exchange what they have, so
+// that each stores 16 bytes. By the whole warp.
+__device__ __forceinline__ void store_row(bf16* to, const float (&tiles)[4][2], bool there,
+                                          int columns, Lane lane) {
+  std::uint32_t pairs[4];
+#pragma unroll
+  for (int t = 0; t < 4; ++t) pairs[t] = pack_pair(tiles[t][0], tiles[t][1]);
+  // pairs[t] of lane q goes to place q of lane t.
+  const bool odd = (lane.q() & 1) != 0, high = (lane.q() & 2) != 0;
+#pragma unroll
+  for (int t = 0; t < 4; t += 2) {
+    const std::uint32_t got = __shfl_xor_sync(all_lanes, odd ? pairs[t] : pairs[t + 1], 1);
+    pairs[t] = odd ? got : pairs[t];
+    pairs[t + 1] = odd ? pairs[t + 1] : got;
+  }
+#pragma unroll
+  for (int t = 0; t < 2; ++t) {
+    const std::uint32_t got = __shfl_xor_sync(all_lanes, high ? pairs[t] : pairs[t + 2], 2);
+    pairs[t] = high ? got : pairs[t];
+    pairs[t + 2] = high ? pairs[t + 2] : got;
+  }
+  const int column = 8 * lane.q();
+  if (there && column < columns) {
+    *reinterpret_cast<uint4*>(to + column) = {pairs[0], pairs[1], pairs[2], pairs[3]};
+  }
+}
+
+// The same of two tiles, 16 columns: each lane of a pair stores 8 bytes.
+__device__ __forceinline__ void store_row(bf16* to, const float (&tiles)[2][2], bool there,
+                                          int columns, Lane lane) {
+  const std::uint32_t own = pack_pair(tiles[0][0], tiles[0][1]);
+  const std::uint32_t other = pack_pair(tiles[1][0], tiles[1][1]);
   const bool odd = lane.q() % 2 != 0;
   const std::uint32_t got = __shfl_xor_sync(all_lanes, odd ? own : other, 1);
   const int column = odd ? 8 + 2 * (lane.q() - 1) : 2 * lane.q();
@@ -98,8 +134,6 @@ __device__ __forceinline__ void store_row(bf16* to, const float (&first)[2],
     *reinterpret_cast<uint2*>(to + column) = odd ? uint2{got, other} : uint2{own, got};
   }
 }
-
-// ---- from chunk to chunk ------------------------------------------------------------------------
 
 // States before chunks and adjoints behind them in scratch: bf16, [rows, chunks, heads, head_dim,
 // d_state].
@@ -113,227 +147,5 @@ struct SsdMma {
     return static_cast<bf16*>(op.adjoints) + op.at_head(row, c, head) * op.state_size();
   }
 };
-
-constexpr int mma_walk_heads = 2;  // of a block, of one group: they share B and C
-constexpr int mma_walk_threads = 256 * mma_walk_heads;
-
-// The states of heads, walked forward from kept states to the next ones, or their adjoints, walked
-// back from the end of the sequence to its start. Each of a head's 8 warps has 16 channels and 64
-// states.
-class MmaWalk {
- public:
-  static constexpr int weights = 2 * ssd_chunk;  // SsdSteps::weights and starts
-  static constexpr int head_bytes = 2 * channel_tile + 4 * weights;
-  static constexpr int buffer_bytes = mma_walk_heads * head_bytes + 2 * state_tile;
-  static constexpr int shared_bytes = 2 * buffer_bytes;
-
-  // Of a row of the batch.
-  static __host__ __device__ std::int64_t blocks(const SsdGradOperands& op) {
-    return op.groups * std::int64_t{(op.heads / op.groups + mma_walk_heads - 1) / mma_walk_heads};
-  }
-
-  __device__ MmaWalk(const SsdGradOperands& op, std::int64_t row, int block, char* memory)
-      : op_(op), row_(row), memory_(memory) {
-    const int of_group = (op.group_heads() + mma_walk_heads - 1) / mma_walk_heads;
-    const int in_group = block % of_group * mma_walk_heads;
-    group_ = block / of_group;
-    first_head_ = group_ * op.group_heads() + in_group;
-    heads_ = min(op.group_heads() - in_group, mma_walk_heads);
-    const int warp = static_cast<int>(threadIdx.x) / 32;
-    head_ = warp / 8;
-    p_ = warp % 4 * 16;
-    n_ = warp % 8 / 4 * 64;
-  }
-
-  __device__ void states(std::int64_t k) {
-    const std::int64_t first = k * op_.per_kept;
-    const auto count = static_cast<int>(min(op_.chunks - first, std::int64_t{op_.per_kept}));
-    if (is_there()) load(op_.kept_state(row_, first, first_head_ + head_));
-    if (count > 1) fetch<true>(k, 0, 0);
-    for (int n = 0;; ++n) {
-      if (is_there()) store(SsdMma::state(op_, row_, first + n, first_head_ + head_));
-      if (n + 1 == count) break;
-      arrive();
-      if (n + 2 < count) fetch<true>(k, n + 1, (n + 1) % 2);
-      step(SsdSteps::weights, first + n, n % 2);
-    }
-  }
-  __device__ void adjoints() {
-    const std::int64_t whole =
-        ((op_.first_row + row_) * op_.heads + first_head_ + head_) * op_.state_size();
-    if (op_.dfinal != nullptr && is_there()) load(op_.dfinal + whole);
-    std::int64_t k = op_.kept - 1;
-    auto n = static_cast<int>(op_.chunks - 1 - k * op_.per_kept);
-    if (op_.chunks > 0) fetch<false>(k, n, 0);
-    int buffer = 0;
-    for (std::int64_t c = op_.chunks - 1; c >= 0; --c) {
-      if (is_there()) store(SsdMma::adjoint(op_, row_, c, first_head_ + head_));
-      arrive();
-      if (--n < 0) {
-        n = op_.per_kept - 1;
-        --k;
-      }
-      if (c > 0) fetch<false>(k, n, 1 - buffer);
-      step(SsdSteps::starts, c, buffer);
-      buffer = 1 - buffer;
-    }
-    if (op_.dinitial == nullptr || !is_there()) return;
-    each([to = op_.dinitial + whole](int at, float& first, float& second) {
-      *reinterpret_cast<float2*>(to + at) = {first, second};
-    });
-  }
-
- private:
-  __device__ bool is_there() const { return head_ < heads_; }
-  __device__ bf16* states_of(int buffer) const {
-    return reinterpret_cast<bf16*>(memory_ + buffer * buffer_bytes);
-  }
-  __device__ bf16* channels(int buffer, int head) const {
-    return states_of(buffer) + state_tile + head * (head_bytes / 2);
-  }
-  // Where SsdSteps would begin.
-  __device__ float* steps_of(int buffer, int head) const {
-    return reinterpret_cast<float*>(channels(buffer, head) + channel_tile) -
-           SsdSteps::weights * ssd_chunk;
-  }
-
-  template <bool kForward>
-  __device__ void fetch(std::int64_t k, int n, int buffer) const {
-    const SsdChunk chunk = op_.chunk(k, n);
-    const std::int64_t c = k * op_.per_kept + n;
-    const std::int64_t b = op_.first_row + row_;
-    const ScanTrack& x = kForward ? op_.x : op_.dy;
-    const ScanTrack& B = kForward ? op_.B : op_.C;
-    fetch_tile<mma_walk_threads, mma_states>(
-        states_of(buffer), B.at<bf16>(b, chunk.start) + std::int64_t{group_} * op_.d_state,
-        B.step_pitch, chunk.steps, op_.d_state);
-    for (int head = 0; head < heads_; ++head) {
-      fetch_tile<mma_walk_threads, mma_channels>(
-          channels(buffer, head),
-          x.at<bf16>(b, chunk.start) + std::int64_t{first_head_ + head} * op_.head_dim,
-          x.step_pitch, chunk.steps, op_.head_dim);
-      const int piece = SsdSteps::weights * ssd_chunk + 4 * thread_id();
-      if (piece < SsdSteps::weights * ssd_chunk + weights) {
-        copy_16_bytes(steps_of(buffer, head) + piece,
-                      op_.steps_of(row_, c, first_head_ + head).at + piece, 16);
-      }
-    }
-    end_of_copies();
-  }
-  // The tiles are there, and all are done with those before.
-  static __device__ void arrive() {
-    wait_for_all_copies();
-    __syncthreads();
-  }
-
-  // state = decay state + sum over i of weight[i] channels[i] states[i]^T
-  __device__ void step(SsdSteps::Array array, std::int64_t c, int buffer) {
-    if (op_.parted[row_ * op_.chunks + c] != 0) forget(array, buffer);
-    if (!is_there()) return;
-    const SsdSteps steps{steps_of(buffer, head_)};
-    const float decay = steps.from_start(ssd_chunk - 1);
-    if (decay == 0) {
-#pragma unroll
-      for (int i = 0; i < 32; ++i) state_[i / 4][i % 4] = 0;
-    }
-#pragma unroll
-    for (int i = 0; i < 32; ++i) state_[i / 4][i % 4] *= decay;
-    const Lane lane;
-#pragma unroll
-    for (int k = 0; k < ssd_chunk; k += 16) {
-      std::uint32_t a[4];
-      load_rows_across(a, channels(buffer, head_), channel_pitch, p_, k, lane);
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float w[2];
-        load_floats<2>(steps.at + array * ssd_chunk + k + 8 * half + 2 * lane.q(), w);
-#pragma unroll
-        for (int n = 2 * half; n < 2 * half + 2; ++n) {
-          float first, second;
-          unpack_pair(a[n], first, second);
-          a[n] = pack_pair(w[0] * first, w[1] * second);
-        }
-      }
-#pragma unroll
-      for (int t = 0; t < 8; t += 2) {
-        std::uint32_t b[4];
-        load_columns_across(b, states_of(buffer), state_pitch, n_ + 8 * t, k, lane);
-        multiply_pair(state_[t], state_[t + 1], a, b);
-      }
-    }
-  }
-  // What lies on the far side of a reset, whatever it is, becomes zero. It is far for all heads.
-  __device__ void forget(SsdSteps::Array array, int buffer) const {
-    const int row = thread_id() / 8, column = thread_id() % 8 * 8;
-    bool far = true;
-    for (int head = 0; head < heads_; ++head) {
-      const bool zero = SsdSteps{steps_of(buffer, head)}.get(array, row) == 0;
-      far = far && zero;
-      bf16* x = channels(buffer, head) + row * channel_pitch + column;
-      if (zero) *reinterpret_cast<uint4*>(x) = uint4{};
-    }
-    for (int half = 0; half < 2 && far; ++half) {
-      bf16* B = states_of(buffer) + row * state_pitch + column + half * mma_states / 2;
-      *reinterpret_cast<uint4*>(B) = uint4{};
-    }
-    __syncthreads();
-  }
-
-  // f(offset in the state, two elements)
-  template <class F>
-  __device__ void each(const F& f) {
-    const Lane lane;
-#pragma unroll
-    for (int t = 0; t < 8; ++t) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int p = p_ + lane.g() + 8 * half, n = n_ + 8 * t + 2 * lane.q();
-        if (p < op_.head_dim && n < op_.d_state) {
-          f(p * op_.d_state + n, state_[t][2 * half], state_[t][2 * half + 1]);
-        }
-      }
-    }
-  }
-  __device__ void load(const float* from) {
-    each([from](int at, float& first, float& second) {
-      const float2 both = *reinterpret_cast<const float2*>(from + at);
-      first = both.x;
-      second = both.y;
-    });
-  }
-  __device__ void store(bf16* to) const {
-    const Lane lane;
-#pragma unroll
-    for (int t = 0; t < 8; t += 2) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int p = p_ + lane.g() + 8 * half, n = n_ + 8 * t;
-        store_row(to + p * op_.d_state + n, {state_[t][2 * half], state_[t][2 * half + 1]},
-                  {state_[t + 1][2 * half], state_[t + 1][2 * half + 1]}, p < op_.head_dim,
-                  op_.d_state - n, lane);
-      }
-    }
-  }
-
-  const SsdGradOperands& op_;
-  const std::int64_t row_;
-  int group_, first_head_, heads_, head_, p_, n_;
-  char* memory_;
-  float state_[8][4] = {};
-};
-
-// Blocks of the adjoints, which walk longest, come first.
-__global__ void __launch_bounds__(mma_walk_threads, 1)
-    ssd_grad_mma_walk_kernel(const __grid_constant__ SsdGradOperands op) {
-  extern __shared__ __align__(16) char ssd_grad_memory[];
-  const std::int64_t of_row = MmaWalk::blocks(op), all = op.rows * of_row;
-  const std::int64_t walk = blockIdx.x / all, at = blockIdx.x - walk * all, row = at / of_row;
-  MmaWalk block(op, row, static_cast<int>(at - row * of_row), ssd_grad_memory);
-  if (walk == 0) {
-    block.adjoints();
-  } else {
-    block.states(walk - 1);
-  }
-}
 
 }  // namespace mamba::cuda

@@ -203,7 +203,7 @@ class MmaChunk : public MmaWithin {
       }
       const bool there = j < place().count;
       bf16* to = place().dx + (there ? j : 0) * op_.dx.step_pitch + h_ * op_.head_dim + column_;
-      store_row(to, dx[0], dx[1], there, op_.head_dim - column_, lane);
+      store_row(to, dx, there, op_.head_dim - column_, lane);
     }
   }
 
@@ -259,7 +259,7 @@ class MmaChunk : public MmaWithin {
     const int lane = thread() % 32;
     for (int h = thread() / 32; h < place().heads; h += warps) {
       const int head = place().first_head + h;
-      const SsdSteps steps = op_.steps_of(place().row, place().c, head);
+      const SsdGradSteps steps = op_.steps_of(place().row, place().c, head);
       SsdStepSums of[2];
 #pragma unroll
       for (int n = 0; n < 2; ++n) {

@@ -25,7 +25,7 @@ class MmaPlace {
 
  public:
   static constexpr int warps = mma_chunk_threads / 32;
-  static constexpr int buffer_bytes = 4 * (channel_tile + state_tile) + 4 * SsdSteps::floats;
+  static constexpr int buffer_bytes = 4 * (channel_tile + state_tile) + 4 * SsdGradSteps::floats;
   // What warps know of a head's steps, 64 floats each: of the sums that span a step, what four
   // groups of rows have, and the rows' sums over three groups of columns; what two halves of the
   // states and four groups of channels make of the next; and dy . x. It is written for one head
@@ -75,7 +75,7 @@ class MmaPlace {
   __device__ bf16* dy() const { return x() + channel_tile; }
   __device__ bf16* S() const { return dy() + channel_tile; }
   __device__ bf16* G() const { return S() + state_tile; }
-  __device__ SsdSteps steps() const { return {reinterpret_cast<float*>(G() + state_tile)}; }
+  __device__ SsdGradSteps steps() const { return {reinterpret_cast<float*>(G() + state_tile)}; }
 
   // Whether this warp's steps j are all behind its steps i.
   __device__ bool is_above() const { return column_ > rows_; }
@@ -86,7 +86,7 @@ class MmaPlace {
 
   __device__ void find_place(std::int64_t row, std::int64_t c, int group, int head_block) const {
     const SsdHeads heads(op_, group, head_block);
-    const SsdChunk chunk = op_.chunk(c);
+    const SsdGradChunk chunk = op_.chunk(c);
     const std::int64_t column = std::int64_t{heads.first} * op_.head_dim, b = op_.first_row + row;
     Place& all = place();
     all.x = op_.x.at<bf16>(b, chunk.start) + column;
@@ -125,9 +125,9 @@ class MmaPlace {
     fetch_tile<mma_chunk_threads, mma_states>(to += state_tile, from.G + state, op_.d_state,
                                               op_.head_dim, op_.d_state);
     const int piece = 4 * thread();
-    if (piece < SsdSteps::floats) {
+    if (piece < SsdGradSteps::floats) {
       copy_16_bytes(reinterpret_cast<float*>(to + state_tile) + piece,
-                    from.steps + h * SsdSteps::floats + piece, 16);
+                    from.steps + h * SsdGradSteps::floats + piece, 16);
     }
     end_of_copies();
   }

@@ -47,12 +47,12 @@ class MmaWithin : public MmaPlace {
   }
   // dy . x becomes Z (C . B).
   __device__ void mix(int t, float (&dyx)[4], Lane lane) {
-    const SsdSteps of = steps();
+    const SsdGradSteps of = steps();
     const int j0 = column_ + 8 * t + 2 * lane.q();
     float sums[2], rests[2], deltas[2];  // of steps j
-    load_floats<2>(of.at + SsdSteps::sums * ssd_chunk + j0, sums);
-    load_floats<2>(of.at + SsdSteps::rests * ssd_chunk + j0, rests);
-    load_floats<2>(of.at + SsdSteps::deltas * ssd_chunk + j0, deltas);
+    load_floats<2>(of.at + SsdGradSteps::sums * ssd_chunk + j0, sums);
+    load_floats<2>(of.at + SsdGradSteps::rests * ssd_chunk + j0, rests);
+    load_floats<2>(of.at + SsdGradSteps::deltas * ssd_chunk + j0, deltas);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int i = row_of(half, lane);
@@ -61,7 +61,7 @@ class MmaWithin : public MmaPlace {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const int j = j0 + e, at = 2 * half + e;
-        const float way = SsdSteps::way(sum, rest, sums[e], rests[e]);
+        const float way = SsdGradSteps::way(sum, rest, sums[e], rests[e]);
         const float L = j > i ? 0.0f : exp2_approx(-log2e * way);
         if (i == j) kept(h_, skip)[i] = dyx[at];
         const float z = L == 0 ? 0.0f : dyx[at] * (L * deltas[e]);

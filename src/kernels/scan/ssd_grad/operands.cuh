@@ -28,7 +28,7 @@ constexpr float ssd_reset_decay = 256;  // what a reset adds to -log a: exp(-128
 
 // Of one head in one chunk, 64 floats each. Behind the last step delta, weight and slope are zero,
 // and the sums stay as they are.
-struct SsdSteps {
+struct SsdGradSteps {
   enum Array { deltas, ends, weights, starts, sums, rests, slopes, arrays };
   static constexpr int floats = arrays * ssd_chunk;
   const float* at;
@@ -48,7 +48,7 @@ struct SsdSteps {
   }
 };
 
-struct SsdChunk {
+struct SsdGradChunk {
   std::int64_t start;  // in time
   int steps;
 };
@@ -68,8 +68,8 @@ struct SsdGradOperands {
   const float *chunk_states, *dfinal;  // dfinal and dinitial may be absent
   float* dinitial;
   std::int64_t first_row, rows;  // of the batch that are computed now; scratch has only these
-  float* steps;                  // [rows, chunks, heads] SsdSteps
-  int* parted;                   // [rows, chunks]: whether a step behind the first one is a reset
+  float* steps;                  // [rows, chunks, heads] SsdGradSteps
+  int* parted;                   // [rows, chunks]: whether a step is a reset
   int buffers = 2;               // SsdGradPlan::mma: for tiles, so that a head's arrive early
   void *states, *adjoints;       // see SsdPlain and SsdMma
   float* sums;                   // [batch, chunks, 3, heads]: of dA_log, dD, ddt_bias
@@ -80,12 +80,12 @@ struct SsdGradOperands {
   __device__ int group_heads() const { return heads / groups; }
   __device__ std::int64_t channels() const { return std::int64_t{heads} * head_dim; }
   __device__ std::int64_t state_size() const { return std::int64_t{head_dim} * d_state; }
-  __device__ SsdChunk chunk(std::int64_t c) const {
+  __device__ SsdGradChunk chunk(std::int64_t c) const {
     const std::int64_t k = c / per_kept;
     return chunk(k, static_cast<int>(c - k * per_kept));
   }
   // Chunk n of those between kept states k and k + 1.
-  __device__ SsdChunk chunk(std::int64_t k, int n) const {
+  __device__ SsdGradChunk chunk(std::int64_t k, int n) const {
     const std::int64_t inner = std::int64_t{n} * ssd_chunk, start = k * kept_steps + inner;
     return {start,
             static_cast<int>(min(min(kept_steps - inner, time - start), std::int64_t{ssd_chunk}))};
@@ -94,8 +94,8 @@ struct SsdGradOperands {
   __device__ std::int64_t at_head(std::int64_t row, std::int64_t c, int head) const {
     return (row * chunks + c) * heads + head;
   }
-  __device__ SsdSteps steps_of(std::int64_t row, std::int64_t c, int head) const {
-    return {steps + at_head(row, c, head) * SsdSteps::floats};
+  __device__ SsdGradSteps steps_of(std::int64_t row, std::int64_t c, int head) const {
+    return {steps + at_head(row, c, head) * SsdGradSteps::floats};
   }
   // The state that the forward run kept before chunk c, where it kept one there.
   __device__ const float* kept_state(std::int64_t row, std::int64_t c, int head) const {

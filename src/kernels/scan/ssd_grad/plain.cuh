@@ -105,7 +105,7 @@ struct PlainRows {
   std::int64_t pitch;
   int steps, columns;
 
-  __device__ PlainRows(const ScanTrack& track, std::int64_t b, const SsdChunk& chunk,
+  __device__ PlainRows(const ScanTrack& track, std::int64_t b, const SsdGradChunk& chunk,
                        std::int64_t column, int count)
       : data(track.at<T>(b, chunk.start) + column),
         pitch(track.step_pitch),
@@ -166,7 +166,7 @@ class PlainWalk {
     const std::int64_t last = min(first + op_.per_kept, op_.chunks) - 1;
     load(op_.kept_state(row_, first, head_));
     for (std::int64_t c = first; c < last; ++c) {
-      const SsdSteps steps = op_.steps_of(row_, c, head_);
+      const SsdGradSteps steps = op_.steps_of(row_, c, head_);
       step(c, op_.x, op_.B, steps.from_start(ssd_chunk - 1),
            [&](int i) { return steps.weight(i); });
       store(SsdPlain::state(op_, row_, c + 1, head_));
@@ -177,7 +177,7 @@ class PlainWalk {
     if (op_.dfinal != nullptr) load(op_.dfinal + whole);
     for (std::int64_t c = op_.chunks - 1; c >= 0; --c) {
       store(SsdPlain::adjoint(op_, row_, c, head_));
-      const SsdSteps steps = op_.steps_of(row_, c, head_);
+      const SsdGradSteps steps = op_.steps_of(row_, c, head_);
       step(c, op_.dy, op_.C, steps.from_start(ssd_chunk - 1),
            [&](int i) { return steps.from_start(i); });
     }
@@ -189,7 +189,7 @@ class PlainWalk {
   template <class F>
   __device__ void step(std::int64_t c, const ScanTrack& channels, const ScanTrack& states,
                        float decay, const F& weight) {
-    const SsdChunk chunk = op_.chunk(c);
+    const SsdGradChunk chunk = op_.chunk(c);
     const std::int64_t group = head_ / op_.group_heads();
     const PlainRows<T> x(channels, b_, chunk, std::int64_t{head_} * op_.head_dim + p_,
                          op_.head_dim - p_);

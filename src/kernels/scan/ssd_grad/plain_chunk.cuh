@@ -277,12 +277,12 @@ class PlainChunk {
   const std::int64_t row_, c_, b_;
   const int group_, head_block_;
   const SsdHeads heads_;
-  const SsdChunk chunk_;
+  const SsdGradChunk chunk_;
   const bool selects_;
   const PlainRows<T> B_, C_;
   float *stage_, *tile_, *Z_, *kept_, *through_;
   int h_ = 0;
-  SsdSteps steps_{};
+  SsdGradSteps steps_{};
   float CB_[4][4], Z_sums_[4][4] = {};
 };
 

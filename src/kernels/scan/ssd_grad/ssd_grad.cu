@@ -53,22 +53,30 @@ constexpr const char* where = "ssd_grad";
 
 unsigned blocks(std::int64_t count) { return static_cast<unsigned>(count); }
 
-// dB and dC, one element a thread.
-template <class T>
+// dB and dC, V elements a thread, of one step.
+template <class T, int V>
 __global__ void __launch_bounds__(256)
     ssd_grad_add_kernel(const __grid_constant__ SsdGradOperands op) {
   const std::int64_t width = std::int64_t{op.groups} * op.d_state;
   const std::int64_t all = op.rows * op.time * width;
-  const std::int64_t at = std::int64_t{blockIdx.x} * 256 + threadIdx.x;
+  const std::int64_t at = (std::int64_t{blockIdx.x} * 256 + threadIdx.x) * V;
   if (at >= 2 * all) return;
-  const std::int64_t which = at / all, element = at - which * all;
-  const float* from = op.dBC + which * op.head_blocks * all + element;
-  float sum = 0;
-#pragma unroll 8
-  for (int block = 0; block < op.head_blocks; ++block) sum += from[block * all];
+  const bool is_dC = at >= all;
+  const std::int64_t element = is_dC ? at - all : at;
+  const float* from = op.dBC + (is_dC ? op.head_blocks * all : 0) + element;
+  float sums[V] = {};
+#pragma unroll 4
+  for (int block = 0; block < op.head_blocks; ++block) {
+    float terms[V];
+    load_floats<V>(from + block * all, terms);
+#pragma unroll
+    for (int v = 0; v < V; ++v) sums[v] += terms[v];
+  }
   const std::int64_t step = element / width, row = step / op.time;
   const std::int64_t b = op.first_row + row, t = step - row * op.time;
-  (which == 0 ? op.dB : op.dC).template out<T>(b, t)[element - step * width] = from_float<T>(sum);
+  T* to = (is_dC ? op.dC : op.dB).template out<T>(b, t) + (element - step * width);
+#pragma unroll
+  for (int v = 0; v < V; ++v) to[v] = from_float<T>(sums[v]);
 }
 
 // Enough blocks for the chip, and none with more heads than it has room for.
@@ -100,7 +108,7 @@ void run_rows(SsdGradOperands op, SsdGradPlan plan, Stream& stream) {
   const std::int64_t of_chunks = op.rows * op.chunks;
   const std::int64_t state = std::int64_t{op.heads} * op.head_dim * op.d_state;
   const std::int64_t dBC = op.rows * op.time * op.groups * op.d_state;
-  op.steps = floats(of_chunks * op.heads * SsdSteps::floats);
+  op.steps = floats(of_chunks * op.heads * SsdGradSteps::floats);
   op.parted = scratch.take({of_chunks}, DType::i32).data<std::int32_t>();
   if (plan == SsdGradPlan::mma) {
     op.states = scratch.take({of_chunks * state}, DType::bf16).data();
@@ -119,8 +127,11 @@ void run_rows(SsdGradOperands op, SsdGradPlan plan, Stream& stream) {
   } else {
     run_plain_rows<T>(op, stream);
   }
-  if (op.dBC != nullptr && dBC > 0) {
-    launch(ssd_grad_add_kernel<T>, blocks(divide_up(2 * dBC, 256)), 256, 0, stream, where, op);
+  if (op.dBC == nullptr || dBC == 0) return;
+  if (op.groups * op.d_state % 4 == 0) {
+    launch(ssd_grad_add_kernel<T, 4>, blocks(divide_up(dBC / 2, 256)), 256, 0, stream, where, op);
+  } else {
+    launch(ssd_grad_add_kernel<T, 1>, blocks(divide_up(2 * dBC, 256)), 256, 0, stream, where, op);
   }
 }
 

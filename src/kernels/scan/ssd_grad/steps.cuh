@@ -37,7 +37,7 @@ __device__ __forceinline__ float sum_of_lanes(float value) {
 template <class T>
 __device__ void find_steps(const SsdGradOperands& op, std::int64_t row, std::int64_t c, int head) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const SsdChunk chunk = op.chunk(c);
+  const SsdGradChunk chunk = op.chunk(c);
   const std::int64_t b = op.first_row + row;
   const float bias = op.dt_bias == nullptr ? 0 : op.dt_bias[head];
   const float rate = expf(op.A_log[head]);
@@ -58,7 +58,7 @@ __device__ void find_steps(const SsdGradOperands& op, std::int64_t row, std::int
     sums[n] = fminf(delta[n] * rate, 4096.0f);
     if (op.reset != nullptr && op.reset[b * op.reset_pitch + chunk.start + i] != 0) {
       sums[n] += ssd_reset_decay;
-      parted = parted || i > 0;
+      parted = true;
     }
   }
   const double both = sums[0] + sums[1];
@@ -68,21 +68,23 @@ __device__ void find_steps(const SsdGradOperands& op, std::int64_t row, std::int
   const double all = __shfl_sync(all_lanes, up_to, 31);
   parted = __any_sync(all_lanes, parted);
   if (head == 0 && lane == 0) op.parted[row * op.chunks + c] = parted;
-  float* to = op.steps + op.at_head(row, c, head) * SsdSteps::floats;
+  float* to = op.steps + op.at_head(row, c, head) * SsdGradSteps::floats;
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
     const int i = 2 * lane + n;
     const auto high = static_cast<float>(sums[n]);
     const float end = exp_of_minus(static_cast<float>(all - sums[n]));
-    const auto put = [&](SsdSteps::Array array, float value) { to[array * ssd_chunk + i] = value; };
-    put(SsdSteps::deltas, delta[n]);
-    put(SsdSteps::ends, end);
+    const auto put = [&](SsdGradSteps::Array array, float value) {
+      to[array * ssd_chunk + i] = value;
+    };
+    put(SsdGradSteps::deltas, delta[n]);
+    put(SsdGradSteps::ends, end);
     // What a reset parts from the end is zero, whatever delta is there.
-    put(SsdSteps::weights, end == 0 ? 0 : delta[n] * end);
-    put(SsdSteps::starts, exp_of_minus(high));
-    put(SsdSteps::sums, high);
-    put(SsdSteps::rests, static_cast<float>(sums[n] - high));
-    put(SsdSteps::slopes, slope[n]);
+    put(SsdGradSteps::weights, end == 0 ? 0 : delta[n] * end);
+    put(SsdGradSteps::starts, exp_of_minus(high));
+    put(SsdGradSteps::sums, high);
+    put(SsdGradSteps::rests, static_cast<float>(sums[n] - high));
+    put(SsdGradSteps::slopes, slope[n]);
   }
 }
 
@@ -107,8 +109,8 @@ template <class T>
 __device__ void finish_steps(const SsdGradOperands& op, std::int64_t row, std::int64_t c, int head,
                              const SsdStepSums (&of)[2], float through) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const SsdChunk chunk = op.chunk(c);
-  const SsdSteps steps = op.steps_of(row, c, head);
+  const SsdGradChunk chunk = op.chunk(c);
+  const SsdGradSteps steps = op.steps_of(row, c, head);
   const float A = -expf(op.A_log[head]);
   const float states = of[0].from_state + of[1].from_state;
   const float adjoints = of[0].to_adjoint + of[1].to_adjoint;
