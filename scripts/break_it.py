@@ -360,12 +360,12 @@ GPU_BREAKS = {
         "src/kernels/scan/scan_grad_ring.cuh", "if constexpr (chunks == 1) pass(to + n * Channels, {carry,",
         "if constexpr (chunks == 1) pass(to + n * Channels, {0 * carry,", "CudaScanGrad*"),
     "a later chunk of an Ssd begins with what its first one began with": (
-        "src/kernels/scan/ssd_chunks.cuh", "S[n][k] = __fmul_rn(kept, S[n][k]);", "S[n][k] = S[n][k];", "CudaSsd*"),
+        "src/kernels/ssd/ssd_chunks.cuh", "S[n][k] = __fmul_rn(kept, S[n][k]);", "S[n][k] = S[n][k];", "CudaSsd*"),
     "an Ssd sees steps of the same chunk that are to come": (
-        "src/kernels/scan/ssd_chunks.cuh", "if (Selects && (j > i || j < begins.last(i)))",
+        "src/kernels/ssd/ssd_chunks.cuh", "if (Selects && (j > i || j < begins.last(i)))",
         "if (Selects && j < begins.last(i))", "CudaSsd*"),
     "a segment of an Ssd begins with what the last one added": (
-        "src/kernels/scan/ssd_chunks.cu", "store_vec(place, state);", "store_vec(place, added);", "CudaSsd*"),
+        "src/kernels/ssd/ssd_chunks.cu", "store_vec(place, state);", "store_vec(place, added);", "CudaSsd*"),
     "an optimiser's last tensor of a launch is passed by": (
         "src/kernels/train/optimiser.cu", "int low = 0, high = count;", "int low = 0, high = count - 1;", "Optimizer*"),
     "the stack's kernel where blocks do not run together": (
@@ -383,9 +383,9 @@ GPU_BREAKS = {
         "src/kernels/memory/copy.cu", "count = t.outer * t.middle * t.inner;", "count = t.outer * t.middle * t.inner - 1;",
         "CudaCopy*"),
     "an adjoint crosses a reset": (
-        "src/kernels/scan/ssd_grad/steps.cuh", "sums[n] += ssd_reset_decay;", "", "CudaSsdGrad*"),
+        "src/kernels/ssd_grad/steps.cuh", "sums[n] += ssd_reset_decay;", "", "CudaSsdGrad*"),
     "a step's decay does not see what spans it": (
-        "src/kernels/scan/ssd_grad/mma_within.cuh", "down[2 * t + 1] += here + tile[2 * half];",
+        "src/kernels/ssd_grad/mma_within.cuh", "down[2 * t + 1] += here + tile[2 * half];",
         "down[2 * t + 1] += here;", "CudaSsdGrad*"),
 }
 

@@ -29,7 +29,7 @@ HOST = {
     "ops": {"core"},
 }
 FAMILIES = {"scan", "ssd", "conv", "matmul", "norm", "sample", "train", "memory"}  # of operations, on both devices
-KERNELS = {"gpu": set(), **{family: {"gpu"} for family in FAMILIES},
+KERNELS = {"gpu": set(), **{family: {"gpu"} for family in FAMILIES}, "ssd": {"gpu", "scan"}, "ssd_grad": {"gpu", "scan", "ssd"},
            "step": {"gpu", "scan", "conv", "matmul", "norm"}}
 HOST_OPS = {".": set(), **{family: {"."} for family in FAMILIES}}  # "." is src/host/ops itself
 RL = {

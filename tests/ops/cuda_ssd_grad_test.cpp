@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "each.hpp"
-#include "kernels/scan/ssd_grad/ssd_grad.hpp"
+#include "kernels/ssd_grad/ssd_grad.hpp"
 #include "ops/limited_devices.hpp"
 #include "ops/ssd_grad_inputs.hpp"
 

@@ -6,7 +6,7 @@
 #include <limits>
 
 #include "each.hpp"
-#include "kernels/scan/ssd.hpp"
+#include "kernels/ssd/ssd.hpp"
 #include "ops/limited_devices.hpp"
 #include "ops/ssd_inputs.hpp"
 #include "testing.hpp"

@@ -1,6 +1,6 @@
 // SsdGrad: what is known of each step alone; states and adjoints from chunk to chunk; the chunks,
 // each for itself; and the sums over heads, chunks and rows, in a fixed order.
-#include "kernels/scan/ssd_grad/ssd_grad.hpp"
+#include "kernels/ssd_grad/ssd_grad.hpp"
 
 #include <algorithm>
 
@@ -8,7 +8,7 @@
 #include "kernels/gpu/column_sums.cuh"
 #include "kernels/gpu/launch.cuh"
 #include "kernels/gpu/rows.cuh"
-#include "kernels/scan/ssd_grad/plain_chunk.cuh"
+#include "kernels/ssd_grad/plain_chunk.cuh"
 
 namespace mamba::cuda {
 

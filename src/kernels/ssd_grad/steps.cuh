@@ -3,7 +3,7 @@
 #pragma once
 
 #include "kernels/gpu/math.cuh"
-#include "kernels/scan/ssd_grad/operands.cuh"
+#include "kernels/ssd_grad/operands.cuh"
 
 namespace mamba::cuda {
 

@@ -1,7 +1,7 @@
 // SsdGrad on f32 units: a chunk of some heads of a group.
 #pragma once
 
-#include "kernels/scan/ssd_grad/plain.cuh"
+#include "kernels/ssd_grad/plain.cuh"
 
 namespace mamba::cuda {
 

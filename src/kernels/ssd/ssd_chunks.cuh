@@ -16,7 +16,7 @@
 // one, whose y would be infinite or NaN).
 #pragma once
 
-#include "kernels/scan/ssd_block.cuh"
+#include "kernels/ssd/ssd_block.cuh"
 
 namespace mamba::cuda {
 

@@ -5,7 +5,7 @@
 // arrive meanwhile.
 #pragma once
 
-#include "kernels/scan/ssd_grad/mma.cuh"
+#include "kernels/ssd_grad/mma.cuh"
 
 namespace mamba::cuda {
 

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "kernels/gpu/vec.cuh"
-#include "kernels/scan/ssd_operands.cuh"
+#include "kernels/ssd/ssd_operands.cuh"
 
 namespace mamba::cuda {
 

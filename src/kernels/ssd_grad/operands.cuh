@@ -18,7 +18,7 @@
 #include <cstdint>
 
 #include "kernels/scan/scan_operands.cuh"
-#include "kernels/scan/ssd_grad/ssd_grad.hpp"
+#include "kernels/ssd_grad/ssd_grad.hpp"
 
 namespace mamba::cuda {
 

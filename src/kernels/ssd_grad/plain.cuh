@@ -2,7 +2,7 @@
 // of 256 threads has 4 x 4 sums.
 #pragma once
 
-#include "kernels/scan/ssd_grad/steps.cuh"
+#include "kernels/ssd_grad/steps.cuh"
 
 namespace mamba::cuda {
 

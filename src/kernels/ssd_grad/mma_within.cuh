@@ -1,7 +1,7 @@
 // What the steps of a chunk have of each other: Z, L (C . B), and what spans each step.
 #pragma once
 
-#include "kernels/scan/ssd_grad/mma_place.cuh"
+#include "kernels/ssd_grad/mma_place.cuh"
 
 namespace mamba::cuda {
 

@@ -1,7 +1,7 @@
 // What a block of SsdGradPlan::mma does: see mma_place.cuh.
 #pragma once
 
-#include "kernels/scan/ssd_grad/mma_within.cuh"
+#include "kernels/ssd_grad/mma_within.cuh"
 
 namespace mamba::cuda {
 

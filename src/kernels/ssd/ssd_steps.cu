@@ -8,9 +8,9 @@
 
 #include "detail/visit.hpp"
 #include "kernels/gpu/launch.cuh"
-#include "kernels/scan/ssd_absent.cuh"
-#include "kernels/scan/ssd_launch.hpp"
-#include "kernels/scan/ssd_steps.cuh"
+#include "kernels/ssd/ssd_absent.cuh"
+#include "kernels/ssd/ssd_launch.hpp"
+#include "kernels/ssd/ssd_steps.cuh"
 
 namespace mamba::cuda {
 

@@ -3,7 +3,7 @@
 // once where it becomes a factor.
 #pragma once
 
-#include "kernels/scan/ssd_grad/steps.cuh"
+#include "kernels/ssd_grad/steps.cuh"
 
 namespace mamba::cuda {
 

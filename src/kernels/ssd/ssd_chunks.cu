@@ -4,9 +4,9 @@
 #include "detail/visit.hpp"
 #include "kernels/gpu/launch.cuh"
 #include "kernels/scan/scan_operands.cuh"
-#include "kernels/scan/ssd_absent.cuh"
-#include "kernels/scan/ssd_chunks.cuh"
-#include "kernels/scan/ssd_launch.hpp"
+#include "kernels/ssd/ssd_absent.cuh"
+#include "kernels/ssd/ssd_chunks.cuh"
+#include "kernels/ssd/ssd_launch.hpp"
 
 namespace mamba::cuda {
 

@@ -2,8 +2,8 @@
 // memory, and what moves between that, memory and registers. The arithmetic is in ssd_chunks.cuh.
 #pragma once
 
-#include "kernels/scan/ssd_chunk_steps.cuh"
-#include "kernels/scan/ssd_fragments.cuh"
+#include "kernels/ssd/ssd_chunk_steps.cuh"
+#include "kernels/ssd/ssd_fragments.cuh"
 
 namespace mamba::cuda {
 

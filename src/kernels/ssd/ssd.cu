@@ -4,7 +4,7 @@
 #include <mamba/error.hpp>
 
 #include "kernels/gpu/cuda.cuh"
-#include "kernels/scan/ssd_launch.hpp"
+#include "kernels/ssd/ssd_launch.hpp"
 
 namespace mamba::cuda {
 

@@ -1,7 +1,7 @@
 // States and adjoints from chunk to chunk, on tensor cores.
 #pragma once
 
-#include "kernels/scan/ssd_grad/mma.cuh"
+#include "kernels/ssd_grad/mma.cuh"
 
 namespace mamba::cuda {
 

@@ -7,7 +7,7 @@
 // products (2^-9 and 2^-12) is small as long as the sum is below a thousand.
 #pragma once
 
-#include "kernels/scan/ssd_operands.cuh"
+#include "kernels/ssd/ssd_operands.cuh"
 
 namespace mamba::cuda {
 

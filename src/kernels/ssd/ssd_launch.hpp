@@ -1,7 +1,7 @@
 // What the dispatcher (ssd.cu) calls, one function per plan.
 #pragma once
 
-#include "kernels/scan/ssd.hpp"
+#include "kernels/ssd/ssd.hpp"
 
 namespace mamba::cuda {
 

@@ -2,8 +2,8 @@
 #include <algorithm>
 
 #include "kernels/gpu/launch.cuh"
-#include "kernels/scan/ssd_grad/mma_chunk.cuh"
-#include "kernels/scan/ssd_grad/mma_walk.cuh"
+#include "kernels/ssd_grad/mma_chunk.cuh"
+#include "kernels/ssd_grad/mma_walk.cuh"
 
 namespace mamba::cuda {
 
