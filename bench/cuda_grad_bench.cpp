@@ -133,9 +133,11 @@ void ssd_grad(benchmark::State& bench, DType dtype) {
   const std::int64_t batch = bench.range(0), heads = bench.range(1), time = bench.range(2);
   const std::int64_t channels = 64 * heads, width = channels + 2 * 128;
   const Shape state{batch, channels, 128};
-  const Tensor probe({batch, time, channels}, dtype, gpu), A_log({heads}, DType::f32, gpu);
+  const Tensor probe({batch, time, width + heads}, dtype, gpu), A_log({heads}, DType::f32, gpu);
   Ssd forward;
-  forward.x = probe;
+  forward.x = probe.view().columns(0, channels);
+  forward.B = forward.C = probe.view().columns(channels, 128);
+  forward.dt = probe.view().columns(width, heads);
   forward.A_log = A_log;
   const std::int64_t chunk = detail::scan_chunk_steps(forward, Stream(gpu));
   const std::int64_t chunks = (time + chunk - 1) / chunk;
