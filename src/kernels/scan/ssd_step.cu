@@ -23,8 +23,8 @@ struct StepQuad {
 
   __device__ __forceinline__ void load(const T* from, int n, int d_state) {
     if constexpr (Whole) {
-      if (n >= d_state) n = 0;  // meets states that are not there
-      const auto quad = load_vec<4>(from + n);
+      Vec<T, 4> quad{};
+      if (n < d_state) quad = load_vec<4>(from + n);
 #pragma unroll
       for (int i = 0; i < 4; ++i) at[i] = quad.at[i];
     } else {
