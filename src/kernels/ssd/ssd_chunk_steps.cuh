@@ -4,7 +4,7 @@
 // The sums are f32, begin anew at every reset, and take no more than -160 from a step, for a decay
 // below 2^-149 is zero. So the exponent of a decay is off by at most 8 roundings of the chunk's
 // sum: a relative error of the decay of at most 8 x 2^-24 times that sum, which beside 16-bit
-// products (2^-9 and 2^-12) is small as long as the sum is below a thousand.
+// products (2^-8 in bf16) is small as long as the sum is below a thousand.
 #pragma once
 
 #include "kernels/ssd/ssd_operands.cuh"

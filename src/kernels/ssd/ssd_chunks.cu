@@ -160,6 +160,7 @@ SsdBlocks ssd_chunk_blocks(const Ssd& op, const SsdGeometry& geometry, const Lim
   return {op.x.dim(0) * op.groups * cut.blocks * cut.parts, cut.warps(), two ? 2 : 1};
 }
 
+// Not f16: M and S have no bounds that its range could be scaled to.
 bool can_chunk(const Ssd& op) {
   const std::int64_t d_state = op.B.dim(2) / op.groups, head_dim = op.x.dim(2) / op.A_log.dim(0);
   const auto pairs = [](const ConstTensorView& view) {

@@ -16,6 +16,13 @@ namespace {
 constexpr int most_channels = 32;  // of a block
 constexpr int most_threads = most_channels / 2 * ssd_lanes;
 
+// Blocks of a multiprocessor, for the registers they get.
+template <int Quads, bool Whole>
+constexpr int together = (Quads == 8   ? (Whole ? 3 : 2)
+                          : Quads == 4 ? (Whole ? 6 : 4)
+                                       : 6) -
+                         (Quads >= 4 && compiled_for < sm_90 ? 1 : 0);
+
 // Four neighbouring elements of B or C, or those that exist.
 template <bool Whole, class T>
 struct StepQuad {
@@ -23,8 +30,8 @@ struct StepQuad {
 
   __device__ __forceinline__ void load(const T* from, int n, int d_state) {
     if constexpr (Whole) {
-      if (n >= d_state) n = 0;  // meets states that are not there
-      const auto quad = load_vec<4>(from + n);
+      Vec<T, 4> quad{};
+      if (n < d_state) quad = load_vec<4>(from + n);
 #pragma unroll
       for (int i = 0; i < 4; ++i) at[i] = quad.at[i];
     } else {
@@ -39,9 +46,7 @@ struct StepQuad {
 };
 
 template <class T, int Quads, bool Whole>
-__global__ void __launch_bounds__(most_threads, Quads == 8           ? (Whole ? 3 : 2)
-                                                : Whole || Quads < 4 ? 6
-                                                                     : 4)
+__global__ void __launch_bounds__(most_threads, together<Quads, Whole>)
     step_kernel(const __grid_constant__ SsdOperands op, const SsdStepsCut cut) {
   using States = SsdChannels<Quads, Whole>;
   const std::int64_t b = blockIdx.y + std::int64_t{gridDim.y} * blockIdx.z;
