@@ -7,8 +7,6 @@ namespace mamba {
 
 struct Mamba1StepSizes : StackStepSizes {
   static constexpr int d_state = 16;
-
-  int dt_rank;
 };
 // residual = x;  for each block: residual += block(norm(residual));  sum = residual.
 // States go on in place, by the row map if there is one (see RowMap); a padding row's sum is its x.
