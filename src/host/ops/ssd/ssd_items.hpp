@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "host/ops/ssd/ssd.hpp"
 #include "host/ops/sequence.hpp"
+#include "host/ops/ssd/ssd.hpp"
 
 namespace mamba::host {
 
