@@ -78,7 +78,8 @@ double bytes_of_states(const AgentConfig& config, std::int64_t batch) {
 
 double decisions_of(const EnvironmentConfig& config, std::int64_t time) {
   const std::int64_t every = config.task == Task::delayed_cue ? episode_steps(config) : 1;
-  return static_cast<double>(time / every + 1);
+  const std::int64_t decisions = time / every + 1;
+  return static_cast<double>(decisions);
 }
 
 namespace {
