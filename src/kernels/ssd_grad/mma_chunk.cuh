@@ -102,12 +102,13 @@ class MmaChunk : public MmaWithin {
         }
       }
     }
-    if (!kOutputs) return;
+    if constexpr (kOutputs) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      sums[half] = weights[half] == 0 ? 0 : weights[half] * sums[half];
+      for (int half = 0; half < 2; ++half) {
+        sums[half] = weights[half] == 0 ? 0 : weights[half] * sums[half];
+      }
+      put_row_sums(from_state + column_ / 16, sums, lane);
     }
-    put_row_sums(from_state + column_ / 16, sums, lane);
   }
   // L[last, j] G B[j], which q begins with.
   __device__ void from_adjoint() {
