@@ -20,8 +20,8 @@ namespace mamba {
 
 // Of one layer, per token and in elements of the layer's dtype: d_model + 4 d_inner + dt_rank + 2
 // d_state, with norm_dt_b_c dt_rank + 2 d_state more and with gated_norm d_inner more; of Mamba-2
-// d_model + 4 d_inner + 4 groups d_state + heads. And d_inner d_state f32 every few steps (Mamba-1:
-// CPU 32, CUDA 16). Never a state per step.
+// d_model + 4 d_inner + 4 groups d_state + heads. And d_inner d_state f32 every so many steps
+// (Mamba-1: CPU 32, CUDA 16; Mamba-2: 256). Never a state per step.
 class LayerTape {
  public:
   // Set before forward: keep only x (d_model) and the state the run began with; backward then runs

@@ -38,7 +38,7 @@ LanguageModel draft_of(MixerKind mixer, Device device) {
   config.layer.mixer = mixer;
   config.layer.d_model = 16;
   config.layer.d_state = 8;
-  config.layer.head_dim = 8;
+  if (mixer == MixerKind::mamba2) config.layer.head_dim = 8;
   config.n_layer = 1;
   config.vocab_size = 40;
   return LanguageModel::random(config, 1, DType::f32, device);

@@ -227,7 +227,19 @@ TEST(Mamba2Config, ResolvedFillsInTheRulesAndNamesWhatCannotBe) {
         [](auto& c) { c.gated_norm = true; });
   layer("norm_dt_b_c: expected false (Mamba-1 has it), got true",
         [](auto& c) { c.norm_dt_b_c = true; });
-  const auto to_mamba1 = [](auto& c) { c.mixer = MixerKind::mamba1; };
+  layer("dt_rank: expected 0 (Mamba-1 has it), got 4", [](auto& c) { c.dt_rank = 4; });
+  const auto to_mamba1 = [](auto& c) {
+    c.mixer = MixerKind::mamba1;
+    c.head_dim = c.groups = 0;
+  };
+  layer("head_dim: expected 0 (Mamba-2 has it), got 8", [&](auto& c) {
+    to_mamba1(c);
+    c.head_dim = 8;
+  });
+  layer("groups: expected 0 (Mamba-2 has it), got 2", [&](auto& c) {
+    to_mamba1(c);
+    c.groups = 2;
+  });
   layer("norm_before_gate: expected false (Mamba-2 has it), got true", [&](auto& c) {
     to_mamba1(c);
     c.norm_before_gate = true;

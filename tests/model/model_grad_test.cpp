@@ -22,8 +22,10 @@ using testing::values;
 LanguageModelConfig small_config(bool tied, MixerKind mixer = MixerKind::mamba1) {
   LanguageModelConfig config;
   config.layer.mixer = mixer;
-  config.layer.head_dim = 4;  // Mamba-2's
-  config.layer.groups = 3;
+  if (mixer == MixerKind::mamba2) {
+    config.layer.head_dim = 4;
+    config.layer.groups = 3;
+  }
   config.layer.d_model = 12;
   config.layer.d_state = 6;
   config.n_layer = 2;

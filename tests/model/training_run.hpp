@@ -32,7 +32,7 @@ class TrainingRun {
   static LanguageModelConfig config(MixerKind mixer = MixerKind::mamba1) {
     LanguageModelConfig config;
     config.layer.mixer = mixer;
-    config.layer.head_dim = 16;  // Mamba-2's
+    if (mixer == MixerKind::mamba2) config.layer.head_dim = 16;
     config.layer.d_model = 32;
     config.layer.d_state = 8;
     config.n_layer = 2;

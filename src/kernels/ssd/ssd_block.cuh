@@ -70,7 +70,7 @@ struct SsdBlock {
   const Layout& layout;
   char* memory;
   int warp, head, p;     // head: of the warp, from the block's first on; p: its first channel
-  int chunk, end;        // the one at hand; one past the last
+  int chunk;             // the one at hand
   int stage = 0;         // which of two buffers the chunk is in
   bool works, prepares;  // whether the warp has channels; the first of its head
   float S[N / 8][4];     // of channels g and g + 8, states 8 k + 2 q and + 1

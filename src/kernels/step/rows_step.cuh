@@ -1,5 +1,5 @@
 // A step of some tens of rows through a block: what its kernels share, and what becomes of the sums
-// of its two large products (see rows_step.cu and ssd_step.cu).
+// of its two large products (see rows_step.cu and mamba2_step.cu).
 #pragma once
 
 #include "kernels/matmul/skinny.cuh"

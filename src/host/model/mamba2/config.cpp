@@ -27,7 +27,7 @@ LayerConfig Mamba2Mixer::resolve(LayerConfig c, const Complain& complain) const 
   if (c.d_state == 0) c.d_state = 128;
   if (c.head_dim == 0) c.head_dim = 64;
   if (c.groups == 0) c.groups = 1;
-  c.dt_rank = 0;  // it has none
+  if (c.dt_rank != 0) complain("dt_rank", "0 (Mamba-1 has it)", fmt::format("{}", c.dt_rank));
   if (c.norm_dt_b_c) complain("norm_dt_b_c", "false (Mamba-1 has it)", "true");
   if (c.gated_norm) complain("gated_norm", "false (Mamba-2 has a norm of its own)", "true");
   limits::range(complain, "d_model", c.d_model, 1, limits::size);

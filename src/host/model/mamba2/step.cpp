@@ -11,6 +11,7 @@ bool Mamba2Mixer::step_at_once(const Stack& stack, float norm_epsilon, const Con
   if (!step_sizes(stack, x, stream, step)) return false;
   const LayerConfig& c = stack.layer(0).config();
   if (c.groups != 1) return false;
+  step.dt_rank = 0;
   step.heads = static_cast<int>(c.d_inner / c.head_dim);
   step.d_state = static_cast<int>(c.d_state);
   step.gate_first = !c.norm_before_gate;
