@@ -2,10 +2,10 @@
 // fingerprint if wanted.
 //
 // Tensors "layers.N.conv" [rows, conv channels, d_conv - 1] and "layers.N.ssm" [rows, d_inner,
-// d_state], and whatever was saved beside them under its own names. Metadata: "format" = "mamba.cpp state",
-// "version", "layers", "rows", and if given "fingerprint", "tokens_seen" (a JSON list) and the
-// caller's notes as "note.KEY". Other metadata, or other names that start with "layers.", make it a
-// file of another version.
+// d_state], and whatever was saved beside them under its own names. Metadata: "format" = "mamba.cpp
+// state", "version", "layers", "rows", and if given "fingerprint", "tokens_seen" (a JSON list) and
+// the caller's notes as "note.KEY". Other metadata, or other names that start with "layers.", make
+// it a file of another version.
 #pragma once
 
 #include <cstdint>

@@ -129,12 +129,21 @@ LanguageModel LanguageModel::load(const std::string& folder, std::optional<DType
   if (!fs::is_directory(folder, error)) throw Error(where, folder, "a folder", "none");
   const std::string config_path = (fs::path(folder) / "config.json").string();
   // Another process may save meanwhile: config and weights are those of one moment where the config
-  // is the same before and after the weights were opened.
+  // is the same before and after the weights were opened. Two saves in between can put the same
+  // config back; so weights that say that they were saved with another one are opened again, and
+  // taken once it is certain that the config has been changed by hand since.
   std::string text = first_config(folder);
   LanguageModelConfig config = parse_config(text, config_path);
   std::optional<Checkpoint> opened(folder);
-  for (std::string again; (again = config_of(folder, *opened)) != text; opened.emplace(folder)) {
-    config = parse_config(text = std::move(again), config_path);
+  constexpr int certain = 4;
+  for (int same = 0;; opened.emplace(folder)) {
+    if (std::string again = config_of(folder, *opened); again != text) {
+      config = parse_config(text = std::move(again), config_path);
+      same = 0;
+      continue;
+    }
+    const std::string mark = opened->config_mark();
+    if (mark.empty() || mark == config_mark(text) || ++same == certain) break;
   }
   const Checkpoint& checkpoint = *opened;
   complete(config, checkpoint, folder, config_path);
