@@ -76,16 +76,17 @@ struct Track {
   T* at(std::int64_t t) const { return first + t * pitch; }
 };
 
-// `width` elements per channel: 1 in [batch, time, channels].
+// `width` elements per channel: 1 in [batch, time, channels]. A view of no steps may have no
+// memory: it counts as absent, for nothing may be added to its pointer.
 template <class T>
 Track<const T> track(const ConstTensorView& view, std::int64_t b, std::int64_t channel) {
-  if (!view) return {};
+  if (view.data() == nullptr) return {};
   return {view.data<T>() + b * view.row_pitch() + channel, view.step_pitch()};
 }
 template <class T>
 Track<T> track(const TensorView& view, std::int64_t b, std::int64_t channel,
                std::int64_t width = 1) {
-  if (!view) return {};
+  if (view.data() == nullptr) return {};
   return {view.data<T>() + b * view.row_pitch() + channel * width, view.step_pitch()};
 }
 
