@@ -249,7 +249,7 @@ TEST_EACH(StackStep, TakesThePublishedShapes, testing::CudaDevice device) {
   // As many rows as the chain of kernels is faster with than the layers one after the other.
   const std::vector<std::pair<int, int>> most_rows{{32, 64},   {96, 64},   {768, 64}, {1024, 64},
                                                    {1536, 42}, {2048, 32}, {2560, 25}};
-  for (const auto [d_model, most] : most_rows) {
+  for (const auto& [d_model, most] : most_rows) {
     for (const int rows : {1, 2, 3, 4, 5, 8, most, most + 1}) {
       Mamba1Step step;
       step.layer_count = 64;
