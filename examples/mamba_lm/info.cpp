@@ -44,7 +44,7 @@ int info(const ModelFlags& flags) {
   line("d_conv", layer.d_conv);
   if (layer.dt_rank > 0) line("dt_rank", layer.dt_rank);
   if (layer.head_dim > 0) {
-    line("heads", layer.d_inner / layer.head_dim);
+    line("heads", layer.heads());
     line("head_dim", layer.head_dim);
     line("groups", layer.groups);
   }

@@ -51,6 +51,8 @@ struct LayerConfig {
   // How many channels are convolved, and remembered for it: those of x, and of B and C where these
   // have groups. Of a resolved config.
   std::int64_t conv_channels() const { return d_inner + 2 * groups * d_state; }
+  // Of Mamba-2; of a resolved config.
+  std::int64_t heads() const { return d_inner / head_dim; }
 };
 
 // A language model: embedding, n_layer residual layers, final norm, head.

@@ -39,7 +39,7 @@ struct Mamba2 {
   TensorView z(const TensorView& of) const { return of.columns(0, c.d_inner); }
   TensorView xBC(const TensorView& of) const { return of.columns(c.d_inner, c.conv_channels()); }
   TensorView dt(const TensorView& of) const {
-    return of.columns(c.d_inner + c.conv_channels(), c.d_inner / c.head_dim);
+    return of.columns(c.d_inner + c.conv_channels(), c.heads());
   }
   // Columns of a.convolved, and of its gradient.
   TensorView x(const TensorView& of) const { return of.columns(0, c.d_inner); }

@@ -19,6 +19,14 @@ const std::vector<const HostMixer*>& mixers() {
   return all;
 }
 
+// In both published forms: which biases there are.
+void HostMixer::complete(const Fields& file, const std::function<bool(const char*)>& has,
+                         LayerConfig& layer) const {
+  if (file.has("ssm_cfg")) return;  // mamba_ssm's form says what it has
+  if (!file.has("use_bias")) layer.use_bias = has("in_proj.bias");
+  if (!file.has("use_conv_bias")) layer.use_conv_bias = has("conv1d.bias");
+}
+
 const HostMixer& host_mixer(MixerKind kind) {
   for (const HostMixer* mixer : mixers()) {
     if (mixer->kind() == kind) return *mixer;

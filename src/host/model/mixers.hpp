@@ -50,7 +50,7 @@ class HostMixer : public detail::Mixer {
   // of a name. Whether these are its tensors, and what is not said of its layers:
   virtual bool owns(const std::function<bool(const char*)>& has) const = 0;
   virtual void complete(const Fields& file, const std::function<bool(const char*)>& has,
-                        LayerConfig& config) const = 0;
+                        LayerConfig& config) const;
 
   // Fresh weights of layer number `layer` by the published recipe; tensor i of it is drawn from the
   // numbers 16 layer + i.

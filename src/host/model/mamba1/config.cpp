@@ -139,11 +139,4 @@ bool Mamba1Mixer::owns(const std::function<bool(const char*)>& has) const {
   return has("x_proj.weight");
 }
 
-void Mamba1Mixer::complete(const Fields& file, const std::function<bool(const char*)>& has,
-                           LayerConfig& layer) const {
-  if (file.has("ssm_cfg")) return;  // mamba_ssm's form says what it has
-  if (!file.has("use_bias")) layer.use_bias = has("in_proj.bias");
-  if (!file.has("use_conv_bias")) layer.use_conv_bias = has("conv1d.bias");
-}
-
 }  // namespace mamba

@@ -28,8 +28,6 @@ class Mamba1Mixer final : public HostMixer {
   void read_own_options(const Fields& own, LayerConfig& config) const override;
   void write_own_options(const LanguageModelConfig& config, Json& own) const override;
   bool owns(const std::function<bool(const char*)>& has) const override;
-  void complete(const Fields& file, const std::function<bool(const char*)>& has,
-                LayerConfig& config) const override;
 
   // weights.cpp
   detail::LayerWeightList weights(const LayerConfig& config, DType dtype) const override;

@@ -1,8 +1,8 @@
 #include <mamba/detail/scan_chunk.hpp>
 #include <mamba/mamba1_grad.hpp>
 
-#include "host/model/kept.hpp"
 #include "host/model/mamba1/mamba1_mixer.hpp"
+#include "host/model/run_memory.hpp"
 
 namespace mamba {
 
@@ -11,49 +11,36 @@ using detail::Mamba1Activations;
 
 namespace {
 
-// Of a run without backward: all in scratch, and what is not read again is written over.
-Mamba1Activations passing(const LayerConfig& c, std::int64_t batch, std::int64_t time, DType dtype,
-                          Scratch& scratch) {
+std::int64_t selected(const LayerConfig& c) { return c.dt_rank + 2 * c.d_state; }
+
+// Of a run without backward: what is not read again is written over.
+Mamba1Activations passing(const LayerConfig& c, const RunMemory& memory) {
   Mamba1Activations a;
-  a.xz = scratch.take({batch, time, 2 * c.d_inner}, dtype);
-  a.u = scratch.take({batch, time, c.d_inner}, dtype);
-  a.selection = scratch.take({batch, time, c.dt_rank + 2 * c.d_state}, dtype);
+  a.xz = memory.passing(2 * c.d_inner);
+  a.u = memory.passing(c.d_inner);
+  a.selection = memory.passing(selected(c));
   a.raw_selection = a.selection;
   a.gated = a.u;  // the scan may write where it reads
   a.scanned = a.gated;
   return a;
 }
 
-// Of a run that has a backward: in `kept`, or all in scratch if that is nullptr.
-Mamba1Activations lasting(const detail::MixerForward& run, std::vector<Tensor>* kept,
-                          Scratch& scratch, const Stream& stream) {
-  const LayerConfig& c = run.config;
-  const std::int64_t batch = run.x.dim(0);
-  const std::int64_t time = run.x.dim(1);
-  const DType dtype = run.x.dtype();
-  const Shape d_inner{batch, time, c.d_inner};
-  const Shape selection{batch, time, c.dt_rank + 2 * c.d_state};
-  SelectiveScan scan;
-  scan.x = ConstTensorView(nullptr, d_inner, dtype, stream.device());
-  scan.A_log = run.weights.A_log;
-
-  std::size_t next = 0;
-  const auto take = [&](const Shape& shape, DType type) {
-    if (kept == nullptr) return scratch.take(shape, type);
-    if (next == kept->size()) kept->emplace_back();
-    return shaped((*kept)[next++], shape, type, stream.device());
-  };
+// Of a run that has a backward.
+Mamba1Activations lasting(const Mamba1& block, RunMemory memory, const Stream& stream) {
+  const LayerConfig& c = block.c;
   Mamba1Activations a;
+  a.xz = memory.lasting(2 * c.d_inner);
+  a.u = memory.lasting(c.d_inner);
+  a.selection = memory.lasting(selected(c));
+  a.raw_selection = c.norm_dt_b_c ? memory.lasting(selected(c)) : a.selection;
+  a.dt = memory.lasting(c.d_inner);
+  a.gated = memory.passing(c.d_inner);
+  a.scanned = c.gated_norm ? memory.lasting(c.d_inner) : a.gated;
+  SelectiveScan scan;
+  scan.x = a.u;
+  scan.A_log = block.w.A_log;
   a.chunk_steps = detail::scan_chunk_steps(scan, stream);
-  const std::int64_t chunks = (time + a.chunk_steps - 1) / a.chunk_steps;
-  a.xz = take({batch, time, 2 * c.d_inner}, dtype);
-  a.u = take(d_inner, dtype);
-  a.selection = take(selection, dtype);
-  a.raw_selection = c.norm_dt_b_c ? take(selection, dtype) : a.selection;
-  a.dt = take(d_inner, dtype);
-  a.gated = scratch.take(d_inner, dtype);
-  a.scanned = c.gated_norm ? take(d_inner, dtype) : a.gated;
-  a.chunk_states = take({batch, chunks, c.d_inner, c.d_state}, DType::f32);
+  a.chunk_states = memory.chunk_states(a.chunk_steps);
   return a;
 }
 
@@ -62,18 +49,19 @@ Mamba1Activations lasting(const detail::MixerForward& run, std::vector<Tensor>* 
 void Mamba1Mixer::forward(const detail::MixerForward& run, TensorView y, std::vector<Tensor>* kept,
                           Stream& stream) const {
   Scratch scratch(stream);
+  const Mamba1 block{run.config, run.weights};
+  const RunMemory memory{run, kept, scratch};
   const Mamba1Activations a =
-      kept != nullptr ? lasting(run, kept, scratch, stream)
-                      : passing(run.config, run.x.dim(0), run.x.dim(1), run.x.dtype(), scratch);
-  Mamba1{run.config, run.weights}.forward(run, a, y, stream);
+      kept != nullptr ? lasting(block, memory, stream) : passing(run.config, memory);
+  block.forward(run, a, y, stream);
 }
 
 void Mamba1Mixer::backward(const detail::MixerBackward& run, std::vector<Tensor>& kept,
                            Stream& stream) const {
   Scratch scratch(stream);
   const Mamba1 block{run.forward.config, run.forward.weights};
-  const Mamba1Activations a =
-      lasting(run.forward, run.recompute ? nullptr : &kept, scratch, stream);
+  const RunMemory memory{run.forward, run.recompute ? nullptr : &kept, scratch};
+  const Mamba1Activations a = lasting(block, memory, stream);
   if (run.recompute) block.mix(run.forward, a, stream);
   block.backward(run, a, stream);
 }

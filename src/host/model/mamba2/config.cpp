@@ -39,7 +39,7 @@ LayerConfig Mamba2Mixer::resolve(LayerConfig c, const Complain& complain) const 
   limits::range(complain, "head_dim", c.head_dim, 1, most_head_dim);
   divides(complain, "head_dim", c.head_dim, "d_inner", c.d_inner);
   limits::range(complain, "groups", c.groups, 1, limits::size);
-  divides(complain, "groups", c.groups, "heads", c.d_inner / c.head_dim);
+  divides(complain, "groups", c.groups, "heads", c.heads());
   limits::product(complain, "(conv channels + 2 * d_inner) * d_model",
                   c.conv_channels() + 2 * c.d_inner, c.d_model);
   limits::product(complain, "conv channels * d_conv", c.conv_channels(), c.d_conv);
@@ -123,7 +123,7 @@ void Mamba2Mixer::write(const LayerConfig& layer, Json& json) const {
   json.set("conv_kernel", layer.d_conv);
   json.set("expand", layer.expand);
   json.set("head_dim", layer.head_dim);
-  json.set("num_heads", layer.d_inner / layer.head_dim);
+  json.set("num_heads", layer.heads());
   json.set("n_groups", layer.groups);
   json.set("time_step_min", number(layer.dt_min));
   json.set("time_step_max", number(layer.dt_max));
@@ -162,13 +162,6 @@ void Mamba2Mixer::write_own_options(const LanguageModelConfig& config, Json& own
 
 bool Mamba2Mixer::owns(const std::function<bool(const char*)>& has) const {
   return has("dt_bias") && !has("x_proj.weight");
-}
-
-void Mamba2Mixer::complete(const Fields& file, const std::function<bool(const char*)>& has,
-                           LayerConfig& layer) const {
-  if (file.has("ssm_cfg")) return;  // mamba_ssm's form says what it has
-  if (!file.has("use_bias")) layer.use_bias = has("in_proj.bias");
-  if (!file.has("use_conv_bias")) layer.use_conv_bias = has("conv1d.bias");
 }
 
 }  // namespace mamba

@@ -10,6 +10,11 @@
 
 namespace mamba {
 
+// Of in_proj: z, x, B, C, dt. Of a resolved config.
+inline std::int64_t projected_channels(const LayerConfig& c) {
+  return c.d_inner + c.conv_channels() + c.heads();
+}
+
 class Mamba2Mixer final : public HostMixer {
  public:
   MixerKind kind() const override { return MixerKind::mamba2; }
@@ -29,8 +34,6 @@ class Mamba2Mixer final : public HostMixer {
   void read_own_options(const Fields& own, LayerConfig& config) const override;
   void write_own_options(const LanguageModelConfig& config, Json& own) const override;
   bool owns(const std::function<bool(const char*)>& has) const override;
-  void complete(const Fields& file, const std::function<bool(const char*)>& has,
-                LayerConfig& config) const override;
 
   // weights.cpp
   detail::LayerWeightList weights(const LayerConfig& config, DType dtype) const override;

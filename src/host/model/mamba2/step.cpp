@@ -12,7 +12,7 @@ bool Mamba2Mixer::step_at_once(const Stack& stack, float norm_epsilon, const Con
   const LayerConfig& c = stack.layer(0).config();
   if (c.groups != 1) return false;
   step.dt_rank = 0;
-  step.heads = static_cast<int>(c.d_inner / c.head_dim);
+  step.heads = static_cast<int>(c.heads());
   step.d_state = static_cast<int>(c.d_state);
   step.gate_first = !c.norm_before_gate;
   step.gated_epsilon = c.gated_norm_epsilon;

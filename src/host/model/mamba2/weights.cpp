@@ -5,13 +5,6 @@
 
 namespace mamba {
 
-namespace {
-
-std::int64_t heads(const LayerConfig& c) { return c.d_inner / c.head_dim; }
-std::int64_t projected(const LayerConfig& c) { return c.d_inner + c.conv_channels() + heads(c); }
-
-}  // namespace
-
 detail::LayerWeightList Mamba2Mixer::weights(const LayerConfig& c, DType dtype) const {
   using W = LayerWeights;
   constexpr DType f32 = DType::f32;
@@ -19,13 +12,13 @@ detail::LayerWeightList Mamba2Mixer::weights(const LayerConfig& c, DType dtype) 
   const std::int64_t channels = c.conv_channels();
   const Shape conv{channels, c.d_conv}, published_conv{channels, 1, c.d_conv};
   return {
-      {"in_proj.weight", &W::in_proj, {projected(c), c.d_model}, dtype, decays},
-      {"in_proj.bias", &W::in_proj_bias, {projected(c)}, dtype, !decays, c.use_bias},
+      {"in_proj.weight", &W::in_proj, {projected_channels(c), c.d_model}, dtype, decays},
+      {"in_proj.bias", &W::in_proj_bias, {projected_channels(c)}, dtype, !decays, c.use_bias},
       {"conv1d.weight", &W::conv_weight, conv, f32, !decays, wanted, published_conv},
       {"conv1d.bias", &W::conv_bias, {channels}, f32, !decays, c.use_conv_bias},
-      {"dt_bias", &W::dt_bias, {heads(c)}, f32},
-      {"A_log", &W::A_log, {heads(c)}, f32},
-      {"D", &W::D, {heads(c)}, f32},
+      {"dt_bias", &W::dt_bias, {c.heads()}, f32},
+      {"A_log", &W::A_log, {c.heads()}, f32},
+      {"D", &W::D, {c.heads()}, f32},
       {"norm.weight", &W::gated_norm_weight, {c.d_inner}, f32},
       {"out_proj.weight", &W::out_proj, {c.d_model, c.d_inner}, dtype, decays},
       {"out_proj.bias", &W::out_proj_bias, {c.d_model}, dtype, !decays, c.use_bias},
@@ -40,23 +33,23 @@ LayerWeights Mamba2Mixer::random(const LayerConfig& c, DType dtype, std::uint64_
   };
   const std::int64_t channels = c.conv_channels();
   LayerWeights w;
-  w.in_proj =
-      draws::symmetric({projected(c), c.d_model}, dtype, draws::fan_in(c.d_model), numbers(0));
+  w.in_proj = draws::symmetric({projected_channels(c), c.d_model}, dtype, draws::fan_in(c.d_model),
+                               numbers(0));
   w.conv_weight =
       draws::symmetric({channels, c.d_conv}, DType::f32, draws::fan_in(c.d_conv), numbers(1));
   if (c.use_conv_bias) {
     w.conv_bias = draws::symmetric({channels}, DType::f32, draws::fan_in(c.d_conv), numbers(2));
   }
-  w.dt_bias = draws::dt_bias(heads(c), c, numbers(3));
+  w.dt_bias = draws::dt_bias(c.heads(), c, numbers(3));
   const draws::Numbers A = numbers(4);
-  w.A_log = draws::filled({heads(c)}, DType::f32,
+  w.A_log = draws::filled({c.heads()}, DType::f32,
                           [&](std::int64_t i) { return std::log(A.between(i, 1, 16)); });
-  w.D = draws::constant({heads(c)}, DType::f32, c.initial_D);
+  w.D = draws::constant({c.heads()}, DType::f32, c.initial_D);
   w.gated_norm_weight = draws::constant({c.d_inner}, DType::f32, 1);
   w.out_proj = draws::symmetric({c.d_model, c.d_inner}, dtype,
                                 draws::fan_in(c.d_inner) * draws::fan_in(n_layer), numbers(5));
   if (c.use_bias) {
-    w.in_proj_bias = draws::constant({projected(c)}, dtype, 0);
+    w.in_proj_bias = draws::constant({projected_channels(c)}, dtype, 0);
     w.out_proj_bias = draws::constant({c.d_model}, dtype, 0);
   }
   return w;

@@ -105,7 +105,7 @@ Shape by_heads_shape(const Tensor& ssm, const LayerConfig& config) {
   if (c.head_dim == 0) throw ArgumentError(where, "config", "a layer with heads", name_of(c.mixer));
   check::rank(where, "ssm", ssm, 3);
   check::shape(where, "ssm", ssm, {ssm.dim(0), c.d_inner, c.d_state});
-  return {ssm.dim(0), c.d_inner / c.head_dim, c.head_dim, c.d_state};
+  return {ssm.dim(0), c.heads(), c.head_dim, c.d_state};
 }
 
 }  // namespace
