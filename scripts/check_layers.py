@@ -30,7 +30,7 @@ HOST = {
 }
 FAMILIES = {"scan", "ssd", "conv", "matmul", "norm", "sample", "train", "memory"}  # of operations, on both devices
 KERNELS = {"gpu": set(), **{family: {"gpu"} for family in FAMILIES}, "ssd": {"gpu", "scan"}, "ssd_grad": {"gpu", "scan", "ssd"},
-           "step": {"gpu", "scan", "conv", "matmul", "norm"}}
+           "step": {"gpu", "scan", "ssd", "conv", "matmul", "norm"}}
 HOST_OPS = {".": set(), **{family: {"."} for family in FAMILIES}}  # "." is src/host/ops itself
 RL = {
     ".": set(),

@@ -11,38 +11,23 @@
 
 #include "detail/stream_access.hpp"
 #include "kernels/gpu/state_row.cuh"
+#include "kernels/gpu/track.cuh"
 #include "kernels/gpu/vec.cuh"
 
 namespace mamba::cuda {
 
 constexpr int scan_chunk = 16;  // steps, in the chunked plan and between the states in chunk_states
 
-// [batch, time, ...] with contiguous last dimensions; pitches in elements. Faster than RowPitches,
-// which has rows by number: batch row and step are known here. Kernels count the bytes between
-// steps in 32 bits.
-struct ScanTrack {
-  const void* data = nullptr;
-  std::int64_t row_pitch = 0, step_pitch = 0;
-
+// A track whose bytes between steps kernels count in 32 bits.
+struct ScanTrack : Track {
   ScanTrack() = default;
-  explicit ScanTrack(const ConstTensorView& view) {
+  explicit ScanTrack(const ConstTensorView& view) : Track(view) {
     if (!view) return;
-    data = view.data();
-    row_pitch = view.row_pitch();
-    step_pitch = view.step_pitch();
     const std::int64_t bytes = step_pitch * size_of(view.dtype());
     if (view.dim(1) > 1 && bytes >> 32 != 0) {
       throw ArgumentError("selective_scan", "bytes between steps", "less than 4 GiB",
                           std::to_string(bytes));
     }
-  }
-  template <class T>
-  __device__ const T* at(std::int64_t b, std::int64_t t) const {
-    return static_cast<const T*>(data) + b * row_pitch + t * step_pitch;
-  }
-  template <class T>
-  __device__ T* out(std::int64_t b, std::int64_t t) const {
-    return const_cast<T*>(at<T>(b, t));
   }
 };
 

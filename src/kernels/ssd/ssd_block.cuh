@@ -133,7 +133,7 @@ struct SsdBlock {
   }
 
   // A thread has a piece of 16 bytes in every so many rows.
-  __device__ void copy_states(const SsdTrack& from, T* to, int of) const {
+  __device__ void copy_states(const Track& from, T* to, int of) const {
     constexpr int pieces = N / 8;
     const int there = steps_there(of), apart = static_cast<int>(blockDim.x) / pieces;
     const int row0 = static_cast<int>(threadIdx.x) / pieces;

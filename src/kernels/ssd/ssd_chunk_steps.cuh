@@ -11,8 +11,6 @@
 
 namespace mamba::cuda {
 
-constexpr int ssd_chunk = 64;  // steps
-
 // Where sequences begin in a chunk: bit i for step i.
 struct SsdResets {
   unsigned long long at;

@@ -120,14 +120,6 @@ void chunks(const Ssd& op, Stream& stream, const SsdChunkCut& cut) {
          operands, cut, layout, segments);
 }
 
-// f(d_state as a constant).
-template <class F>
-auto with_states(std::int64_t d_state, F f) {
-  if (d_state == 64) return f(std::integral_constant<int, 64>());
-  if (d_state == 128) return f(std::integral_constant<int, 128>());
-  return f(std::integral_constant<int, 256>());
-}
-
 SsdChunkCut cut_of(const Ssd& op, const SsdGeometry& geometry) {
   const auto heads = static_cast<int>(op.A_log.dim(0) / op.groups);
   const auto slices = static_cast<int>(op.x.dim(2) / op.A_log.dim(0) / ssd_slice);
@@ -146,7 +138,7 @@ SsdChunkCut cut_of(const Ssd& op, const SsdGeometry& geometry) {
 }  // namespace
 
 int ssd_chunks_bytes(const Ssd& op, const SsdGeometry& geometry) {
-  return with_states(op.B.dim(2) / op.groups, [&](auto states) {
+  return with_ssd_states(op.B.dim(2) / op.groups, [&](auto states) {
     return SsdLayout<decltype(states)::value, false>(cut_of(op, geometry)).bytes;
   });
 }
@@ -166,17 +158,16 @@ bool can_chunk(const Ssd& op) {
   const auto pairs = [](const ConstTensorView& view) {
     return !view || is_aligned(view.data(), 0, 16);
   };
-  return op.x.dtype() == DType::bf16 && (d_state == 64 || d_state == 128 || d_state == 256) &&
-         head_dim % ssd_slice == 0 && !op.step_states &&
-         (!op.chunk_states || op.chunk_steps % ssd_chunk == 0) &&
+  return op.x.dtype() == DType::bf16 && ssd_knows_states(d_state) && head_dim % ssd_slice == 0 &&
+         !op.step_states && (!op.chunk_states || op.chunk_steps % ssd_chunk == 0) &&
          are_wide({op.x, op.y, op.B, op.C}) && pairs(op.initial_state) && pairs(op.final_state) &&
          pairs(op.chunk_states);
 }
 
 void ssd_chunks(const Ssd& op, Stream& stream, const SsdGeometry& geometry) {
   const SsdChunkCut cut = cut_of(op, geometry);
-  with_states(op.B.dim(2) / op.groups,
-              [&](auto states) { chunks<bf16, decltype(states)::value>(op, stream, cut); });
+  with_ssd_states(op.B.dim(2) / op.groups,
+                  [&](auto states) { chunks<bf16, decltype(states)::value>(op, stream, cut); });
 }
 
 }  // namespace mamba::cuda

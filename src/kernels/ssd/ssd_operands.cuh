@@ -2,41 +2,41 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include <mamba/ops.hpp>
 
 #include "detail/stream_access.hpp"
 #include "kernels/gpu/state_row.cuh"
+#include "kernels/gpu/track.cuh"
 #include "kernels/scan/scan_math.cuh"
 
 namespace mamba::cuda {
 
-// [batch, time, ...] with contiguous last dimensions; pitches in elements.
-struct SsdTrack {
-  const void* data = nullptr;
-  std::int64_t row_pitch = 0, step_pitch = 0;
+constexpr int ssd_chunk = 64;  // steps
 
-  SsdTrack() = default;
-  explicit SsdTrack(const ConstTensorView& view) {
-    if (!view) return;
-    data = view.data();
-    row_pitch = view.row_pitch();
-    step_pitch = view.step_pitch();
-  }
-  template <class T>
-  __device__ const T* at(std::int64_t b, std::int64_t t) const {
-    return static_cast<const T*>(data) + b * row_pitch + t * step_pitch;
-  }
-  template <class T>
-  __device__ T* out(std::int64_t b, std::int64_t t) const {
-    return const_cast<T*>(at<T>(b, t));
-  }
-};
+// The numbers of states that kernels for the tensor cores and for a stack's step know, and f(such a
+// number as a constant).
+inline bool ssd_knows_states(std::int64_t d_state) {
+  return d_state == 64 || d_state == 128 || d_state == 256;
+}
+template <class F>
+auto with_ssd_states(std::int64_t d_state, F f) {
+  if (d_state == 64) return f(std::integral_constant<int, 64>());
+  if (d_state == 128) return f(std::integral_constant<int, 128>());
+  return f(std::integral_constant<int, 256>());
+}
+
+// softplus(dt) between its limits; a NaN stays one.
+__device__ __forceinline__ float ssd_limited(float step, const float& low, const float& high) {
+  const float above = step < low ? low : step;
+  return above > high ? high : above;
+}
 
 struct SsdOperands {
   std::int64_t batch, time;
   int heads, head_dim, d_state, group_heads;
-  SsdTrack x, dt, B, C, y, step_states;  // step_states may be absent
+  Track x, dt, B, C, y, step_states;  // step_states may be absent
   const float* A_log;
   const float* D;  // these and below may be absent
   const float* dt_bias;
@@ -101,12 +101,9 @@ struct SsdOperands {
   __device__ bool resets(std::int64_t b, std::int64_t t) const {
     return reset != nullptr && reset[b * reset_pitch + t] != 0;
   }
-  // A NaN stays one.
   __device__ float delta(float dt, float bias) const {
     const float v = __fadd_rn(dt, bias);
-    const float step = softplus ? mamba::cuda::softplus(v) : v;
-    const float above = step < dt_low ? dt_low : step;
-    return above > dt_high ? dt_high : above;
+    return ssd_limited(softplus ? mamba::cuda::softplus(v) : v, dt_low, dt_high);
   }
 };
 

@@ -123,15 +123,10 @@ template <class T, int Quads>
 void step(const Ssd& op, Stream& stream) {
   const SsdOperands operands(op, stream);
   const SsdStepsCut cut(operands.head_dim, most_channels);
-  constexpr std::int64_t most = 65535;
-  const std::int64_t batch = operands.batch;
-  const dim3 grid(static_cast<unsigned>(operands.heads * cut.tiles),
-                  static_cast<unsigned>(std::min(batch, most)),
-                  static_cast<unsigned>((batch + most - 1) / most));
   const auto kernel =
       in_whole_quads(op) ? step_kernel<T, Quads, true> : step_kernel<T, Quads, false>;
-  launch_chained(kernel, grid, static_cast<unsigned>(cut.threads()), 0, stream, "ssd", operands,
-                 cut);
+  launch_chained(kernel, cut.grid(operands), static_cast<unsigned>(cut.threads()), 0, stream, "ssd",
+                 operands, cut);
 }
 
 }  // namespace

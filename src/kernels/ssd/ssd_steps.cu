@@ -195,14 +195,10 @@ template <class T, int Quads>
 void steps(const Ssd& op, Stream& stream) {
   const SsdOperands operands(op, stream);
   const SsdStepsCut cut(operands.head_dim, most_channels<Quads>);
-  constexpr std::int64_t most = 65535;
-  const std::int64_t batch = operands.batch;
-  const dim3 grid(static_cast<unsigned>(operands.heads * cut.tiles),
-                  static_cast<unsigned>(std::min(batch, most)),
-                  static_cast<unsigned>((batch + most - 1) / most));
   const auto kernel =
       ssd_in_whole_quads(op) ? steps_kernel<T, Quads, true> : steps_kernel<T, Quads, false>;
-  launch(kernel, grid, static_cast<unsigned>(cut.threads()), 0, stream, "ssd", operands, cut);
+  launch(kernel, cut.grid(operands), static_cast<unsigned>(cut.threads()), 0, stream, "ssd",
+         operands, cut);
 }
 
 }  // namespace

@@ -21,6 +21,13 @@ struct SsdStepsCut {
     channels = ((head_dim + tiles - 1) / tiles + 7) / 8 * 8;
   }
   int threads() const { return channels / 2 * ssd_lanes; }
+  // [tiles of all heads][batch rows, in two dimensions, for one takes no more than 65535].
+  dim3 grid(const SsdOperands& op) const {
+    constexpr std::int64_t most = 65535;
+    return {static_cast<unsigned>(op.heads * tiles),
+            static_cast<unsigned>(std::min(op.batch, most)),
+            static_cast<unsigned>((op.batch + most - 1) / most)};
+  }
 };
 
 // Four states from `n` on, of d_state. Whole: all exist or none, and they are aligned.

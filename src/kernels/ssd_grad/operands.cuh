@@ -18,11 +18,11 @@
 #include <cstdint>
 
 #include "kernels/scan/scan_operands.cuh"
+#include "kernels/ssd/ssd_operands.cuh"
 #include "kernels/ssd_grad/ssd_grad.hpp"
 
 namespace mamba::cuda {
 
-constexpr int ssd_chunk = 64;           // steps
 constexpr int ssd_most_heads = 16;      // of a block
 constexpr float ssd_reset_decay = 256;  // what a reset adds to -log a: exp(-128) is zero already
 

@@ -7,6 +7,7 @@
 // With one group both norms divide all of a row by one number, so each can wait until after the
 // product that follows it. Why states may be read before a kernel's turn: see rows_step.cu.
 #include "detail/mamba2_step.hpp"
+#include "kernels/ssd/ssd_operands.cuh"
 #include "kernels/step/rows_launch.cuh"
 
 namespace mamba::cuda {
@@ -16,7 +17,7 @@ namespace rows {
 namespace {
 
 // Where in_proj's columns go, and what the kernels hand on.
-struct SsdOperands : StepOperands<Mamba2StepSizes> {
+struct Mamba2Operands : StepOperands<Mamba2StepSizes> {
   Mamba2Step::Block layer;
   T *z, *gated;          // [rows, d_inner]: its y times gate and the norm's weight
   T* dt;                 // [rows, heads]
@@ -52,7 +53,8 @@ __device__ __forceinline__ float sum_of_my_value(const float (&sum)[ssd_each], i
 
 // Grid: [stretches of channels, each in one head][rows].
 template <int DState>
-__global__ void __launch_bounds__(ssd_threads) ssd_kernel(const __grid_constant__ SsdOperands op) {
+__global__ void __launch_bounds__(ssd_threads)
+    ssd_kernel(const __grid_constant__ Mamba2Operands op) {
   // Of each channel a lane has every 32nd piece of `width` states.
   constexpr int width = DState < 128 ? DState / 32 : 4, pieces = DState / 32 / width;
   __shared__ float squares[ssd_threads / 32];
@@ -92,7 +94,7 @@ __global__ void __launch_bounds__(ssd_threads) ssd_kernel(const __grid_constant_
   const std::int64_t at = std::int64_t{row} * s.d_inner + mine;
   const float x_mine = to_float(u[mine]), z = to_float(op.z[at]);
   float delta = softplus(to_float(op.dt[std::int64_t{row} * s.heads + head]) + bias);
-  delta = delta < s.dt_low ? s.dt_low : delta > s.dt_high ? s.dt_high : delta;  // NaN stays
+  delta = ssd_limited(delta, s.dt_low, s.dt_high);
   float sum[ssd_each] = {};
 #pragma unroll
   for (int i = 0; i < ssd_each; ++i) {
@@ -127,7 +129,7 @@ __global__ void __launch_bounds__(ssd_threads) ssd_kernel(const __grid_constant_
 // The gated norm's factor of a row.
 template <int Rows, int Threads>
 struct GatedFactors {
-  const SsdOperands& op;
+  const Mamba2Operands& op;
   float* factors;  // [Rows], in shared memory
 
   __device__ __forceinline__ void prepare() const {
@@ -141,29 +143,11 @@ struct GatedFactors {
 template <class Tile>
 __global__ void __launch_bounds__(Tile::threads, 2)
     out_kernel(const __grid_constant__ MatmulOperands<Load> product,
-               const __grid_constant__ SsdOperands op, const SkinnyCut cut) {
+               const __grid_constant__ Mamba2Operands op, const SkinnyCut cut) {
   __shared__ float factors[Tile::rows];
   using Factors = GatedFactors<Tile::rows, Tile::threads>;
   skinny_product<Load, Tile>(
-      product, cut, ResidualEnd<SsdOperands, Tile::rows, Factors>{op, Factors{op, factors}});
-}
-
-// f(Type of an int) of the d_state that kernels know.
-template <class F>
-bool visit_states(int d_state, const F& f) {
-  switch (d_state) {
-    case 64:
-      f(std::integral_constant<int, 64>{});
-      return true;
-    case 128:
-      f(std::integral_constant<int, 128>{});
-      return true;
-    case 256:
-      f(std::integral_constant<int, 256>{});
-      return true;
-    default:
-      return false;
-  }
+      product, cut, ResidualEnd<Mamba2Operands, Tile::rows, Factors>{op, Factors{op, factors}});
 }
 
 }  // namespace
@@ -177,14 +161,12 @@ bool takes(const Mamba2Step& s, const Stream& stream) {
   // Places of eight columns of in_proj lie in one of its parts, a block's channels in one head.
   if (s.rows > Mamba2Step::most_rows || s.d_model % 32 != 0 || s.heads % 8 != 0 ||
       s.d_inner % s.heads != 0 || s.d_inner / s.heads % ssd_channels != 0 ||
-      !products_fit(s, device)) {
+      !ssd_knows_states(s.d_state) || !products_fit(s, device)) {
     return false;
   }
-  bool built = false;
-  const bool known = visit_states(s.d_state, [&](auto d_state) {
-    built = capability_of(ssd_kernel<decltype(d_state)::value>, device, where) >= sm_90;
+  return with_ssd_states(s.d_state, [&](auto d_state) {
+    return capability_of(ssd_kernel<decltype(d_state)::value>, device, where) >= sm_90;
   });
-  return known && built;
 }
 
 void run(const Mamba2Step& step, Stream& stream) {
@@ -197,7 +179,7 @@ void run(const Mamba2Step& step, Stream& stream) {
   const auto take = [&](int channels) {
     return static_cast<T*>(scratch.take({rows, channels}, StackStepSizes::dtype).data());
   };
-  SsdOperands op{};
+  Mamba2Operands op{};
   op.step = step;
   op.conv.y = take(step.conv_channels());
   op.conv.first = d_inner;
@@ -210,17 +192,14 @@ void run(const Mamba2Step& step, Stream& stream) {
 
   const dim3 grid(static_cast<unsigned>(d_inner / ssd_channels), static_cast<unsigned>(rows));
   for (int l = 0; l < step.layer_count; ++l) {
-    op.layer = step.layers[l];
-    op.conv.weight = op.layer.conv_weight;
-    op.conv.bias = op.layer.conv_bias;
-    op.conv.state = static_cast<T*>(op.layer.conv);
-    op.next_norm = l + 1 < step.layer_count ? step.layers[l + 1].norm : nullptr;
+    take_layer(op, step, l);
     const auto product = [&](const void* x, const void* weight, int from, int to) {
       return product_of(x, weight, op.z, rows, from, to, device);
     };
-    launch_product(product(op.normed, op.layer.in_proj, d_model, projected), op, stream,
-                   [](auto type) { return in_kernel<SsdOperands, typename decltype(type)::type>; });
-    visit_states(step.d_state, [&](auto d_state) {
+    launch_product(
+        product(op.normed, op.layer.in_proj, d_model, projected), op, stream,
+        [](auto type) { return in_kernel<Mamba2Operands, typename decltype(type)::type>; });
+    with_ssd_states(step.d_state, [&](auto d_state) {
       launch_chained(ssd_kernel<decltype(d_state)::value>, grid, ssd_threads, 0, stream, where, op);
     });
     launch_product(product(op.gated, op.layer.out_proj, d_inner, d_model), op, stream,

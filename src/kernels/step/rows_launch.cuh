@@ -115,4 +115,14 @@ void begin(StepOperands<Sizes>& op, const float* norm, Scratch& scratch, Stream&
                  op);
 }
 
+// Layer number `l` of `step` from here on.
+template <class Op, class Step>
+void take_layer(Op& op, const Step& step, int l) {
+  op.layer = step.layers[l];
+  op.conv.weight = op.layer.conv_weight;
+  op.conv.bias = op.layer.conv_bias;
+  op.conv.state = static_cast<T*>(op.layer.conv);
+  op.next_norm = l + 1 < step.layer_count ? step.layers[l + 1].norm : nullptr;
+}
+
 }  // namespace mamba::cuda::rows

@@ -68,11 +68,7 @@ void run(const Mamba1Step& step, Stream& stream) {
   const dim3 scan_grid(static_cast<unsigned>(d_inner / scan_channels),
                        static_cast<unsigned>(divide_up(rows, scan_rows)));
   for (int l = 0; l < step.layer_count; ++l) {
-    op.layer = step.layers[l];
-    op.conv.weight = op.layer.conv_weight;
-    op.conv.bias = op.layer.conv_bias;
-    op.conv.state = static_cast<T*>(op.layer.conv);
-    op.next_norm = l + 1 < step.layer_count ? step.layers[l + 1].norm : nullptr;
+    take_layer(op, step, l);
     const auto product = [&](const void* x, const void* weight, void* y, int from, int to) {
       return product_of(x, weight, y, rows, from, to, device);
     };
