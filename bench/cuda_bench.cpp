@@ -118,22 +118,26 @@ void conv(benchmark::State& bench) {
   report(bench, seconds_per_call(calls), static_cast<double>(bytes) / bytes_per_second);
 }
 
-double layer_floor(const LayerConfig& c, std::int64_t batch, std::int64_t time, bool matrices) {
+double layer_floor(const LayerConfig& c, std::int64_t batch, std::int64_t time) {
   const auto tokens = static_cast<double>(batch * time);
   const auto inner = static_cast<double>(c.d_inner);
   const auto model = static_cast<double>(c.d_model);
-  const auto low = static_cast<double>(c.dt_rank + 2 * c.d_state);
-  const double flop =
-      2 * tokens * (3 * model * inner + low * inner + static_cast<double>(c.dt_rank) * inner);
+  const bool mamba2 = c.mixer == MixerKind::mamba2;
+  // x, B, C and y of Ssd move through memory; the scan's states need the special functions.
+  const auto wide = static_cast<double>(c.conv_channels());
+  const double low = mamba2 ? model * (wide - inner + static_cast<double>(c.heads()))
+                            : inner * static_cast<double>(2 * c.dt_rank + 2 * c.d_state);
+  const double flop = 2 * tokens * (3 * model * inner + low);
   const double scan =
-      tokens * inner * static_cast<double>(c.d_state + 4) / special_functions_per_second;
-  const double conv = tokens * inner * 4 / bytes_per_second;
-  return (matrices ? flop / bf16_flop_per_second : 0) + scan + conv;
+      mamba2 ? tokens * 2 * (wide + inner) / bytes_per_second
+             : tokens * inner * static_cast<double>(c.d_state + 4) / special_functions_per_second;
+  return flop / bf16_flop_per_second + scan + tokens * wide * 4 / bytes_per_second;
 }
 
 // {batch, d_model, time}
-void layer(benchmark::State& bench) {
+void layer(benchmark::State& bench, MixerKind mixer) {
   LayerConfig config;
+  config.mixer = mixer;
   config.d_model = bench.range(1);
   const std::int64_t batch = bench.range(0), time = bench.range(2);
   const Layer one = Layer::random(config, 1, DType::bf16, gpu);
@@ -145,7 +149,7 @@ void layer(benchmark::State& bench) {
     const auto state = std::make_shared<MambaState>(one.make_state(batch));
     calls.push_back([&one, x, y, state](Stream& stream) { one.forward(*x, *state, *y, stream); });
   }
-  report(bench, seconds_per_call(calls), layer_floor(one.config(), batch, time, true));
+  report(bench, seconds_per_call(calls), layer_floor(one.config(), batch, time));
 }
 
 void name_scan(benchmark::internal::Benchmark* b) {
@@ -192,13 +196,19 @@ int registered = [] {
       ->Args({8, 1536, 1})
       ->UseManualTime()
       ->Iterations(1);
-  benchmark::RegisterBenchmark("cuda_layer_bf16", layer)
+  benchmark::RegisterBenchmark("cuda_layer_bf16", layer, MixerKind::mamba1)
       ->ArgNames({"batch", "d_model", "time"})
       ->Args({8, 2560, 2048})
       ->Args({8, 768, 2048})
       ->Args({1, 768, 2048})
       ->Args({64, 768, 1})
       ->Args({1, 768, 1})
+      ->UseManualTime()
+      ->Iterations(1);
+  benchmark::RegisterBenchmark("cuda_layer_mamba2_bf16", layer, MixerKind::mamba2)
+      ->ArgNames({"batch", "d_model", "time"})
+      ->Args({8, 2560, 2048})
+      ->Args({8, 768, 2048})
       ->UseManualTime()
       ->Iterations(1);
   growth(benchmark::RegisterBenchmark("cuda_scan_growth", scan, DType::bf16, ScanUse::inference));
