@@ -4,8 +4,10 @@
 # 9.0, which the driver translates for what follows. `all-major`, machine code for each generation from 8.0 that nvcc
 # knows and PTX of the newest, is for releases: with CUDA 13 it compiles five times where 80-real;90 compiles twice.
 # Kernels of 9.0 (clusters, launches that begin early) run where code for 90 or later was built and the device is such a
-# one; elsewhere others take their place, so every list from 80 on is right.
+# one; elsewhere others take their place, so every list from 80 on is right. Files named *_90a.cu are compiled for 9.0
+# alone, where that is in the list (mamba_has_sm_90a).
 set(mamba_has_cuda OFF)
+set(mamba_has_sm_90a OFF)
 
 # Sets `reason` where the compiler cannot build the kernels. Asked before the language is enabled: an nvcc that does not
 # know an architecture would end the configuration there.
@@ -76,6 +78,10 @@ if(NOT reason)
   set(CMAKE_CUDA_COMPILER_LAUNCHER
     ${PROJECT_SOURCE_DIR}/scripts/keep_ptxas_report.sh ${CMAKE_CUDA_COMPILER_LAUNCHER})
   set(mamba_has_cuda ON)
+  # `native` may be 9.0: which kernels a device runs is asked of it.
+  if(CMAKE_CUDA_ARCHITECTURES MATCHES "(^|;)(90a?(-real|-virtual)?|native)(;|$)")
+    set(mamba_has_sm_90a ON)
+  endif()
 endif()
 
 if(mamba_has_cuda)

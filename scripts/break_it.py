@@ -365,7 +365,16 @@ GPU_BREAKS = {
         "src/kernels/ssd/ssd_chunks.cuh", "if (Selects && (j > i || j < begins.last(i)))",
         "if (Selects && j < begins.last(i))", "CudaSsd*"),
     "a segment of an Ssd begins with what the last one added": (
-        "src/kernels/ssd/ssd_chunks.cu", "store_vec(place, state);", "store_vec(place, added);", "CudaSsd*"),
+        "src/kernels/ssd/ssd_segments.cu", "store_vec(place, state);", "store_vec(place, added);", "CudaSsd*"),
+    "a warpgroup of an Ssd sees the step that is to come": (
+        "src/kernels/ssd/ssd_warpgroups.cuh", "pair_of(2 * q <= lane / 4, 2 * q + 1 <= lane / 4);",
+        "pair_of(2 * q <= lane / 4, 2 * q <= lane / 4);", "CudaSsd*"),
+    "a warpgroup of an Ssd mixes for the first of its heads": (
+        "src/kernels/ssd/ssd_warpgroups.cuh", "own[j][k] = h == head ? xs[j][k] : 0;", "own[j][k] = xs[j][k];", "CudaSsd*"),
+    "a warpgroup of an Ssd lets its x be overwritten while it is read": (
+        "src/kernels/ssd/ssd_warpgroups.cuh", "wait_for_phase(empty(count % 2), count / 2 + 1);", "", "CudaSsd*"),
+    "a warpgroup of an Ssd keeps B from before a reset": (
+        "src/kernels/ssd/ssd_warpgroups.cuh", "if (last <= 0) return;", "return;", "CudaSsd*"),
     "an optimiser's last tensor of a launch is passed by": (
         "src/kernels/train/optimiser.cu", "int low = 0, high = count;", "int low = 0, high = count - 1;", "Optimizer*"),
     "the stack's kernel where blocks do not run together": (

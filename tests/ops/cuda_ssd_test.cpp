@@ -17,6 +17,8 @@ namespace {
 using cuda::SsdGeometry;
 using cuda::SsdPlan;
 
+bool is_cut(SsdPlan plan) { return plan == SsdPlan::chunks || plan == SsdPlan::warpgroups; }
+
 struct SsdCut {
   SsdPlan plan;
   SsdGeometry geometry;
@@ -30,7 +32,7 @@ struct SsdCut {
   // Products of 16-bit factors round y's twice and a state's once.
   SsdRounding rounding(DType dtype) const {
     SsdRounding rounds;
-    if (plan != SsdPlan::chunks) return rounds;
+    if (!is_cut(plan)) return rounds;
     rounds.chunk = 64;
     rounds.y_unit = rounds.state_unit = roundoff(dtype);
     return rounds;
@@ -43,7 +45,9 @@ std::vector<SsdCut> cuts() {
     all.push_back({SsdPlan::steps, {}, leaves});
     for (const auto& [heads, segments] : {std::pair{1, 1}, {2, 1}, {8, 1}, {1, 2}, {2, 3}}) {
       all.push_back({SsdPlan::chunks, {heads, segments}, leaves});
+      all.push_back({SsdPlan::warpgroups, {heads, segments}, leaves});
     }
+    all.push_back({SsdPlan::warpgroups, {2, 1, 1}, leaves});
   }
   return all;
 }
@@ -79,7 +83,7 @@ int expect_every_cut_matches(const SsdInputs& host, Device device, bool leaves_s
     }
     if (!cuda::can_run(op, cut.plan, limits)) continue;
     ++ran;
-    SsdResult& expected = cut.plan == SsdPlan::chunks ? rounded : exact;
+    SsdResult& expected = is_cut(cut.plan) ? rounded : exact;
     if (expected.final_state.empty()) {
       expected = ssd_reference(known, cut.rounding(c.dtype), leaves_steps);
     }
@@ -91,7 +95,7 @@ int expect_every_cut_matches(const SsdInputs& host, Device device, bool leaves_s
     if (leaves_steps) expect_within(steps.view(), expected.step_states, "step states");
     if (cut.leaves_chunks) expect_within(chunks.view(), expected.chunk_states, "chunk states");
     for (const Guarded* output : {&y, &last, &steps, &chunks}) output->expect_untouched("around");
-    if (cut.plan != SsdPlan::chunks) {
+    if (!is_cut(cut.plan)) {
       const std::vector<unsigned char> now = bits(y.view());
       if (recurrence.empty()) recurrence = now;
       EXPECT_EQ(now, recurrence);
@@ -105,9 +109,18 @@ int expect_every_cut_matches(const SsdCase& c, Device device, bool leaves_steps,
   return expect_every_cut_matches(SsdInputs(c, seed), device, leaves_steps);
 }
 
-constexpr int all_cuts = 12;  // those that a long 16-bit case of chunked sizes has
-
-bool has_chunks(DType dtype) { return dtype == DType::bf16; }
+#ifdef MAMBA_HAS_SM_90A  // set by the build
+constexpr bool built_for_90a = true;
+#else
+constexpr bool built_for_90a = false;
+#endif
+// How many cuts a long case of chunked sizes has.
+int cuts_of(const SsdCase& c, Device device) {
+  if (c.dtype != DType::bf16) return 2;
+  const bool warpgroups =
+      built_for_90a && cuda::limits(device, "test").capability == 90 && c.head_dim >= 32;
+  return warpgroups ? 24 : 12;
+}
 
 TEST_EACH(CudaSsd, EveryCutForEverySize, CudaDevice device, DType dtype) {
   struct Sizes {
@@ -126,9 +139,7 @@ TEST_EACH(CudaSsd, EveryCutForEverySize, CudaDevice device, DType dtype) {
       c.aligned = true;
       c.batch = time == 64 ? 2 : 1;
       const int ran = expect_every_cut_matches(c, device, false);
-      if (has_chunks(dtype)) {
-        EXPECT_EQ(ran, time == 1 ? all_cuts + 1 : all_cuts);
-      }
+      EXPECT_EQ(ran, cuts_of(c, device) + (time == 1 ? 1 : 0));
       if (::testing::Test::HasFailure()) return;
     }
   }
@@ -158,7 +169,7 @@ TEST_EACH(CudaSsd, EveryCutWithEveryOption, CudaDevice device, DType dtype) {
     c.aligned = true;
     c.batch = 1;
     c.heads = 2;
-    c.head_dim = 16;
+    c.head_dim = 32;
     c.d_state = 64;
     c.time = 140;
     c.D = options & 1;
@@ -190,7 +201,8 @@ SsdCase case_of_chunks(DType dtype) {
 TEST_EACH(CudaSsd, EveryCutSelects, CudaDevice device) {
   constexpr std::int64_t bad = 70;  // the step with an x, B and C that are none
   for (const std::int64_t at : {0, 1, 63, 64, 71, 100, 128, 150}) {
-    const SsdCase c = case_of_chunks(DType::bf16);
+    SsdCase c = case_of_chunks(DType::bf16);
+    c.head_dim = at % 2 == 0 ? 32 : 80;
     SsdInputs host(c);
     host.reset = resets_at({at}, c.batch, c.time);
     const SsdResult expected =
@@ -230,8 +242,8 @@ TEST_EACH(CudaSsd, EveryCutSelects, CudaDevice device) {
 }
 
 TEST(CudaSsd, ChoosesByShape) {
-  const cuda::Limits h200{227 << 10, 132, 90, true};
-  const auto chosen = [&](std::int64_t time, DType dtype, std::int64_t d_state) {
+  const auto chosen = [](std::int64_t time, DType dtype, std::int64_t d_state,
+                         int capability = 90) {
     Ssd op;  // plan() looks at shapes and alignment alone
     Tensor x({8, time, 24 * 64}, dtype);
     const Tensor A_log({24}, DType::f32), B({8, time, d_state}, dtype);
@@ -239,11 +251,13 @@ TEST(CudaSsd, ChoosesByShape) {
     op.y = x;
     op.A_log = A_log;
     op.B = op.C = B;
-    return cuda::plan(op, h200);
+    return cuda::plan(op, {227 << 10, 132, capability, true});
   };
   EXPECT_EQ(chosen(1, DType::bf16, 128), SsdPlan::step);
   EXPECT_EQ(chosen(5, DType::bf16, 128), SsdPlan::steps);
-  EXPECT_EQ(chosen(512, DType::bf16, 128), SsdPlan::chunks);
+  EXPECT_EQ(chosen(512, DType::bf16, 128), built_for_90a ? SsdPlan::warpgroups : SsdPlan::chunks);
+  EXPECT_EQ(chosen(512, DType::bf16, 128, 80), SsdPlan::chunks);
+  EXPECT_EQ(chosen(512, DType::bf16, 128, 100), SsdPlan::chunks);  // has no such products
   EXPECT_EQ(chosen(512, DType::f32, 128), SsdPlan::steps);
   EXPECT_EQ(chosen(512, DType::bf16, 100), SsdPlan::steps);
 }
@@ -270,7 +284,7 @@ TEST_EACH(CudaSsd, PlansRefuseWhatTheyCannotDo, CudaDevice device) {
   Tensor y(inputs.y_shape(), DType::f32, device);
   Ssd op = inputs.op();
   op.y = y;
-  for (const SsdPlan plan : {SsdPlan::step, SsdPlan::chunks}) {
+  for (const SsdPlan plan : {SsdPlan::step, SsdPlan::chunks, SsdPlan::warpgroups}) {
     EXPECT_THROW(cuda::run_ssd(op, default_stream(device), plan), ArgumentError);
   }
 }

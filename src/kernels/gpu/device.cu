@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernels/gpu/cuda.cuh"
+#include "kernels/gpu/tensor_map.cuh"
 
 namespace mamba::cuda {
 
@@ -24,6 +25,7 @@ struct Driver {
   decltype(&cuDeviceGet) device = nullptr;
   decltype(&cuDevicePrimaryCtxRetain) retain = nullptr;
   decltype(&cuDevicePrimaryCtxGetState) state = nullptr;
+  decltype(&cuTensorMapEncodeTiled) tensor_map = nullptr;  // absent before 12.0
   bool complete = false;
 
   Driver() {
@@ -37,6 +39,7 @@ struct Driver {
                find(pop, "cuCtxPopCurrent_v2") && find(device, "cuDeviceGet") &&
                find(retain, "cuDevicePrimaryCtxRetain") &&
                find(state, "cuDevicePrimaryCtxGetState");
+    find(tensor_map, "cuTensorMapEncodeTiled");
   }
 };
 
@@ -240,6 +243,33 @@ int allow_shared(const void* kernel, std::size_t dynamic, Device device, const c
     one.raised = true;
   }
   return std::min(one.capability, most.capability);
+}
+
+CUtensorMap tensor_map(const ConstTensorView& view, int columns, int rows, const char* where) {
+  const std::int64_t batch = view.dim(0), time = view.dim(1);
+  const auto bytes = [](std::int64_t pitch) { return static_cast<cuuint64_t>(2 * pitch); };
+  const cuuint64_t dims[3] = {static_cast<cuuint64_t>(view.dim(2)), static_cast<cuuint64_t>(time),
+                              static_cast<cuuint64_t>(batch)};
+  // Of a lone row or step the pitch means nothing, and may be any number.
+  const cuuint64_t step = bytes(time > 1 ? view.step_pitch() : view.dim(2));
+  const cuuint64_t pitches[2] = {step, batch > 1 ? bytes(view.row_pitch()) : step};
+  const cuuint32_t box[3] = {static_cast<cuuint32_t>(columns), static_cast<cuuint32_t>(rows), 1};
+  const cuuint32_t each[3] = {1, 1, 1};
+  const CUtensorMapSwizzle swizzle = columns == 64   ? CU_TENSOR_MAP_SWIZZLE_128B
+                                     : columns == 32 ? CU_TENSOR_MAP_SWIZZLE_64B
+                                                     : CU_TENSOR_MAP_SWIZZLE_32B;
+  CUtensorMap map{};
+  const auto make = driver().tensor_map;
+  const CUresult status =
+      make == nullptr
+          ? CUDA_ERROR_NOT_SUPPORTED
+          : make(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<void*>(view.data()), dims,
+                 pitches, box, each, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
+                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (status != CUDA_SUCCESS) {
+    throw DeviceError(where, "driver", "a tensor map", "error " + std::to_string(status));
+  }
+  return map;
 }
 
 }  // namespace mamba::cuda

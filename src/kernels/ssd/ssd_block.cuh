@@ -4,6 +4,7 @@
 
 #include "kernels/ssd/ssd_chunk_steps.cuh"
 #include "kernels/ssd/ssd_fragments.cuh"
+#include "kernels/ssd/ssd_segments.cuh"
 
 namespace mamba::cuda {
 
@@ -49,14 +50,6 @@ struct SsdLayout {
     bytes = place_at + static_cast<int>(sizeof(SsdPlace));
   }
 };
-
-// What the segments of a sequence hand on, [batch, segments, channels, d_state], and by how much
-// each decays a state, [batch, segments, heads]; absent where there is one segment.
-struct SsdSegments {
-  float* states;
-  float* decays;
-};
-constexpr float starts_anew = -1;  // the decay of a segment with a reset
 
 // Registers are what this kernel is short of: what can be computed again is not kept, and the lane
 // is read anew (see lane_id()) so that nothing that depends on it is kept either.
