@@ -1,4 +1,5 @@
-// All inline PTX of the kernels: each instruction stands here once, as a function with a name.
+// All inline PTX of the kernels, but for what only 9.0 has (ptx_90a.cuh): each instruction stands
+// here once, as a function with a name.
 // Where a comment names no architecture, 8.0 has it, the oldest that kernels are built for.
 //
 // "Volatile" says that the compiler neither drops the instruction nor exchanges it with another
