@@ -157,10 +157,16 @@ auto with_kernels(const Ssd& op, F f) {
 
 }  // namespace
 
-// More than four heads of a block have no warps that know their steps.
+// More than four heads of a block would have no room, and the copy engine has its own limits:
+// 32-bit coordinates, pitches of 1 to 2^40 bytes.
 bool ssd_warpgroups_know(const Ssd& op) {
-  const std::int64_t head_dim = op.x.dim(2) / op.A_log.dim(0);
-  return head_dim >= 32 && op.x.dim(1) < std::int64_t{1} << 31;  // the copy engine's coordinates
+  const auto copied = [](const ConstTensorView& view) {
+    const auto fits = [](std::int64_t pitch) { return pitch > 0 && pitch < std::int64_t{1} << 39; };
+    return view.dim(1) < std::int64_t{1} << 31 && (view.dim(0) < 2 || fits(view.row_pitch())) &&
+           (view.dim(1) < 2 || fits(view.step_pitch()));
+  };
+  return op.x.dim(2) / op.A_log.dim(0) >= 32 && copied(op.x) && copied(op.B) && copied(op.C) &&
+         copied(op.y);
 }
 int ssd_warpgroups_bytes(const Ssd& op, const SsdGeometry& geometry) {
   return with_kernels(op, [&](auto kernels) { return kernels.bytes(op, geometry); });
