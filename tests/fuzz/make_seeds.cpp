@@ -111,7 +111,7 @@ void make(Seeds& seeds) {
   }
   seeds.write("encode_fuzz", text);
   seeds.write("text_stream_fuzz", text);
-  seeds.write("serve_line_fuzz",
+  seeds.write("server_line_fuzz",
               R"({"id":[1,{"a":null}],"prompt":"a","max_tokens":5,"temperature":0.8,"seed":7,)"
               R"("top_k":0,"top_p":1,"min_p":0,"repetition_penalty":1.1,"stop":["b"],)"
               R"("ignore_eos":true})");
