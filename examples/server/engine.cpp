@@ -67,25 +67,41 @@ Engine::Engine(const mamba::LanguageModel& model, const mamba::Tokenizer& tokeni
 
 // ---- from other threads -------------------------------------------------------------------------
 
-Engine::Ticket Engine::submit(Job job, std::shared_ptr<Listener> listener) {
-  auto order = std::make_shared<Order>();
-  order->job = std::move(job);
-  order->listener = std::move(listener);
-  const Job& own = order->job;
-  if (cache_ != nullptr || own.keep || own.choices > 1) {
-    if (own.from && !own.look_for) order->whole = own.from->path;
-    order->whole.insert(order->whole.end(), own.prompt.begin(), own.prompt.end());
+std::vector<Engine::Ticket> Engine::submit(
+    std::vector<Job> jobs, const std::vector<std::shared_ptr<Listener>>& listeners) {
+  std::vector<std::shared_ptr<Order>> orders;
+  std::int64_t choices = 0;
+  for (std::size_t i = 0; i < jobs.size(); ++i) {
+    auto order = std::make_shared<Order>();
+    order->job = std::move(jobs[i]);
+    order->listener = listeners[i];
+    const Job& own = order->job;
+    if (cache_ != nullptr || own.keep || own.choices > 1) {
+      if (own.from && !own.look_for) order->whole = own.from->path;
+      order->whole.insert(order->whole.end(), own.prompt.begin(), own.prompt.end());
+    }
+    choices += own.choices;
+    orders.push_back(std::move(order));
   }
   const std::lock_guard<std::mutex> lock(mutex_);
-  if (places_taken_ + own.choices > options_.capacity + options_.queue) {
+  if (places_taken_ + choices > options_.capacity + options_.queue) {
     throw QueueFull(options_.queue);
   }
-  places_taken_ += own.choices;
-  const Ticket ticket = ++tickets_;
-  order->ticket = ticket;
-  inbox_.push_back({std::move(order), 0, nullptr, 0});
+  places_taken_ += choices;
+  std::vector<Ticket> tickets;
+  for (std::shared_ptr<Order>& order : orders) {
+    order->ticket = ++tickets_;
+    tickets.push_back(order->ticket);
+    inbox_.push_back({std::move(order), 0, nullptr, 0});
+  }
   wake_.notify_one();
-  return ticket;
+  return tickets;
+}
+
+Engine::Ticket Engine::submit(Job job, const std::shared_ptr<Listener>& listener) {
+  std::vector<Job> jobs;
+  jobs.push_back(std::move(job));
+  return submit(std::move(jobs), {listener}).front();
 }
 
 void Engine::cancel(Ticket ticket) {

@@ -126,8 +126,10 @@ class Engine {
   Engine(const mamba::LanguageModel& model, const mamba::Tokenizer& tokenizer,
          mamba::StateCache* cache, mamba::Stream& stream, const EngineOptions& options);
 
-  // Throws QueueFull.
-  Ticket submit(Job job, std::shared_ptr<Listener> listener);
+  // All of them or, where the queue has no room for that, none: QueueFull. One listener for each.
+  std::vector<Ticket> submit(std::vector<Job> jobs,
+                             const std::vector<std::shared_ptr<Listener>>& listeners);
+  Ticket submit(Job job, const std::shared_ptr<Listener>& listener);
   // Every choice that still runs or waits is finished as cancelled, with nothing kept.
   void cancel(Ticket ticket);
 

@@ -1,4 +1,4 @@
-// mamba-server: a model behind lines of JSON.
+// mamba-server: a model behind HTTP, or behind lines of JSON.
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -7,6 +7,7 @@
 #include "../programs/memory.hpp"
 #include "../programs/model_flags.hpp"
 #include "../programs/program.hpp"
+#include "http_main.hpp"
 #include "lines.hpp"
 
 namespace {
@@ -18,6 +19,7 @@ struct Flags {
   std::int64_t capacity = 8;
   std::string cache;
   bool lines = false;
+  server::HttpFlags http;
 };
 
 int serve(const Flags& flags) {
@@ -28,9 +30,13 @@ int serve(const Flags& flags) {
       program, "--capacity", "as many answers at a time",
       static_cast<double>(flags.capacity) * bytes_of_generator(model.config(), model.dtype()),
       model.device());
+  mamba::Stream stream = flags.model.stream();
+  if (!flags.lines) {
+    return server::serve_http(flags.http, flags.model.path(program), model, tokenizer, stream,
+                              flags.cache, flags.capacity);
+  }
   std::optional<mamba::StateCache> cache;
   if (!flags.cache.empty()) cache.emplace(model, file_cache(program, flags.cache));
-  mamba::Stream stream = flags.model.stream();
   server::EngineOptions options;
   options.capacity = flags.capacity;
   server::Engine engine(model, tokenizer, cache ? &*cache : nullptr, stream, options);
@@ -52,5 +58,6 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   add_cache(app, flags.cache);
   flags.model.add_placement(app);
+  flags.http.add(app);
   return run_program(app, argc, argv, [&] { return serve(flags); });
 }
