@@ -25,21 +25,30 @@ namespace {
   throw ApiError(404, "expected a state that is kept, got " + id.substr(0, 64), "id");
 }
 
+// What went wrong in `work`, if anything did.
+template <class F>
+std::optional<ApiError> attempt(const F& work) {
+  try {
+    work();
+  } catch (const ApiError& error) {
+    return error;
+  } catch (const TooLarge& error) {
+    return ApiError(413, error.what());
+  } catch (const std::bad_alloc&) {
+    return ApiError(503, "expected memory for a state, got none");
+  } catch (const mamba::Error& error) {  // a disk that is full, say
+    return ApiError(503, error.what());
+  } catch (const std::exception& error) {
+    return ApiError(500, error.what());
+  }
+  return std::nullopt;
+}
+
 // work() on the worker; what it throws is the answer.
 template <class F>
 Cancel later(Core& core, const std::shared_ptr<Reply>& reply, F work) {
   core.executor()([reply, work = std::move(work)] {
-    try {
-      work();
-    } catch (const ApiError& error) {
-      reply->send(error.response());
-    } catch (const TooLarge& error) {
-      reply->send(ApiError(413, error.what()).response());
-    } catch (const std::bad_alloc&) {
-      reply->send(ApiError(503, "expected memory for a state, got none").response());
-    } catch (const std::exception& error) {
-      reply->send(ApiError(500, error.what()).response());
-    }
+    if (const std::optional<ApiError> error = attempt(work)) reply->send(error->response());
   });
   return {};
 }
@@ -160,16 +169,9 @@ class GenerateCall : public Call {
   void finished(int index, Finished end) override {
     core().executor()([self = shared_from_this(), this, index, end = std::move(end)] {
       std::optional<StateEntry> entry;
-      std::optional<ApiError> error;
-      try {
+      const std::optional<ApiError> error = attempt([&] {
         if (end.kept) entry = core().states().add(end.kept, id_);
-      } catch (const TooLarge& large) {
-        error.emplace(413, large.what());
-      } catch (const std::bad_alloc&) {
-        error.emplace(503, "expected memory for a state, got none");
-      } catch (const std::exception& what) {
-        error.emplace(500, what.what());
-      }
+      });
       const std::lock_guard<std::mutex> lock(mutex_);
       Choice& choice = choices_[static_cast<std::size_t>(index)];
       choice.text += end.text;
