@@ -96,6 +96,7 @@ void HttpFlags::add(CLI::App& app) {
   count("--max-head", most_head, 1024, "Bytes of a first line and its headers");
   count("--idle-seconds", idle_seconds, 1, "Until a client that says or takes nothing has gone");
   count("--max-connections", connections, 1, "Connections at once");
+  app.add_flag("--quiet", quiet, "No line in the log for each request");
   count("--max-requests", requests_a_client, 1, "Requests at once from one address");
 }
 
@@ -148,6 +149,7 @@ int serve_http(const HttpFlags& flags, const std::string& folder, const mamba::L
   http.idle_seconds = flags.idle_seconds;
   http.connections = flags.connections;
   http.requests_a_client = flags.requests_a_client;
+  http.log = !flags.quiet;
   HttpServer http_server(core, http);
   const Running running(engine);
   log_line(",\"listening\":" + json_string(http_server.address()) +

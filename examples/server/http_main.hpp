@@ -28,6 +28,7 @@ struct HttpFlags {
   std::int64_t idle_seconds = 60;
   std::int64_t connections = 1024;
   std::int64_t requests_a_client = 256;
+  bool quiet = false;
 
   void add(CLI::App& app);
 };

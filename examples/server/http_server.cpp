@@ -196,7 +196,7 @@ class Session : public std::enable_shared_from_this<Session> {
   void read_head() {
     parser_.emplace();
     parser_->header_limit(static_cast<std::uint32_t>(house_.options.most_head));
-    parser_->body_limit(static_cast<std::uint64_t>(house_.core.options().most_state));
+    parser_->body_limit(boost::none);  // known when the first line is
     idle_ = true;
     if (house_.ending) return close();
     expire();
@@ -416,6 +416,7 @@ class Session : public std::enable_shared_from_this<Session> {
     char ms[32];
     std::snprintf(ms, sizeof ms, "%.3f", took.count());
     house_.core.metrics().request(status_);
+    if (!house_.options.log) return;
     log_line(",\"id\":" + json_string(request_id_) + ",\"client\":" + json_string(client_) +
              ",\"method\":" + json_string(request_.method.substr(0, 20)) +
              ",\"path\":" + json_string(request_.target.substr(0, 200)) +

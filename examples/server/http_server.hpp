@@ -18,6 +18,7 @@ struct HttpOptions {
   std::int64_t idle_seconds = 60;        // that nothing comes, or that nothing is taken
   std::int64_t connections = 1024;       // at once; others wait to be accepted
   std::int64_t requests_a_client = 256;  // at once, from one address
+  bool log = true;                       // a line for each request
 };
 
 class HttpServer {
