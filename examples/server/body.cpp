@@ -89,10 +89,17 @@ Ids ids_of(const Json& list, std::int64_t vocab) {
   return ids;
 }
 
-void read_writing(const Body& body, const mamba::Tokenizer& tokenizer, std::int64_t vocab,
-                  std::int64_t max_tokens, std::uint64_t random_seed, Job& job) {
-  job.max_tokens = max_tokens;
-  body.read("max_tokens", job.max_tokens);
+void read_writing(const Body& body, const Limits& limits, const std::vector<const char*>& length,
+                  std::uint64_t random_seed, Job& job) {
+  for (const char* field : length) {
+    const bool given = body.with(field, [&](const Json& json) {
+      read_value(json, job.max_tokens);
+      if (job.max_tokens >= 0 && job.max_tokens <= limits.most_tokens) return;
+      refuse(("0 to " + std::to_string(limits.most_tokens)).c_str(), json);
+    });
+    if (given) break;
+  }
+  job.max_tokens = std::min(job.max_tokens, limits.most_tokens);
   body.read("ignore_eos", job.ignore_eos);
   body.read("stop", job.stop);
   mamba::SamplingOptions& sampling = job.sampling;
@@ -118,8 +125,8 @@ void read_writing(const Body& body, const mamba::Tokenizer& tokenizer, std::int6
     for (const auto& [key, value] : json.items()) {
       std::int32_t id = -1;
       const auto parsed = std::from_chars(key.data(), key.data() + key.size(), id);
-      if (parsed.ptr != key.data() + key.size() || id < 0 || id >= vocab) {
-        refuse(("token ids from 0 to " + std::to_string(vocab - 1)).c_str(), key);
+      if (parsed.ptr != key.data() + key.size() || id < 0 || id >= limits.vocab) {
+        refuse(("token ids from 0 to " + std::to_string(limits.vocab - 1)).c_str(), key);
       }
       read_value(value, sampling.logit_bias[id]);
     }
@@ -137,7 +144,7 @@ void read_writing(const Body& body, const mamba::Tokenizer& tokenizer, std::int6
     }
   };
   check("temperature", [&] { check_and_resolve(sampling, sampling.temperature == 0); });
-  check("stop", [&] { options_of(job, tokenizer); });
+  check("stop", [&] { options_of(job, limits.tokenizer); });
 }
 
 }  // namespace server

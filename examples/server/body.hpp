@@ -41,9 +41,17 @@ class Body {
 Ids ids_of(const Json& list, std::int64_t vocab);
 bool is_ids(const Json& value);
 
-// The fields of a job that say how it is written: max_tokens, temperature, top_p, top_k, min_p,
-// repetition_penalty, logit_bias, seed, stop, ignore_eos. ApiError 422.
-void read_writing(const Body& body, const mamba::Tokenizer& tokenizer, std::int64_t vocab,
-                  std::int64_t max_tokens, std::uint64_t random_seed, Job& job);
+// What the fields of a job are held against.
+struct Limits {
+  const mamba::Tokenizer& tokenizer;
+  std::int64_t vocab;
+  std::int64_t most_tokens;  // of one text
+};
+
+// The fields that say how a text is written: temperature, top_p, top_k, min_p, repetition_penalty,
+// logit_bias, seed, stop, ignore_eos, and how long it may be: the first of `length` that is given.
+// ApiError 422.
+void read_writing(const Body& body, const Limits& limits, const std::vector<const char*>& length,
+                  std::uint64_t random_seed, Job& job);
 
 }  // namespace server

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "body.hpp"
 #include "chat_template.hpp"
 #include "engine.hpp"
 #include "http.hpp"
@@ -32,6 +33,7 @@ struct CoreOptions {
   std::string openapi = {};  // of GET /openapi.json
   Chat chat = {};
   std::int64_t most_json = std::int64_t{8} << 20;   // bytes of a body of JSON
+  std::int64_t most_tokens = INT64_MAX;             // of one text
   std::int64_t most_state = std::int64_t{1} << 30;  // and of one that is a state
 };
 
@@ -58,6 +60,7 @@ class Core {
   const CoreOptions& options() const { return options_; }
   const Executor& executor() const { return executor_; }
   std::int64_t vocab() const { return engine_.model().config().vocab_size; }
+  Limits limits() const { return {engine_.tokenizer(), vocab(), options_.most_tokens}; }
   std::uint64_t random_seed();
   // Random digits behind `prefix`.
   std::string new_name(const char* prefix);

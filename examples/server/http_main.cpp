@@ -92,6 +92,7 @@ void HttpFlags::add(CLI::App& app) {
   count("--state-bytes", state_bytes, 1, "Bytes of all states that are kept");
   count("--cache-bytes", cache_bytes, 0, "Bytes of beginnings of texts that are not read again");
   count("--queue", queue, 0, "Texts that may wait for a place");
+  count("--max-tokens", most_tokens, 1, "Tokens of one text that is written");
   count("--max-body", most_body, 1, "Bytes of a body of JSON");
   count("--max-head", most_head, 1024, "Bytes of a first line and its headers");
   count("--idle-seconds", idle_seconds, 1, "Until a client that says or takes nothing has gone");
@@ -120,6 +121,7 @@ int serve_http(const HttpFlags& flags, const std::string& folder, const mamba::L
   options.openapi.assign(openapi_json, openapi_json_size);
   options.chat = load_chat(folder);
   options.most_json = flags.most_body;
+  options.most_tokens = flags.most_tokens;
   // The ids of a path beside it may take as much as a body of JSON.
   options.most_state = flags.most_body + 2 * static_cast<std::int64_t>(
                                                  bytes_of_generator(model.config(), model.dtype()));

@@ -23,6 +23,7 @@ struct HttpFlags {
   std::int64_t queue = 256;
   std::int64_t state_bytes = std::int64_t{1} << 30;
   std::int64_t cache_bytes = std::int64_t{256} << 20;
+  std::int64_t most_tokens = std::int64_t{1} << 20;
   std::int64_t most_body = std::int64_t{8} << 20;
   std::int64_t most_head = 16 << 10;
   std::int64_t idle_seconds = 60;

@@ -415,7 +415,7 @@ Cancel complete(Core& core, const Request& request, const std::shared_ptr<Reply>
   const Body body(request);
   Asked asked;
   Job job;
-  read_writing(body, core.engine().tokenizer(), core.vocab(), 16, core.random_seed(), job);
+  read_writing(body, core.limits(), {"max_tokens"}, core.random_seed(), job);
   body.read("n", asked.n, 1, most_choices);
   read_stream(body, asked);
   body.read("echo", asked.echo);
@@ -440,11 +440,9 @@ Cancel chat(Core& core, const Request& request, const std::shared_ptr<Reply>& re
   Asked asked;
   asked.chat = true;
   Job job;
-  read_writing(body, core.engine().tokenizer(), core.vocab(), chat_tokens, core.random_seed(), job);
-  body.read("max_completion_tokens", job.max_tokens);
-  if (job.max_tokens < 0) {
-    throw ApiError(422, "max_completion_tokens: expected 0 and more", "max_completion_tokens");
-  }
+  job.max_tokens = chat_tokens;
+  read_writing(body, core.limits(), {"max_completion_tokens", "max_tokens"}, core.random_seed(),
+               job);
   body.read("n", asked.n, 1, most_choices);
   read_stream(body, asked);
   body.read("logprobs", asked.log_probs);

@@ -334,7 +334,7 @@ Cancel generate(Core& core, const std::string& id, const Request& request,
                 const std::shared_ptr<Reply>& reply) {
   const Body body(request);
   Job job;
-  read_writing(body, core.engine().tokenizer(), core.vocab(), 16, core.random_seed(), job);
+  read_writing(body, core.limits(), {"max_tokens"}, core.random_seed(), job);
   const bool several = body.read("n", job.choices, 1, 128);
   bool stream = false;
   body.read("stream", stream);

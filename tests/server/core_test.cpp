@@ -266,6 +266,13 @@ TEST(CompletionsTest, ARefusalNamesTheField) {
   refused({{"logit_bias", {{"x", 1}}}}, "logit_bias", "token ids");
   refused({{"logit_bias", {{"256", 1}}}}, "logit_bias", "token ids");
   EXPECT_EQ(inside.engine().room(), 8);
+  CoreOptions few;
+  few.most_tokens = 5;
+  Inside limited(model(), bytes, {}, {}, few);
+  const auto long_one = limited.post_to("/v1/completions", {{"prompt", "A"}, {"max_tokens", 6}});
+  EXPECT_EQ(long_one->error(), "max_tokens: expected 0 to 5, got 6");
+  const auto silent = limited.post_to("/v1/completions", {{"prompt", "A"}});
+  EXPECT_EQ(silent->json()["usage"]["completion_tokens"], 5);
 }
 
 TEST(CompletionsTest, WhatIsNoObjectOfJsonIsRefused) {
