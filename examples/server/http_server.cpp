@@ -289,8 +289,8 @@ class Session : public std::enable_shared_from_this<Session> {
   // Before the body is read: what comes after it cannot be told from it, so that was the last
   // request of this connection.
   void refuse(Response response) {
-    const auto length = parser_->content_length();
-    if ((length && *length > 0) || parser_->chunked() || !parser_->is_header_done()) {
+    if (!parser_->is_header_done() || parser_->chunked() ||
+        parser_->content_length().value_or(0) > 0) {
       keep_alive_ = false;
     }
     exchange_ = nullptr;

@@ -70,8 +70,9 @@ class Inside {
                   const mamba::Tokenizer& tokenizer = mamba::Tokenizer::bytes(),
                   StoreOptions store = {}, EngineOptions engine_options = {},
                   CoreOptions options = {})
-      : cache_(model),
-        engine_(model, tokenizer, &cache_, stream_, engine_options),
+      : tokenizer_(tokenizer),
+        cache_(model),
+        engine_(model, tokenizer_, &cache_, stream_, engine_options),
         states_(model, std::move(store)),
         core_(
             engine_, states_, &cache_, [](const Work& work) { work(); },
@@ -119,6 +120,7 @@ class Inside {
     return options;
   }
 
+  mamba::Tokenizer tokenizer_;
   mamba::Stream stream_{mamba::Device::cpu(), 1};
   mamba::StateCache cache_;
   Engine engine_;

@@ -28,7 +28,7 @@ class HttpHouse {
   explicit HttpHouse(const mamba::LanguageModel& model, HttpOptions http = {},
                      EngineOptions engine_options = {}, CoreOptions options = {},
                      StoreOptions store = {})
-      : cache_(model),
+      : cache_(model, few_bytes()),
         engine_(model, tokenizer_, &cache_, stream_, engine_options),
         states_(model, std::move(store)),
         core_(
@@ -75,6 +75,12 @@ class HttpHouse {
   }
 
  private:
+  static mamba::CacheOptions few_bytes() {
+    mamba::CacheOptions options;
+    options.host_bytes = 4 << 20;
+    return options;
+  }
+
   mamba::Tokenizer tokenizer_ = mamba::Tokenizer::bytes();
   mamba::Stream stream_{mamba::Device::cpu(), 1};
   mamba::StateCache cache_;
