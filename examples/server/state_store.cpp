@@ -148,6 +148,7 @@ StateEntry StateStore::add(std::shared_ptr<const KeptText> text, const std::stri
   if (!options_.folder.empty()) {
     const mamba::Tensor path = path_tensor(*text);
     text->snapshot.save(path_of(entry), {{path_name, path}});
+    entry.bytes = static_cast<std::int64_t>(fs::file_size(path_of(entry)));
   }
   const std::lock_guard<std::mutex> lock(mutex_);
   insert(entry, std::move(text));
@@ -208,12 +209,7 @@ std::shared_ptr<const KeptText> StateStore::get(const std::string& id) {
     kept_.erase(found);
     return nullptr;
   }
-  if (!found->second.text) {
-    bytes_ += text->bytes() - found->second.entry.bytes;
-    found->second.entry.bytes = text->bytes();
-    found->second.text = text;
-    make_room();
-  }
+  found->second.text = text;
   return text;
 }
 

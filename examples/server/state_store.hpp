@@ -28,7 +28,7 @@ struct StoreOptions {
 struct StateEntry {
   std::string id, parent;  // no parent: empty
   std::int64_t tokens = 0;
-  std::int64_t bytes = 0;
+  std::int64_t bytes = 0;    // of its file or, where there is none, of memory
   std::int64_t created = 0;  // seconds since 1970
 };
 
