@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# mamba-server with programs that others wrote: the official client of OpenAI, and schemathesis, which makes requests out
-# of GET /openapi.json. Both come from PyPI into build/server_venv: scripts/server_clients.sh [BUILD [EXAMPLES]]
+# mamba-server with programs that others wrote: curl as README has it, the official client of OpenAI, and schemathesis,
+# which makes requests out of GET /openapi.json. The last two come from PyPI into build/server_venv:
+# scripts/server_clients.sh [BUILD [EXAMPLES]]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 build=${1:-build/cpu}
@@ -39,6 +40,14 @@ finish() {
 
 start
 "$venv/bin/python" tests/server/openai_client_test.py "$address"
+# The lines of README, as they stand there.
+{
+  echo 'curl() { command curl -fsS "$@"; }'
+  awk '/^## Serve/ { on = 1; next } /^## / { on = 0 } on && /^    (curl|id=)/' README.md |
+    sed "s#http://127.0.0.1:8080#$address#"
+} >"$scratch/readme.sh"
+(cd "$scratch" && bash -euo pipefail readme.sh >readme.out) || { cat "$scratch/readme.out"; exit 1; }
+echo "server_clients: $(grep -c "$address" "$scratch/readme.sh") lines of README run"
 finish
 # Texts that it asks for are as long as they may be.
 start --states "$scratch/states" --max-tokens 32

@@ -357,6 +357,9 @@ TEST(StopTrimTest, GivesOutWhatCannotBecomeAStop) {
   EXPECT_EQ(trim.finish(true), "");
   EXPECT_EQ(trim.push("b"), "");
   EXPECT_EQ(trim.finish(false), "b");
+  StopTrim longer({"abcd", "bc"});
+  EXPECT_EQ(longer.push("xabc"), "x");
+  EXPECT_EQ(longer.finish(true), "a") << "bc, and abcd had only begun";
 }
 
 TEST_F(EngineTest, LogProbabilitiesAreTheGenerators) {

@@ -16,6 +16,7 @@
 #include <stdexcept>
 #include <string>
 #include <utility>
+#include <vector>
 
 namespace server::testing {
 
@@ -46,6 +47,20 @@ class Client {
       : socket_(std::exchange(other.socket_, -1)), buffer_(std::move(other.buffer_)) {}
   Client& operator=(Client&&) = delete;
 
+  int descriptor() const { return socket_; }
+  // Reads an answer with a Content-Length, and keeps none of its body.
+  void drop_answer() {
+    const Got got = head();
+    std::size_t left = std::stoull(got.headers.at("content-length"));
+    left -= std::min(left, buffer_.size());
+    buffer_.clear();
+    std::vector<char> bytes(1 << 20);
+    while (left > 0) {
+      const ssize_t count = recv(socket_, bytes.data(), std::min(left, bytes.size()), 0);
+      if (count <= 0) throw std::runtime_error("an answer without its end");
+      left -= static_cast<std::size_t>(count);
+    }
+  }
   void hang_up() {
     if (socket_ >= 0) close(socket_);
     socket_ = -1;
