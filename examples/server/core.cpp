@@ -160,7 +160,16 @@ Headers Core::cross_origin(const Request& request) const {
 
 // ---- requests ----------------------------------------------------------------------------------
 
-Cancel Core::handle(const Request& request, const std::shared_ptr<Reply>& reply) {
+Cancel Core::handle(Request request, const std::shared_ptr<Reply>& reply) {
+  constexpr std::size_t large = std::size_t{1} << 16;  // a millisecond or two of JSON and tokens
+  if (request.body.size() < large) return answer(request, reply);
+  const auto kept = std::make_shared<const Request>(std::move(request));
+  const auto cancel = std::make_shared<LateCancel>();
+  executor_([this, kept, reply, cancel] { cancel->set(answer(*kept, reply)); });
+  return [cancel] { (*cancel)(); };
+}
+
+Cancel Core::answer(const Request& request, const std::shared_ptr<Reply>& reply) {
   try {
     return route(request, reply);
   } catch (const ApiError& error) {
@@ -178,7 +187,7 @@ Cancel Core::route(const Request& request, const std::shared_ptr<Reply>& reply) 
   const std::string path = request.target.substr(0, question);
   const std::string query =
       question < request.target.size() ? request.target.substr(question + 1) : std::string();
-  const auto answer = [&](const char* methods, const auto& make) -> Cancel {
+  const auto say = [&](const char* methods, const auto& make) -> Cancel {
     allow(request, methods);
     reply->send(make());
     return {};
@@ -194,7 +203,7 @@ Cancel Core::route(const Request& request, const std::shared_ptr<Reply>& reply) 
     return {};
   }
   if (path == "/") {
-    return answer("GET", [&] {
+    return say("GET", [&] {
       Response response;
       response.body = options_.page;
       response.content_type = "text/html; charset=utf-8";
@@ -206,17 +215,17 @@ Cancel Core::route(const Request& request, const std::shared_ptr<Reply>& reply) 
     });
   }
   if (path == "/openapi.json") {
-    return answer("GET", [&] {
+    return say("GET", [&] {
       Response response;
       response.body = options_.openapi;
       return response;
     });
   }
-  if (path == "/health") return answer("GET", [&] { return health(); });
-  if (path == "/metrics") return answer("GET", [&] { return prometheus(); });
-  if (path == "/v1/models") return answer("GET", [&] { return models(); });
-  if (path == "/tokenize") return answer("POST", [&] { return tokenize(request); });
-  if (path == "/detokenize") return answer("POST", [&] { return detokenize(request); });
+  if (path == "/health") return say("GET", [&] { return health(); });
+  if (path == "/metrics") return say("GET", [&] { return prometheus(); });
+  if (path == "/v1/models") return say("GET", [&] { return models(); });
+  if (path == "/tokenize") return say("POST", [&] { return tokenize(request); });
+  if (path == "/detokenize") return say("POST", [&] { return detokenize(request); });
   if (path == "/v1/completions") {
     allow(request, "POST");
     return complete(*this, request, reply);

@@ -48,8 +48,8 @@ class Core {
   std::int64_t most_body(const Request& head) const;
   // What pages of its origin may read of an answer.
   Headers cross_origin(const Request& request) const;
-  // Throws nothing.
-  Cancel handle(const Request& request, const std::shared_ptr<Reply>& reply);
+  // Throws nothing. A large body is read by the executor, so that the caller need not wait for it.
+  Cancel handle(Request request, const std::shared_ptr<Reply>& reply);
   // What comes from now on is refused with 503.
   void drain() { draining_ = true; }
   bool ending() const { return draining_; }
@@ -66,6 +66,7 @@ class Core {
   std::string new_name(const char* prefix);
 
  private:
+  Cancel answer(const Request& request, const std::shared_ptr<Reply>& reply);
   Cancel route(const Request& request, const std::shared_ptr<Reply>& reply);
   Cancel route_states(const Request& request, const std::vector<std::string>& path,
                       const std::string& query, const std::shared_ptr<Reply>& reply);

@@ -39,10 +39,6 @@ void check_ids(const Ids& prompt, std::int64_t vocab) {
   }
 }
 
-Ids beginning(const Ids& ids, std::size_t count) {
-  return {ids.begin(), ids.begin() + static_cast<std::ptrdiff_t>(count)};
-}
-
 }  // namespace
 
 mamba::GenerateOptions options_of(const Job& job, const mamba::Tokenizer& tokenizer) {
@@ -65,6 +61,13 @@ Engine::Engine(const mamba::LanguageModel& model, const mamba::Tokenizer& tokeni
       options_(options),
       pool_(model, options.capacity, stream) {}
 
+Ids Engine::Order::text(std::size_t read) const {
+  Ids ids;
+  if (job.from && !job.look_for) ids = job.from->path;
+  ids.insert(ids.end(), job.prompt.begin(), job.prompt.begin() + static_cast<std::ptrdiff_t>(read));
+  return ids;
+}
+
 // ---- from other threads -------------------------------------------------------------------------
 
 std::vector<Engine::Ticket> Engine::submit(
@@ -75,12 +78,7 @@ std::vector<Engine::Ticket> Engine::submit(
     auto order = std::make_shared<Order>();
     order->job = std::move(jobs[i]);
     order->listener = listeners[i];
-    const Job& own = order->job;
-    if (cache_ != nullptr || own.keep || own.choices > 1) {
-      if (own.from && !own.look_for) order->whole = own.from->path;
-      order->whole.insert(order->whole.end(), own.prompt.begin(), own.prompt.end());
-    }
-    choices += own.choices;
+    choices += order->job.choices;
     orders.push_back(std::move(order));
   }
   const std::lock_guard<std::mutex> lock(mutex_);
@@ -243,7 +241,6 @@ void Engine::begin(Waiting waiting) {
   answer.options = options_of(job, tokenizer_);
   if (!job.stop_in_text) answer.trim = StopTrim(job.stop);
   if (all_read) answer.read = job.prompt.size();
-  if (job.keep) answer.path = waiting.order->whole;
   if (job.score_prompt && !all_read) {
     answer.scores.emplace(model_, job.prompt, job.log_probs.value_or(0));
   }
@@ -298,8 +295,7 @@ void Engine::read_prompts() {
     try {
       if (!own && reader->scores) reader->scores->read_piece(stream_);
       if (!own && cache_ != nullptr) {
-        const auto position = static_cast<std::size_t>(reader->position());
-        cache_->keep(reader->generator, beginning(reader->order->whole, position));
+        cache_->keep(reader->generator, reader->order->text(reader->read));
       }
     } catch (const std::exception&) {
       own = std::current_exception();
@@ -318,7 +314,7 @@ void Engine::announce(Answers::iterator answer) {
   std::shared_ptr<const KeptText> after;
   try {
     if (answer->choice == 0 && order->job.choices > 1) {
-      after = std::make_shared<KeptText>(KeptText{order->whole, answer->generator.snapshot()});
+      after = std::make_shared<KeptText>(KeptText{{}, answer->generator.snapshot()});
     }
   } catch (const std::exception&) {
     fail(answer, std::current_exception());
@@ -361,7 +357,7 @@ void Engine::write_tokens() {
       fail(writers[i], chosen[i].error);
     } else {
       ++written_;
-      if (writers[i]->order->job.keep) writers[i]->path.push_back(chosen[i].token);
+      if (writers[i]->order->job.keep) writers[i]->ids.push_back(chosen[i].token);
       Token token;
       token.id = chosen[i].token;
       write_token(writers[i], std::move(token));
@@ -394,15 +390,21 @@ void Engine::write_token(Answers::iterator answer, Token token) {
 // A text that is kept can be gone back to: see StateCache.
 void Engine::keep_point(Answer& answer) {
   if (cache_ == nullptr || !answer.order->job.keep) return;
-  if (static_cast<std::int64_t>(answer.path.size()) % options_.keep_every != 0) return;
-  cache_->keep(answer.generator, answer.path);
+  if (answer.generator.tokens_seen() % options_.keep_every != 0) return;
+  cache_->keep(answer.generator, path_of(answer));
+}
+
+Ids Engine::path_of(const Answer& answer) {
+  Ids path = answer.order->text(answer.read);
+  path.insert(path.end(), answer.ids.begin(), answer.ids.end());
+  return path;
 }
 
 // ---- the end of one -----------------------------------------------------------------------------
 
 std::shared_ptr<const KeptText> Engine::kept(Answer& answer) const {
   return std::make_shared<KeptText>(
-      KeptText{std::move(answer.path), answer.generator.snapshot().to(mamba::Device::cpu())});
+      KeptText{path_of(answer), answer.generator.snapshot().to(mamba::Device::cpu())});
 }
 
 void Engine::finish(Answers::iterator answer, Finish reason) {

@@ -154,7 +154,9 @@ class Engine {
     Ticket ticket = 0;
     Job job;
     std::shared_ptr<Listener> listener;
-    Ids whole;  // the text up to the end of the prompt, where it is needed
+
+    // The text up to the first `read` tokens of the prompt.
+    Ids text(std::size_t read) const;
   };
   struct Waiting {
     std::shared_ptr<const Order> order;
@@ -171,7 +173,7 @@ class Engine {
     std::size_t known = 0;  // tokens of the prompt
     std::size_t read = 0;   // with those
     std::int64_t written = 0;
-    Ids path;  // where it will be kept
+    Ids ids;  // that were written, where they will be kept
     std::optional<PromptScores> scores;
     bool announced = false;
 
@@ -200,6 +202,7 @@ class Engine {
   void release(int places);  // of the queue
   std::shared_ptr<const KeptText> kept(Answer& answer) const;
   void keep_point(Answer& answer);
+  static Ids path_of(const Answer& answer);
 
   const mamba::LanguageModel& model_;
   const mamba::Tokenizer& tokenizer_;

@@ -6,6 +6,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -60,6 +61,26 @@ class Reply {
 
 // Ends what still runs for a request whose client has gone. Empty where nothing does.
 using Cancel = std::function<void()>;
+
+// A Cancel for what has not begun yet: it may be called before it is known what it ends.
+class LateCancel {
+ public:
+  void set(Cancel cancel) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    cancel_ = std::move(cancel);
+    if (gone_ && cancel_) cancel_();
+  }
+  void operator()() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    gone_ = true;
+    if (cancel_) cancel_();
+  }
+
+ private:
+  std::mutex mutex_;
+  bool gone_ = false;
+  Cancel cancel_;
+};
 
 // A request that is refused, or that failed.
 class ApiError : public std::runtime_error {

@@ -139,10 +139,10 @@ int serve_http(const HttpFlags& flags, const std::string& folder, const mamba::L
   engine_options.capacity = capacity;
   engine_options.queue = flags.queue;
   Engine engine(model, tokenizer, cache ? &*cache : nullptr, stream, engine_options);
-  Worker worker;
+  Worker* at_work = nullptr;
   Core core(
       engine, states, cache ? &*cache : nullptr,
-      [&worker](Work work) { worker.run(std::move(work)); }, options);
+      [&at_work](Work work) { at_work->run(std::move(work)); }, options);
   HttpOptions http;
   http.host = flags.host;
   http.port = flags.port;
@@ -153,6 +153,9 @@ int serve_http(const HttpFlags& flags, const std::string& folder, const mamba::L
   http.requests_a_client = flags.requests_a_client;
   http.log = !flags.quiet;
   HttpServer http_server(core, http);
+  // What they still do at the end needs all of the above.
+  Worker worker;
+  at_work = &worker;
   const Running running(engine);
   log_line(",\"listening\":" + json_string(http_server.address()) +
            ",\"model\":" + json_string(options.model));

@@ -256,11 +256,11 @@ class Session : public std::enable_shared_from_this<Session> {
     if (closed_) return;
     if (error == http::error::body_limit) return too_large(house_.core.most_body(request_));
     if (error) return bad_input(error);
-    request_.body = std::move(parser_->get().body());
     socket_.expires_never();
     exchange_ = std::make_shared<Exchange>(house_.outbox, shared_from_this());
-    cancel_ = house_.core.handle(request_, exchange_);
-    request_.body = std::string();
+    Request request = request_;  // the log needs it too, but for its body
+    request.body = std::move(parser_->get().body());
+    cancel_ = house_.core.handle(std::move(request), exchange_);
     watch();
   }
 

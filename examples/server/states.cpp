@@ -242,26 +242,6 @@ class GenerateCall : public Call {
   std::optional<Response> error_;
 };
 
-// A cancel for work whose tickets are not known yet.
-class LateCancel {
- public:
-  void set(Cancel cancel) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    cancel_ = std::move(cancel);
-    if (gone_ && cancel_) cancel_();
-  }
-  void operator()() {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    gone_ = true;
-    if (cancel_) cancel_();
-  }
-
- private:
-  std::mutex mutex_;
-  bool gone_ = false;
-  Cancel cancel_;
-};
-
 // ask(state of `id`): at once where it is in memory, else when its file is read.
 template <class F>
 Cancel with_state(Core& core, const std::string& id, const std::shared_ptr<Reply>& reply, F ask) {
@@ -304,24 +284,23 @@ Cancel upload_state(Core& core, const Request& request, const std::shared_ptr<Re
     throw ApiError(415, "Content-Type: expected application/octet-stream, got " +
                             (type.empty() ? std::string("none") : text_of(type)));
   }
-  auto body = std::make_shared<const std::string>(request.body);
-  return later(core, reply, [&core, reply, body] {
-    std::shared_ptr<const KeptText> text;
+  std::shared_ptr<const KeptText> text;
+  try {
+    text = std::make_shared<KeptText>(
+        from_bytes(mamba::ByteView(request.body.data(), request.body.size()), "the body"));
+  } catch (const mamba::Error& error) {
+    throw ApiError(422, error.what(), "body");
+  }
+  const mamba::LanguageModel& model = core.engine().model();
+  if (text->snapshot.fingerprint() != model.fingerprint()) {
+    throw ApiError(409,
+                   "expected a state of this model (" + model.fingerprint() +
+                       "), got one of another (" + text->snapshot.fingerprint() + ")",
+                   "body");
+  }
+  return later(core, reply, [&core, reply, text] {
     try {
-      text = std::make_shared<KeptText>(
-          from_bytes(mamba::ByteView(body->data(), body->size()), "the body"));
-    } catch (const mamba::Error& error) {
-      throw ApiError(422, error.what(), "body");
-    }
-    const mamba::LanguageModel& model = core.engine().model();
-    if (text->snapshot.fingerprint() != model.fingerprint()) {
-      throw ApiError(409,
-                     "expected a state of this model (" + model.fingerprint() +
-                         "), got one of another (" + text->snapshot.fingerprint() + ")",
-                     "body");
-    }
-    try {
-      const mamba::Generator fits(model, text->snapshot);  // shapes, dtype, ids
+      const mamba::Generator fits(core.engine().model(), text->snapshot);  // shapes, dtype, ids
     } catch (const mamba::ArgumentError& error) {
       throw ApiError(409, error.what(), "body");
     }

@@ -25,7 +25,7 @@ class HttpHouse {
         engine_(model, tokenizer_, &cache_, stream_, engine_options),
         states_(model, std::move(store)),
         core_(
-            engine_, states_, &cache_, [this](Work work) { worker_.run(std::move(work)); },
+            engine_, states_, &cache_, [this](Work work) { worker_->run(std::move(work)); },
             std::move(options)) {
     http.port = 0;
     http.log = false;
@@ -38,6 +38,7 @@ class HttpHouse {
     end();
     engine_.stop();
     engine_thread_.join();
+    worker_.reset();  // what it still does needs the others
     close(end_[0]);
     close(end_[1]);
   }
@@ -79,7 +80,7 @@ class HttpHouse {
   mamba::StateCache cache_;
   Engine engine_;
   StateStore states_;
-  Worker worker_;
+  std::optional<Worker> worker_{std::in_place};
   Core core_;
   std::optional<HttpServer> http_;
   int end_[2] = {-1, -1};

@@ -238,11 +238,14 @@ TEST(HttpTest, LimitsOfAClientAndOfAll) {
   EXPECT_EQ(fifth.get("/health").status, 200);
   Client sixth(house.port());
   sixth.ask("GET", "/health");
+  std::atomic<bool> room{false};
   std::thread later([&] {
     std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    room = true;
     fifth.hang_up();
   });
   EXPECT_EQ(sixth.answer().status, 200);
+  EXPECT_TRUE(room) << "it was answered before";
   later.join();
 }
 
