@@ -235,7 +235,8 @@ Cancel Core::route(const Request& request, const std::shared_ptr<Reply>& reply) 
     return chat(*this, request, reply);
   }
   const std::vector<std::string> parts = parts_of(path);
-  if (parts.front() == "states") return route_states(request, parts, query, reply);
+  if (!parts.empty() && parts.front() == "states")
+    return route_states(request, parts, query, reply);
   throw ApiError(404, "expected a path of this server's (GET /openapi.json tells them), got " +
                           json_string(path.substr(0, 200)));
 }

@@ -256,7 +256,6 @@ class Session : public std::enable_shared_from_this<Session> {
     if (closed_) return;
     if (error == http::error::body_limit) return too_large(house_.core.most_body(request_));
     if (error) return bad_input(error);
-    socket_.expires_never();
     exchange_ = std::make_shared<Exchange>(house_.outbox, shared_from_this());
     Request request = request_;  // the log needs it too, but for its body
     request.body = std::move(parser_->get().body());
@@ -406,7 +405,6 @@ class Session : public std::enable_shared_from_this<Session> {
       self->going_bytes_ = nullptr;
       if (self->closed_) return;
       if (error) return self->leave();
-      if (self->exchange_) self->socket_.expires_never();
       self->flush();
     });
   }

@@ -353,9 +353,9 @@ TEST(StatesTest, AreLookedInto) {
 TEST(StatesTest, WhatIsNotThereIsNotFound) {
   Inside inside(model());
   const std::string a = id_of(inside.post_to("/states", {{"prompt", "A"}}));
-  for (const char* path :
-       {"/states/no", "/states/no/content", "/states/no/layers", "/states/no/text",
-        "/states/no/map?layer=0", "/states/", "/states//", "/states/../x", "/states/%00/content"}) {
+  for (const char* path : {"/states/no", "/states/no/content", "/states/no/layers",
+                           "/states/no/text", "/states/no/map?layer=0", "/states/", "/states//",
+                           "/states/../x", "/states/%00/content", "", "states", "?", "*"}) {
     EXPECT_EQ(inside.ask(Inside::get(path))->status(), 404) << path;
   }
   EXPECT_EQ(inside.ask(Inside::get("/states/" + a + "/diff/no"))->status(), 404);
