@@ -32,6 +32,7 @@ using Protocol = asio::generic::stream_protocol;
 using Socket = beast::basic_stream<Protocol>;
 
 constexpr std::size_t most_unread = std::size_t{4} << 20;  // bytes that a slow client has not taken
+constexpr std::size_t large_body = std::size_t{1} << 18;
 constexpr std::size_t most_lingering = std::size_t{1} << 20;
 
 std::string time_now() {
@@ -246,6 +247,8 @@ class Session : public std::enable_shared_from_this<Session> {
       out_ += "HTTP/1.1 100 Continue\r\n\r\n";
       flush();
     }
+    // Beast reads as much at a time as its buffer has room for.
+    if (length.value_or(large_body) >= large_body) buffer_.reserve(large_body);
     expire();
     http::async_read(
         socket_, buffer_, *parser_,
@@ -383,8 +386,17 @@ class Session : public std::enable_shared_from_this<Session> {
     done_ = true;
   }
 
+  // What the system takes at once needs no operation of its own, with a deadline: most tokens do
+  // not.
+  void send_at_once() {
+    const ssize_t count = ::send(socket_.socket().native_handle(), out_.data(), out_.size(),
+                                 MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (count > 0) out_.erase(0, static_cast<std::size_t>(count));
+  }
+
   void flush() {
     if (writing_ || closed_) return;
+    if (!out_.empty()) send_at_once();
     if (out_.empty() && !bytes_) {
       if (std::exchange(done_, false)) answered();
       return;
