@@ -238,6 +238,7 @@ std::vector<StateEntry> StateStore::list() const {
   std::sort(numbered.begin(), numbered.end(),
             [](const auto& a, const auto& b) { return a.first < b.first; });
   std::vector<StateEntry> entries;
+  entries.reserve(numbered.size());
   for (auto& one : numbered) entries.push_back(std::move(one.second));
   return entries;
 }
