@@ -4,7 +4,7 @@
 # programs: mamba-lm and the others as their users run them (mamba_program_tests).
 # several: two GPUs or more, with NCCL; its tests, then how train-lm's speed grows with their number.
 # FOLDER is a build folder of this machine, or any with all programs in it: mamba_tests, mamba_bench
-# and so on, for `programs` also mamba-lm, mamba-rl, train-lm, serve, beam_search, best_of_n and a copy
+# and so on, for `programs` also mamba-lm, mamba-rl, train-lm, mamba-server, beam_search, best_of_n and a copy
 # of examples/model; shared libraries that the machine lacks lie beside them. Without FOLDER the
 # cuda preset is built here first, for this machine's GPU. Results are left in ${OUT:-/tmp}.
 set -euo pipefail

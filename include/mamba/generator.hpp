@@ -89,6 +89,10 @@ class Generator {
   std::vector<Generator> fork(std::int64_t k);
   // Other random numbers from here on.
   void reseed(std::uint64_t seed);
+  // Other ways of choosing from here on, say after a snapshot that another wrote. Random numbers go
+  // on with the next one that was not used: with the seed of before they are those that would have
+  // come. ArgumentError as for a new generator; the options are then as they were.
+  void set_options(const SamplingOptions& options);
 
   // Takes over the state after `ids` (at least one) and the logits [1, vocab_size] that follow
   // them, as if the ids had been read here (StateCache). ArgumentError if anything was read before.

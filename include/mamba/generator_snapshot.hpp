@@ -8,6 +8,7 @@
 #include <mamba/bytes.hpp>
 #include <mamba/sampling.hpp>
 #include <mamba/state.hpp>
+#include <mamba/state_file.hpp>
 
 namespace mamba {
 
@@ -33,8 +34,12 @@ class GeneratorSnapshot {
   // A state file (state_file.hpp) with the model's fingerprint and a hash of its contents, or the
   // bytes of that file. What load() is given must be what was written; else, FormatError. `name`
   // stands for the path in errors.
-  void save(const std::string& path) const;
-  [[nodiscard]] Bytes save() const;
+  //
+  // `extras` are tensors of the caller's, which lie beside it under their own names and are part of
+  // the hash; SafetensorsFile and load_state() give them back. Names that start with "layers." or
+  // "generator." are ArgumentErrors. They are on the CPU.
+  void save(const std::string& path, const StateExtras& extras = {}) const;
+  [[nodiscard]] Bytes save(const StateExtras& extras = {}) const;
   static GeneratorSnapshot load(const std::string& path);
   static GeneratorSnapshot load(ByteView bytes, const std::string& name = "bytes");
 

@@ -12,6 +12,7 @@
 #include <mamba/state_file.hpp>
 
 #include "fuzz.hpp"
+#include "server_model.hpp"
 
 namespace {
 
@@ -39,6 +40,45 @@ class Seeds {
   fs::path folder_;
   int number_ = 0;
 };
+
+// Requests to mamba-server: see server_core_fuzz.cpp.
+void make_requests(Seeds& seeds) {
+  const std::string sampling =
+      R"("max_tokens":3,"temperature":0.8,"top_p":0.9,"top_k":5,"min_p":0.1,"n":2,"seed":7,)"
+      R"("repetition_penalty":1.1,"stop":["b"],"logit_bias":{"65":1.5},"ignore_eos":true)";
+  const auto request = [&](const std::string& first, const std::string& body) {
+    seeds.write("server_core_fuzz", first + "\n\n" + body);
+  };
+  request("POST /v1/completions",
+          R"({"prompt":["a\ud83d","b"],"logprobs":2,"echo":true,)" + sampling + "}");
+  request("POST /v1/completions", R"({"prompt":[1,2],"stream":true,"stream_options":)"
+                                  R"({"include_usage":true},)" +
+                                      sampling + "}");
+  request("POST /v1/chat/completions",
+          R"({"messages":[{"role":"user","content":[{"type":"text","text":"a"}]}],)"
+          R"("logprobs":true,"top_logprobs":1,)" +
+              sampling + "}");
+  request("POST /states", R"({"prompt":"a","from":null})");
+  request("POST /states/@/generate", "{" + sampling + R"(,"stream":true})");
+  request("POST /states/@/rewind", R"({"tokens":2})");
+  for (const char* target : {"/states", "/states/@", "/states/@/content", "/states/@/text",
+                             "/states/@/layers", "/states/@/map?layer=0", "/states/@/diff/@",
+                             "/health", "/metrics", "/v1/models", "/openapi.json", "/"}) {
+    request(std::string("GET ") + target, "");
+  }
+  request("DELETE /states/@", "");
+  request("POST /tokenize", R"({"text":"a","special_tokens":false})");
+  request("POST /detokenize", R"({"tokens":[195,169]})");
+  const mamba::LanguageModel model = fuzz::server_model();
+  mamba::Generator generator(model);
+  generator.read({1, 2, 3});
+  const mamba::Tensor path = mamba::Tensor::from<std::int32_t>({1, 2, 3});
+  const mamba::Bytes state = generator.snapshot().save({{"path.ids", path}});
+  seeds.write("server_core_fuzz",
+              "PUT /states\ncontent-type: application/octet-stream\n\n" +
+                  std::string(reinterpret_cast<const char*>(state.data()), state.size()));
+  seeds.write("server_core_fuzz", "GET /health\norigin: https://a.example\nhost: b.example\n\n");
+}
 
 void make(Seeds& seeds) {
   const fs::path golden = MAMBA_GOLDEN_DIR;
@@ -111,7 +151,7 @@ void make(Seeds& seeds) {
   }
   seeds.write("encode_fuzz", text);
   seeds.write("text_stream_fuzz", text);
-  seeds.write("serve_line_fuzz",
+  seeds.write("server_line_fuzz",
               R"({"id":[1,{"a":null}],"prompt":"a","max_tokens":5,"temperature":0.8,"seed":7,)"
               R"("top_k":0,"top_p":1,"min_p":0,"repetition_penalty":1.1,"stop":["b"],)"
               R"("ignore_eos":true})");
@@ -123,4 +163,5 @@ int main(int argc, char** argv) {
   if (argc != 2) return 2;
   Seeds seeds(argv[1]);
   make(seeds);
+  make_requests(seeds);
 }

@@ -57,6 +57,7 @@ TEST_EACH(BadCalls, Generators, Device device) {
           {moved, [&] { gone.model(); }},
           {moved, [&] { gone.stream(); }},
           {moved, [&] { gone.reseed(1); }},
+          {moved, [&] { gone.set_options({}); }},
           {moved, [&] { gone.snapshot(); }},
           {moved, [&] { gone.copy_from(snapshot); }},
           {moved, [&] { gone.continue_from({1}, state, logits); }},

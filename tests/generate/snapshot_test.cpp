@@ -7,6 +7,7 @@
 #include <thread>
 
 #include <mamba/generator.hpp>
+#include <mamba/safetensors.hpp>
 #include <mamba/speculative.hpp>
 #include <mamba/state_file.hpp>
 
@@ -159,6 +160,47 @@ TEST_EACH(SnapshotTest, BytesAreThoseOfTheFile, MixerKind mixer, Device device,
 }
 
 // A file that an earlier version wrote, in the middle of a character.
+// With the seed of before, whoever goes on writes what one generation would have written.
+TEST_EACH(SnapshotTest, GoesOnWithOtherOptions, MixerKind mixer, Device device) {
+  const LanguageModel model = bytes_model(mixer, device, DType::f32);
+  Generator whole = begun(model, lively(3), 13);
+  const Ids text = generate(whole, 20);
+  const GeneratorSnapshot snapshot = begun(model, SamplingOptions{}, 13).snapshot();
+  Generator greedy(model, snapshot);
+  const Ids greedy_text = generate(greedy, 20);
+
+  Generator other = begun(model, lively(3), 13);
+  other.set_options(SamplingOptions{});
+  EXPECT_EQ(other.options(), SamplingOptions{});
+  other.set_options(lively(3));
+  EXPECT_EQ(generate(other, 20), text);
+
+  Generator drawn(model, snapshot);
+  drawn.set_options(lively(3));
+  EXPECT_NE(generate(drawn, 20), greedy_text);
+  SamplingOptions bad;
+  bad.top_p = 2;
+  EXPECT_THROW(drawn.set_options(bad), ArgumentError);
+  EXPECT_EQ(drawn.options(), lively(3));
+}
+
+TEST(SnapshotTest, TensorsOfTheCallersLieBesideIt) {
+  const LanguageModel model = bytes_model(MixerKind::mamba1, Device::cpu(), DType::f32);
+  const GeneratorSnapshot snapshot = begun(model, lively(3), 5).snapshot();
+  const Tensor ids = Tensor::from<std::int32_t>({4, 5, 6});
+  Bytes bytes = snapshot.save({{"path.ids", ids}});
+  EXPECT_EQ(load_state(bytes).extras.at("path.ids").to_vector<std::int32_t>(), (Ids{4, 5, 6}));
+  const GeneratorSnapshot loaded = GeneratorSnapshot::load(bytes);
+  EXPECT_EQ(text_of(loaded.save()), text_of(snapshot.save()));
+  // They are part of what is believed.
+  const SafetensorsFile file(bytes);
+  bytes[static_cast<std::size_t>(file.entry("path.ids").offset)] ^= std::byte{1};
+  EXPECT_THROW(GeneratorSnapshot::load(bytes), FormatError);
+  for (const char* name : {"layers.0.conv", "generator.seen"}) {
+    EXPECT_THROW((void)snapshot.save({{name, ids}}), ArgumentError) << name;
+  }
+}
+
 TEST(SnapshotTest, AFileOfBeforeIsReadAndWrittenTheSame) {
   const std::string path = golden_folder("generation.safetensors");
   const GeneratorSnapshot snapshot = GeneratorSnapshot::load(path);

@@ -110,7 +110,8 @@ TEST(EmptyArguments, areNotTakenForAbsentOnes) {
   expect_error(run({"info", ""}), "MODEL: expected a value, got an empty one");
   expect_error(run({"bench", ""}), "MODEL: expected a value, got an empty one");
   expect_error(run({"generate", "--prompt="}), "--prompt");
-  expect_error(run({"--cache", ""}, place_of(SERVE)), "--cache: expected a value");
+  expect_error(run({"--lines", "--cache", ""}, place_of(MAMBA_SERVER)),
+               "--cache: expected a value");
   expect_error(run({"text", "--out", ""}, place_of(TRAIN_LM)), "--out: expected a value");
   expect_error(run({"--out", ""}, place_of(MAMBA_RL)), "--out: expected a value");
 }
@@ -135,7 +136,7 @@ TEST(Memory, whatCannotFitIsRefusedBeforeItIsTaken) {
   const char* fits = "of memory of this machine, got ";
   expect_error(run({"bench", base, "--batches", "1000000000"}), fits);
   expect_error(run({"bench", base, "--prompts", "1000000000000"}), fits);
-  expect_error(run({"--capacity", "1000000000"}, place_of(SERVE)), fits);
+  expect_error(run({"--capacity", "1000000000"}, place_of(MAMBA_SERVER)), fits);
 
   const TemporaryFolder folder;
   mamba::LanguageModelConfig large;

@@ -53,7 +53,7 @@ TEST_F(StopTest, whatATokenHoldsBehindItComesWithTheNextRun) {
 }
 
 TEST_F(StopTest, endsAnswersOfServe) {
-  Child child({folder_.path(), "--threads", "1"}, false, place_of(SERVE));
+  Child child({folder_.path(), "--lines", "--threads", "1"}, false, place_of(MAMBA_SERVER));
   child.write(R"({"id":1,"prompt":"A","max_tokens":12,"stop":["."]})"
               "\n");
   child.write(R"({"id":2,"prompt":"A","max_tokens":12,"stop":["d an"]})"

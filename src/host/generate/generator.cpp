@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include <mamba/check.hpp>
 
@@ -195,6 +196,13 @@ std::vector<Generator> Generator::fork(std::int64_t k) {
 void Generator::reseed(std::uint64_t seed) {
   options_.seed = seed;
   slot().set_seed(seed);
+}
+
+void Generator::set_options(const SamplingOptions& options) {
+  options.check();
+  SamplingOptions kept = options;  // what may run out of memory comes first
+  slot().set_options(options);
+  options_ = std::move(kept);
 }
 
 // ---- several ----------------------------------------------------------------------------------

@@ -186,28 +186,38 @@ struct Saved {
   StateExtras extras;
 
   template <class Content>
-  explicit Saved(const Content& content)
-      : seen(id_list(content.seen)), recent(id_list(content.recent)) {
+  Saved(const Content& content, const StateExtras& more)
+      : seen(id_list(content.seen)), recent(id_list(content.recent)), extras(more) {
+    for (const auto& [name, view] : more) {
+      const bool reserved = name.rfind("layers.", 0) == 0 || name.rfind("generator.", 0) == 0;
+      if (reserved || view.device().is_cuda()) {
+        throw ArgumentError("GeneratorSnapshot::save", name,
+                            reserved ? "names of the caller's own" : "a tensor on the CPU",
+                            reserved ? "one of a state's tensors" : view.device().name());
+      }
+    }
     metadata.fingerprint = content.fingerprint;
     metadata.tokens_seen = {content.tokens_seen};
     metadata.notes[note] =
         to_note(content.options, content.draws, content.held, content.after_stop);
-    extras = {{logits_name, content.logits}, {seen_name, seen}, {recent_name, recent}};
+    extras[logits_name] = content.logits;
+    extras[seen_name] = seen;
+    extras[recent_name] = recent;
     seal(content.state, metadata, extras);
   }
 };
 
 }  // namespace
 
-void GeneratorSnapshot::save(const std::string& path) const {
+void GeneratorSnapshot::save(const std::string& path, const StateExtras& extras) const {
   const GeneratorSnapshot host = to(Device::cpu());
-  const Saved saved(host.content());
+  const Saved saved(host.content(), extras);
   mamba::save(path, host.state(), saved.metadata, saved.extras);
 }
 
-Bytes GeneratorSnapshot::save() const {
+Bytes GeneratorSnapshot::save(const StateExtras& extras) const {
   const GeneratorSnapshot host = to(Device::cpu());
-  const Saved saved(host.content());
+  const Saved saved(host.content(), extras);
   return mamba::save(host.state(), saved.metadata, saved.extras);
 }
 

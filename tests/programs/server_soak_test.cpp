@@ -1,12 +1,10 @@
-// serve among hostile requests: whoever asks for something that can be answered gets what he would
-// get alone, and every hostile request gets its own error.
+// mamba-server --lines among hostile requests: whoever asks for something that can be answered gets
+// what he would get alone, and every hostile request gets its own error.
 //
 // MAMBA_SOAK_REQUESTS=10000 in the environment makes it longer than it is in every run of the
 // tests.
 #include <gtest/gtest.h>
 
-#include <algorithm>
-#include <cmath>
 #include <cstdlib>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -17,9 +15,11 @@
 
 #include "child.hpp"
 #include "generate/bpe_model.hpp"
+#include "server/poisoned_model.hpp"
 
 namespace {
 
+using mamba::testing::poisoned_model;
 using mamba::testing::TemporaryFolder;
 using Json = nlohmann::json;
 
@@ -36,22 +36,6 @@ struct Answer {
 std::int64_t requests() {
   const char* given = std::getenv("MAMBA_SOAK_REQUESTS");
   return given != nullptr ? std::atoll(given) : 400;
-}
-
-// A model with random weights, in f32, that has no finite logit after a text with `poison` in it.
-mamba::LanguageModel poisoned_model(std::int64_t vocab, std::int32_t poison) {
-  mamba::LanguageModelConfig config;
-  config.layer.d_model = 16;
-  config.n_layer = 2;
-  config.vocab_size = vocab;
-  config.tie_embeddings = false;
-  config = config.resolved();
-  mamba::LanguageModelWeights weights = mamba::random_model_weights(config, mamba::DType::f32, 5);
-  float* row = weights.embedding.data<float>() + poison * config.layer.d_model;
-  std::fill_n(row, config.layer.d_model, std::nanf(""));
-  float* head = weights.head.data<float>();  // clear leads: no choice depends on rounding
-  for (std::int64_t i = 0; i < weights.head.count(); ++i) head[i] *= 40;
-  return mamba::LanguageModel(config, std::move(weights));
 }
 
 class Soak {
@@ -181,7 +165,8 @@ void expect_all_answered(const std::string& folder, const mamba::LanguageModel& 
   Soak soak(model, tokenizer);
   std::string input;
   for (std::int64_t id = 0; id < requests(); ++id) input += soak.request(id);
-  Child child({folder, "--threads", "1", "--capacity", "7"}, false, place_of(SERVE));
+  Child child({folder, "--lines", "--threads", "1", "--capacity", "7"}, false,
+              place_of(MAMBA_SERVER));
   std::thread writer([&] {
     child.write(input);
     child.close_input();
@@ -223,14 +208,14 @@ void expect_all_answered(const std::string& folder, const mamba::LanguageModel& 
   EXPECT_GT(done, requests() * 8 / 10);
 }
 
-TEST(ServeSoak, byteModelAnswersAllButTheHostileAsIfAlone) {
+TEST(ServerSoak, byteModelAnswersAllButTheHostileAsIfAlone) {
   const TemporaryFolder folder;
   const mamba::LanguageModel model = poisoned_model(256, 'Z');
   model.save(folder.path());
   expect_all_answered(folder.path(), model, mamba::Tokenizer::bytes());
 }
 
-TEST(ServeSoak, bpeModelAnswersAllButTheHostileAsIfAlone) {
+TEST(ServerSoak, bpeModelAnswersAllButTheHostileAsIfAlone) {
   const TemporaryFolder folder;
   const auto tokens = mamba::testing::bpe_tokens(
       {"the", " king", " and", ".\"", "\n    ", "said", "..)", "an", " a", "er", "ing"});

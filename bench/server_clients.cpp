@@ -1,0 +1,163 @@
+// What mamba-server takes beside the model, seen by clients on the same machine:
+//
+//   mamba_server_bench PORT clients N TOKENS   N streams at once: tokens/s of all
+//   mamba_server_bench PORT latency            health, one token, the first token from kept states
+//   mamba_server_bench PORT content            a state down and up
+//   mamba_server_bench make FOLDER             a model of the shape of mamba-130m, random weights
+#include <poll.h>
+
+#include <chrono>
+#include <cstdio>
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include <mamba/language_model.hpp>
+
+#include "server/http_client.hpp"
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using Json = nlohmann::json;
+using server::testing::Client;
+using server::testing::Got;
+
+double seconds_since(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+double median(std::vector<double> values) {
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+double median_of(int repeats, const std::function<double()>& measure) {
+  std::vector<double> values;
+  for (int i = 0; i < repeats; ++i) values.push_back(measure());
+  return median(values);
+}
+
+// From the first answer, when all have been read, to the last: one thread reads for all.
+double stream_rate(int port, int clients, int tokens) {
+  const Json asked{{"prompt", "And the "},
+                   {"max_tokens", tokens},
+                   {"temperature", 0},
+                   {"ignore_eos", true},
+                   {"stream", true}};
+  std::vector<Client> all;
+  std::vector<pollfd> sockets;
+  for (int i = 0; i < clients; ++i) {
+    all.emplace_back(port);
+    sockets.push_back({all.back().descriptor(), POLLIN, 0});
+  }
+  for (Client& client : all) client.ask("POST", "/v1/completions", asked.dump());
+  std::vector<std::string> ends(all.size());
+  std::size_t left = all.size();
+  std::vector<char> buffer(1 << 18);
+  auto begin = Clock::now();
+  bool begun = false;
+  while (left > 0) {
+    poll(sockets.data(), sockets.size(), -1);
+    if (!std::exchange(begun, true)) begin = Clock::now();
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      if (sockets[i].revents == 0) continue;
+      const ssize_t count = recv(sockets[i].fd, buffer.data(), buffer.size(), 0);
+      std::string& end = ends[i];
+      if (count > 0) end.append(buffer.data(), static_cast<std::size_t>(count));
+      if (end.size() > 64) end.erase(0, end.size() - 64);
+      if (count > 0 && end.find("[DONE]") == std::string::npos) continue;
+      sockets[i].fd = -1;
+      --left;
+    }
+  }
+  return static_cast<double>(clients) * tokens / seconds_since(begin);
+}
+
+void show_latency(int port) {
+  Client client(port);
+  const double health = median_of(2000, [&] {
+    const auto begin = Clock::now();
+    client.get("/health");
+    return seconds_since(begin);
+  });
+  std::printf("| health | %.3f ms |\n", health * 1e3);
+  const Json one{{"prompt", "And the "}, {"max_tokens", 1}, {"temperature", 0}};
+  client.post("/v1/completions", one);  // what is known is not read again
+  const double token = median_of(2000, [&] {
+    const auto begin = Clock::now();
+    client.post("/v1/completions", one);
+    return seconds_since(begin);
+  });
+  std::printf("| completion of one token, its prompt known | %.3f ms |\n", token * 1e3);
+  for (const std::size_t length : {100, 10000, 200000}) {
+    const std::string id =
+        client.post("/states", {{"prompt", std::string(length, 'a')}}).json().at("id");
+    const Json asked{{"max_tokens", 2}, {"temperature", 0}, {"stream", true}};
+    const double first = median_of(200, [&] {
+      const auto begin = Clock::now();
+      client.ask("POST", "/states/" + id + "/generate", asked.dump());
+      client.head();
+      client.read_chunk();
+      const double seconds = seconds_since(begin);
+      while (!client.read_chunk().empty()) {
+      }
+      return seconds;
+    });
+    std::printf("| first token from a kept state of %zu tokens | %.3f ms |\n", length, first * 1e3);
+  }
+}
+
+void show_content(int port) {
+  Client client(port);
+  const std::string id = client.post("/states", {{"prompt", {1, 2, 3}}}).json().at("id");
+  const std::string target = "/states/" + id + "/content";
+  const std::string content = client.get(target).body;
+  const double down = median_of(100, [&] {
+    const auto begin = Clock::now();
+    client.ask("GET", target);
+    client.drop_answer();
+    return seconds_since(begin);
+  });
+  const double up = median_of(100, [&] {
+    const auto begin = Clock::now();
+    client.ask("PUT", "/states", content, "application/octet-stream");
+    const Got got = client.answer();
+    const double seconds = seconds_since(begin);
+    client.ask("DELETE", "/states/" + got.json().at("id").get<std::string>());
+    client.answer();
+    return seconds;
+  });
+  const auto size = static_cast<double>(content.size());
+  std::printf("| download of %.2f MB | %.3f ms | %.2f GB/s |\n", size / 1e6, down * 1e3,
+              size / down / 1e9);
+  std::printf("| upload of %.2f MB | %.3f ms | %.2f GB/s |\n", size / 1e6, up * 1e3,
+              size / up / 1e9);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::vector<std::string> arguments(argv + 1, argv + argc);
+  if (arguments.size() == 2 && arguments[0] == "make") {
+    mamba::LanguageModelConfig config;
+    config.layer.d_model = 768;
+    config.n_layer = 24;
+    config.vocab_size = 50280;
+    mamba::LanguageModel::random(config, 1).save(arguments[1]);
+    return 0;
+  }
+  if (arguments.size() < 2) return 2;
+  const int port = std::stoi(arguments[0]);
+  if (arguments[1] == "clients" && arguments.size() == 4) {
+    std::printf("%.0f\n", stream_rate(port, std::stoi(arguments[2]), std::stoi(arguments[3])));
+  } else if (arguments[1] == "latency") {
+    show_latency(port);
+  } else if (arguments[1] == "content") {
+    show_content(port);
+  } else {
+    return 2;
+  }
+}
