@@ -19,6 +19,13 @@
 
 namespace mamba::cuda {
 
+// Kernels of these files are empty in code for another device, which a build may add by its flags.
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+constexpr bool compiled_for_90a = true;
+#else
+constexpr bool compiled_for_90a = false;
+#endif
+
 // How a factor lies in shared memory: panels of `bytes` (128, 64 or 32) a row, from a multiple of
 // 1024 bytes on, the pieces of 16 bytes of a row swizzled.
 template <int Bytes>

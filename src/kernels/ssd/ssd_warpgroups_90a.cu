@@ -15,11 +15,9 @@ namespace {
 
 extern __shared__ __align__(1024) char ssd_warpgroup_memory[];
 
-// The parts of a block, and what those that have channels do. Empty in code for other devices,
-// which a build may add by its flags.
+// The parts of a block; those that have channels do with_channels().
 template <class Block, class F>
 __device__ __forceinline__ void run_block(Block& block, F with_channels) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
   __syncthreads();
   if (block.brings()) {
     give_registers<Block::few>();
@@ -31,7 +29,6 @@ __device__ __forceinline__ void run_block(Block& block, F with_channels) {
     take_registers<Block::many>();
     if (block.has_channels()) with_channels();
   }
-#endif
 }
 
 template <int N, int XBytes>
@@ -39,26 +36,28 @@ __global__ void __launch_bounds__(SsdWarpgroups<N, XBytes, false>::threads, 1)
     warpgroups_kernel(const __grid_constant__ SsdOperands op,
                       const __grid_constant__ SsdWarpgroupCut cut,
                       const __grid_constant__ SsdMaps maps, const SsdSegments segments) {
-  SsdWarpgroups<N, XBytes, false> block(op, cut, maps, ssd_warpgroup_memory);
-  if (block.warpgroups() <= 0) return;
-  const StateRow<> rows = op.rows(block.b);
-  if (rows.is_absent()) {
-    if (block.segment == 0) block.fill(rows);
-    return;
-  }
-  run_block(block, [&] {
-    const bool segmented = segments.states != nullptr;
-    const float* from = segmented ? segments.states : op.initial;
-    const std::int64_t row =
-        segmented ? std::int64_t{block.b} * cut.segments + block.segment : rows.read;
-    block.clear_state();
-    if (from != nullptr && row >= 0) block.load_state(from, row);
-    if (op.time > 0) block.walk();
-    const bool last = block.segment + 1 == cut.segments;
-    if (last && op.final_state != nullptr && rows.write >= 0) {
-      block.keep_state(op.final_state, rows.write);
+  if constexpr (compiled_for_90a) {
+    SsdWarpgroups<N, XBytes, false> block(op, cut, maps, ssd_warpgroup_memory);
+    if (block.warpgroups() <= 0) return;
+    const StateRow<> rows = op.rows(block.b);
+    if (rows.is_absent()) {
+      if (block.segment == 0) block.fill(rows);
+      return;
     }
-  });
+    run_block(block, [&] {
+      const bool segmented = segments.states != nullptr;
+      const float* from = segmented ? segments.states : op.initial;
+      const std::int64_t row =
+          segmented ? std::int64_t{block.b} * cut.segments + block.segment : rows.read;
+      block.clear_state();
+      if (from != nullptr && row >= 0) block.load_state(from, row);
+      if (op.time > 0) block.walk();
+      const bool last = block.segment + 1 == cut.segments;
+      if (last && op.final_state != nullptr && rows.write >= 0) {
+        block.keep_state(op.final_state, rows.write);
+      }
+    });
+  }
 }
 
 // Of every segment but the last.
@@ -67,18 +66,20 @@ __global__ void __launch_bounds__(SsdWarpgroups<N, XBytes, true>::threads, 1)
     warpgroup_summaries_kernel(const __grid_constant__ SsdOperands op,
                                const __grid_constant__ SsdWarpgroupCut cut,
                                const __grid_constant__ SsdMaps maps, const SsdSegments segments) {
-  SsdWarpgroups<N, XBytes, true> block(op, cut, maps, ssd_warpgroup_memory);
-  if (block.warpgroups() <= 0) return;
-  if (block.segment == cut.segments - 1 || op.rows(block.b).is_absent()) return;
-  run_block(block, [&] {
-    block.clear_state();
-    const float decay = block.walk();
-    const std::int64_t row = std::int64_t{block.b} * cut.segments + block.segment;
-    block.keep_state(segments.states, row);
-    if (block.works && block.p0 == 0 && threadIdx.x % 32 == 0) {
-      segments.decays[row * op.heads + block.head] = decay;
-    }
-  });
+  if constexpr (compiled_for_90a) {
+    SsdWarpgroups<N, XBytes, true> block(op, cut, maps, ssd_warpgroup_memory);
+    if (block.warpgroups() <= 0) return;
+    if (block.segment == cut.segments - 1 || op.rows(block.b).is_absent()) return;
+    run_block(block, [&] {
+      block.clear_state();
+      const float decay = block.walk();
+      const std::int64_t row = std::int64_t{block.b} * cut.segments + block.segment;
+      block.keep_state(segments.states, row);
+      if (block.works && block.p0 == 0 && threadIdx.x % 32 == 0) {
+        segments.decays[row * op.heads + block.head] = decay;
+      }
+    });
+  }
 }
 
 // How many heads a block of so many warps may meet.
