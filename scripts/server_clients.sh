@@ -19,6 +19,7 @@ trap 'kill $server 2>/dev/null || true; rm -rf "$scratch"' EXIT
 
 # Starts a server with these flags and sets `server` and `address`.
 start() {
+  : >"$scratch/log"  # of the server before
   "$build/examples/mamba-server" --port 0 "$@" 2>"$scratch/log" &
   server=$!
   for _ in $(seq 100); do
