@@ -381,11 +381,11 @@ Cancel view_state(Core& core, const std::string& id, const std::string& what,
   if (what == "map") {
     const std::int64_t layers = core.engine().model().config().n_layer;
     const std::string key = "layer=";
-    const char* first = query.data() + key.size();
-    const char* last = query.data() + query.size();
     const bool given = query.rfind(key, 0) == 0;
-    if (!given || std::from_chars(first, last, layer).ptr != last || first == last || layer < 0 ||
-        layer >= layers) {
+    const char* const first = query.data() + (given ? key.size() : 0);
+    const char* const last = query.data() + query.size();
+    const auto parsed = std::from_chars(first, given ? last : first, layer);
+    if (!given || parsed.ec != std::errc() || parsed.ptr != last || layer < 0 || layer >= layers) {
       throw ApiError(
           422, "layer: expected 0 to " + std::to_string(layers - 1) + ", got " + json_string(query),
           "layer");

@@ -343,7 +343,8 @@ TEST(StatesTest, AreLookedInto) {
     first += std::pow(double{ssm[static_cast<std::size_t>(i * width)]}, 2);
   }
   EXPECT_NEAR(map["values"][0][0].get<double>(), std::sqrt(first / count), 1e-9);
-  for (const char* query : {"", "?layer=", "?layer=99", "?layer=-1", "?layer=1x", "?x=1"}) {
+  for (const char* query : {"", "?layer=", "?layer=99", "?layer=-1", "?layer=1x", "?x=1",
+                            "?layer=99999999999999999999", "?layer=-99999999999999999999"}) {
     const auto refused = inside.ask(Inside::get("/states/" + a + "/map" + query));
     EXPECT_EQ(refused->status(), 422) << query;
     EXPECT_EQ(refused->param(), "layer");
