@@ -246,6 +246,24 @@ def escaped(address):
     expect(driver.title == "mamba-server", "its script does not run")
 
 
+def guarded(address):
+    with urllib.request.urlopen(address + "/") as answer:
+        policy = answer.headers["Content-Security-Policy"]
+    expect("unsafe" not in policy and "*" not in policy and "//" not in policy, f"a strict policy, not {policy}")
+    expect("'none'" in policy and "connect-src 'self'" in policy, f"nothing from elsewhere: {policy}")
+    said = driver.execute_script("try { document.body.innerHTML += ''; } catch (error) { return error.message; }")
+    expect(said and "TrustedHTML" in said, "innerHTML is refused")
+    ran = driver.execute_script("""
+      const button = document.createElement('button');
+      button.setAttribute('onclick', 'document.title = 3');
+      document.body.append(button);
+      button.click();
+      button.remove();
+      return document.title""")
+    expect(ran == "mamba-server", "a script that is not the page's own does not run")
+    console("TrustedHTML", "Content Security Policy")
+
+
 def refused():
     fill("temperature", -1)
     one("go").click()
@@ -258,16 +276,17 @@ def keyboard(address):
     """From the top of the page to a branch, without a mouse."""
     driver.get(address + "/")
     until(lambda: ready() and nodes(), "the page does not begin")
-    tab_order = []
+    tab_order, elements = [], []
     for _ in range(60):
         driver.switch_to.active_element.send_keys(Keys.TAB)
         focused = driver.switch_to.active_element
         name = focused.get_attribute("id") or focused.get_attribute("data-state") or focused.tag_name
-        if focused.tag_name == "body" or (tab_order and name == tab_order[0]):
+        if focused.tag_name == "body" or focused in elements:
             break
         outline = driver.execute_script("return getComputedStyle(arguments[0]).outlineStyle", focused)
         expect(outline != "none", f"focus is seen on {name}")
         tab_order.append(name)
+        elements.append(focused)
     else:
         raise AssertionError(f"the focus does not come out of the page: {tab_order}")
     for wanted in ("prompt", "temperature", "go", "stop", "text", "point", "rewind", "branch", "download", "upload", "other"):
@@ -433,6 +452,7 @@ try:
     named()
     escaped(here)
     console()
+    guarded(here)
     keyboard(here)
     console()
     refused()
