@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# mamba-server with programs that others wrote: curl as README has it, the official client of OpenAI, and schemathesis,
-# which makes requests out of GET /openapi.json. The last two come from PyPI into build/server_venv:
+# mamba-server with programs that others wrote: curl as README has it, the official client of OpenAI, schemathesis,
+# which makes requests out of GET /openapi.json, and Chromium, which shows its page and is led by selenium. Debian has
+# Chromium (chromium, chromium-driver); the others but curl come from PyPI into build/server_venv:
 # scripts/server_clients.sh [BUILD [EXAMPLES]]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -8,7 +9,7 @@ build=${1:-build/cpu}
 examples=${2:-5}
 venv=build/server_venv
 
-wanted=(openai==3.57.0 schemathesis==4.32.5)
+wanted=(openai==3.57.0 schemathesis==4.32.5 selenium==4.51.0)
 if ! "$venv/bin/python" -m pip freeze 2>/dev/null | grep -xFc -f <(printf '%s\n' "${wanted[@]}") | grep -qx "${#wanted[@]}"; then
   python3 -m venv "$venv"
   "$venv/bin/pip" install -q --disable-pip-version-check "${wanted[@]}"
@@ -59,3 +60,5 @@ start --states "$scratch/states" --max-tokens 32
   >"$scratch/schemathesis" 2>&1) || { cat "$scratch/schemathesis"; exit 1; }
 grep -E "generated|passed" "$scratch/schemathesis"
 finish
+# It has servers of its own: a state goes from the page of one to that of the other.
+"$venv/bin/python" tests/server/page_test.py "$build/examples/mamba-server"

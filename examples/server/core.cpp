@@ -207,10 +207,9 @@ Cancel Core::route(const Request& request, const std::shared_ptr<Reply>& reply) 
       Response response;
       response.body = options_.page;
       response.content_type = "text/html; charset=utf-8";
-      response.headers = {{"Content-Security-Policy",
-                           "default-src 'none'; script-src 'unsafe-inline'; style-src "
-                           "'unsafe-inline'; img-src data:; connect-src *; base-uri 'none'; "
-                           "form-action 'none'; frame-ancestors 'none'"}};
+      response.headers = {{"Content-Security-Policy", options_.page_policy},
+                          {"Referrer-Policy", "no-referrer"},
+                          {"Cache-Control", "no-cache"}};
       return response;
     });
   }

@@ -29,8 +29,9 @@ struct CoreOptions {
   std::vector<std::string> hosts = {};
   // Of pages elsewhere that may ask: "https://example.org"; "*": any.
   std::vector<std::string> origins = {};
-  std::string page = {};     // of GET /
-  std::string openapi = {};  // of GET /openapi.json
+  std::string page = {};                           // of GET /
+  std::string page_policy = "default-src 'none'";  // its Content-Security-Policy
+  std::string openapi = {};                        // of GET /openapi.json
   Chat chat = {};
   std::int64_t most_json = std::int64_t{8} << 20;   // bytes of a body of JSON
   std::int64_t most_tokens = INT64_MAX;             // of one text

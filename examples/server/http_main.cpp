@@ -16,6 +16,7 @@
 
 extern const char page_html[];
 extern const unsigned long page_html_size;
+extern const char page_policy[];
 extern const char openapi_json[];
 extern const unsigned long openapi_json_size;
 
@@ -118,6 +119,7 @@ int serve_http(const HttpFlags& flags, const std::string& folder, const mamba::L
   options.hosts = flags.allow_hosts;
   options.origins = flags.allow_origins;
   options.page.assign(page_html, page_html_size);
+  options.page_policy = page_policy;
   options.openapi.assign(openapi_json, openapi_json_size);
   options.chat = load_chat(folder);
   options.most_json = flags.most_body;

@@ -439,12 +439,16 @@ TEST(CoreTest, TokensAndBack) {
 TEST(CoreTest, SaysWhatItIs) {
   CoreOptions options;
   options.page = "<p>";
+  options.page_policy = "default-src 'self'";
   Inside inside(model(), bytes, {}, {}, options);
   EXPECT_EQ(inside.ask(Inside::get("/health"))->json()["status"], "ok");
   const Json models = inside.ask(Inside::get("/v1/models"))->json();
   EXPECT_EQ(models["data"][0]["id"], "bytes");
   EXPECT_EQ(models["data"][0]["fingerprint"], model().fingerprint());
-  EXPECT_EQ(inside.ask(Inside::get("/"))->whole->body, "<p>");
+  const auto page = inside.ask(Inside::get("/"));
+  EXPECT_EQ(page->whole->body, "<p>");
+  EXPECT_EQ(page->whole->headers.front(),
+            std::make_pair(std::string("Content-Security-Policy"), options.page_policy));
   EXPECT_EQ(inside.ask(Inside::get("/nothing"))->status(), 404);
   EXPECT_EQ(inside.ask(Inside::get("/v1/completions"))->status(), 405);
   EXPECT_EQ(inside.ask(Inside::get("/health", "BREW"))->status(), 405);
