@@ -50,9 +50,10 @@ start
 (cd "$scratch" && bash -euo pipefail readme.sh >readme.out) || { cat "$scratch/readme.out"; exit 1; }
 echo "server_clients: $(grep -c "$address" "$scratch/readme.sh") lines of README run"
 finish
-# Texts that it asks for are as long as they may be.
+# Texts that it asks for are as long as they may be. One worker: Hypothesis keeps the sources of lambdas in a table that its
+# threads change under each other, which it then reports as an error of the test.
 start --states "$scratch/states" --max-tokens 32
-"$venv/bin/schemathesis" run "$address/openapi.json" --seed 1 --max-examples "$examples" --workers 2 --no-color \
+"$venv/bin/schemathesis" run "$address/openapi.json" --seed 1 --max-examples "$examples" --workers 1 --no-color \
   --phases coverage,fuzzing --request-timeout 20 --checks all \
   --exclude-checks ignored_auth,positive_data_acceptance,missing_required_header,unsupported_method \
   >"$scratch/schemathesis" 2>&1 || { cat "$scratch/schemathesis"; exit 1; }
