@@ -255,9 +255,8 @@ CUtensorMap tensor_map(const ConstTensorView& view, int columns, int rows, const
   const cuuint64_t pitches[2] = {step, batch > 1 ? bytes(view.row_pitch()) : step};
   const cuuint32_t box[3] = {static_cast<cuuint32_t>(columns), static_cast<cuuint32_t>(rows), 1};
   const cuuint32_t each[3] = {1, 1, 1};
-  const CUtensorMapSwizzle swizzle = columns == 64   ? CU_TENSOR_MAP_SWIZZLE_128B
-                                     : columns == 32 ? CU_TENSOR_MAP_SWIZZLE_64B
-                                                     : CU_TENSOR_MAP_SWIZZLE_32B;
+  const CUtensorMapSwizzle swizzle =
+      columns == 64 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_32B;
   CUtensorMap map{};
   const auto make = driver().tensor_map;
   const CUresult status =

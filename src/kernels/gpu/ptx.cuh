@@ -241,12 +241,10 @@ __device__ __forceinline__ void make_zero(float& value) {
 // cp.async.cg, past L1: the first `valid` of 16 bytes come from memory and the rest are zeros. The
 // copies of a thread go on in groups while it works, and it alone may wait for them. Volatile,
 // memory, like all of these.
-__device__ __forceinline__ void copy_16_bytes(unsigned to, const void* from, int valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid)
-               : "memory");
-}
 __device__ __forceinline__ void copy_16_bytes(void* to, const void* from, int valid) {
-  copy_16_bytes(shared_address(to), from, valid);
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+               "r"(valid)
+               : "memory");
 }
 // cp.async.cg of all 16, by shared address; the rest of the line of 128 bytes comes to L2 with
 // them.

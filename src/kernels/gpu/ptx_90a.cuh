@@ -26,11 +26,11 @@ constexpr bool compiled_for_90a = true;
 constexpr bool compiled_for_90a = false;
 #endif
 
-// How a factor lies in shared memory: panels of `bytes` (128, 64 or 32) a row, from a multiple of
+// How a factor lies in shared memory: panels of `Bytes` (128 or 32) a row, from a multiple of
 // 1024 bytes on, the pieces of 16 bytes of a row swizzled.
 template <int Bytes>
 struct Panel {
-  static_assert(Bytes == 128 || Bytes == 64 || Bytes == 32);
+  static_assert(Bytes == 128 || Bytes == 32);
   static constexpr unsigned eight_rows = 8 * Bytes;
 
   // Where piece `piece` of row `row` lies in a matrix of `rows` rows, as many panels as it needs.
@@ -40,10 +40,7 @@ struct Panel {
     return static_cast<unsigned>((piece / pieces * rows + row) * Bytes + swizzled * 16);
   }
   // The upper half of a descriptor.
-  static constexpr std::uint32_t kind = eight_rows / 16 | (Bytes == 128  ? 1u
-                                                           : Bytes == 64 ? 2u
-                                                                         : 3u)
-                                                              << 30;
+  static constexpr std::uint32_t kind = eight_rows / 16 | (Bytes == 128 ? 1u : 3u) << 30;
 };
 
 // A factor's place as the instruction takes it. The depth runs along rows of a panel, or down its
@@ -144,10 +141,9 @@ __device__ __forceinline__ void fence_for_products() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-// barrier.cta.sync by the 128 threads of a warpgroup, by a number of theirs from 1 to 15; or of as
-// many threads as are given.
-__device__ __forceinline__ void sync_warpgroup(int barrier, int threads = 128) {
-  asm volatile("barrier.cta.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+// barrier.cta.sync by the 128 threads of a warpgroup, by a number of theirs from 1 to 15.
+__device__ __forceinline__ void sync_warpgroup(int barrier) {
+  asm volatile("barrier.cta.sync %0, 128;" ::"r"(barrier) : "memory");
 }
 // stmatrix.x4: where load_matrices() of ptx.cuh would load from.
 __device__ __forceinline__ void store_matrices(unsigned to, const std::uint32_t (&from)[4]) {
