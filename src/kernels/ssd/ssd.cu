@@ -35,7 +35,7 @@ SsdGeometry fitted(const Ssd& op, SsdPlan plan, SsdGeometry g, const Limits& dev
 // `full` warps with channels; from there on it grows with them. To begin and end a segment takes
 // `ends` chunks' time, the first walk that segments need `summary` of the main one, and what is
 // launched for segments `launches`. From runs on an H200, where a chunk of two warpgroups takes
-// 4,400 cycles.
+// 2.6 us.
 struct Costs {
   double full, summary, ends, launches;
 };
@@ -48,11 +48,12 @@ Costs costs_of(SsdPlan plan) {
 bool can_run(const Ssd& op, SsdPlan plan, const Limits& device) {
   if (plan == SsdPlan::step) return op.x.dim(1) == 1 && !op.chunk_states;
   if (plan == SsdPlan::steps) return true;
-  if (plan == SsdPlan::warpgroups) {
-    if (!has_warpgroups || device.capability != sm_90) return false;
-    if (!can_chunk(op) || !ssd_warpgroups_know(op)) return false;
+  if (!can_chunk(op)) return false;
+  if (plan == SsdPlan::warpgroups &&
+      (!has_warpgroups || device.capability != sm_90 || !ssd_warpgroups_know(op))) {
+    return false;
   }
-  return can_chunk(op) && bytes_of(op, plan, {}) <= device.shared_memory;
+  return bytes_of(op, plan, {}) <= device.shared_memory;
 }
 
 SsdPlan plan(const Ssd& op, const Limits& device) {
@@ -71,7 +72,7 @@ SsdGeometry geometry(const Ssd& op, SsdPlan plan, const Limits& device) {
   const std::int64_t chunks = (op.x.dim(1) + 63) / 64, sms = device.multiprocessors;
   SsdGeometry best;
   double least = 0;
-  for (int heads = 1; heads <= 8; ++heads) {
+  for (const int heads : {1, 2, 4, 8}) {
     SsdGeometry g = fitted(op, plan, {heads, 1}, device);
     const SsdBlocks blocks =
         plan == SsdPlan::chunks ? ssd_chunk_blocks(op, g, device) : ssd_warpgroup_blocks(op, g);
