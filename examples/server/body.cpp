@@ -10,9 +10,7 @@ namespace {
 bool is_json(std::string type) {
   type = type.substr(0, type.find(';'));
   while (!type.empty() && type.back() == ' ') type.pop_back();
-  std::transform(type.begin(), type.end(), type.begin(),
-                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-  return type == "application/json";
+  return lower(type) == "application/json";
 }
 
 }  // namespace

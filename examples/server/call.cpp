@@ -4,6 +4,11 @@
 
 namespace server {
 
+const char* reason_of(Finish reason) {
+  if (reason == Finish::max_tokens) return "length";
+  return reason == Finish::cancelled ? "cancelled" : "stop";
+}
+
 // Listens to one job of a call.
 class Call::Ear : public Listener {
  public:

@@ -10,6 +10,9 @@
 
 namespace server {
 
+// As OpenAI says it.
+const char* reason_of(Finish reason);
+
 // Choices are numbered through: those of the first prompt first. All of it comes on the engine's
 // thread.
 class Call : public std::enable_shared_from_this<Call> {

@@ -7,6 +7,7 @@
 
 #include <mamba/version.hpp>
 
+#include "../programs/whole_text.hpp"
 #include "body.hpp"
 #include "openai.hpp"
 #include "states.hpp"
@@ -257,7 +258,7 @@ Cancel Core::route_states(const Request& request, const std::vector<std::string>
   if (path.size() == 2) {
     allow(request, "GET, DELETE");
     const std::optional<StateEntry> entry = states_.find(id);
-    if (!entry) throw ApiError(404, "expected a state that is kept, got " + id.substr(0, 64), "id");
+    if (!entry) state_not_there(id);
     if (request.method == "DELETE") {
       states_.remove(id);
       Response response;
@@ -312,7 +313,7 @@ Response Core::prometheus() const {
   Metrics::Levels levels;
   levels.engine = engine_.counts();
   levels.capacity = options_.capacity;
-  levels.states = static_cast<std::int64_t>(states_.list().size());
+  levels.states = states_.count();
   levels.state_bytes = states_.bytes();
   if (cache_ != nullptr) levels.cache = cache_->counts();
   Response response;
@@ -339,10 +340,7 @@ Response Core::detokenize(const Request& request) const {
   if (!body.with("tokens", [&](const Json& json) { ids = ids_of(json, vocab()); })) {
     throw ApiError(422, "tokens: expected a list of token ids, got none", "tokens");
   }
-  mamba::TextStream stream;
-  std::string text = stream.push(engine_.tokenizer().decode(ids));
-  text += stream.finish();
-  return json_response({{"text", text}});
+  return json_response({{"text", whole_text(engine_.tokenizer(), ids)}});
 }
 
 }  // namespace server

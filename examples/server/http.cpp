@@ -1,5 +1,7 @@
 #include "http.hpp"
 
+#include <cctype>
+
 #include "fields.hpp"
 
 namespace server {
@@ -36,6 +38,11 @@ Response ApiError::response() const {
   response.body = json();
   response.headers = headers_;
   return response;
+}
+
+std::string lower(std::string text) {
+  for (char& c : text) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  return text;
 }
 
 std::string json_string(const std::string& text) {

@@ -102,6 +102,9 @@ class ApiError : public std::runtime_error {
   Headers headers_;
 };
 
+// In lower case, of ASCII letters.
+std::string lower(std::string text);
+
 // As a text of JSON, with quotes.
 std::string json_string(const std::string& text);
 

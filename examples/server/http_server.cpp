@@ -54,11 +54,6 @@ bool is_plain(const std::string& id) {
   });
 }
 
-std::string lower(std::string text) {
-  for (char& c : text) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-  return text;
-}
-
 }  // namespace
 
 void log_line(const std::string& fields) {

@@ -4,6 +4,7 @@
 #include <ctime>
 #include <utility>
 
+#include "../programs/whole_text.hpp"
 #include "body.hpp"
 #include "call.hpp"
 
@@ -41,11 +42,6 @@ std::string token_text(const std::string& bytes) {
     text += std::string("\\x") + "0123456789abcdef"[byte >> 4] + "0123456789abcdef"[byte & 15];
   }
   return text;
-}
-
-const char* reason_of(Finish reason) {
-  if (reason == Finish::max_tokens) return "length";
-  return reason == Finish::cancelled ? "cancelled" : "stop";
 }
 
 // ---- log-probabilities -------------------------------------------------------------------------
@@ -152,9 +148,7 @@ class OpenAiCall : public Call {
     if (!asked_.echo) return;
     const mamba::Tokenizer& tokenizer = core().engine().tokenizer();
     const Ids& ids = prompts_[static_cast<std::size_t>(prompt)];
-    mamba::TextStream stream;
-    std::string text = stream.push(tokenizer.decode(ids));
-    text += stream.finish();
+    const std::string text = whole_text(tokenizer, ids);
     for (int i = 0; i < asked_.n; ++i) {
       Choice& choice = at(prompt * asked_.n + i);
       Odds odds(tokenizer, false);

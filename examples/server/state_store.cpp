@@ -243,6 +243,11 @@ std::vector<StateEntry> StateStore::list() const {
   return entries;
 }
 
+std::int64_t StateStore::count() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return static_cast<std::int64_t>(kept_.size());
+}
+
 std::int64_t StateStore::bytes() const {
   const std::lock_guard<std::mutex> lock(mutex_);
   return bytes_;

@@ -62,6 +62,7 @@ class StateStore {
   std::shared_ptr<const KeptText> in_memory(const std::string& id);
   bool remove(const std::string& id);
   std::vector<StateEntry> list() const;  // in the order in which they were made
+  std::int64_t count() const;
   std::int64_t bytes() const;
   std::int64_t limit() const { return options_.bytes; }
 

@@ -19,11 +19,11 @@ Json entry_json(const StateEntry& entry) {
           {"created", entry.created}};
 }
 
-namespace {
-
-[[noreturn]] void not_there(const std::string& id) {
+void state_not_there(const std::string& id) {
   throw ApiError(404, "expected a state that is kept, got " + id.substr(0, 64), "id");
 }
+
+namespace {
 
 // What went wrong in `work`, if anything did.
 template <class F>
@@ -55,7 +55,7 @@ Cancel later(Core& core, const std::shared_ptr<Reply>& reply, F work) {
 
 std::shared_ptr<const KeptText> text_of_state(Core& core, const std::string& id) {
   std::shared_ptr<const KeptText> text = core.states().get(id);
-  if (!text) not_there(id);
+  if (!text) state_not_there(id);
   return text;
 }
 
@@ -146,11 +146,6 @@ class GenerateCall : public Call {
     Finish reason = Finish::max_tokens;
     std::optional<StateEntry> entry;
   };
-
-  static const char* reason_of(Finish reason) {
-    if (reason == Finish::max_tokens) return "length";
-    return reason == Finish::cancelled ? "cancelled" : "stop";
-  }
 
   void token(int index, Token token) override {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -245,7 +240,7 @@ class GenerateCall : public Call {
 // ask(state of `id`): at once where it is in memory, else when its file is read.
 template <class F>
 Cancel with_state(Core& core, const std::string& id, const std::shared_ptr<Reply>& reply, F ask) {
-  if (!core.states().find(id)) not_there(id);
+  if (!core.states().find(id)) state_not_there(id);
   if (auto text = core.states().in_memory(id)) return ask(std::move(text));
   auto cancel = std::make_shared<LateCancel>();
   later(core, reply,
@@ -331,7 +326,7 @@ Cancel rewind(Core& core, const std::string& id, const Request& request,
               const std::shared_ptr<Reply>& reply) {
   const Body body(request);
   const std::optional<StateEntry> entry = core.states().find(id);
-  if (!entry) not_there(id);
+  if (!entry) state_not_there(id);
   std::int64_t tokens = 0;
   const auto use = [&](const Json& json) {
     read_value(json, tokens);
@@ -357,7 +352,7 @@ Cancel rewind(Core& core, const std::string& id, const Request& request,
 
 Cancel download_state(Core& core, const std::string& id, const Request& request,
                       const std::shared_ptr<Reply>& reply) {
-  if (!core.states().find(id)) not_there(id);
+  if (!core.states().find(id)) state_not_there(id);
   return later(core, reply, [&core, id, reply, known = request.header("if-none-match")] {
     const auto bytes = std::make_shared<const mamba::Bytes>(to_bytes(*text_of_state(core, id)));
     const std::string tag = "\"" + hash_in(*bytes) + "\"";
@@ -376,7 +371,7 @@ Cancel download_state(Core& core, const std::string& id, const Request& request,
 
 Cancel view_state(Core& core, const std::string& id, const std::string& what,
                   const std::string& query, const std::shared_ptr<Reply>& reply) {
-  if (!core.states().find(id)) not_there(id);
+  if (!core.states().find(id)) state_not_there(id);
   std::int64_t layer = 0;
   if (what == "map") {
     const std::int64_t layers = core.engine().model().config().n_layer;
@@ -411,7 +406,7 @@ Cancel view_state(Core& core, const std::string& id, const std::string& what,
 Cancel difference(Core& core, const std::string& a, const std::string& b,
                   const std::shared_ptr<Reply>& reply) {
   for (const std::string& id : {a, b}) {
-    if (!core.states().find(id)) not_there(id);
+    if (!core.states().find(id)) state_not_there(id);
   }
   return later(core, reply, [&core, a, b, reply] {
     const std::shared_ptr<const KeptText> one = text_of_state(core, a);

@@ -10,6 +10,8 @@
 namespace server {
 
 Json entry_json(const StateEntry& entry);
+// The ApiError of a request for a state that is not kept.
+[[noreturn]] void state_not_there(const std::string& id);
 
 // ApiError where the request is refused; what comes later goes to `reply`.
 Cancel make_state(Core& core, const Request& request, const std::shared_ptr<Reply>& reply);
