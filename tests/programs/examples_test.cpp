@@ -19,24 +19,10 @@
 namespace {
 
 using mamba::testing::golden_folder;
+using mamba::testing::TemporaryFolder;
 using ::testing::HasSubstr;
 using ::testing::Not;
 using Json = nlohmann::json;
-
-// One that goes away.
-class Folder {
- public:
-  Folder() { std::filesystem::create_directories(path_); }
-  ~Folder() { std::filesystem::remove_all(path_); }
-  Folder(const Folder&) = delete;
-  Folder& operator=(const Folder&) = delete;
-  std::string path(const std::string& name) const { return (path_ / name).string(); }
-
- private:
-  std::filesystem::path path_ = std::filesystem::temp_directory_path() /
-                                ("mamba_examples_test_" + std::to_string(getpid()) + "_" +
-                                 ::testing::UnitTest::GetInstance()->current_test_info()->name());
-};
 
 void expect_error(const std::string& program, const std::vector<std::string>& arguments,
                   const std::string& text) {
@@ -119,8 +105,8 @@ TEST_F(Forks, bad_input_is_one_line_and_exit_code_1) {
 
 // A model with another vocabulary than bytes brings its own tokenizer.
 TEST_F(Forks, take_the_tokenizer_of_the_model) {
-  const Folder folder;
-  const std::string model = folder.path("model");
+  const TemporaryFolder folder;
+  const std::string model = folder.file("model");
   mamba::LanguageModelConfig config;
   config.layer.d_model = 16;
   config.n_layer = 1;

@@ -19,24 +19,10 @@
 namespace {
 
 using mamba::testing::golden_folder;
+using mamba::testing::TemporaryFolder;
 using ::testing::HasSubstr;
 using ::testing::Not;
 using Json = nlohmann::json;
-
-// One that goes away.
-class Folder {
- public:
-  Folder() { std::filesystem::create_directories(path_); }
-  ~Folder() { std::filesystem::remove_all(path_); }
-  Folder(const Folder&) = delete;
-  Folder& operator=(const Folder&) = delete;
-  std::string path(const std::string& name) const { return (path_ / name).string(); }
-
- private:
-  std::filesystem::path path_ = std::filesystem::temp_directory_path() /
-                                ("mamba_server_lines_test_" + std::to_string(getpid()) + "_" +
-                                 ::testing::UnitTest::GetInstance()->current_test_info()->name());
-};
 
 // Every line that was written, each of which has to be whole.
 std::vector<Json> lines(const std::string& out) {
@@ -355,11 +341,11 @@ TEST_F(ServerLines, output_that_nobody_reads_ends_it_quietly) {
 // A prompt that begins as an earlier one did, in this process or in another, is not read again.
 TEST_F(ServerLines, with_a_cache_reads_what_prompts_share_once) {
   everywhere([&] {
-    const Folder folder;
+    const TemporaryFolder folder;
     const std::string shared(600, 'a');
     const auto known = [&](const std::string& prompt) {
       const Finished finished =
-          serve(request(1, prompt, 20), {"--dtype", "f32", "--cache", folder.path("cache")});
+          serve(request(1, prompt, 20), {"--dtype", "f32", "--cache", folder.file("cache")});
       EXPECT_EQ(finished.code, 0) << finished.err;
       EXPECT_EQ(answers(finished.out).at("1").text, alone(prompt, 20));
       return lines(finished.out).back().at("known_tokens").get<int>();

@@ -8,10 +8,45 @@
 #include <string>
 #include <utility>
 
+#include "generate/texts.hpp"
+#include "programs/whole_text.hpp"
 #include "server/core.hpp"
 #include "testing.hpp"
 
 namespace server::testing {
+
+// What the tests of the server ask: a model of bytes.
+inline const mamba::Tokenizer of_bytes = mamba::Tokenizer::bytes();
+inline const mamba::LanguageModel& model() {
+  static const mamba::LanguageModel one = mamba::testing::bytes_model(mamba::Device::cpu());
+  return one;
+}
+
+// What it writes with nobody beside it.
+inline Ids alone(const std::string& prompt, std::int64_t count,
+                 mamba::SamplingOptions sampling = {}) {
+  mamba::Generator generator(model(), sampling);
+  generator.read(of_bytes.encode(prompt));
+  mamba::GenerateOptions options;
+  options.max_tokens = count;
+  return generator.generate(options).tokens;
+}
+inline std::string text_alone(const std::string& prompt, std::int64_t count,
+                              mamba::SamplingOptions sampling = {}) {
+  return whole_text(of_bytes, alone(prompt, count, sampling));
+}
+
+inline Json with(Json a, const Json& b) {
+  a.update(b);
+  return a;
+}
+
+// mamba::testing::lively(seed), as a request says it.
+inline Json lively_fields(std::uint64_t seed) {
+  const mamba::SamplingOptions options = mamba::testing::lively(seed);
+  return {{"temperature", 1.2}, {"top_k", options.top_k},    {"top_p", 0.95},
+          {"min_p", 0.01},      {"repetition_penalty", 1.1}, {"seed", seed}};
+}
 
 struct Answer : Reply {
   std::optional<Response> whole;

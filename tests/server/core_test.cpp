@@ -5,49 +5,21 @@
 
 #include "core_fixture.hpp"
 #include "generate/texts.hpp"
-#include "programs/whole_text.hpp"
 #include "server/poisoned_model.hpp"
 
 namespace server {
 namespace {
 
-using mamba::testing::bytes_model;
 using mamba::testing::lively;
 using testing::Answer;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using testing::Inside;
-
-const mamba::LanguageModel& model() {
-  static const mamba::LanguageModel one = bytes_model(mamba::Device::cpu());
-  return one;
-}
-
-const mamba::Tokenizer bytes = mamba::Tokenizer::bytes();
-
-Ids alone(const std::string& prompt, std::int64_t count, mamba::SamplingOptions sampling = {}) {
-  mamba::Generator generator(model(), sampling);
-  generator.read(bytes.encode(prompt));
-  mamba::GenerateOptions options;
-  options.max_tokens = count;
-  return generator.generate(options).tokens;
-}
-
-std::string text_alone(const std::string& prompt, std::int64_t count,
-                       mamba::SamplingOptions sampling = {}) {
-  return whole_text(bytes, alone(prompt, count, sampling));
-}
-
-Json lively_fields(std::uint64_t seed) {
-  const mamba::SamplingOptions options = lively(seed);
-  return {{"temperature", 1.2}, {"top_k", options.top_k},    {"top_p", 0.95},
-          {"min_p", 0.01},      {"repetition_penalty", 1.1}, {"seed", seed}};
-}
-
-Json with(Json a, const Json& b) {
-  a.update(b);
-  return a;
-}
+using testing::lively_fields;
+using testing::model;
+using testing::of_bytes;
+using testing::text_alone;
+using testing::with;
 
 // ---- completions ----
 
@@ -193,7 +165,7 @@ TEST(CompletionsTest, LogProbabilitiesAndEcho) {
   const std::string last = odds["tokens"][6];
   EXPECT_EQ(odds["top_logprobs"][6][last], odds["token_logprobs"][6]);
   mamba::Generator generator(model());
-  generator.read(bytes.encode("The"));
+  generator.read(of_bytes.encode("The"));
   generator.next();
   EXPECT_NEAR(odds["token_logprobs"][3].get<double>(), generator.log_probs().chosen, 1e-4);
 
@@ -268,7 +240,7 @@ TEST(CompletionsTest, ARefusalNamesTheField) {
   EXPECT_EQ(inside.engine().room(), 8);
   CoreOptions few;
   few.most_tokens = 5;
-  Inside limited(model(), bytes, {}, {}, few);
+  Inside limited(model(), of_bytes, {}, {}, few);
   const auto long_one = limited.post_to("/v1/completions", {{"prompt", "A"}, {"max_tokens", 6}});
   EXPECT_EQ(long_one->error(), "max_tokens: expected 0 to 5, got 6");
   const auto silent = limited.post_to("/v1/completions", {{"prompt", "A"}});
@@ -317,7 +289,7 @@ TEST(CompletionsTest, AFullQueueIsToldWithItsNumber) {
   EngineOptions engine;
   engine.capacity = 2;
   engine.queue = 3;
-  Inside inside(model(), bytes, {}, engine);
+  Inside inside(model(), of_bytes, {}, engine);
   const auto answer = inside.post_to("/v1/completions", {{"prompt", "A"}, {"n", 6}});
   EXPECT_EQ(answer->status(), 429);
   EXPECT_THAT(answer->error(), HasSubstr("queue of 3"));
@@ -366,7 +338,7 @@ const Json chat_messages = Json::array(
      {{"role", "user"}, {"content", Json::array({{{"type", "text"}, {"text", "Hi"}}})}}});
 
 TEST(ChatTest, WritesAfterTheMessages) {
-  Inside inside(model(), bytes, {}, {}, chatting(chatml));
+  Inside inside(model(), of_bytes, {}, {}, chatting(chatml));
   const Json asked{{"messages", chat_messages}, {"max_tokens", 12}, {"temperature", 0}};
   const auto answer = inside.post_to("/v1/chat/completions", asked);
   ASSERT_EQ(answer->status(), 200) << answer->whole->body;
@@ -399,7 +371,7 @@ TEST(ChatTest, RefusalsNameTheField) {
   const auto without = none.post_to("/v1/chat/completions", {{"messages", chat_messages}});
   EXPECT_EQ(without->status(), 422);
   EXPECT_EQ(without->error(), "messages: expected a model with a chat template, got none");
-  Inside inside(model(), bytes, {}, {},
+  Inside inside(model(), of_bytes, {}, {},
                 chatting("{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') "
                          "}}{% endif %}A"));
   const auto refused = [&](const Json& body, const char* param, const char* text) {
@@ -440,7 +412,7 @@ TEST(CoreTest, SaysWhatItIs) {
   CoreOptions options;
   options.page = "<p>";
   options.page_policy = "default-src 'self'";
-  Inside inside(model(), bytes, {}, {}, options);
+  Inside inside(model(), of_bytes, {}, {}, options);
   EXPECT_EQ(inside.ask(Inside::get("/health"))->json()["status"], "ok");
   const Json models = inside.ask(Inside::get("/v1/models"))->json();
   EXPECT_EQ(models["data"][0]["id"], "bytes");
@@ -477,7 +449,7 @@ TEST(CoreTest, OnlyOwnPagesAndOwnNamesMayAsk) {
   options.hosts = {"my.host"};
   options.origins = {"https://good.example"};
   options.api_keys = {"one", "two"};
-  Inside inside(model(), bytes, {}, {}, options);
+  Inside inside(model(), of_bytes, {}, {}, options);
   const auto status = [&](const std::string& path,
                           const std::map<std::string, std::string>& headers,
                           const char* method = "GET", bool local = false) {

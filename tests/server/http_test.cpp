@@ -6,35 +6,21 @@
 #include <chrono>
 #include <thread>
 
-#include "generate/texts.hpp"
+#include "core_fixture.hpp"
 #include "http_fixture.hpp"
-#include "programs/whole_text.hpp"
 #include "testing.hpp"
 
 namespace server {
 namespace {
 
-using mamba::testing::bytes_model;
 using mamba::testing::TemporaryFolder;
 using testing::Client;
 using testing::Got;
 using ::testing::HasSubstr;
 using testing::HttpHouse;
+using testing::model;
 using testing::streamed_text;
-
-const mamba::LanguageModel& model() {
-  static const mamba::LanguageModel one = bytes_model(mamba::Device::cpu());
-  return one;
-}
-
-std::string text_alone(const std::string& prompt, std::int64_t count) {
-  const mamba::Tokenizer bytes = mamba::Tokenizer::bytes();
-  mamba::Generator generator(model());
-  generator.read(bytes.encode(prompt));
-  mamba::GenerateOptions options;
-  options.max_tokens = count;
-  return whole_text(bytes, generator.generate(options).tokens);
-}
+using testing::text_alone;
 
 Json asked(const std::string& prompt, std::int64_t count, bool stream = false) {
   return {{"prompt", prompt}, {"max_tokens", count}, {"temperature", 0}, {"stream", stream}};

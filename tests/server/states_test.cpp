@@ -12,7 +12,6 @@
 #include "core_fixture.hpp"
 #include "files.hpp"
 #include "generate/texts.hpp"
-#include "programs/whole_text.hpp"
 
 namespace server {
 namespace {
@@ -23,27 +22,13 @@ using mamba::testing::TemporaryFolder;
 using testing::Answer;
 using ::testing::HasSubstr;
 using testing::Inside;
-
-const mamba::LanguageModel& model() {
-  static const mamba::LanguageModel one = bytes_model(mamba::Device::cpu());
-  return one;
-}
-
-const mamba::Tokenizer bytes = mamba::Tokenizer::bytes();
-
-std::string text_alone(const std::string& prompt, std::int64_t count,
-                       mamba::SamplingOptions sampling = {}) {
-  mamba::Generator generator(model(), sampling);
-  generator.read(bytes.encode(prompt));
-  mamba::GenerateOptions options;
-  options.max_tokens = count;
-  return whole_text(bytes, generator.generate(options).tokens);
-}
+using testing::model;
+using testing::of_bytes;
+using testing::text_alone;
+using testing::with;
 
 Json lively_fields(std::uint64_t seed, std::int64_t count) {
-  return {{"temperature", 1.2}, {"top_k", 40},  {"top_p", 0.95},
-          {"min_p", 0.01},      {"seed", seed}, {"repetition_penalty", 1.1},
-          {"max_tokens", count}};
+  return with(testing::lively_fields(seed), {{"max_tokens", count}});
 }
 
 Json greedy(std::int64_t count) { return {{"temperature", 0}, {"max_tokens", count}}; }
@@ -194,7 +179,7 @@ TEST(StatesTest, RewindToAnyToken) {
   const Json written =
       inside.post_to("/states/" + root + "/generate", lively_fields(3, 150))->json();
   const std::string last = written["state"]["id"];
-  Ids path = bytes.encode(prompt);
+  Ids path = of_bytes.encode(prompt);
   for (const Json& token : written["tokens"]) path.push_back(token);
   ASSERT_EQ(path.size(), 459u);
   for (const std::size_t tokens : {1u, 255u, 256u, 308u, 309u, 310u, 383u, 385u, 458u, 459u}) {
@@ -380,7 +365,7 @@ TEST(StatesTest, TheLeastRecentlyUsedGoFirst) {
   const std::int64_t size = made->json()["bytes"];
   StoreOptions store;
   store.bytes = 3 * size + size / 2;
-  Inside inside(model(), bytes, store);
+  Inside inside(model(), of_bytes, store);
   std::vector<std::string> ids;
   for (const char* prompt : {"A", "B", "C"}) {
     ids.push_back(id_of(inside.post_to("/states", {{"prompt", prompt}})));
@@ -395,7 +380,7 @@ TEST(StatesTest, TheLeastRecentlyUsedGoFirst) {
   EXPECT_LE(inside.states().bytes(), store.bytes);
 
   store.bytes = size / 2;
-  Inside small(model(), bytes, store);
+  Inside small(model(), of_bytes, store);
   const auto refused = small.post_to("/states", {{"prompt", "A"}});
   EXPECT_EQ(refused->status(), 413);
   EXPECT_THAT(refused->error(), HasSubstr("at most " + std::to_string(store.bytes) + " bytes"));
@@ -410,7 +395,7 @@ TEST(StatesTest, FilesOutliveTheServer) {
   std::string root, last, text;
   Json entries;
   {
-    Inside inside(model(), bytes, store);
+    Inside inside(model(), of_bytes, store);
     root = id_of(inside.post_to("/states", {{"prompt", "The state"}}));
     last = inside.post_to("/states/" + root + "/generate", lively_fields(9, 12))
                ->json()["state"]["id"];
@@ -420,14 +405,14 @@ TEST(StatesTest, FilesOutliveTheServer) {
   const mamba::LanguageModel stranger = bytes_model(mamba::MixerKind::mamba2, mamba::Device::cpu());
   std::string foreign;
   {
-    Inside other(stranger, bytes, store);
+    Inside other(stranger, of_bytes, store);
     EXPECT_EQ(other.ask(Inside::get("/states"))->json()["states"].size(), 0u);
     foreign = id_of(other.post_to("/states", {{"prompt", "A"}}));
   }
   mamba::testing::write_file(folder.file("states/notes.txt"), "mine");
   mamba::testing::write_file(folder.file("states/0123456789abcdef01234567.safetensors"), "broken");
   {
-    Inside inside(model(), bytes, store);
+    Inside inside(model(), of_bytes, store);
     const Json again = inside.ask(Inside::get("/states"))->json()["states"];
     ASSERT_EQ(again.size(), 3u);
     for (std::size_t i = 0; i < 3; ++i) {
@@ -446,14 +431,14 @@ TEST(StatesTest, FilesOutliveTheServer) {
     std::string content = mamba::testing::read_file(path);
     content[content.size() / 2] = static_cast<char>(content[content.size() / 2] ^ 1);
     mamba::testing::write_file(path, content);
-    Inside inside(model(), bytes, store);
+    Inside inside(model(), of_bytes, store);
     EXPECT_EQ(inside.post_to("/states/" + root + "/generate", greedy(1))->status(), 404);
     EXPECT_EQ(problems.size(), 3u);
     EXPECT_EQ(inside.ask(Inside::get("/states/" + last, "DELETE"))->status(), 204);
     EXPECT_FALSE(
         std::filesystem::exists(folder.file("states/" + last + "-of-" + root + ".safetensors")));
   }
-  Inside other(stranger, bytes, store);
+  Inside other(stranger, of_bytes, store);
   EXPECT_EQ(other.ask(Inside::get("/states/" + foreign))->status(), 200);
 }
 
@@ -461,7 +446,7 @@ TEST(StatesTest, AFileThatCannotBeWrittenIsARefusal) {
   const TemporaryFolder folder;
   StoreOptions store;
   store.folder = folder.file("states");
-  Inside inside(model(), bytes, store);
+  Inside inside(model(), of_bytes, store);
   const std::string root = id_of(inside.post_to("/states", {{"prompt", "The state"}}));
   {
     const mamba::testing::FullDisk full(100);
