@@ -97,10 +97,7 @@ SsdChunkCut cut_of(const Ssd& op, const SsdGeometry& geometry) {
   cut.slices = (slices + cut.parts - 1) / cut.parts;
   cut.heads = std::clamp(geometry.heads, 1, std::min(heads, ssd_most_warps / cut.slices));
   cut.blocks = (heads + cut.heads - 1) / cut.heads;
-  const auto chunks = static_cast<int>((op.x.dim(1) + ssd_chunk - 1) / ssd_chunk);
-  cut.segment_chunks = std::max(1, (chunks + geometry.segments - 1) / geometry.segments);
-  cut.segments = std::max(1, (chunks + cut.segment_chunks - 1) / cut.segment_chunks);
-  cut.kept = op.chunk_states ? static_cast<int>(op.chunk_steps / ssd_chunk) : 0;
+  cut_segments(op, geometry.segments, cut);
   return cut;
 }
 

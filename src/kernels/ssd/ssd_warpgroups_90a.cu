@@ -101,10 +101,7 @@ struct Kernels {
     cut.warpgroups = std::clamp(geometry.heads, 1, std::min(Main::most, all));
     cut.heads = std::min(heads, most_heads(4 * cut.warpgroups, cut.of_head));
     cut.blocks = (all + cut.warpgroups - 1) / cut.warpgroups;
-    const auto chunks = static_cast<int>((op.x.dim(1) + ssd_chunk - 1) / ssd_chunk);
-    cut.segment_chunks = std::max(1, (chunks + geometry.segments - 1) / geometry.segments);
-    cut.segments = std::max(1, (chunks + cut.segment_chunks - 1) / cut.segment_chunks);
-    cut.kept = op.chunk_states ? static_cast<int>(op.chunk_steps / ssd_chunk) : 0;
+    cut_segments(op, geometry.segments, cut);
     const std::int64_t blocks = op.x.dim(0) * cut.segments * op.groups * cut.blocks;
     cut.whole = static_cast<int>(std::max<std::int64_t>(blocks - geometry.divided, 0));
     return cut;
