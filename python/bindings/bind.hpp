@@ -25,7 +25,8 @@ void bind_tensors(nb::module_& m);
 void bind_ops(nb::module_& m);
 void bind_models(nb::module_& m);
 
-enum class Access { read, write };
+// dense: read, and where the array is not contiguous its library makes a copy that is.
+enum class Access { read, dense, write };
 
 // An array of Python's, of whichever library, seen in place: PyTorch's tensors by the functions
 // that PyTorch lends for it, all others by DLPack or the buffer protocol. None is absent. What the
@@ -46,13 +47,15 @@ class Operand {
   std::optional<void*> current_stream() const;
 
  private:
-  void see(const DLTensor& array);
+  void see(nb::handle array);
+  void take(const DLTensor& array);
 
   const char* where_;
   const char* name_;
   Access access_;
   ConstTensorView view_;
   nb::ndarray<nb::ro> imported_;            // empty for PyTorch's
+  nb::object copy_;                         // see Access::dense
   const DLPackExchangeAPI* api_ = nullptr;  // of PyTorch's
 };
 

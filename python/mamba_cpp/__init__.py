@@ -4,6 +4,7 @@ Operations on NumPy arrays are here, those on PyTorch tensors and the modules ma
 `mamba_cpp.torch`, which needs PyTorch; nothing else does.
 """
 
+from ._arrays import causal_conv1d, selective_scan, ssd
 from ._core import __version__
 
-__all__ = ["__version__"]
+__all__ = ["__version__", "causal_conv1d", "selective_scan", "ssd"]
