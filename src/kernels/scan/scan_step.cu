@@ -6,7 +6,8 @@
 //
 //   step_rows_kernel: a thread takes four batch rows, so that A is read and computed once for them,
 //   and four loads of states are in flight. Four neighbouring lanes share a channel; each works out
-//   delta and the gate of one of the four rows.
+//   delta and the gate of one of the four rows. Not where states may grow (detail::may_grow): with
+//   another way to A and delta it would spill registers.
 #include <algorithm>
 
 #include "detail/visit.hpp"
@@ -87,8 +88,9 @@ struct StepInput {
     bias = op.dt_bias != nullptr ? op.dt_bias[c] : 0;
     D = op.D != nullptr ? op.D[c] : 0;
   }
+  template <bool Grows>
   __device__ __forceinline__ float delta(const ScanOperands& op) const {
-    return op.form.delta<!Plain>(__fadd_rn(dt, bias));
+    return op.form.delta<Grows>(__fadd_rn(dt, bias));
   }
   __device__ __forceinline__ float gate() const { return silu_of_scan<T>(to_float(z)); }
   __device__ __forceinline__ void store_y(const ScanOperands& op, int c, float sum,
@@ -238,7 +240,7 @@ __global__ void __launch_bounds__(threads, 6)
     input.dt = op.dt_in_quads ? project_dt<4, T>(op, input.b, c, thread.lane, cut.lanes)
                               : project_dt<1, T>(op, input.b, c, thread.lane, cut.lanes);
   }
-  const float delta = input.delta(op);
+  const float delta = input.template delta<!Plain>(op);
 #pragma unroll
   for (float& a : A) a = op.form.scaled<!Plain>(a);
   const float gate = input.gate();  // before the sum is known
@@ -281,10 +283,10 @@ __global__ void __launch_bounds__(threads, 6)
   load_A<true, 1>(op, c, n, A);
 #pragma unroll
   for (int r = 0; r < 4; ++r) states[r].load(op, b0 + r, c, n);
-  const float delta = mine.delta(op);
+  const float delta = mine.template delta<false>(op);
   const float delta_x = __fmul_rn(delta, to_float(mine.x));
 #pragma unroll
-  for (float& a : A) a = op.form.scaled<!Plain>(a);
+  for (float& a : A) a = op.form.scaled<false>(a);
   float sum[4];
 #pragma unroll
   for (int r = 0; r < 4; ++r) {
@@ -317,8 +319,8 @@ void step(const SelectiveScan& op, Stream& stream) {
   while (cut.lanes < 32 && cut.lanes < quads) cut.lanes = 1 << ++cut.lane_bits;
   const std::int64_t row_threads = op.x.dim(2) * cut.lanes;
   // Four rows a thread once a quarter of the threads still fills the largest chip.
-  const bool rows = Whole && !op.dt_weight && cut.lanes == quads && cut.lanes >= 4 && batch >= 4 &&
-                    batch * row_threads >= std::int64_t{1} << 20;
+  const bool rows = Whole && !op.dt_weight && !detail::may_grow(op) && cut.lanes == quads &&
+                    cut.lanes >= 4 && batch >= 4 && batch * row_threads >= std::int64_t{1} << 20;
   const auto run_groups = [&](auto kernel, std::int64_t groups) {
     constexpr std::int64_t most = 65535;
     const dim3 grid(static_cast<unsigned>((row_threads + threads - 1) / threads),
