@@ -194,7 +194,7 @@ TEST_EACH(CudaScan, EveryCutOfEveryForm, CudaDevice device, DType dtype, ScanFor
   }
 }
 
-// The kernel that takes four rows at a time begins with so many. States that may grow do not take it.
+// The kernel that takes four rows at a time begins with so many; states that may grow have none.
 TEST_EACH(CudaScan, OneStepOfManyRows, CudaDevice device, ScanForm form) {
   for (const std::int64_t batch : {64, 67}) {
     ScanCase c = case_of(form, DType::bf16);
