@@ -80,10 +80,10 @@ Results convolve(bool time_first, Device device) {
   run(grad, stream);
   stream.synchronize();
   Results results;
-  for (const ConstTensorView view : {ConstTensorView(y.view()), ConstTensorView(dx.view()),
-                                     ConstTensorView(dweight), ConstTensorView(dbias)}) {
-    results.add(view);
-  }
+  results.add(y.view());
+  results.add(dx.view());
+  results.add(dweight);
+  results.add(dbias);
   return results;
 }
 
