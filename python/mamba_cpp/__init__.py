@@ -5,6 +5,6 @@ Operations on NumPy arrays are here, those on PyTorch tensors and the modules ma
 """
 
 from ._arrays import causal_conv1d, selective_scan, ssd
-from ._core import __version__
+from ._core import __version__  # type: ignore[attr-defined]  # stubs have no names with underscores
 
 __all__ = ["__version__", "causal_conv1d", "selective_scan", "ssd"]
