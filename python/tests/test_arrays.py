@@ -80,6 +80,19 @@ def test_selective_scan_in_pieces_has_the_bits_of_the_whole():
     assert np.array_equal(np.concatenate(pieces, 1), y) and np.array_equal(at, state)
 
 
+def test_resets_of_rows_and_resets_in_bool():
+    given = scan_operands()
+    rows, steps = np.array([0, -3], np.int32), np.zeros((2, 29), bool)
+    steps[1, 0] = True
+    expected = mamba_cpp.selective_scan(**given, reset=steps)
+    assert np.array_equal(mamba_cpp.selective_scan(**given, reset=rows), expected)
+    close(expected, plain_scan(**given, reset=steps)[0], 1e-5)
+    for wrong, message in ((steps.astype(np.float32), "bool or int32, got float32"),
+                           (steps[:, 1:], r"\[2, 29\] or \[2\], got \[2, 28\]")):
+        with pytest.raises(ValueError, match="reset: expected " + message):
+            mamba_cpp.selective_scan(**given, reset=wrong)
+
+
 @pytest.mark.parametrize("threads", [0, 1, 2])
 def test_threads_do_not_change_a_bit(threads):
     given = scan_operands(batch=4, channels=96)

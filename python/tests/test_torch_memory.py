@@ -12,13 +12,13 @@ import operands
 from mamba_cpp.torch import _kernels
 
 
-def addresses_seen(monkeypatch, function, call):
-    """The addresses of the tensors that the library was handed."""
+def arguments_seen(monkeypatch, function, call):
+    """What the library was handed."""
     seen = []
     inner = getattr(_kernels._core, function)
 
     def see(*args):
-        seen.extend(a.data_ptr() for a in args if isinstance(a, torch.Tensor))
+        seen.extend(args)
         return inner(*args)
 
     class Core:
@@ -39,13 +39,24 @@ def addresses_seen(monkeypatch, function, call):
 ])
 def test_no_copies(name, ours, make, device, monkeypatch):
     given = make(device)
-    seen, (y, state) = addresses_seen(
+    arguments, (y, state) = arguments_seen(
         monkeypatch, name, lambda: ours(**given, return_final_state=True)
     )
+    seen = [value.data_ptr() for value in arguments if isinstance(value, torch.Tensor)]
     # ssd stores log(-A), which is another tensor.
     pointers = [v.data_ptr() for k, v in given.items() if not (name == "ssd" and k == "A")]
     assert set(pointers) <= set(seen)
     assert y.data_ptr() in seen and state.data_ptr() in seen
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_on_the_cpu_as_many_threads_as_pytorch_has(threads, monkeypatch):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    given = operands.scan("cpu")
+    arguments, _ = arguments_seen(monkeypatch, "selective_scan", lambda: mt.selective_scan(**given))
+    torch.set_num_threads(before)
+    assert arguments[-1] == threads
 
 
 def growth(call, calls, device):

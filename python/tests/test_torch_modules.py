@@ -176,7 +176,7 @@ def test_compiled_without_graph_breaks(kind, device):
     layer = LAYERS[kind](device)
     x, reset = torch.randn(2, 21, 32, device=device), operands.resets(device, time=21)
     compiled = torch.compile(layer, fullgraph=True)
-    _, state = layer(x, None)
+    state = layer(x, None)[1].detach()
     y, after = layer(x, state, reset=reset)
     y_compiled, after_compiled = compiled(x, state, reset=reset)
     operands.check_close(y_compiled, y.double(), 1e-5)

@@ -92,7 +92,6 @@ def operation(
 
     def setup_context(ctx: Any, inputs: Tuple[Any, ...], output: Tuple[Tensor, ...]) -> None:
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(output[2])
         ctx.save_for_backward(*inputs[:count], output[2])
         ctx.options, ctx.kept = inputs[count:-1], inputs[-1]
 
