@@ -3,11 +3,13 @@
 //   mamba_server_bench PORT clients N TOKENS   N streams at once: tokens/s of all
 //   mamba_server_bench PORT latency            health, one token, the first token from kept states
 //   mamba_server_bench PORT content            a state down and up
-//   mamba_server_bench make FOLDER             a model of the shape of mamba-130m, random weights
+//   mamba_server_bench make FOLDER             a model of the shape of mamba-130m, random weights,
+//                                              and as many words of up to three characters
 #include <poll.h>
 
 #include <chrono>
 #include <cstdio>
+#include <fstream>
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -137,6 +139,34 @@ void show_content(int port) {
               size / up / 1e9);
 }
 
+// A blank, the printable characters, pairs of them and pairs with one more.
+Json words(std::size_t count) {
+  std::vector<std::string> texts{"\u0120"};  // how byte-level BPE spells a blank
+  Json merges = Json::array();
+  std::vector<std::string> letters;
+  for (char c = '!'; c <= '~'; ++c) letters.emplace_back(1, c);
+  texts.insert(texts.end(), letters.begin(), letters.end());
+  std::vector<std::string> shorter = letters;
+  while (texts.size() < count) {
+    std::vector<std::string> longer;
+    for (const std::string& begin : shorter) {
+      for (const std::string& end : letters) {
+        if (texts.size() == count) break;
+        merges.push_back(begin + " " + end);
+        longer.push_back(begin + end);
+        texts.push_back(longer.back());
+      }
+    }
+    shorter = longer;
+  }
+  Json vocabulary;
+  for (std::size_t i = 0; i < count; ++i) vocabulary[texts[i]] = i;
+  const Json bytes{{"type", "ByteLevel"}, {"add_prefix_space", false}};
+  return {{"pre_tokenizer", bytes},
+          {"decoder", bytes},
+          {"model", {{"type", "BPE"}, {"vocab", vocabulary}, {"merges", merges}}}};
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -147,6 +177,8 @@ int main(int argc, char** argv) {
     config.n_layer = 24;
     config.vocab_size = 50280;
     mamba::LanguageModel::random(config, 1).save(arguments[1]);
+    std::ofstream(arguments[1] + "/tokenizer.json")
+        << words(static_cast<std::size_t>(config.vocab_size));
     return 0;
   }
   if (arguments.size() < 2) return 2;

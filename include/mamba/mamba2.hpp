@@ -128,6 +128,7 @@ inline void Mamba2::gate(const Mamba2Activations& a, Stream& stream) const {
   norm.weight = w.gated_norm_weight;
   norm.y = a.gated;
   norm.groups = c.groups;
+  norm.norm = c.rmsnorm;
   norm.gate_first = !c.norm_before_gate;
   norm.epsilon = c.gated_norm_epsilon;
   run(norm, stream);

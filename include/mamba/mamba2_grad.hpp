@@ -24,6 +24,7 @@ struct Mamba2Backward {
     norm.dz = block.z(dprojected);
     norm.dweight = r.gradients.gated_norm_weight;
     norm.groups = block.c.groups;
+    norm.norm = block.c.rmsnorm;
     norm.gate_first = !block.c.norm_before_gate;
     norm.epsilon = block.c.gated_norm_epsilon;
     norm.accumulate = r.accumulate;

@@ -160,12 +160,14 @@ struct LayerNorm {
 // channels. With s = silu(z):
 //   gate_first:  v = x s;  y = v rsqrt(mean(v^2) + epsilon) weight
 //   otherwise:             y = x rsqrt(mean(x^2) + epsilon) weight s
+// or, without the norm,    y = x s
 struct GatedRmsNorm {
   ConstTensorView x;        // [..., channels] T
   ConstTensorView z;        // [..., channels] T
-  ConstTensorView weight;   // [channels] f32
+  ConstTensorView weight;   // [channels] f32; there if and only if the norm is
   TensorView y;             // [..., channels] T; may be the same memory as x or z
   std::int64_t groups = 1;  // divides channels
+  bool norm = true;
   bool gate_first = true;
   float epsilon = 1e-5f;
 };

@@ -31,7 +31,7 @@ struct LayerWeights {
   Tensor dt_bias;            // [d_inner] f32; in Mamba-2 [heads]
   Tensor A_log;              // [d_inner, d_state] f32; in Mamba-2 [heads]
   Tensor D;                  // [d_inner] f32; in Mamba-2 [heads]
-  Tensor gated_norm_weight;  // [d_inner] f32, with gated_norm and in Mamba-2
+  Tensor gated_norm_weight;  // [d_inner] f32, with gated_norm, and with Mamba-2's rmsnorm
   Tensor gated_norm_bias;    // [d_inner] f32, with gated_norm
   Tensor out_proj;           // [d_model, d_inner]
   Tensor out_proj_bias;      // [d_model], with use_bias

@@ -234,7 +234,7 @@ void run(const GatedRmsNorm& op, Stream& stream) {
   const std::int64_t channels = op.y.shape().back();
   operands.is("x", op.x, op.y.shape(), op.y.dtype());
   operands.is("z", op.z, op.y.shape(), op.y.dtype());
-  operands.is("weight", op.weight, {channels}, DType::f32);
+  check_norm_weight(operands, op.norm, op.weight, channels);
   operands.same_or_apart("y", op.y, "x", op.x);
   operands.same_or_apart("y", op.y, "z", op.z);
   operands.divides("groups", op.groups, channels, "channels");

@@ -10,7 +10,7 @@ bool Mamba2Mixer::step_at_once(const Stack& stack, float norm_epsilon, const Con
   Mamba2Step step;
   if (!step_sizes(stack, x, stream, step)) return false;
   const LayerConfig& c = stack.layer(0).config();
-  if (c.groups != 1) return false;
+  if (c.groups != 1 || !c.rmsnorm) return false;
   step.dt_rank = 0;
   step.heads = static_cast<int>(c.heads());
   step.d_state = static_cast<int>(c.d_state);
