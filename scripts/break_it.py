@@ -448,7 +448,8 @@ def caught(file, old, new, tests):
         path.write_text(good.replace(old, new))
         must("cmake", "--build", "out", "--target", "mamba_tests")
         try:  # some bugs keep a test from ending; the slowest that end take a minute
-            result = run("out/tests/mamba_tests", f"--gtest_filter={tests}", "--gtest_brief=1", seconds=300)
+            result = run("out/tests/mamba_tests", f"--gtest_filter={tests}", "--gtest_brief=1",
+                         "--gtest_fail_fast", seconds=300)
         except subprocess.TimeoutExpired:
             return "no end after 300 s"
         red = re.search(r"\[  FAILED  \] (\S+)", result.stdout)

@@ -147,6 +147,11 @@ void Generator::continue_from(const Ids& ids, const StackState& state, ConstTens
 }
 
 void Generator::set_state(const StackState& state, ConstTensorView logits) {
+  if (model().device().is_cpu() && logits.device().is_cuda()) {
+    // Of a GPU's memory a stream of the CPU can copy nothing.
+    const Tensor near = on_host(logits);
+    return set_state(state.to(Device::cpu()), near);
+  }
   for (std::size_t i = 0; i < state.layers.size(); ++i) {
     MambaState& layer = slot().slots->state.layers[i];
     for (const StateTensor& one : state_tensors) {
