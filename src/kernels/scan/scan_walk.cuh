@@ -83,7 +83,7 @@ struct Walk {
   __device__ __forceinline__ int count() const { return op.d_state - lane * States; }
 
   __device__ __forceinline__ void load_A() {
-    const float* A_log = op.A_log + channel * op.A_log_pitch + lane * States;
+    const float* A_log = op.A + channel * op.A_pitch + lane * States;
 #pragma unroll
     for (int k = 0; k < States; ++k) A[k] = k < count() ? scaled_A(A_log[k]) : 0;
   }
