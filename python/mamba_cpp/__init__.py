@@ -1,0 +1,10 @@
+"""The Mamba selective state space models with their recurrent state as a value in your hands.
+
+Operations on NumPy arrays are here, those on PyTorch tensors and the modules made of them in
+`mamba_cpp.torch`, which needs PyTorch; nothing else does.
+"""
+
+from ._arrays import causal_conv1d, selective_scan, ssd
+from ._core import __version__
+
+__all__ = ["__version__", "causal_conv1d", "selective_scan", "ssd"]
