@@ -10,7 +10,7 @@
 #include <mamba/state.hpp>
 #include <mamba/state_file.hpp>
 
-namespace mamba {
+namespace MAMBA_EXPORT mamba {
 
 // Everything with which a text goes on token for token as the generator would have written it: the
 // state, the logits, the sampling options with the random numbers used so far, the tokens that the

@@ -16,7 +16,7 @@
 #include <mamba/state.hpp>
 #include <mamba/weights.hpp>
 
-namespace mamba {
+namespace MAMBA_EXPORT mamba {
 
 struct LanguageModelOptions : SequenceOptions {
   // Longer calls go through in pieces of about this many tokens (batch x time), so that memory does
