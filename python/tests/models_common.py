@@ -29,7 +29,7 @@ def program(*arguments):
 
 
 def python(script, *arguments):
-    """A process of Python that runs `script` with this one's path, its output and errors as pipes."""
+    """A process of Python that runs `script`, with this one's path, its output as pipes."""
     path = os.pathsep.join(sys.path)
     return subprocess.Popen(
         [sys.executable, "-u", "-c", script, *map(str, arguments)],

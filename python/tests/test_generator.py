@@ -46,7 +46,7 @@ def make(model, tokenizer):
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.7}, LIVELY])
 def test_texts_are_those_of_the_program(make, options):
-    flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     want = program("mamba-lm", "generate", SHIPPED, "--prompt", PROMPT, "-n", "200", *flags)
     generated = make(**options).generate(200)
     assert generated.text.encode() == want
@@ -290,7 +290,8 @@ def test_threads_take_turns(make):
 
 
 def test_cache(make, model, tmp_path):
-    cache = mamba_cpp.StateCache(model, folder=tmp_path / "known", disk_bytes=1 << 30, keep_every=16)
+    files = {"folder": tmp_path / "known", "disk_bytes": 1 << 30}
+    cache = mamba_cpp.StateCache(model, **files, keep_every=16)
     first, second = make(prompt=None), make(prompt=None)
     assert cache.read(first, PROMPT * 4) == 0
     assert cache.read(second, PROMPT * 4) == 4 * len(PROMPT)
@@ -300,7 +301,7 @@ def test_cache(make, model, tmp_path):
     assert found == 32
     assert cache.counts()["hits"] == 2
     cache.flush()
-    again = mamba_cpp.StateCache(model, folder=tmp_path / "known", disk_bytes=1 << 30)
+    again = mamba_cpp.StateCache(model, **files)
     assert again.read(make(prompt=None), PROMPT * 4) == 4 * len(PROMPT)
 
 
@@ -342,7 +343,7 @@ def test_errors_say_expected_and_got(make, model, tokenizer):
 
     generator = make()
     fails(ValueError, "ids: expected 0 to 255, got 300", lambda: generator.read([65, 300]))
-    fails(ValueError, "prompt: expected a list of whole numbers.*, got 3.5", lambda: generator.read(3.5))
+    fails(ValueError, "prompt: expected a list .*, got 3.5", lambda: generator.read(3.5))
     fails(ValueError, "tokenizer: expected one", lambda: mamba_cpp.Generator(model).read("text"))
     fails(ValueError, "stop: expected text .*, got 3", lambda: generator.generate(stop=3))
     fails(ValueError, "on_text: expected a function, got 3", lambda: generator.generate(on_text=3))
@@ -365,10 +366,10 @@ def test_the_example(make, tmp_path):
 
     def run(*arguments):
         command = [sys.executable, script, *arguments]
-        path = os.pathsep.join(sys.path)
-        env = {**os.environ, "PYTHONPATH": path}
-        return subprocess.run(command, cwd=tmp_path, env=env, check=True, capture_output=True).stdout
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        done = subprocess.run(command, cwd=tmp_path, env=env, check=True, capture_output=True)
+        return done.stdout.decode()
 
-    text = run("begin", SHIPPED, PROMPT, "30") + run("go_on", SHIPPED, "30") + run("go_on", SHIPPED, "9")
-    want = make(temperature=0.7, seed=1).generate(69).text
-    assert text.decode() == PROMPT + want
+    text = run("begin", SHIPPED, PROMPT, "30")
+    text += run("go_on", SHIPPED, "30") + run("go_on", SHIPPED, "9")
+    assert text == PROMPT + make(temperature=0.7, seed=1).generate(69).text

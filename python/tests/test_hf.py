@@ -1,4 +1,4 @@
-"""transformers' generate() over this library, against transformers' own models and the Generator."""
+"""transformers' generate() over this library, against transformers' own and the Generator."""
 
 import copy
 import subprocess
@@ -76,9 +76,8 @@ def test_prompts_in_pieces(ours):
     assert torch.equal(ours.generate(IDS, **SHORT, prefill_chunk_size=4), want)
     text, state = ours.generate(IDS, **SHORT, prefill_chunk_size=4, return_state=True)
     assert torch.equal(text, want)
-    assert torch.equal(
-        ours.generate(state=state, **SHORT, prefill_chunk_size=4), ours.generate(state=state, **SHORT)
-    )
+    after = ours.generate(state=state, **SHORT, prefill_chunk_size=4)
+    assert torch.equal(after, ours.generate(state=state, **SHORT))
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}], ids=str)
@@ -156,7 +155,9 @@ def test_a_state_goes_on(ours, shipped, assisted, tmp_path):
     state.save(tmp_path / "state")
     kept = GenerationState.load(tmp_path / "state")
     for state in (state, kept):
-        second, after = shipped.generate(state=state, max_new_tokens=9, return_state=True, **options)
+        options["return_state"] = True
+        second, after = shipped.generate(state=state, max_new_tokens=9, **options)
+        del options["return_state"]
         third = shipped.generate(state=after, max_new_tokens=11, **options)
         assert torch.equal(torch.cat([first, second, third], 1), whole)
         assert after.tokens_seen == [ids.shape[1] + 29]
