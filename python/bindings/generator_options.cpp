@@ -106,7 +106,7 @@ bool Writing::goes_on(F&& call) {
 }
 
 bool Writing::after_token(std::int32_t token) {
-  if (*ended_) return false;
+  if (*ended_ || is_ending()) return false;
   const nb::gil_scoped_acquire gil;
   return goes_on([&]() -> nb::object {
     if (PyErr_CheckSignals() != 0) throw nb::python_error();
@@ -116,7 +116,7 @@ bool Writing::after_token(std::int32_t token) {
 
 bool Writing::after_text(std::string_view text) {
   text_ += text;
-  if (*ended_ || !on_text_.is_valid()) return true;
+  if (*ended_ || is_ending() || !on_text_.is_valid()) return true;
   const nb::gil_scoped_acquire gil;
   return goes_on([&] { return on_text_(nb::str(text.data(), text.size())); });
 }

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <charconv>
 #include <filesystem>
+#include <stdexcept>
 #include <utility>
 
 #include <mamba/check.hpp>
@@ -109,6 +110,7 @@ void Keywords::finish() const {
 }
 
 void check_signals() {
+  if (is_ending()) throw std::runtime_error("mamba_cpp: Python ends");
   const nb::gil_scoped_acquire gil;
   if (PyErr_CheckSignals() != 0) throw nb::python_error();
 }
@@ -251,6 +253,7 @@ void bind_models(nb::module_& m) {
   bind_language_model(m);
   bind_text(m);
   bind_snapshots(m);
+  bind_ending();
   bind_generators(m);
   bind_generator_pools(m);
   bind_generator_helpers(m);

@@ -111,6 +111,10 @@ class Line {
   std::atomic<std::thread::id> owner_{std::thread::id()};
 };
 
+// Whether Python ends, and no other thread than the one that ends it shall go on.
+bool is_ending();
+void bind_ending();
+
 // While this lives, the GIL is released and the lines are this thread's alone: a call from another
 // thread waits. One from a callback of the call that is under way would wait forever, and is a
 // RuntimeError.
@@ -146,7 +150,8 @@ struct HeldGenerator {
   Ids prompt(const char* where, nb::handle prompt, std::optional<bool> special_tokens) const;
 };
 
-// Throws what a signal's handler raised: KeyboardInterrupt after Ctrl-C. The GIL may be released.
+// Throws what a signal's handler raised: KeyboardInterrupt after Ctrl-C; and where Python ends. The
+// GIL may be released.
 void check_signals();
 
 // A text that is being written, as Python asked for it: the library's options with Python's

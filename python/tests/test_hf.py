@@ -189,15 +189,15 @@ print(model.generate(state=state, max_new_tokens=20).tolist())
 def test_a_state_branches(shipped):
     ids = torch.tensor([list(PROMPT.encode()), list(b"In the beginning.")])
     first, state = shipped.generate(ids, max_new_tokens=5, return_state=True)
+    greedy = shipped.generate(state=state, max_new_tokens=5)
     options = {"max_new_tokens": 10, "num_beams": 3}
     want = shipped.generate(first, **options)[:, first.shape[1] :]
     assert torch.equal(shipped.generate(state=state, **options), want)
     rows = shipped.generate(state=state, max_new_tokens=10, num_return_sequences=2, do_sample=True)
     assert rows.shape == (4, 10)
-    assert torch.equal(  # and is what it was
-        shipped.generate(state=state, max_new_tokens=5),
-        shipped.generate(first, max_new_tokens=5)[:, first.shape[1] :],
-    )
+    # and is what it was
+    assert torch.equal(shipped.generate(state=state, max_new_tokens=5), greedy)
+    assert torch.equal(greedy, shipped.generate(first, max_new_tokens=5)[:, first.shape[1] :])
 
 
 def test_the_librarys_own_states(shipped):

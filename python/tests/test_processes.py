@@ -174,3 +174,28 @@ print(resident() - before)
     )
     # A state of the model has 25 KB; one that stays at each turn would be 7 MB.
     assert int(out) < 2e6
+
+
+def test_a_thread_is_left_at_the_end():
+    """Python does not wait for a daemon thread; it ends well all the same."""
+    process = python(
+        BEGIN
+        + """
+import threading
+generator.read("And")
+texts = generator.fork(3)
+calls = [
+    lambda: texts[0].generate(10**9),
+    lambda: list(texts[1].stream(10**9)),
+    lambda: texts[2].generate(10**9, on_text=lambda text: time.sleep(0.01)),
+    lambda: [mamba_cpp.Generator(model).read([65] * 10**6) for _ in range(10**9)],
+]
+for call in calls:
+    threading.Thread(target=call, daemon=True).start()
+time.sleep(0.5)
+print("done")
+""",
+        SHIPPED,
+    )
+    out, errors = process.communicate(timeout=60)
+    assert (process.returncode, out) == (0, "done\n"), errors  # what the threads hold is left
