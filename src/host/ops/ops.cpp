@@ -131,6 +131,7 @@ void detail::run(const AddRmsNorm& norm, const Matmul& product, const CausalConv
   check_operands(product, stream);
   check_operands(conv, stream);
   if (stream.device().is_cuda() && cuda::in_one_pass(norm, product, conv)) {
+    const ProfilerRange range("add_rms_norm, matmul, causal_conv");
     return cuda::run(norm, product, conv, stream);
   }
   if (norm.y.count() > 0) dispatch(norm, stream);
