@@ -16,7 +16,8 @@ fresh() {  # fresh FOLDER PACKAGE...: a venv with these
 
 fresh "$venv" numpy pytest torch transformers safetensors "scikit-build-core>=1.0" "nanobind>=3.1" "nanobind-backend>=1.0" ninja mypy
 rm -rf build/wheels
-"$venv/bin/pip" wheel -q --disable-pip-version-check --no-build-isolation --no-deps -w build/wheels ./python
+"$venv/bin/pip" wheel -q --disable-pip-version-check --no-build-isolation --no-deps -C cmake.define.MAMBA_WERROR=ON \
+  -w build/wheels ./python
 ls -l build/wheels
 "$venv/bin/pip" install -q --disable-pip-version-check --no-deps --force-reinstall build/wheels/*.whl
 echo "== types"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional, Tuple, Union
+from typing import Any, Optional, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from . import _core
 
 Array = NDArray[Any]
-Result = Union[Array, Tuple[Array, Array]]
 
 
 def _error(where: str, name: str, expected: str, got: Any) -> ValueError:
@@ -46,7 +45,7 @@ def causal_conv1d(
     return_final_state: bool = False,
     *,
     threads: int = 0,
-) -> Result:
+) -> Any:
     """A causal convolution of each channel with its memory as an explicit state.
 
         y[b, t, c] = act(bias[c] + sum_k weight[c, k] x[b, t - (width - 1) + k, c])
@@ -98,7 +97,7 @@ def selective_scan(
     *,
     A_is_log: bool = False,
     threads: int = 0,
-) -> Result:
+) -> Any:
     """The selective scan of Mamba-1 (Gu & Dao 2023, algorithm 2) with its memory as an explicit state.
 
         d     = softplus(delta[b, t, c] + delta_bias[c])              without `delta_softplus` the sum
@@ -152,7 +151,7 @@ def ssd(
     *,
     A_is_log: bool = False,
     threads: int = 0,
-) -> Result:
+) -> Any:
     """The recurrence of Mamba-2 (Dao & Gu 2024, state space duality) with its memory as an explicit state.
 
         d       = clamp(softplus(dt[b, t, k] + dt_bias[k]), *dt_limit)    without `dt_softplus` the sum

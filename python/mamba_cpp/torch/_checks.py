@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional, Tuple
+from typing import Any, Optional, Sequence, TypeVar
 
 import torch
 from torch import Tensor
 
 
-def error(where: str, name: str, expected: str, got: Any) -> ValueError:
+# A tensor, or one that may be None, and stays what it is.
+Maybe = TypeVar("Maybe", Tensor, Optional[Tensor])
+
+
+def error(where: str, name: str, expected: Any, got: Any) -> ValueError:
     """An error in the library's form."""
     return ValueError(f"{where}: {name}: expected {expected}, got {got}")
 
@@ -23,7 +27,7 @@ def check_rank(where: str, name: str, tensor: Tensor, rank: int, form: str) -> N
         raise error(where, name, form, sizes(tensor))
 
 
-def check_shape(where: str, name: str, tensor: Tensor, shape: Tuple[int, ...]) -> None:
+def check_shape(where: str, name: str, tensor: Tensor, shape: Sequence[int]) -> None:
     if tuple(tensor.shape) != tuple(shape):
         raise error(where, name, str(list(shape)), sizes(tensor))
 
@@ -38,7 +42,7 @@ def autocast_dtype(tensor: Tensor) -> Optional[torch.dtype]:
     return torch.get_autocast_dtype(kind)
 
 
-def to(dtype: torch.dtype, tensor: Optional[Tensor]) -> Optional[Tensor]:
+def to(dtype: torch.dtype, tensor: Maybe) -> Maybe:
     return tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype)
 
 

@@ -8,13 +8,14 @@ from typing import Any, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from .. import _core
+from .. import _core as _compiled
 from ._operation import operation
 
 # Such a tensor tells the library its stream; before PyTorch 2.10 it is told here.
 _TELLS_STREAM = hasattr(Tensor, "__dlpack_c_exchange_api__")
 
-Tensors = Sequence[Optional[Tensor]]
+_core: Any = _compiled  # a checker of types cannot count starred arguments
+Tensors = Sequence[Any]  # each a tensor, or None where it is optional
 Options = Sequence[Any]
 
 
@@ -41,7 +42,7 @@ def _chunks(name: str, kept: Optional[Tensor]) -> Tuple[Optional[Tensor], int]:
     return (None, 0) if kept is None else (kept, _chunk_steps(name, kept.device.type))
 
 
-def _present(gradients: Tensors, tensors: Tensors) -> Sequence[Optional[Tensor]]:
+def _present(gradients: Tensors, tensors: Tensors) -> Tensors:
     return [None if x is None else dx for x, dx in zip(tensors, gradients)]
 
 

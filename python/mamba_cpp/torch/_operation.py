@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import _core
 
 
-def _is_plain(tensors: Sequence[Optional[Tensor]]) -> bool:
+def _is_plain(tensors: Tuple[Optional[Tensor], ...]) -> bool:
     """Whether nobody sees what is done: no compiler, no mode of dispatch, no subclass of Tensor.
     (The tests of torch._C are what PyTorch's own Python asks.)"""
     if (
@@ -121,7 +121,7 @@ def operation(
     )
     grad_op.register_fake(fake_grad)
     op.register_autograd(backward, setup_context=setup_context)
-    function = type(
+    function: Any = type(
         name,
         (torch.autograd.Function,),
         {

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Optional, Tuple, Union
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
 
 from . import ops
-from ._checks import check_rank, check_shape, error, sizes
+from ._checks import Maybe, check_rank, check_shape, error, sizes
 
 
-def _channels_last(tensor: Optional[Tensor]) -> Optional[Tensor]:
+def _channels_last(tensor: Maybe) -> Maybe:
     """[batch, channels, time] as [batch, time, channels]: a view where the memory is so, else a copy."""
     if tensor is None:
         return None
@@ -47,7 +47,7 @@ def selective_scan_fn(
     delta_bias: Optional[Tensor] = None,
     delta_softplus: bool = False,
     return_last_state: bool = False,
-) -> Union[Tensor, Tuple[Tensor, Tensor]]:
+) -> Any:
     """mamba_ssm's selective_scan_fn by `selective_scan`.
 
     u, delta, z    [batch, channels, time] f32, bf16 or f16, all of one dtype
@@ -75,7 +75,7 @@ def selective_scan_fn(
         raise error(where, "C", f"{B.shape[1]} groups or 1", C.shape[1])
     u, delta, z = _channels_last(u), _channels_last(delta), _channels_last(z)
 
-    def part(tensor: Optional[Tensor], group: int, dim: int) -> Optional[Tensor]:
+    def part(tensor: Maybe, group: int, dim: int) -> Maybe:
         if tensor is None or groups == 1:
             return tensor
         width = channels // groups
@@ -107,7 +107,7 @@ def causal_conv1d_fn(
     return_final_states: bool = False,
     final_states_out: Optional[Tensor] = None,
     activation: Optional[str] = None,
-) -> Union[Tensor, Tuple[Tensor, Tensor]]:
+) -> Any:
     """causal-conv1d's causal_conv1d_fn by `causal_conv1d`.
 
     x                 [batch, channels, time] f32, bf16 or f16

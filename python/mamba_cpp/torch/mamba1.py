@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Optional, Tuple, Union
+from typing import Any, Optional, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -65,7 +65,7 @@ class Mamba(StateOfLayer, nn.Module):
         super().__init__()
         if dt_init not in ("random", "constant"):
             raise error("Mamba", "dt_init", "'random' or 'constant'", repr(dt_init))
-        made = {"device": device, "dtype": dtype}
+        made: Any = {"device": device, "dtype": dtype}
         self.d_model, self.d_state, self.d_conv, self.expand = d_model, d_state, d_conv, expand
         self.d_inner = self.d_ssm = self.conv_channels = int(expand * d_model)
         self.dt_rank = math.ceil(d_model / 16) if dt_rank == "auto" else int(dt_rank)
@@ -83,8 +83,8 @@ class Mamba(StateOfLayer, nn.Module):
         A = torch.arange(1, d_state + 1, dtype=torch.float32, device=device)
         self.A_log = nn.Parameter(torch.log(A).repeat(self.d_inner, 1))
         self.D = nn.Parameter(torch.ones(self.d_inner, device=device))
-        # Optimisers that ask let these be without weight decay.
-        self.A_log._no_weight_decay = self.D._no_weight_decay = True
+        for parameter in (self.A_log, self.D):
+            setattr(parameter, "_no_weight_decay", True)  # optimisers that ask let it be
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias, **made)
 
     def _begin_dt(self, low: float, high: float, init: str, scale: float, floor: float) -> None:
@@ -95,7 +95,7 @@ class Mamba(StateOfLayer, nn.Module):
             else:
                 self.dt_proj.weight.uniform_(-spread, spread)
             self.dt_proj.bias.copy_(initial_dt_bias(self.d_inner, low, high, floor, self.dt_proj.bias))
-        self.dt_proj.bias._no_reinit = True  # an initialiser of all biases to zero passes it by
+        setattr(self.dt_proj.bias, "_no_reinit", True)  # an initialiser of all biases to zero passes it by
 
     def forward(
         self,

@@ -88,7 +88,7 @@ class Mamba2(StateOfLayer, nn.Module):
         super().__init__()
         if process_group is not None:
             raise error("Mamba2", "process_group", "None", process_group)
-        made = {"device": device, "dtype": dtype}
+        made: Any = {"device": device, "dtype": dtype}
         self.d_model, self.d_state, self.d_conv, self.expand = d_model, d_state, d_conv, expand
         self.d_inner = int(expand * d_model)
         self.d_ssm = self.d_inner if d_ssm is None else d_ssm
@@ -118,7 +118,7 @@ class Mamba2(StateOfLayer, nn.Module):
         self.A_log = nn.Parameter(torch.log(A))
         self.D = nn.Parameter(torch.ones(self.d_ssm if D_has_hdim else self.nheads, device=device))
         for parameter in (self.dt_bias, self.A_log, self.D):
-            parameter._no_weight_decay = True  # optimisers that ask let it be
+            setattr(parameter, "_no_weight_decay", True)  # optimisers that ask let it be
         self.norm = GatedRMSNorm(self.d_ssm, ngroups, norm_before_gate, **made) if rmsnorm else None
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias, **made)
 

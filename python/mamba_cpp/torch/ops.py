@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Optional, Tuple, Union
+from typing import Any, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ def causal_conv1d(
     reset: Optional[Tensor] = None,
     activation: Optional[str] = None,
     return_final_state: bool = False,
-) -> Union[Tensor, Tuple[Tensor, Tensor]]:
+) -> Any:
     """A causal convolution of each channel with its memory as an explicit state.
 
         y[b, t, c] = act(bias[c] + sum_k weight[c, k] x[b, t - (width - 1) + k, c])
@@ -77,7 +77,7 @@ def selective_scan(
     return_final_state: bool = False,
     *,
     A_is_log: bool = False,
-) -> Union[Tensor, Tuple[Tensor, Tensor]]:
+) -> Any:
     """The selective scan of Mamba-1 (Gu & Dao 2023, algorithm 2) with its memory as an explicit state.
 
         d     = softplus(delta[b, t, c] + delta_bias[c])              without `delta_softplus` the sum
@@ -107,8 +107,10 @@ def selective_scan(
         raise error(where, "A", "[channels, d_state]", sizes(A))
     dtype = autocast_dtype(u)
     if dtype is not None:
-        u, delta, B, C, z = (to(dtype, x) for x in (u, delta, B, C, z))
-        A, D, delta_bias, initial_state = (to(f32, x) for x in (A, D, delta_bias, initial_state))
+        u, delta, z = to(dtype, u), to(dtype, delta), to(dtype, z)
+        B, C = to(dtype, B), to(dtype, C)
+        A, D, delta_bias = to(f32, A), to(f32, D), to(f32, delta_bias)
+        initial_state = to(f32, initial_state)
     if reset is not None:
         reset = resets(where, reset, u.shape[0], u.shape[1])
     y, final_state = _kernels.selective_scan(
@@ -132,7 +134,7 @@ def ssd(
     return_final_state: bool = False,
     *,
     A_is_log: bool = False,
-) -> Union[Tensor, Tuple[Tensor, Tensor]]:
+) -> Any:
     """The recurrence of Mamba-2 (Dao & Gu 2024, state space duality) with its memory as an explicit state.
 
         d       = clamp(softplus(dt[b, t, k] + dt_bias[k]), *dt_limit)    without `dt_softplus` the sum
@@ -164,8 +166,9 @@ def ssd(
         raise error(where, "B", "[batch, time, groups, d_state]", sizes(B))
     dtype = autocast_dtype(x)
     if dtype is not None:
-        x, dt, B, C = (to(dtype, t) for t in (x, dt, B, C))
-        A, D, dt_bias, initial_state = (to(f32, t) for t in (A, D, dt_bias, initial_state))
+        x, dt, B, C = to(dtype, x), to(dtype, dt), to(dtype, B), to(dtype, C)
+        A, D, dt_bias = to(f32, A), to(f32, D), to(f32, dt_bias)
+        initial_state = to(f32, initial_state)
     if reset is not None:
         reset = resets(where, reset, x.shape[0], x.shape[1])
     y, final_state = _kernels.ssd(
