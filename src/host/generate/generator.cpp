@@ -9,6 +9,7 @@
 #include <mamba/check.hpp>
 
 #include "detail/philox.hpp"
+#include "host/core/finished.hpp"
 #include "host/generate/generator_slots.hpp"
 #include "host/model/model_checks.hpp"
 
