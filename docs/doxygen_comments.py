@@ -103,7 +103,7 @@ def converted(lines):
         scopes.read(code)
         if code.strip():
             yield code.rstrip()
-            if scopes.declares():
+            if scopes.declares() and code.strip() != "}":
                 yield from block("/**<", markup(text))
         elif not seen_code:
             yield from block("/** @file", markup(text))

@@ -23,7 +23,8 @@ def inline(element):
     for child in element:
         text = "".join(child.itertext()).strip()
         if child.tag == "ref" and child.get("kindref") == "compound" and not text.endswith(".hpp"):
-            out.append(rf"\ :cpp:any:`{text}`\ ")
+            name = re.sub("^(class|struct)", "", child.get("refid")).replace("_1_1", "::").replace("__", "_")
+            out.append(rf"\ :cpp:any:`{text} <{name}>`\ ")
         elif child.tag in ("computeroutput", "ref"):
             out.append(rf"\ ``{text}``\ ")
         else:
