@@ -10,8 +10,8 @@ cd "$(dirname "$0")/.."
 scripts/install_packages.sh doxygen python3-sphinx python3-myst-parser furo python3-sphinx-inline-tabs
 docs/check.py
 mkdir -p "$out"
-# What a header or a page no longer has would stay.
-rm -rf "$out/xml" "$out/html"
+# What a header or a page no longer has would stay, and Sphinx does not see that a header has changed.
+rm -rf "$out/xml" "$out/html" "$out/doctrees"
 { cat docs/Doxyfile; echo "OUTPUT_DIRECTORY = \"$out\""; } | doxygen -
 # Debian's Python has these packages, another in the PATH has not.
 PATH=/usr/bin:$PATH sphinx-build -q -W --keep-going -j "$(nproc)" -b html -d "$out/doctrees" -D doxygen_xml="$out/xml" docs "$out/html"
