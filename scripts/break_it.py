@@ -29,6 +29,10 @@ BREAKS = {
     "scan has no log1p": (
         "src/host/ops/vector_math-inl.h", "hn::Set(d, -0x1.ffffd2p-2f)", "hn::Set(d, -0x1.fff0p-2f)",
         "SelectiveScan*:VectorMath*"),
+    "a decay of the scan never grows beyond f32": (
+        "src/detail/scan_decays.hpp", "return op.A || !op.softplus;", "return false;", "SelectiveScan*"),
+    "an A that is given learns as its logarithm": (
+        "src/host/ops/scan/selective_scan_grad.cpp", "i = 0; op_.dA_log && i < size;", "i = 0; i < size;", "SelectiveScanGrad*"),
     "an Ssd's heads take B and C of the wrong group": (
         "src/host/ops/ssd/ssd_chunks-inl.h", "column = item_.group * sizes_.d_state;",
         "column = item_.head % sizes_.groups * sizes_.d_state;", "Ssd.*"),

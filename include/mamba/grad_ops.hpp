@@ -41,17 +41,18 @@ struct CausalConvGrad {
 //   dC[t]  = sum_c h[t] g[t]
 //   dB[t]  = sum_c delta[t] x[t] dh[t]
 //   ddelta = sum_n dh (A a h[t - 1] + B x)
-//   ddt    = ddelta sigmoid(dt + dt_bias)       (ddelta where that is above 20)
+//   ddt    = ddelta sigmoid(dt + dt_bias)       (ddelta where that is above 20, or no softplus)
 //   dx     = D g + delta sum_n B dh
 //   dz     = dy (sum_n C h + D x) silu'(z)
-//   dA_log = A sum_t,b dh delta a h[t - 1]
+//   dA     = sum_t,b dh delta a h[t - 1];  dA_log = A dA
 //   dinitial_state = a[0] dh[0]
 // where a[t + 1] dh[t + 1] and a h[t - 1] are zero across a reset (a select). h is recomputed chunk
 // by chunk from the states that the forward run left in chunk_states: nothing of size [batch, time,
 // channels, d_state] is ever in memory.
 struct SelectiveScanGrad {
-  ConstTensorView x, dt, A_log, B, C, D, z, dt_bias, reset;  // as SelectiveScan had them
-  ConstTensorView chunk_states;                              // as that run left it
+  ConstTensorView x, dt, A_log, A, B, C, D, z, dt_bias, reset;  // as SelectiveScan had them
+  bool softplus = true;                                         // the option too
+  ConstTensorView chunk_states;                                 // as that run left it
   std::int64_t chunk_steps = 0;
   ConstTensorView dy;            // [batch, time, channels] T
   ConstTensorView dfinal_state;  // [batch, channels, d_state] f32, dense; absent: zeros
@@ -59,7 +60,7 @@ struct SelectiveScanGrad {
   TensorView dx, ddt;            // [batch, time, channels] T
   TensorView dz;                 // [batch, time, channels] T; there if and only if z is
   TensorView dB, dC;             // [batch, time, d_state] T
-  TensorView dA_log;             // [channels, d_state] f32, dense; optional
+  TensorView dA_log, dA;         // [channels, d_state] f32, dense; optional; of A_log or of A
   TensorView dD, ddt_bias;       // [channels] f32; optional; not without D and dt_bias
   TensorView y;  // [batch, time, channels] T: the forward run's y once more; optional
   bool accumulate = false;

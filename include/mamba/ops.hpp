@@ -57,17 +57,21 @@ struct CausalConv {
 
 // The selective scan (Gu & Dao 2023, algorithm 2), its memory an explicit state. Per batch row and
 // channel c, over states n:
-//   delta = softplus(dt[t, c] + dt_bias[c])            softplus(v) = v above 20, else log1p(exp(v))
-//   h[n]  = exp(delta A[c, n]) h[n] + delta B[t, n] x[t, c]            A = -exp(A_log)
+//   delta = softplus(dt[t, c] + dt_bias[c])   softplus(v) = v above 20, else log1p(exp(v)); or none
+//   h[n]  = exp(delta A[c, n]) h[n] + delta B[t, n] x[t, c]   A = -exp(A_log), or as it is given
 //   y     = (sum_n C[t, n] h[n] + D[c] x[t, c]) silu(z[t, c])
 // h starts as the initial state and ends as the final state. d_state is 1 to 256.
 // reset[b, t] != 0 sets h to zero (whatever it was) before step t. With the optional dt_weight the
 // dt of the formula is dt dt_weight^T, which a single step need not round to T.
+//
+// Exactly one of A_log and A is given. A may have any sign, and so may delta without softplus.
+// Where delta A > 0 the state grows, which nothing limits: beyond f32 it is infinite.
 struct SelectiveScan {
   ConstTensorView x;              // [batch, time, channels] T
   ConstTensorView dt;             // [batch, time, channels] T; with dt_weight [.., .., dt_rank]
   ConstTensorView dt_weight;      // [channels, dt_rank] T, optional
-  ConstTensorView A_log;          // [channels, d_state] f32
+  ConstTensorView A_log;          // [channels, d_state] f32; or
+  ConstTensorView A;              // [channels, d_state] f32
   ConstTensorView B;              // [batch, time, d_state] T
   ConstTensorView C;              // [batch, time, d_state] T
   ConstTensorView D;              // [channels] f32, optional
@@ -80,6 +84,7 @@ struct SelectiveScan {
   TensorView step_states;  // [batch, time, channels, d_state] f32: h after each step; optional
   // [batch, time, channels] T; may be the same memory as x, z, or dt (without dt_weight).
   TensorView y;
+  bool softplus = true;  // false: delta = dt + dt_bias
   // For SelectiveScanGrad: h as it was handed to steps 0, chunk_steps, 2 chunk_steps, ..., before
   // any reset at that step. [batch, ceil(time / chunk_steps), channels, d_state] f32, dense;
   // optional.

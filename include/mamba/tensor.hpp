@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <initializer_list>
 #include <memory>
 #include <utility>
@@ -35,6 +36,12 @@ class Tensor {
   // Host memory that the GPU copies to and from asynchronously. Its device is the CPU. DeviceError
   // in a build without CUDA.
   static Tensor pinned(const Shape& shape, DType dtype);
+  // Dense memory of someone else on `device`, read and written in place; when the tensor ends it
+  // calls `release` (which may be empty), from whichever thread, and must not throw. No memory, or
+  // a shape that cannot be, is an ArgumentError, after which `release` is not called. On CUDA what
+  // is queued on other streams than the library's is not waited for.
+  static Tensor adopt(void* memory, const Shape& shape, DType dtype, Device device,
+                      std::function<void()> release);
   // On the CPU, a copy of `values`, whose count must be shape.count().
   template <class T>
   static Tensor from(const std::vector<T>& values, const Shape& shape) {
@@ -109,6 +116,7 @@ class Tensor {
     Device device;
     bool pinned;
     std::int64_t bytes;
+    const std::function<void()>* adopted;  // null: the memory is the library's own
     void operator()(void* memory) const noexcept;
   };
   static Tensor from_host(const void* values, std::int64_t count, DType dtype, const Shape& shape);

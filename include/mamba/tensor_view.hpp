@@ -14,6 +14,12 @@ namespace mamba {
 
 class Tensor;
 
+// Of a view, in elements: from index i to i + 1 of the first dimension, and of the second.
+struct Pitches {
+  std::int64_t row;
+  std::int64_t step;
+};
+
 // A read-only view. Default-constructed it is absent (rank 0), which is how an optional operand is
 // left out; a view of zero elements is present.
 class ConstTensorView {
@@ -22,6 +28,11 @@ class ConstTensorView {
   // Dense memory of `shape.count()` elements that outlives the view. A negative size, or 2^63
   // elements and more, is an ArgumentError.
   ConstTensorView(const void* data, const Shape& shape, DType dtype, Device device = Device::cpu());
+  // The same with pitches, for memory that someone else has laid out: time before batch, say. Each
+  // is at least 0 (the same memory again, which only inputs may have); what a rank has no pitch
+  // for, as row_pitch() and step_pitch() say, is left aside. Else an ArgumentError.
+  ConstTensorView(const void* data, const Shape& shape, Pitches pitches, DType dtype,
+                  Device device = Device::cpu());
   // Implicit: a Tensor is passed where a view is asked for, also one that lives for the call alone.
 #if defined(__clang__)
   ConstTensorView(const Tensor& tensor [[clang::lifetimebound]]);
@@ -96,6 +107,9 @@ class TensorView : public ConstTensorView {
   TensorView() = default;
   TensorView(void* data, const Shape& shape, DType dtype, Device device = Device::cpu())
       : ConstTensorView(data, shape, dtype, device) {}
+  TensorView(void* data, const Shape& shape, Pitches pitches, DType dtype,
+             Device device = Device::cpu())
+      : ConstTensorView(data, shape, pitches, dtype, device) {}
   TensorView(Tensor& tensor);
 
   void* data() const { return const_cast<void*>(data_); }

@@ -43,18 +43,24 @@ TEST_EACH(BadCallsOfOps, SelectiveScan, Device device) {
   using Op = SelectiveScan;
   Op options;
   options.chunk_steps = 16;  // CUDA has no other
-  expect_refused_operands<Op>(
-      device, 90, "selective_scan",
-      {OPERAND(Op, x, Shape{2, 3, 4}), OPERAND(Op, dt, Shape{2, 3, 4}),
-       OPERAND(Op, A_log, Shape{4, 5}), OPERAND(Op, B, Shape{2, 3, 5}),
-       OPERAND(Op, C, Shape{2, 3, 5}), OPERAND(Op, D, Shape{4}, f32, optional),
-       OPERAND(Op, z, Shape{2, 3, 4}, f32, optional), OPERAND(Op, dt_bias, Shape{4}, f32, optional),
-       OPERAND(Op, initial_state, Shape{2, 4, 5}, f32, optional | dense),
-       OPERAND(Op, final_state, Shape{2, 4, 5}, f32, optional | dense),
-       OPERAND(Op, reset, Shape{2, 3}, i32, optional),
-       OPERAND(Op, step_states, Shape{2, 3, 4, 5}, f32, optional), OPERAND(Op, y, Shape{2, 3, 4}),
-       OPERAND(Op, chunk_states, Shape{2, 1, 4, 5}, f32, optional)},
-      options);
+  std::vector<Operand<Op>> operands{
+      OPERAND(Op, x, Shape{2, 3, 4}),
+      OPERAND(Op, dt, Shape{2, 3, 4}),
+      OPERAND(Op, A_log, Shape{4, 5}),
+      OPERAND(Op, B, Shape{2, 3, 5}),
+      OPERAND(Op, C, Shape{2, 3, 5}),
+      OPERAND(Op, D, Shape{4}, f32, optional),
+      OPERAND(Op, z, Shape{2, 3, 4}, f32, optional),
+      OPERAND(Op, dt_bias, Shape{4}, f32, optional),
+      OPERAND(Op, initial_state, Shape{2, 4, 5}, f32, optional | dense),
+      OPERAND(Op, final_state, Shape{2, 4, 5}, f32, optional | dense),
+      OPERAND(Op, reset, Shape{2, 3}, i32, optional),
+      OPERAND(Op, step_states, Shape{2, 3, 4, 5}, f32, optional),
+      OPERAND(Op, y, Shape{2, 3, 4}),
+      OPERAND(Op, chunk_states, Shape{2, 1, 4, 5}, f32, optional)};
+  expect_refused_operands<Op>(device, 90, "selective_scan", operands, options);
+  operands[2] = OPERAND(Op, A, Shape{4, 5});
+  expect_refused_operands<Op>(device, 90, "selective_scan", operands, options);
 }
 
 TEST_EACH(BadCallsOfOps, Ssd, Device device) {

@@ -69,6 +69,19 @@ TEST_EACH(CudaScanGrad, EveryCutWithEveryOption, CudaDevice device, DType dtype)
   }
 }
 
+TEST_EACH(CudaScanGrad, EveryCutOfEveryForm, CudaDevice device, DType dtype, ScanForm form) {
+  for (const bool aligned : {false, true}) {
+    ScanCase c = case_of(form, dtype);
+    c.aligned = aligned;
+    c.channels = 40;
+    c.d_state = aligned ? 16 : 19;
+    c.time = 150;
+    c.reset = !aligned;
+    expect_every_cut_matches(GradInputs(c), device);
+    if (::testing::Test::HasFailure()) return;
+  }
+}
+
 TEST_EACH(CudaScanGrad, EveryCutWithResetsInSomeTiles, CudaDevice device, DType dtype) {
   for (const std::int64_t d_state : {16, 20}) {
     for (const bool aligned : {false, true}) {

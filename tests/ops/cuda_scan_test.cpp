@@ -4,6 +4,7 @@
 #ifdef MAMBA_HAS_CUDA  // set by the build: the plans are in the library only then
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <limits>
 
 #include "each.hpp"
@@ -174,6 +175,46 @@ TEST_EACH(CudaScan, EveryCutWithEveryOption, CudaDevice device, DType dtype) {
   }
 }
 
+TEST_EACH(CudaScan, EveryCutOfEveryForm, CudaDevice device, DType dtype, ScanForm form) {
+  for (const std::int64_t d_state : {5, 16, 20, 70}) {
+    for (const std::int64_t time : {1, 17, 150}) {
+      for (const bool aligned : {false, true}) {
+        ScanCase c = case_of(form, dtype);
+        c.channels = 40;
+        c.d_state = d_state;
+        c.time = time;
+        c.aligned = aligned;
+        c.reset = !aligned;
+        expect_every_cut_matches(c, device, !aligned);
+        if (::testing::Test::HasFailure()) return;
+      }
+    }
+  }
+}
+
+// The kernel that takes four rows at a time begins with so many.
+TEST_EACH(CudaScan, OneStepOfManyRows, CudaDevice device, ScanForm form) {
+  for (const std::int64_t batch : {64, 67}) {
+    ScanCase c = case_of(form, DType::bf16);
+    c.batch = batch;
+    c.time = 1;
+    c.channels = 4104;
+    c.aligned = true;
+    const ScanInputs host(c);
+    const SequenceResult expected = scan_reference(host.op());
+    const ScanInputs inputs = host.to(device);
+    Tensor y(inputs.y_shape(), c.dtype, device);
+    Tensor last(inputs.state_shape(), DType::f32, device);
+    SelectiveScan op = inputs.op();
+    op.y = y;
+    op.final_state = last;
+    run(op, default_stream(device));
+    expect_within(y, expected.y, c.name() + " y");
+    expect_within(last, expected.final_state, c.name() + " final state");
+    if (::testing::Test::HasFailure()) return;
+  }
+}
+
 // A ring goes round many times, and the last warp is not the one with the last step.
 TEST_EACH(CudaScan, EveryCutOfALongSequence, CudaDevice device) {
   for (const bool reset : {false, true}) {
@@ -255,6 +296,30 @@ TEST(CudaScan, ChoosesByShape) {
   EXPECT_EQ(chosen(8, 5120, 128), ScanPlan::sequential);
 }
 
+// The narrow rings make products of decays, which may be infinite.
+TEST(CudaScan, StatesThatMayGrowGoRoundTheWidestRing) {
+  const cuda::Limits h200{227 << 10, 132, 90, true};
+  const Tensor x({1, 512, 1536}, DType::bf16), A({1536, 16}, DType::f32);
+  const auto channels = [&](bool is_log, bool softplus) {
+    SelectiveScan op;  // geometry() looks at shapes alone
+    op.x = x;
+    (is_log ? op.A_log : op.A) = A;
+    op.softplus = softplus;
+    EXPECT_EQ(cuda::plan(op, h200), ScanPlan::chunked);
+    SelectiveScanGrad grad;
+    grad.x = x;
+    grad.A_log = op.A_log;
+    grad.A = op.A;
+    grad.softplus = softplus;
+    return std::pair(cuda::geometry(op, ScanPlan::chunked, h200).channels,
+                     cuda::geometry(grad, h200).channels);
+  };
+  EXPECT_EQ(channels(true, true), std::pair(16, 16));
+  EXPECT_EQ(channels(true, false), std::pair(32, 32));
+  EXPECT_EQ(channels(false, true), std::pair(32, 32));
+  EXPECT_EQ(channels(false, false), std::pair(32, 32));
+}
+
 // A prompt whose warps ask for more shared memory than some devices have, and a step.
 TEST_EACH(CudaScanLimits, TakesPromptsAndSteps, LesserDevice lesser, CudaDevice device,
           DType dtype) {
@@ -304,6 +369,39 @@ TEST_EACH(CudaScanLimits, EveryCut, LesserDevice lesser, CudaDevice device, DTyp
   host.reset = rare_resets(c);
   expect_every_cut_matches(host, device, false);
   if (::testing::Test::HasFailure()) return;
+}
+
+TEST_EACH(CudaScanLimits, EveryForm, LesserDevice lesser, CudaDevice device, ScanForm form) {
+  const cuda::LimitedDevices limited(lesser.limits);
+  for (const std::int64_t d_state : {16, 64}) {
+    ScanCase c = case_of(form, DType::f32);
+    c.batch = 1;
+    c.channels = 72;
+    c.d_state = d_state;
+    c.time = 600;
+    expect_every_cut_matches(c, device, false);
+    if (::testing::Test::HasFailure()) return;
+  }
+}
+
+// The widest ring of so many states needs a block of 107 KiB.
+TEST_EACH(CudaScanLimits, StatesThatMayGrowAreRefusedWhereTheWidestRingHasNoRoom,
+          CudaDevice device) {
+  cuda::Limits small = cuda::limits(device, "test");
+  small.shared_memory = 99 << 10;
+  const cuda::LimitedDevices limited(small);
+  ScanCase c;
+  c.decays = ScanDecays::mixed;
+  c.batch = 1;
+  c.d_state = 256;
+  c.time = 40;
+  const ScanInputs inputs = ScanInputs(c).to(device);
+  const Guarded y(inputs.y_shape(), c.dtype, device);
+  SelectiveScan op = inputs.op();
+  op.y = y.view();
+  EXPECT_THROW(run(op, default_stream(device)), DeviceError);
+  y.expect_untouched("refused");
+  for (const double value : values(y.view())) ASSERT_TRUE(std::isnan(value));
 }
 
 TEST_EACH(CudaScan, OneStepPlanRefusesMore, CudaDevice device) {

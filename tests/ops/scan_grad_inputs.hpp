@@ -41,7 +41,7 @@ struct GradInputs {
 
 // Every output of one call, guarded.
 struct Gradients {
-  Guarded dx, ddt, dz, y, dB, dC, dA_log, dD, ddt_bias, dinitial;
+  Guarded dx, ddt, dz, y, dB, dC, dA, dD, ddt_bias, dinitial;  // dA: or dA_log
 
   Gradients(const ScanCase& c, Device device)
       : dx({c.batch, c.time, c.channels}, c.dtype, device, c.aligned ? 8 : 3),
@@ -50,17 +50,17 @@ struct Gradients {
         y({c.batch, c.time, c.channels}, c.dtype, device, c.aligned ? 8 : 1),
         dB({c.batch, c.time, c.d_state}, c.dtype, device, 5),
         dC({c.batch, c.time, c.d_state}, c.dtype, device, 5),
-        dA_log({c.channels, c.d_state}, DType::f32, device),
+        dA({c.channels, c.d_state}, DType::f32, device),
         dD({c.channels}, DType::f32, device),
         ddt_bias({c.channels}, DType::f32, device),
         dinitial({c.batch, c.channels, c.d_state}, DType::f32, device) {}
 
   std::vector<std::pair<const char*, const Guarded*>> all() const {
-    return {{"dx", &dx},         {"ddt", &ddt},
-            {"dz", &dz},         {"y", &y},
-            {"dB", &dB},         {"dC", &dC},
-            {"dD", &dD},         {"ddt_bias", &ddt_bias},
-            {"dA_log", &dA_log}, {"dinitial", &dinitial}};
+    return {{"dx", &dx}, {"ddt", &ddt},
+            {"dz", &dz}, {"y", &y},
+            {"dB", &dB}, {"dC", &dC},
+            {"dD", &dD}, {"ddt_bias", &ddt_bias},
+            {"dA", &dA}, {"dinitial", &dinitial}};
   }
   void expect_untouched(const std::string& what) const {
     for (const auto& [name, output] : all()) output->expect_untouched(what + ": " + name);
@@ -72,12 +72,14 @@ inline SelectiveScanGrad grad_op(const SelectiveScan& scan, const Gradients& out
   op.x = scan.x;
   op.dt = scan.dt;
   op.A_log = scan.A_log;
+  op.A = scan.A;
   op.B = scan.B;
   op.C = scan.C;
   op.D = scan.D;
   op.z = scan.z;
   op.dt_bias = scan.dt_bias;
   op.reset = scan.reset;
+  op.softplus = scan.softplus;
   op.chunk_states = scan.chunk_states;
   op.chunk_steps = scan.chunk_steps;
   op.dx = out.dx.view();
@@ -85,7 +87,7 @@ inline SelectiveScanGrad grad_op(const SelectiveScan& scan, const Gradients& out
   if (scan.z) op.dz = out.dz.view();
   op.dB = out.dB.view();
   op.dC = out.dC.view();
-  op.dA_log = out.dA_log.view();
+  (scan.A ? op.dA : op.dA_log) = out.dA.view();
   if (scan.D) op.dD = out.dD.view();
   if (scan.dt_bias) op.ddt_bias = out.ddt_bias.view();
   op.dinitial_state = out.dinitial.view();
@@ -132,7 +134,9 @@ inline void expect_gradients(const Gradients& out, const ScanGradResult& expecte
   expect_within(out.y.view(), expected.y, what + ": y");
   expect_within(out.dB.view(), expected.dB, what + ": dB");
   expect_within(out.dC.view(), expected.dC, what + ": dC");
-  expect_within(out.dA_log.view(), expected.dA_log, what + ": dA_log");
+  const bool log = c.decays == ScanDecays::log;
+  expect_within(out.dA.view(), log ? expected.dA_log : expected.dA,
+                what + (log ? ": dA_log" : ": dA"));
   if (c.D) expect_within(out.dD.view(), expected.dD, what + ": dD");
   if (c.dt_bias) expect_within(out.ddt_bias.view(), expected.ddt_bias, what + ": ddt_bias");
   expect_within(out.dinitial.view(), expected.dinitial, what + ": dinitial");

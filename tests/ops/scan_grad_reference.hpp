@@ -36,7 +36,8 @@ struct ScanLoss {
 struct ScanGradResult {
   std::vector<Bounded> dx, ddt, dz, y;  // [batch, time, channels]
   std::vector<Bounded> dB, dC;          // [batch, time, d_state]
-  std::vector<Bounded> dA_log, dD, ddt_bias;
+  std::vector<Bounded> dA_log, dA;      // the one whose operand is there
+  std::vector<Bounded> dD, ddt_bias;
   std::vector<Bounded> dinitial;  // [batch, channels, d_state]
 };
 
@@ -66,16 +67,18 @@ class ScanGradReference {
     all.dC = bounded(dC_);
     all.dD = bounded(dD_);
     all.ddt_bias = bounded(ddt_bias_);
-    for (std::size_t i = 0; i < dA_.size(); ++i) {
-      all.dA_log.push_back(static_cast<Tracked>(dA_[i]) * A(i));
+    if (scan_.A_log.empty()) {
+      all.dA = bounded(dA_);
+    } else {
+      for (std::size_t i = 0; i < dA_.size(); ++i) {
+        all.dA_log.push_back(static_cast<Tracked>(dA_[i]) * A(i));
+      }
     }
     return all;
   }
 
  private:
-  Tracked A(std::size_t i) const {
-    return Tracked(-std::exp(scan_.A_log[i])).rounded(exp_roundings + 2);
-  }
+  Tracked A(std::size_t i) const { return Tracked(scan_.A(i)).rounded(scan_.A_roundings() + 2); }
   bool is_reset(std::size_t token) const { return !scan_.reset.empty() && scan_.reset[token] != 0; }
 
   void channel(std::size_t b, std::size_t c) {
@@ -107,7 +110,7 @@ class ScanGradReference {
     const Tracked x = scan_.x[i], dy = loss_.dy[i];
     const Tracked v =
         scan_.dt_bias.empty() ? Tracked(scan_.dt[i]) : Tracked(scan_.dt[i]) + scan_.dt_bias[c];
-    const Tracked delta = softplus(v);
+    const Tracked delta = scan_.softplus ? softplus(v) : v;
     const Tracked g = scan_.z.empty() ? dy : dy * silu(scan_.z[i]);
     const Tracked D = scan_.D.empty() ? 0 : scan_.D[c];
     TrackedSum B_dh, A_dh, y;
@@ -126,7 +129,7 @@ class ScanGradReference {
       dA_[c * scan_.states + n].add((delta * dexponent).rounded(2));
     }
     const Tracked ddt = (x * static_cast<Tracked>(B_dh) + static_cast<Tracked>(A_dh)) *
-                        (v.value > 20 ? Tracked(1) : sigmoid(v));
+                        (!scan_.softplus || v.value > 20 ? Tracked(1) : sigmoid(v));
     const Tracked direct = delta * static_cast<Tracked>(B_dh);
     result_.ddt[i] = ddt;
     result_.dx[i] = scan_.D.empty() ? direct : D * g + direct;

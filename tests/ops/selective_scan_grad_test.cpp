@@ -25,9 +25,9 @@ void expect_matches_reference(const ScanCase& c, Device device, std::uint64_t se
 
 // ---- the reference itself ----------------------------------------------------------------------
 
-TEST(SelectiveScanGrad, ReferenceIsTheDerivativeOfTheForwardReference) {
+TEST_EACH(SelectiveScanGrad, ReferenceIsTheDerivativeOfTheForwardReference, ScanForm form) {
   for (int choice = 0; choice < 16; ++choice) {
-    ScanCase c;
+    ScanCase c = case_of(form, DType::f32);
     c.batch = 2;
     c.time = 7;
     c.channels = 3;
@@ -48,6 +48,7 @@ TEST(SelectiveScanGrad, ReferenceIsTheDerivativeOfTheForwardReference) {
     check("x", scan.x, result.dx);
     check("dt", scan.dt, result.ddt);
     check("A_log", scan.A_log, result.dA_log);
+    check("A", scan.given_A, result.dA);
     check("B", scan.B, result.dB);
     check("C", scan.C, result.dC);
     check("D", scan.D, result.dD);
@@ -97,9 +98,8 @@ TEST_EACH(SelectiveScanGrad, ChunkStatesAreWhatWasHandedToTheirFirstStep, Device
 }
 
 TEST_EACH(SelectiveScanGrad, MatchesReferenceForEveryStateSizeAndChannelCount, Device device,
-          DType dtype) {
-  ScanCase c;
-  c.dtype = dtype;
+          DType dtype, ScanForm form) {
+  ScanCase c = case_of(form, dtype);
   for (std::int64_t d_state : {1, 2, 3, 4, 5, 15, 16, 17, 64, 100, 256}) {
     c.channels = 17;
     c.d_state = d_state;
@@ -128,10 +128,9 @@ TEST_EACH(SelectiveScanGrad, MatchesReferenceForEveryStateSizeAndChannelCount, D
 }
 
 TEST_EACH(SelectiveScanGrad, MatchesReferenceForEveryChoiceOfOptionalOperands, Device device,
-          DType dtype) {
+          DType dtype, ScanForm form) {
   for (int choice = 0; choice < 32; ++choice) {
-    ScanCase c;
-    c.dtype = dtype;
+    ScanCase c = case_of(form, dtype);
     c.time = 35;
     c.d_state = 7;
     c.D = choice & 1;
@@ -143,10 +142,9 @@ TEST_EACH(SelectiveScanGrad, MatchesReferenceForEveryChoiceOfOptionalOperands, D
   }
 }
 
-TEST_EACH(SelectiveScanGrad, MatchesReferenceOnEveryTarget, DType dtype) {
+TEST_EACH(SelectiveScanGrad, MatchesReferenceOnEveryTarget, DType dtype, ScanForm form) {
   for_each_target([&](const char*) {
-    ScanCase c;
-    c.dtype = dtype;
+    ScanCase c = case_of(form, dtype);
     c.channels = 39;
     c.d_state = 18;
     c.time = 70;
@@ -165,8 +163,8 @@ TEST(SelectiveScanGrad, TakesAnyChunkLengthOnTheCpu) {
   }
 }
 
-TEST_EACH(SelectiveScanGrad, LongSequenceMatchesReference, Device device) {
-  ScanCase c;
+TEST_EACH(SelectiveScanGrad, LongSequenceMatchesReference, Device device, ScanForm form) {
+  ScanCase c = case_of(form, DType::f32);
   c.batch = 1;
   c.time = 4097;
   c.channels = 20;
@@ -272,9 +270,8 @@ void run_in_pieces(const GradInputs& inputs, const std::vector<Piece>& pieces, c
   stream.synchronize();
 }
 
-TEST_EACH(SelectiveScanGrad, CutAnywhereEqualsTheWhole, Device device, DType dtype) {
-  ScanCase c;
-  c.dtype = dtype;
+TEST_EACH(SelectiveScanGrad, CutAnywhereEqualsTheWhole, Device device, DType dtype, ScanForm form) {
+  ScanCase c = case_of(form, dtype);
   c.time = 70;
   c.channels = 37;
   c.d_state = 6;
@@ -351,7 +348,7 @@ TEST_EACH(SelectiveScanGrad, NothingToDo, Device device) {
     const GradInputs host(c);
     const Gradients out(c, device);
     run_both(host.to(device), out, default_stream(device));
-    for (const Guarded* output : {&out.dA_log, &out.dD, &out.ddt_bias}) {
+    for (const Guarded* output : {&out.dA, &out.dD, &out.ddt_bias}) {
       for (double value : values(output->view())) EXPECT_EQ(value, 0) << size.to_string();
     }
     EXPECT_EQ(values(out.dinitial.view()), values(host.dfinal)) << size.to_string();
@@ -360,13 +357,13 @@ TEST_EACH(SelectiveScanGrad, NothingToDo, Device device) {
   }
 }
 
-TEST_EACH(SelectiveScanGrad, AccumulateAddsToWeightGradientsOnly, Device device) {
-  ScanCase c;
+TEST_EACH(SelectiveScanGrad, AccumulateAddsToWeightGradientsOnly, Device device, ScanForm form) {
+  ScanCase c = case_of(form, DType::f32);
   const GradInputs host(c);
   const GradInputs inputs = host.to(device);
   const Gradients out(c, device);
   run_in_pieces(inputs, {{0, c.time}}, out, default_stream(device));
-  const std::vector<double> once = values(out.dA_log.view()), dx = values(out.dx.view());
+  const std::vector<double> once = values(out.dA.view()), dx = values(out.dx.view());
   Stream& stream = default_stream(device);
   SelectiveScan scan = inputs.scan.op();
   scan.chunk_steps = detail::scan_chunk_steps(scan, stream);
@@ -380,7 +377,7 @@ TEST_EACH(SelectiveScanGrad, AccumulateAddsToWeightGradientsOnly, Device device)
   op.dfinal_state = inputs.dfinal;
   op.accumulate = true;
   run(op, stream);
-  const std::vector<double> twice = values(out.dA_log.view());
+  const std::vector<double> twice = values(out.dA.view());
   for (std::size_t i = 0; i < once.size(); ++i) EXPECT_EQ(twice[i], 2 * once[i]);
   EXPECT_EQ(values(out.dx.view()), dx);
 }

@@ -54,10 +54,12 @@ struct ScanReference {
   explicit ScanReference(const SelectiveScan& op)
       : time(static_cast<std::size_t>(op.x.dim(1))),
         channels(static_cast<std::size_t>(op.x.dim(2))),
-        states(static_cast<std::size_t>(op.A_log.dim(1))),
+        states(static_cast<std::size_t>(op.B.dim(2))),
+        softplus(op.softplus),
         x(values(op.x)),
         dt(values(op.dt)),
-        A_log(values(op.A_log)),
+        A_log(optional_values(op.A_log)),
+        given_A(optional_values(op.A)),
         B(values(op.B)),
         C(values(op.C)),
         D(optional_values(op.D)),
@@ -68,8 +70,13 @@ struct ScanReference {
         read(optional_integers(op.rows.read)) {}
 
   std::size_t time, channels, states;
-  std::vector<double> x, dt, A_log, B, C, D, z, dt_bias, initial;
+  bool softplus;
+  std::vector<double> x, dt, A_log, given_A, B, C, D, z, dt_bias, initial;
   std::vector<std::int32_t> reset, read;
+
+  // A of channel and state i, and how often f32 arithmetic rounds it.
+  double A(std::size_t i) const { return A_log.empty() ? given_A[i] : -std::exp(A_log[i]); }
+  double A_roundings() const { return A_log.empty() ? 0 : exp_roundings; }
 
   std::vector<Bounded> start(std::size_t b, std::size_t c) const {
     std::vector<Bounded> h(states);
@@ -89,21 +96,21 @@ struct ScanReference {
 
     // dt + bias is one rounding; softplus passes it on by its slope, which is at most 1.
     const double v = dt[token * channels + c] + (dt_bias.empty() ? 0 : dt_bias[c]);
-    const double delta = exact_softplus(v);
-    const double slope = 1 / (1 + std::exp(-v));
-    const double delta_relative =
-        delta == 0
-            ? 0
-            : (dt_bias.empty() ? 0 : slope * u * std::abs(v) / delta) + softplus_roundings * u;
+    const double delta = softplus ? exact_softplus(v) : v;
+    const double slope = softplus ? 1 / (1 + std::exp(-v)) : 1;
+    const double delta_relative = delta == 0
+                                      ? 0
+                                      : (dt_bias.empty() ? 0 : slope * u * std::abs(v / delta)) +
+                                            (softplus ? softplus_roundings * u : 0);
 
     double sum = D.empty() ? 0 : D[c] * input;
     double magnitude = std::abs(sum), inherited = 0;
     for (std::size_t n = 0; n < states; ++n) {
-      // The exponent: exp(A_log), times log2(e) (itself rounded), times delta.
-      const double exponent = -std::exp(A_log[c * states + n]) * delta;
+      // The exponent: A, times log2(e) (itself rounded), times delta.
+      const double exponent = A(c * states + n) * delta;
       const double decay = std::exp(exponent);
       const double decay_bound =
-          decay * (std::abs(exponent) * (delta_relative + (exp_roundings + 3) * u) +
+          decay * (std::abs(exponent) * (delta_relative + (A_roundings() + 3) * u) +
                    exp2_roundings * u) +
           f32_smallest;
       const double added = delta * input * B[token * states + n];

@@ -58,7 +58,7 @@ inline Tracked silu_slope(const Tracked& z) {
   const Tracked s = sigmoid(z), rest = sigmoid(Tracked(-z.value, z.bound));
   return s + z * s * rest;
 }
-inline Tracked decay(const Tracked& exponent) {  // e^x for x <= 0
+inline Tracked decay(const Tracked& exponent) {
   const double e = std::exp(exponent.value);
   return function(e, e, exponent, exp2_roundings);
 }

@@ -90,6 +90,17 @@ ConstTensorView::ConstTensorView(const void* data, const Shape& shape, DType dty
   if (shape.rank_ > 1) row_pitch_ = size[1] * step_pitch_;
 }
 
+ConstTensorView::ConstTensorView(const void* data, const Shape& shape, Pitches pitches, DType dtype,
+                                 Device device)
+    : ConstTensorView(data, shape, dtype, device) {
+  if (pitches.row < 0 || pitches.step < 0) {
+    throw ArgumentError("TensorView", "pitches", "at least 0",
+                        fmt::format("{} and {}", pitches.row, pitches.step));
+  }
+  if (shape.rank() > 1) row_pitch_ = pitches.row;
+  if (shape.rank() > 2) step_pitch_ = pitches.step;
+}
+
 void ConstTensorView::pitches_of_large() {
   std::int64_t product = 1;
   bool zero = false;
@@ -215,11 +226,27 @@ Tensor::Tensor(const Shape& shape, DType dtype, Device device)
   const std::int64_t bytes = check::bytes("Tensor", "shape", shape, dtype);
   if (bytes == 0) return;
   void* memory = device.is_cuda() ? cuda::allocate(device, bytes) : allocate_host(bytes);
-  memory_ = std::unique_ptr<void, Free>(memory, Free{device, false, bytes});
+  memory_ = std::unique_ptr<void, Free>(memory, Free{device, false, bytes, nullptr});
+}
+
+Tensor Tensor::adopt(void* memory, const Shape& shape, DType dtype, Device device,
+                     std::function<void()> release) {
+  const std::int64_t bytes = check::bytes("Tensor::adopt", "shape", shape, dtype);
+  if (memory == nullptr) throw ArgumentError("Tensor::adopt", "memory", "an address", "none");
+  Tensor tensor;
+  auto* kept = new std::function<void()>(std::move(release));
+  tensor.memory_ = std::unique_ptr<void, Free>(memory, Free{device, false, bytes, kept});
+  tensor.shape_ = shape;
+  tensor.dtype_ = dtype;
+  tensor.device_ = device;
+  return tensor;
 }
 
 void Tensor::Free::operator()(void* memory) const noexcept {
-  if (device.is_cuda()) {
+  if (adopted != nullptr) {
+    if (*adopted) (*adopted)();
+    delete adopted;
+  } else if (device.is_cuda()) {
     cuda::release(device, memory);
   } else if (pinned) {
     cuda::release_pinned(memory);
@@ -258,8 +285,8 @@ Tensor Tensor::full(const Shape& shape, double value, DType dtype, Device device
 Tensor Tensor::pinned(const Shape& shape, DType dtype) {
   Tensor tensor;
   const std::int64_t bytes = check::bytes("Tensor", "shape", shape, dtype);
-  tensor.memory_ =
-      std::unique_ptr<void, Free>(cuda::allocate_pinned(bytes), Free{Device::cpu(), true, bytes});
+  tensor.memory_ = std::unique_ptr<void, Free>(cuda::allocate_pinned(bytes),
+                                               Free{Device::cpu(), true, bytes, nullptr});
   tensor.shape_ = shape;
   tensor.dtype_ = dtype;
   return tensor;

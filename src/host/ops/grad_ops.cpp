@@ -50,10 +50,7 @@ void run(const SelectiveScanGrad& op, Stream& stream) {
   const Shape& shape = op.x.shape();
   const DType dtype = op.x.dtype();
   const std::int64_t channels = op.x.dim(2);
-  operands.rank("A_log", op.A_log, 2);
-  const std::int64_t d_state = op.A_log.dim(1);
-  check::range("selective_scan_grad", "d_state", d_state, 1, 256);
-  operands.is("A_log", op.A_log, {channels, d_state}, DType::f32);
+  const std::int64_t d_state = check_decays(operands, op);
   operands.is("dt", op.dt, shape, dtype);
   operands.is("B", op.B, with_channels(op.x, d_state), dtype);
   operands.is("C", op.C, with_channels(op.x, d_state), dtype);
@@ -77,8 +74,12 @@ void run(const SelectiveScanGrad& op, Stream& stream) {
   if (op.z) operands.is("dz", op.dz, shape, dtype);
   operands.is("dB", op.dB, op.B.shape(), dtype);
   operands.is("dC", op.dC, op.C.shape(), dtype);
-  operands.optional("dA_log", op.dA_log, op.A_log.shape(), DType::f32);
+  operands.not_without("dA_log", op.dA_log, "A_log", op.A_log);
+  operands.optional("dA_log", op.dA_log, {channels, d_state}, DType::f32);
   operands.dense("dA_log", op.dA_log);
+  operands.not_without("dA", op.dA, "A", op.A);
+  operands.optional("dA", op.dA, {channels, d_state}, DType::f32);
+  operands.dense("dA", op.dA);
   operands.not_without("dD", op.dD, "D", op.D);
   operands.optional("dD", op.dD, {channels}, DType::f32);
   operands.not_without("ddt_bias", op.ddt_bias, "dt_bias", op.dt_bias);

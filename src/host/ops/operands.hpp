@@ -11,6 +11,7 @@
 #include <mamba/check.hpp>
 #include <mamba/stream.hpp>
 
+#include "detail/scan_decays.hpp"
 #include "detail/weight_dtypes.hpp"
 
 namespace mamba {
@@ -140,6 +141,23 @@ inline Shape chunk_states_shape(const Operands& operands, const ConstTensorView&
   check::range(operands.where(), "chunk_steps", chunk_steps, 1, std::int64_t{1} << 30);
   const std::int64_t chunks = (x.dim(1) + chunk_steps - 1) / chunk_steps;
   return {x.dim(0), chunks, x.dim(2), d_state};
+}
+
+// Of SelectiveScan and its gradient: A_log or A. Returns d_state.
+template <class Op>
+std::int64_t check_decays(const Operands& operands, const Op& op) {
+  if (op.A_log) {
+    if (op.A) operands.fail("A", "none (there is A_log)", "a tensor");
+  } else if (!op.A) {
+    operands.fail("A_log", "a tensor, or A in its place", "none");
+  }
+  const char* name = op.A_log ? "A_log" : "A";
+  const ConstTensorView& decays = detail::decays_of(op);
+  operands.rank(name, decays, 2);
+  const std::int64_t d_state = decays.dim(1);
+  check::range(operands.where(), "d_state", d_state, 1, 256);
+  operands.is(name, decays, {op.x.dim(2), d_state}, DType::f32);
+  return d_state;
 }
 
 // Of Ssd and its gradient: x, dt, A_log, B, C, D, dt_bias and the options. Returns d_state.

@@ -144,10 +144,7 @@ void run(const SelectiveScan& op, Stream& stream) {
   operands.is_storage("x", op.x, op.x.shape());
   const DType dtype = op.x.dtype();
   const std::int64_t channels = op.x.dim(2);
-  operands.rank("A_log", op.A_log, 2);
-  const std::int64_t d_state = op.A_log.dim(1);
-  check::range("selective_scan", "d_state", d_state, 1, 256);
-  operands.is("A_log", op.A_log, {channels, d_state}, DType::f32);
+  const std::int64_t d_state = check_decays(operands, op);
   if (op.dt_weight) {
     operands.rank("dt", op.dt, 3);
     operands.is("dt", op.dt, with_channels(op.x, op.dt.dim(2)), dtype);
@@ -187,7 +184,7 @@ void run(const SelectiveScan& op, Stream& stream) {
 std::int64_t detail::scan_chunk_steps(const SelectiveScan& op, const Stream& stream) {
   const Operands operands("scan_chunk_steps", stream);
   operands.rank("x", op.x, 3);
-  operands.rank("A_log", op.A_log, 2);
+  check_decays(operands, op);
   return stream.device().is_cuda() ? cuda::scan_chunk_steps(op, stream)
                                    : host::scan_chunk_steps(op, stream);
 }

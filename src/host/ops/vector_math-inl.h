@@ -66,6 +66,13 @@ HWY_INLINE V exp2_nonpositive(D d, V x) {
   return hn::BitCast(d, hn::Add(hn::BitCast(di, exp2_fraction(d, f)), exponent));
 }
 
+// 2^x; infinity from 128 up. What exp2_nonpositive does is right up to there: at 128 its sum is the
+// bits of infinity.
+template <class D, class V = hn::VFromD<D>>
+HWY_INLINE V exp2(D d, V x) {
+  return exp2_nonpositive(d, at_most(d, x, 128.0f));
+}
+
 // e^x; zero below -87.7, and 2.4e38 above 88.37. ln 2 is split so that n times its first part is
 // exact on targets without a fused multiply-add too.
 template <class D, class V = hn::VFromD<D>>

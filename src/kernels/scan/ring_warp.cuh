@@ -69,10 +69,11 @@ struct RingWarp {
   __device__ __forceinline__ float bias() const {
     return op.dt_bias != nullptr ? op.dt_bias[channel()] : 0;
   }
+  template <bool Grows>
   __device__ __forceinline__ void load_A() const {
-    const float* A_log = op.A_log + channel() * op.A_log_pitch;
+    const float* given = op.A + channel() * op.A_pitch;
     for (int n = warp * chunks + q; n < op.d_state; n += warps() * chunks) {
-      A[n * Channels] = scaled_A(A_log[n]);
+      A[n * Channels] = op.form.template scaled<Grows>(given[n]);
     }
   }
 

@@ -47,8 +47,8 @@ struct RingMemory : RingTile<Channels> {
 // The states before the chunks of a warp, on their way to chunk_states.
 using RingBegins = float[32][ring_states + 1];
 
-// Leaves: states go to chunk_states or step_states.
-template <class T, int Channels, bool Leaves>
+// Leaves: states go to chunk_states or step_states. Grows: states may (detail::may_grow).
+template <class T, int Channels, bool Leaves, bool Grows>
 struct Ring : RingWarp<T, Channels, ScanOperands, RingMemory<T, Channels>> {
   using Warp = RingWarp<T, Channels, ScanOperands, RingMemory<T, Channels>>;
   using Warp::A, Warp::b, Warp::block_channel, Warp::chunks, Warp::from, Warp::lane, Warp::memory,
@@ -56,6 +56,7 @@ struct Ring : RingWarp<T, Channels, ScanOperands, RingMemory<T, Channels>> {
   using Warp::channel, Warp::copy_BC, Warp::copy_channels, Warp::copy_resets, Warp::left_in,
       Warp::mine, Warp::steps_of, Warp::tiles, Warp::warps, Warp::works;
   static constexpr int line = RingStates<T, steps>::line;
+  static_assert(!Grows || chunks == 1, "a product of decays may be infinite");
 
   static int shared_bytes(int warps, int d_state) {
     const int begins = Leaves ? static_cast<int>(sizeof(RingBegins)) : 0;
@@ -70,7 +71,7 @@ struct Ring : RingWarp<T, Channels, ScanOperands, RingMemory<T, Channels>> {
 
   // A; empty slots, and the initial state in those that the first warp reads first.
   __device__ __forceinline__ void begin(const StateRow<>& rows) const {
-    Warp::load_A();
+    Warp::template load_A<Grows>();
     const bool fresh = op.initial == nullptr || rows.read < 0;
     for (int n = q; n < op.d_state; n += chunks) {
       const bool first = warp == 0;
@@ -115,7 +116,8 @@ struct Ring : RingWarp<T, Channels, ScanOperands, RingMemory<T, Channels>> {
 #pragma unroll
     for (int k = 0; k < chunk; ++k) {
       const float x_k = to_float(x_mine[k * Channels]);
-      const float delta = softplus(__fadd_rn(to_float(dt_mine[k * Channels]), bias));
+      const float v = __fadd_rn(to_float(dt_mine[k * Channels]), bias);
+      const float delta = op.form.template delta<Grows>(v);
       s.delta[k] = k < left ? delta : 0;
       s.y[k] = op.D != nullptr ? __fmul_rn(D, x_k) : 0;
       s.delta_x[k] = __fmul_rn(s.delta[k], x_k);
@@ -317,39 +319,43 @@ struct Ring : RingWarp<T, Channels, ScanOperands, RingMemory<T, Channels>> {
 template <int Channels, bool Leaves>
 constexpr int warps_of = (Channels < 32 && Leaves) ? 12 : 16;
 
-template <class T, int Channels, bool Leaves>
+template <class T, int Channels, bool Leaves, bool Grows>
 __global__ void __launch_bounds__(32 * warps_of<Channels, Leaves>, 1)
     ring_kernel(const __grid_constant__ ScanOperands op) {
   extern __shared__ __align__(16) char scan_memory[];
-  const Ring<T, Channels, Leaves> ring(op, scan_memory);
+  const Ring<T, Channels, Leaves, Grows> ring(op, scan_memory);
   const StateRow<> rows = op.rows(ring.b);
   rows.is_absent() ? ring.absent(rows) : ring.run(rows);
 }
 
-template <class T, int Channels, bool Leaves>
+template <class T, int Channels, bool Leaves, bool Grows>
 void run_ring(const SelectiveScan& op, Stream& stream, const ScanGeometry& geometry) {
   const std::int64_t blocks = op.x.dim(0) * ((op.x.dim(2) + Channels - 1) / Channels);
-  const auto d_state = static_cast<int>(op.A_log.dim(1));
+  const auto d_state = static_cast<int>(detail::d_state_of(op));
   int warps = std::clamp(geometry.warps, 1, warps_of<Channels, Leaves>);
-  const auto bytes = [&] { return Ring<T, Channels, Leaves>::shared_bytes(warps, d_state); };
+  const auto bytes = [&] { return Ring<T, Channels, Leaves, Grows>::shared_bytes(warps, d_state); };
   // All that a block can have: above 196 KiB of an H200 the first-level cache loses the same.
   const int most = shared_memory(stream.device(), "selective_scan");
   while (warps > 1 && bytes() > most) --warps;
-  launch(ring_kernel<T, Channels, Leaves>, static_cast<unsigned>(blocks), 32 * warps,
+  launch(ring_kernel<T, Channels, Leaves, Grows>, static_cast<unsigned>(blocks), 32 * warps,
          static_cast<std::size_t>(bytes()), stream, "selective_scan", ScanOperands(op, stream));
 }
 
-// f(type, channels, leaves) with the kernel's parameters.
+// f(type, channels, leaves, grows) with the kernel's parameters.
 template <class F>
 void with_ring(const SelectiveScan& op, int channels, const F& f) {
   const auto with_channels = [&](auto type, auto leaves) {
+    const std::false_type grows;
+    if (detail::may_grow(op)) {
+      return f(type, std::integral_constant<int, 32>(), leaves, std::true_type());
+    }
     switch (channels) {
       case 8:
-        return f(type, std::integral_constant<int, 8>(), leaves);
+        return f(type, std::integral_constant<int, 8>(), leaves, grows);
       case 16:
-        return f(type, std::integral_constant<int, 16>(), leaves);
+        return f(type, std::integral_constant<int, 16>(), leaves, grows);
       default:
-        return f(type, std::integral_constant<int, 32>(), leaves);
+        return f(type, std::integral_constant<int, 32>(), leaves, grows);
     }
   };
   detail::visit(op.x.dtype(), [&](auto type) {
@@ -361,18 +367,18 @@ void with_ring(const SelectiveScan& op, int channels, const F& f) {
 }  // namespace
 
 void scan_chunked(const SelectiveScan& op, Stream& stream, const ScanGeometry& geometry) {
-  with_ring(op, geometry.channels, [&](auto type, auto channels, auto leaves) {
+  with_ring(op, geometry.channels, [&](auto type, auto channels, auto leaves, auto grows) {
     using T = typename decltype(type)::type;
-    run_ring<T, channels(), leaves()>(op, stream, geometry);
+    run_ring<T, channels(), leaves(), grows()>(op, stream, geometry);
   });
 }
 
 RingNeeds ring_needs(const SelectiveScan& op, int channels, const Limits&) {
   RingNeeds needs{};
-  with_ring(op, channels, [&](auto type, auto width, auto leaves) {
+  with_ring(op, channels, [&](auto type, auto width, auto leaves, auto grows) {
     using T = typename decltype(type)::type;
-    needs = RingNeeds::of<Ring<T, width(), leaves()>>(warps_of<width(), leaves()>,
-                                                      static_cast<int>(op.A_log.dim(1)));
+    needs = RingNeeds::of<Ring<T, width(), leaves(), grows()>>(
+        warps_of<width(), leaves()>, static_cast<int>(detail::d_state_of(op)));
   });
   return needs;
 }

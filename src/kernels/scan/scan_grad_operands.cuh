@@ -14,21 +14,22 @@ struct ScanGradOperands {
   int channels, d_state, copy_bits;
   bool wide;                                     // see are_wide
   ScanTrack x, dt, B, C, z, dy, dx, ddt, dz, y;  // z and dz, and y may be absent
-  const float* A_log;
-  std::int64_t A_log_pitch;
+  const float* A;                                // or A_log, as `form` says
+  std::int64_t A_pitch;
+  ScanForm form;
   const float *D, *dt_bias;  // these and reset may be absent
   const std::int32_t* reset;
   std::int64_t reset_pitch;
   const float *chunk_states, *dfinal;  // dfinal and dinitial may be absent
   float* dinitial;
   float* dBC;   // [channel blocks, batch, chunks of 16 steps, d_state, 2, 16]
-  float* sums;  // [batch, channels, d_state + 2]: of dA, dD and ddt_bias
+  float* sums;  // [batch, channels, d_state + 2]: of dA or dA_log, dD, ddt_bias
 
   explicit ScanGradOperands(const SelectiveScanGrad& op)
       : batch(op.x.dim(0)),
         time(op.x.dim(1)),
         channels(static_cast<int>(op.x.dim(2))),
-        d_state(static_cast<int>(op.A_log.dim(1))),
+        d_state(static_cast<int>(detail::d_state_of(op))),
         copy_bits(copy_bits_of_states(op)),
         wide(are_wide({op.x, op.dt, op.z, op.dy, op.dx, op.ddt, op.dz, op.y})),
         x(op.x),
@@ -41,8 +42,9 @@ struct ScanGradOperands {
         ddt(op.ddt),
         dz(op.dz),
         y(op.y),
-        A_log(op.A_log.data<float>()),
-        A_log_pitch(op.A_log.row_pitch()),
+        A(detail::decays_of(op).data<float>()),
+        A_pitch(detail::decays_of(op).row_pitch()),
+        form{static_cast<bool>(op.A_log), op.softplus},
         D(op.D ? op.D.data<float>() : nullptr),
         dt_bias(op.dt_bias ? op.dt_bias.data<float>() : nullptr),
         reset(op.reset ? op.reset.data<std::int32_t>() : nullptr),

@@ -14,7 +14,7 @@
 //
 // dB and dC are sums over channels: the lanes of a warp add theirs through shared memory, and each
 // block writes [batch, chunks, d_state, 2, 16 steps] for its channels. dA_log, dD and ddt_bias are
-// summed over time here.
+// summed over time here, dA in the place of dA_log where A is given.
 #pragma once
 
 #include "kernels/gpu/cuda.cuh"
@@ -33,10 +33,12 @@ struct GradMemory : RingTile<Channels> {
   RingResets<steps, true> resets;
 };
 
-template <class T, int Channels>
+// Grows: states may (detail::may_grow).
+template <class T, int Channels, bool Grows>
 struct GradRing : RingWarp<T, Channels, ScanGradOperands, GradMemory<T, Channels>> {
   using Warp = RingWarp<T, Channels, ScanGradOperands, GradMemory<T, Channels>>;
   static constexpr int chunk = scan_chunk;
+  static_assert(!Grows || RingTile<Channels>::chunks == 1, "a product of decays may be infinite");
   using Warp::A, Warp::b, Warp::block_channel, Warp::chunks, Warp::from, Warp::lane, Warp::memory,
       Warp::op, Warp::q, Warp::steps, Warp::to, Warp::warp;
   using Warp::bias, Warp::channel, Warp::copy_BC, Warp::copy_channels, Warp::copy_resets,
@@ -60,7 +62,7 @@ struct GradRing : RingWarp<T, Channels, ScanGradOperands, GradMemory<T, Channels
       : Warp(operands, shared), dA(Warp::rest() + warp * 32 * (op.d_state + 2) + lane) {}
 
   __device__ __forceinline__ void begin() const {
-    Warp::load_A();
+    Warp::template load_A<Grows>();
     for (int n = 0; n < op.d_state + 2; ++n) dA[n * 32] = 0;
     for (int n = q; n < op.d_state; n += chunks) {
       const bool first = warp == 0;
@@ -90,7 +92,8 @@ struct GradRing : RingWarp<T, Channels, ScanGradOperands, GradMemory<T, Channels
       for (int w = 0; w < warps(); ++w) {
         for (int k = 0; k < chunks; ++k) sum += all[(w * rows + n) * 32 + k * Channels + c];
       }
-      if (n < op.d_state) sum *= ln2 * (A - lane % Channels)[n * Channels + c];
+      const bool of_log = n < op.d_state && (!Grows || op.form.A_is_log);
+      if (of_log) sum *= ln2 * (A - lane % Channels)[n * Channels + c];
       op.sums[(std::int64_t{b} * op.channels + block_channel + c) * rows + n] = sum;
     }
   }
@@ -108,7 +111,8 @@ struct GradRing : RingWarp<T, Channels, ScanGradOperands, GradMemory<T, Channels
     s.sum = 0;
 #pragma unroll
     for (int k = 0; k < chunk; ++k) {
-      const float delta = softplus(__fadd_rn(to_float(dt[k * Channels]), bias()));
+      const float delta =
+          op.form.template delta<Grows>(__fadd_rn(to_float(dt[k * Channels]), bias()));
       s.delta[k] = k < left ? delta : 0;
       s.delta_x[k] = __fmul_rn(s.delta[k], to_float(x[k * Channels]));
       s.sum = __fadd_rn(s.sum, s.delta[k]);
@@ -278,7 +282,8 @@ struct GradRing : RingWarp<T, Channels, ScanGradOperands, GradMemory<T, Channels
       const int at = k * Channels;
       const float x_k = to_float(x[at]);
       const float ddelta = __fmaf_rn(x_k, s.B_dh[k], ln2 * s.A_dh[k]);
-      const float ddt = ddelta * sigmoid<T>(__fadd_rn(to_float(dt[at]), bias()));
+      float ddt = ddelta;
+      if (!Grows || op.form.softplus) ddt *= sigmoid<T>(__fadd_rn(to_float(dt[at]), bias()));
       float dx = s.delta[k] * s.B_dh[k];
       if (op.D != nullptr) {
         dx = __fmaf_rn(D, s.g[k], dx);

@@ -22,6 +22,30 @@ __device__ __forceinline__ float scaled_A(float A_log) {
   return A < -FLT_MAX ? -FLT_MAX : A;
 }
 
+// The same of an A that is given.
+__device__ __forceinline__ float scaled_given_A(float given) {
+  const float A = __fmul_rn(given, log2e);
+  const float above = A < -FLT_MAX ? -FLT_MAX : A;
+  return above > FLT_MAX ? FLT_MAX : above;
+}
+
+// How A and delta come from the operands of a scan. Kernels that do not take states that may grow
+// (detail::may_grow) have A_log and softplus, and need not look.
+struct ScanForm {
+  bool A_is_log, softplus;
+
+  // A log2(e) from an element of A_log or A.
+  template <bool Grows>
+  __device__ __forceinline__ float scaled(float element) const {
+    return !Grows || A_is_log ? scaled_A(element) : scaled_given_A(element);
+  }
+  // delta from dt + dt_bias.
+  template <bool Grows>
+  __device__ __forceinline__ float delta(float v) const {
+    return !Grows || softplus ? mamba::cuda::softplus(v) : v;
+  }
+};
+
 __device__ __forceinline__ float decay(float delta, float A) {
   return exp2_approx(__fmul_rn(delta, A));
 }

@@ -9,10 +9,12 @@
 #include <mamba/error.hpp>
 #include <mamba/ops.hpp>
 
+#include "detail/scan_decays.hpp"
 #include "detail/stream_access.hpp"
 #include "kernels/gpu/state_row.cuh"
 #include "kernels/gpu/track.cuh"
 #include "kernels/gpu/vec.cuh"
+#include "kernels/scan/scan_math.cuh"
 
 namespace mamba::cuda {
 
@@ -67,8 +69,9 @@ struct ScanOperands {
   std::int64_t dt_weight_pitch;
   int dt_rank;
   bool dt_in_quads;  // dt and dt_weight may be read four at a time
-  const float* A_log;
-  std::int64_t A_log_pitch;
+  const float* A;    // or A_log, as `form` says
+  std::int64_t A_pitch;
+  ScanForm form;
   const float* D;  // these and below may be absent
   const float* dt_bias;
   const std::int32_t* reset;
@@ -86,7 +89,7 @@ struct ScanOperands {
       : batch(op.x.dim(0)),
         time(op.x.dim(1)),
         channels(static_cast<int>(op.x.dim(2))),
-        d_state(static_cast<int>(op.A_log.dim(1))),
+        d_state(static_cast<int>(detail::d_state_of(op))),
         x(op.x),
         dt(op.dt),
         B(op.B),
@@ -101,8 +104,9 @@ struct ScanOperands {
             op.dt_weight && dt_rank % 4 == 0 &&
             is_aligned(op.dt.data(), op.dt.row_pitch() * size_of(op.dt.dtype()), 16) &&
             is_aligned(op.dt_weight.data(), op.dt_weight.row_pitch() * size_of(op.dt.dtype()), 16)),
-        A_log(op.A_log.data<float>()),
-        A_log_pitch(op.A_log.row_pitch()),
+        A(detail::decays_of(op).data<float>()),
+        A_pitch(detail::decays_of(op).row_pitch()),
+        form{static_cast<bool>(op.A_log), op.softplus},
         D(op.D ? op.D.data<float>() : nullptr),
         dt_bias(op.dt_bias ? op.dt_bias.data<float>() : nullptr),
         reset(op.reset ? op.reset.data<std::int32_t>() : nullptr),

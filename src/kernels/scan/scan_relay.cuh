@@ -43,7 +43,8 @@ struct ScanRelay {
       steps = time;
       return;
     }
-    states = scratch.take({op.x.dim(0), op.x.dim(2), op.A_log.dim(1)}, DType::f32).data<float>();
+    states =
+        scratch.take({op.x.dim(0), op.x.dim(2), detail::d_state_of(op)}, DType::f32).data<float>();
     TensorView counters = scratch.take({groups + 1}, DType::i32);
     tickets = counters.data<std::int32_t>();
     check(cudaMemsetAsync(tickets, 0, sizeof(int) * (groups + 1), handle(stream)),

@@ -4,9 +4,9 @@
 //
 //   step_kernel: any operands. A thread takes one batch row. For few rows, where latency counts.
 //
-//   step_rows_kernel: a thread takes four batch rows, so that A = -exp(A_log) is read and computed
-//   once for them, and four loads of states are in flight. Four neighbouring lanes share a channel;
-//   each works out delta and the gate of one of the four rows.
+//   step_rows_kernel: a thread takes four batch rows, so that A is read and computed once for them,
+//   and four loads of states are in flight. Four neighbouring lanes share a channel; each works out
+//   delta and the gate of one of the four rows.
 #include <algorithm>
 
 #include "detail/visit.hpp"
@@ -69,7 +69,8 @@ struct StepThread {
 };
 
 // What a channel needs of one batch row besides states. Plain, here and below: every batch row of
-// the launch exists and continues from and to its own state row, without resets or step states.
+// the launch exists and continues from and to its own state row, without resets or step states, and
+// A_log and softplus are there.
 template <class T, bool Plain>
 struct StepInput {
   std::int64_t b;
@@ -86,7 +87,9 @@ struct StepInput {
     bias = op.dt_bias != nullptr ? op.dt_bias[c] : 0;
     D = op.D != nullptr ? op.D[c] : 0;
   }
-  __device__ __forceinline__ float delta() const { return softplus(__fadd_rn(dt, bias)); }
+  __device__ __forceinline__ float delta(const ScanOperands& op) const {
+    return op.form.delta<!Plain>(__fadd_rn(dt, bias));
+  }
   __device__ __forceinline__ float gate() const { return silu_of_scan<T>(to_float(z)); }
   __device__ __forceinline__ void store_y(const ScanOperands& op, int c, float sum,
                                           float gate) const {
@@ -172,7 +175,7 @@ __device__ __forceinline__ void load_A(const ScanOperands& op, int c, int n,
                                        float (&A)[4 * Quads]) {
 #pragma unroll
   for (int q = 0; q < Quads; ++q) {
-    const auto quad = load_quad<Whole>(op.A_log + c * op.A_log_pitch, n + 4 * q, op.d_state);
+    const auto quad = load_quad<Whole>(op.A + c * op.A_pitch, n + 4 * q, op.d_state);
 #pragma unroll
     for (int k = 0; k < 4; ++k) A[4 * q + k] = quad.at[k];
   }
@@ -203,7 +206,7 @@ template <class T>
 __device__ __forceinline__ void prefetch(const ScanOperands& op, std::int64_t b, int c, int lane,
                                          int lanes, int n) {
   constexpr int line = 128 / static_cast<int>(sizeof(T));
-  prefetch_line(op.A_log + c * op.A_log_pitch);
+  prefetch_line(op.A + c * op.A_pitch);
   if (op.batch > 8) return;
   if (op.D != nullptr) prefetch_line(op.D + c);
   if (op.dt_bias != nullptr) prefetch_line(op.dt_bias + c);
@@ -235,9 +238,9 @@ __global__ void __launch_bounds__(threads, 6)
     input.dt = op.dt_in_quads ? project_dt<4, T>(op, input.b, c, thread.lane, cut.lanes)
                               : project_dt<1, T>(op, input.b, c, thread.lane, cut.lanes);
   }
-  const float delta = input.delta();
+  const float delta = input.delta(op);
 #pragma unroll
-  for (float& a : A) a = scaled_A(a);
+  for (float& a : A) a = op.form.scaled<!Plain>(a);
   const float gate = input.gate();  // before the sum is known
   float sum = states.advance_all(A, delta, __fmul_rn(delta, to_float(input.x)));
   if (thread.works) states.store(op, c, n);
@@ -278,10 +281,10 @@ __global__ void __launch_bounds__(threads, 6)
   load_A<true, 1>(op, c, n, A);
 #pragma unroll
   for (int r = 0; r < 4; ++r) states[r].load(op, b0 + r, c, n);
-  const float delta = mine.delta();
+  const float delta = mine.delta(op);
   const float delta_x = __fmul_rn(delta, to_float(mine.x));
 #pragma unroll
-  for (float& a : A) a = scaled_A(a);
+  for (float& a : A) a = op.form.scaled<!Plain>(a);
   float sum[4];
 #pragma unroll
   for (int r = 0; r < 4; ++r) {
@@ -296,20 +299,21 @@ __global__ void __launch_bounds__(threads, 6)
 // Whether everything over states can be taken four at a time wherever it is, by every lane: their
 // number is a power of two.
 bool in_whole_quads(const SelectiveScan& op) {
-  const std::int64_t d_state = op.A_log.dim(1);
+  const std::int64_t d_state = detail::d_state_of(op);
   const auto fits = [](const ConstTensorView& view) {
     const std::int64_t size = view ? size_of(view.dtype()) : 4;
     return !view || is_aligned(view.data(), view.row_pitch() * size, 4 * size);
   };
-  return d_state % 4 == 0 && (d_state & (d_state - 1)) == 0 && fits(op.A_log) && fits(op.B) &&
-         fits(op.C) && fits(op.initial_state) && fits(op.final_state) && fits(op.step_states);
+  return d_state % 4 == 0 && (d_state & (d_state - 1)) == 0 && fits(detail::decays_of(op)) &&
+         fits(op.B) && fits(op.C) && fits(op.initial_state) && fits(op.final_state) &&
+         fits(op.step_states);
 }
 
 template <class T, bool Whole>
 void step(const SelectiveScan& op, Stream& stream) {
   StepCut cut{0, 1};
   const std::int64_t batch = op.x.dim(0);
-  const std::int64_t quads = (op.A_log.dim(1) + 3) / 4;
+  const std::int64_t quads = (detail::d_state_of(op) + 3) / 4;
   while (cut.lanes < 32 && cut.lanes < quads) cut.lanes = 1 << ++cut.lane_bits;
   const std::int64_t row_threads = op.x.dim(2) * cut.lanes;
   // Four rows a thread once a quarter of the threads still fills the largest chip.
@@ -323,8 +327,8 @@ void step(const SelectiveScan& op, Stream& stream) {
     launch_chained(kernel, grid, threads, 0, stream, "selective_scan", ScanOperands(op, stream),
                    cut);
   };
-  const bool plain =
-      Whole && op.initial_state && op.final_state && !op.rows.read && !op.reset && !op.step_states;
+  const bool plain = Whole && op.initial_state && op.final_state && !op.rows.read && !op.reset &&
+                     !op.step_states && !detail::may_grow(op);
   if (rows && plain && batch % 4 == 0) {
     run_groups(step_rows_kernel<T, true>, batch / 4);
   } else if (rows) {

@@ -39,7 +39,8 @@ auto with_cut(std::int64_t d_state, int states, F f) {
 
 // What Walk calls plain.
 bool is_plain(const SelectiveScan& op) {
-  return op.D && op.z && !op.reset && !op.step_states && are_wide({op.x, op.dt, op.z, op.y});
+  return op.D && op.z && !detail::may_grow(op) && !op.reset && !op.step_states &&
+         are_wide({op.x, op.dt, op.z, op.y});
 }
 
 template <class T, int States, int Lanes>
@@ -60,7 +61,7 @@ void scan_walk(const SelectiveScan& op, Stream& stream, const ScanGeometry& geom
   detail::visit(op.x.dtype(), [&](auto type) {
     using T = typename decltype(type)::type;
     const std::int64_t leg = (geometry.leg + 31) / 32 * 32;  // whole tiles
-    with_cut(op.A_log.dim(1), geometry.states, [&](auto cut) {
+    with_cut(detail::d_state_of(op), geometry.states, [&](auto cut) {
       using C = decltype(cut);
       run_walk<T, C::states, C::lanes>(op, stream, leg);
     });
@@ -71,7 +72,7 @@ int scan_walk_bytes(const SelectiveScan& op) {
   int bytes = 0;
   detail::visit(op.x.dtype(), [&](auto type) {
     using T = typename decltype(type)::type;
-    with_cut(op.A_log.dim(1), 8, [&](auto cut) {
+    with_cut(detail::d_state_of(op), 8, [&](auto cut) {
       using C = decltype(cut);
       bytes = static_cast<int>(sizeof(WalkMemory<T, C::states, C::lanes>)) + relay_bytes;
     });

@@ -13,7 +13,7 @@ namespace {
 // Lanes of a channel in the sequential plan, with eight states a lane or four.
 std::int64_t lanes_of(const SelectiveScan& op, int states) {
   std::int64_t lanes = 2;
-  while (lanes * states < op.A_log.dim(1)) lanes *= 2;
+  while (lanes * states < detail::d_state_of(op)) lanes *= 2;
   return lanes;
 }
 
@@ -46,6 +46,7 @@ ScanGeometry ring_geometry(const Op& op, const Limits& device, const RingWidth (
   ScanGeometry g;
   double least = 0;
   for (const RingWidth& width : widths) {
+    if (width.channels < 32 && detail::may_grow(op)) continue;  // see plan()
     const RingNeeds needs = ring_needs(op, width.channels, device);
     const std::int64_t blocks = op.x.dim(0) * divide_up(op.x.dim(2), width.channels);
     const std::int64_t steps = std::int64_t{32} / width.channels * scan_chunk;  // of a warp
@@ -65,7 +66,7 @@ ScanGeometry ring_geometry(const Op& op, const Limits& device, const RingWidth (
       warps = static_cast<int>(std::min<std::int64_t>(warps, tiles));
       // Warps of one chunk take turns, state by state (see scan_chunked.cu): with fewer states than
       // warps they wait for each other.
-      const double turns = warps / static_cast<double>(op.A_log.dim(1));
+      const double turns = warps / static_cast<double>(detail::d_state_of(op));
       if (width.channels == 32) cost *= std::max(1.0, turns);
       if (least != 0 && cost >= least) continue;
       least = cost;
@@ -78,6 +79,12 @@ ScanGeometry ring_geometry(const Op& op, const Limits& device, const RingWidth (
 
 }  // namespace
 
+// States that may grow (A of any sign, or no softplus) never come to the plain kernels of a step
+// and of a walk, which need not ask how A and delta are made, and of the rings only to those whose
+// warps have one chunk of each channel. Where they have several, they join them by the product of a
+// chunk's decays, which may be infinite although no state is; times a state of zero that is a NaN.
+// So a device that has no room for a block of the widest ring refuses so many states (one with 99
+// KiB: more than 229 in f32, in the gradient more than 166).
 ScanPlan plan(const SelectiveScan& op, const Limits& device) {
   const std::int64_t time = op.x.dim(1);
   if (time == 1 && !op.chunk_states) return ScanPlan::step;
@@ -86,7 +93,7 @@ ScanPlan plan(const SelectiveScan& op, const Limits& device) {
   // Measured on an H200: below 3 warps a scheduler, and with more than four lanes a channel, chunks
   // are faster, if the sequence is long enough: with 2.9 warps from 1100 steps on, with 1.5 from
   // 300.
-  const bool wide = op.A_log.dim(1) > 32;
+  const bool wide = detail::d_state_of(op) > 32;
   const double warps = warps_each(op, 4, device.multiprocessors);
   const double long_enough = std::max(128.0, 128 * warps * warps);
   const bool few = warps < 3 && static_cast<double>(time) >= long_enough;

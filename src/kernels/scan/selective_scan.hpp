@@ -28,7 +28,7 @@ void run_scan(const SelectiveScan& op, Stream& stream, ScanPlan plan);
 struct ScanGeometry {
   int states = 8;  // sequential: of a channel held by one thread, 4 or 8; d_state 9 to 16 only
   std::int64_t leg = 0;  // sequential: steps that one block walks before another goes on; 0: all
-  int channels = 8;      // rings: of a warp, 8 (not the gradient), 16 or 32
+  int channels = 8;      // rings: of a warp, 8 (not the gradient), 16 or 32; 32 if states may grow
   int warps = 8;         // rings: of a block, as far as registers and shared memory allow
 };
 ScanGeometry geometry(const SelectiveScan& op, ScanPlan plan, const Limits& device);

@@ -1,6 +1,6 @@
 // The gradient of the selective scan: scan_grad_ring.cuh, then sums in a fixed order of what each
-// of its blocks leaves, over blocks of channels (dB and dC) or over the batch (dA_log, dD,
-// ddt_bias).
+// of its blocks leaves, over blocks of channels (dB and dC) or over the batch (dA_log or
+// dA, dD, ddt_bias).
 #include <algorithm>
 #include <string>
 
@@ -14,11 +14,11 @@ namespace mamba::cuda {
 
 namespace {
 
-template <class T, int Channels>
-__global__ void __launch_bounds__(32 * GradRing<T, Channels>::most_warps(compiled_for), 1)
+template <class T, int Channels, bool Grows>
+__global__ void __launch_bounds__(32 * GradRing<T, Channels, Grows>::most_warps(compiled_for), 1)
     grad_ring_kernel(const __grid_constant__ ScanGradOperands op) {
   extern __shared__ __align__(16) char scan_memory[];
-  GradRing<T, Channels>(op, scan_memory).run();
+  GradRing<T, Channels, Grows>(op, scan_memory).run();
 }
 
 // dB and dC, in the storage type, from [batch, chunks, d_state, 2, scan_chunk].
@@ -51,9 +51,9 @@ __global__ void __launch_bounds__(256)
   put(column, sum);
 }
 
-// dA_log, dD and ddt_bias from [batch, channels, d_state + 2].
+// dA_log or dA, dD and ddt_bias from [batch, channels, d_state + 2].
 struct PutChannels {
-  float *dA_log, *dD, *ddt_bias;
+  float *dA, *dD, *ddt_bias;
   int d_state;
   bool accumulate;
 
@@ -61,7 +61,7 @@ struct PutChannels {
   __device__ void operator()(std::int64_t i, float sum) const {
     const std::int64_t c = i / (d_state + 2);
     const auto n = static_cast<int>(i - c * (d_state + 2));
-    float* to = n == d_state + 1 ? ddt_bias : n == d_state ? dD : dA_log;
+    float* to = n == d_state + 1 ? ddt_bias : n == d_state ? dD : dA;
     if (to == nullptr) return;
     to += n < d_state ? c * d_state + n : c;
     *to = accumulate ? *to + sum : sum;
@@ -76,9 +76,9 @@ void add_blocks(const float* partials, std::int64_t blocks, std::int64_t columns
          "selective_scan_grad", partials, static_cast<int>(blocks), columns, put);
 }
 
-template <class T, int Channels>
+template <class T, int Channels, bool Grows>
 void run_ring(const SelectiveScanGrad& op, Stream& stream, int warps) {
-  using Block = GradRing<T, Channels>;
+  using Block = GradRing<T, Channels, Grows>;
   ScanGradOperands operands(op);
   const std::int64_t across = divide_up(op.x.dim(2), Channels);
   Scratch scratch(stream);
@@ -86,14 +86,14 @@ void run_ring(const SelectiveScanGrad& op, Stream& stream, int warps) {
   const std::int64_t states = op.x.dim(0) * chunks * operands.d_state * 2 * scan_chunk;
   operands.dBC = scratch.take({across, states}, DType::f32).data<float>();
   operands.sums =
-      scratch.take({op.x.dim(0), op.x.dim(2), op.A_log.dim(1) + 2}, DType::f32).data<float>();
+      scratch.take({op.x.dim(0), op.x.dim(2), operands.d_state + 2}, DType::f32).data<float>();
   const int most = shared_memory(stream.device(), "selective_scan_grad");
-  const int capability =
-      capability_of(grad_ring_kernel<T, Channels>, stream.device(), "selective_scan_grad");
+  const auto kernel = grad_ring_kernel<T, Channels, Grows>;
+  const int capability = capability_of(kernel, stream.device(), "selective_scan_grad");
   warps = std::min(warps, Block::most_warps(capability));
   while (warps > 1 && Block::shared_bytes(warps, operands.d_state) > most) --warps;
   if (op.x.dim(0) * across > 0) {
-    launch(grad_ring_kernel<T, Channels>, static_cast<unsigned>(op.x.dim(0) * across), 32 * warps,
+    launch(kernel, static_cast<unsigned>(op.x.dim(0) * across), 32 * warps,
            static_cast<std::size_t>(Block::shared_bytes(warps, operands.d_state)), stream,
            "selective_scan_grad", operands);
   }
@@ -102,10 +102,10 @@ void run_ring(const SelectiveScanGrad& op, Stream& stream, int warps) {
       PutStates<T>{ScanTrack(op.dB), ScanTrack(op.dC), op.x.dim(1), chunks, operands.d_state},
       stream);
   const auto data = [](const TensorView& view) { return view ? view.data<float>() : nullptr; };
-  add_blocks(
-      operands.sums, op.x.dim(0), op.x.dim(2) * (op.A_log.dim(1) + 2),
-      PutChannels{data(op.dA_log), data(op.dD), data(op.ddt_bias), operands.d_state, op.accumulate},
-      stream);
+  add_blocks(operands.sums, op.x.dim(0), op.x.dim(2) * (operands.d_state + 2),
+             PutChannels{data(op.A ? op.dA : op.dA_log), data(op.dD), data(op.ddt_bias),
+                         operands.d_state, op.accumulate},
+             stream);
 }
 
 }  // namespace
@@ -118,8 +118,9 @@ void run_scan_grad(const SelectiveScanGrad& op, Stream& stream, const ScanGeomet
   const OnDevice current(stream.device(), "selective_scan_grad");
   detail::visit(op.x.dtype(), [&](auto type) {
     using T = typename decltype(type)::type;
-    geometry.channels == 32 ? run_ring<T, 32>(op, stream, geometry.warps)
-                            : run_ring<T, 16>(op, stream, geometry.warps);
+    if (detail::may_grow(op)) return run_ring<T, 32, true>(op, stream, geometry.warps);
+    geometry.channels == 32 ? run_ring<T, 32, false>(op, stream, geometry.warps)
+                            : run_ring<T, 16, false>(op, stream, geometry.warps);
   });
 }
 
@@ -127,9 +128,9 @@ RingNeeds ring_needs(const SelectiveScanGrad& op, int channels, const Limits& de
   RingNeeds needs{};
   detail::visit(op.x.dtype(), [&](auto type) {
     using T = typename decltype(type)::type;
-    using Wide = GradRing<T, 32>;
-    using Narrow = GradRing<T, 16>;
-    const auto d_state = static_cast<int>(op.A_log.dim(1));
+    using Wide = GradRing<T, 32, false>;  // as where states may grow
+    using Narrow = GradRing<T, 16, false>;
+    const auto d_state = static_cast<int>(detail::d_state_of(op));
     needs = channels == 32 ? RingNeeds::of<Wide>(Wide::most_warps(device.capability), d_state)
                            : RingNeeds::of<Narrow>(Narrow::most_warps(device.capability), d_state);
   });

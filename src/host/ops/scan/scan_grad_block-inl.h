@@ -46,11 +46,12 @@ class ScanGradBlock {
            d_state * block_channels + (4 * longest + 1) * four_vectors;
   }
 
-  // The first `count` channels of a block.
+  // The first `count` channels of a block. Grows: see scan_decay.
+  template <bool Grows>
   void run(const Panels& panels, std::int64_t steps, std::int64_t count) {
     std::int64_t n = 0;
-    for (; n + 4 <= d_state_; n += 4) sweep<4>(panels, steps, count, n);
-    for (; n < d_state_; ++n) sweep<1>(panels, steps, count, n);
+    for (; n + 4 <= d_state_; n += 4) sweep<4, Grows>(panels, steps, count, n);
+    for (; n < d_state_; ++n) sweep<1, Grows>(panels, steps, count, n);
   }
 
   // Set before run().
@@ -68,13 +69,13 @@ class ScanGradBlock {
   static_assert(max_lanes <= 16, "a vector of channels is at most 512 bits");
 
   // States n to n + kStates - 1.
-  template <int kStates>
+  template <int kStates, bool Grows>
   void sweep(const Panels& panels, std::int64_t steps, std::int64_t count, std::int64_t n) {
     const std::int64_t vectors = steps * kStates * lanes_;
     std::fill_n(dB_, vectors, 0.0f);
     std::fill_n(dC_, vectors, 0.0f);
     for (std::int64_t c = 0; c < count; c += lanes_) {
-      forward<kStates>(panels.A, steps, n, c);
+      forward<kStates, Grows>(panels.A, steps, n, c);
       backward<kStates>(panels, steps, n, c);
     }
     for (std::int64_t s = 0; s < steps; ++s) {
@@ -89,7 +90,7 @@ class ScanGradBlock {
   }
 
   // h_[s] becomes the state before step s.
-  template <int kStates>
+  template <int kStates, bool Grows>
   HWY_INLINE void forward(const float* A_panel, std::int64_t steps, std::int64_t n,
                           std::int64_t c) {
     F32Vec A[kStates], h[kStates];
@@ -106,7 +107,7 @@ class ScanGradBlock {
       float* decays = decay_ + s * kStates * lanes_;
       float* states = h_ + (s + 1) * kStates * lanes_;
       for (int k = 0; k < kStates; ++k) {
-        const F32Vec decay = exp2_nonpositive(d_, hn::Mul(delta_at, A[k]));
+        const F32Vec decay = scan_decay<Grows>(delta_at, A[k]);
         h[k] = hn::MulAdd(decay, h[k], hn::Mul(delta_x, hn::Set(d_, B[s * d_state_ + n + k])));
         y_at = hn::MulAdd(hn::Set(d_, C[s * d_state_ + n + k]), h[k], y_at);
         hn::Store(decay, d_, decays + k * lanes_);

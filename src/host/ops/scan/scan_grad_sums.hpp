@@ -7,6 +7,7 @@
 
 #include <mamba/grad_ops.hpp>
 
+#include "detail/scan_decays.hpp"
 #include "detail/stream_access.hpp"
 #include "detail/visit.hpp"
 #include "host/ops/sequence.hpp"
@@ -20,7 +21,7 @@ class ScanGradSums {
         batch_(op.x.dim(0)),
         time_(op.x.dim(1)),
         channels_(op.x.dim(2)),
-        d_state_(op.A_log.dim(1)),
+        d_state_(detail::d_state_of(op)),
         panels_(batch_ > 0 ? items.count() / batch_ : 0) {
     const auto zeros = [&](std::int64_t rows, std::int64_t width) {
       float* memory = scratch.take({rows, width}, DType::f32).template data<float>();
@@ -28,7 +29,7 @@ class ScanGradSums {
       return memory;
     };
     dBC_ = zeros(panels_ * batch_ * time_, 2 * d_state_);
-    dA_log_ = zeros(batch_, channels_ * d_state_);
+    dA_ = zeros(batch_, channels_ * d_state_);
     dD_ = zeros(batch_, channels_);
     ddt_bias_ = zeros(batch_, channels_);
   }
@@ -37,14 +38,14 @@ class ScanGradSums {
   float* dB(std::int64_t item, std::int64_t t) const {
     return dBC_ + (item * time_ + t) * 2 * d_state_;
   }
-  float* dA_log(std::int64_t b) const {
-    return dA_log_ + b * channels_ * d_state_;
-  }  // [channels, d_state]
+  float* dA(std::int64_t b) const {  // or dA_log; [channels, d_state]
+    return dA_ + b * channels_ * d_state_;
+  }
   float* dD(std::int64_t b) const { return dD_ + b * channels_; }
   float* ddt_bias(std::int64_t b) const { return ddt_bias_ + b * channels_; }
 
   void finish(Stream& stream, int threads) const {
-    add_batch_rows(dA_log_, batch_, op_.dA_log, op_.accumulate);
+    add_batch_rows(dA_, batch_, op_.A ? op_.dA : op_.dA_log, op_.accumulate);
     add_batch_rows(dD_, batch_, op_.dD, op_.accumulate);
     add_batch_rows(ddt_bias_, batch_, op_.ddt_bias, op_.accumulate);
     const std::int64_t rows = batch_ * time_;
@@ -75,7 +76,7 @@ class ScanGradSums {
 
   const SelectiveScanGrad& op_;
   const std::int64_t batch_, time_, channels_, d_state_, panels_;
-  float *dBC_, *dA_log_, *dD_, *ddt_bias_;
+  float *dBC_, *dA_, *dD_, *ddt_bias_;
 };
 
 }  // namespace mamba::host

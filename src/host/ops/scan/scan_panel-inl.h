@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "detail/scan_decays.hpp"
 #include "host/ops/channels-inl.h"
 #include "host/ops/sequence.hpp"
 #include "host/ops/vector_math-inl.h"
@@ -50,20 +51,22 @@ class Panel {
     std::fill_n(panel, d_state_ * round_up(channels, block_channels), 0.0f);
   }
 
-  // A = -exp(A_log), times log2(e) so that the decay is a power of two; finite, so that a delta of
-  // 0 keeps the state; a NaN as exp2_nonpositive wants it.
-  void gather_A(const ConstTensorView& A_log, std::int64_t channel, std::int64_t channels,
-                float* A) const {
+  // A of a SelectiveScan or its gradient, times log2(e) so that the decay is a power of two;
+  // finite, so that a delta of 0 keeps the state; a NaN as exp2_nonpositive wants it.
+  template <class Op>
+  void gather_A(const Op& op, std::int64_t channel, std::int64_t channels, float* A) const {
     const F32 d;
-    const std::int64_t pitch = A_log.row_pitch();
-    gather(A_log.data<float>() + channel * pitch, pitch, channels, A);
-    constexpr auto lowest = std::numeric_limits<float>::lowest();
+    const ConstTensorView& decays = detail::decays_of(op);
+    const std::int64_t pitch = decays.row_pitch();
+    gather(decays.template data<float>() + channel * pitch, pitch, channels, A);
+    constexpr auto most = std::numeric_limits<float>::max();
     const auto nan = hn::Set(d, std::numeric_limits<float>::quiet_NaN());
     const std::int64_t size = d_state_ * round_up(channels, block_channels);
     for (std::int64_t i = 0; i < size; i += vector_channels()) {
-      const F32Vec log = hn::Load(d, A + i);
-      const F32Vec value = hn::Mul(exp(d, log), hn::Set(d, -log2_e));
-      hn::Store(hn::IfThenElse(hn::IsNaN(log), nan, at_least(d, value, lowest)), d, A + i);
+      const F32Vec given = hn::Load(d, A + i);
+      const F32Vec value = op.A_log ? hn::Mul(exp(d, given), hn::Set(d, -log2_e))
+                                    : at_most(d, hn::Mul(given, hn::Set(d, log2_e)), most);
+      hn::Store(hn::IfThenElse(hn::IsNaN(given), nan, at_least(d, value, -most)), d, A + i);
     }
   }
 
@@ -71,6 +74,18 @@ class Panel {
   std::int64_t d_state_;
   std::int64_t size_;
 };
+
+// exp(delta A) as a power of two. Grows: delta A may be above zero (detail::may_grow).
+template <bool Grows>
+HWY_INLINE F32Vec scan_decay(F32Vec delta, F32Vec A) {
+  const F32 d;
+  const F32Vec power = hn::Mul(delta, A);
+  if constexpr (Grows) {
+    return exp2(d, power);
+  } else {
+    return exp2_nonpositive(d, power);
+  }
+}
 
 // Rows t .. t + steps of batch row b of [batch, time, d_state], as dense f32.
 template <class T>

@@ -25,10 +25,11 @@ HWY_BEFORE_NAMESPACE();
 namespace mamba::host::HWY_NAMESPACE {
 
 // One state of one vector of channels, one step on.
+template <bool Grows>
 HWY_INLINE void step(F32Vec delta, F32Vec delta_x, F32Vec A, float B, float C, F32Vec& h,
                      F32Vec& y) {
   const F32 d;
-  const F32Vec decay = exp2_nonpositive(d, hn::Mul(delta, A));
+  const F32Vec decay = scan_decay<Grows>(delta, A);
   h = hn::MulAdd(decay, h, hn::Mul(delta_x, hn::Set(d, B)));
   y = hn::MulAdd(hn::Set(d, C), h, y);
 }
@@ -44,7 +45,8 @@ class Scan {
         items_(items),
         rows_(op.rows),
         time_(op.x.dim(1)),
-        d_state_(op.A_log.dim(1)),
+        d_state_(detail::d_state_of(op)),
+        grows_(detail::may_grow(op)),
         panel_(d_state_, items.panel_channels) {
     const auto next = [&](std::int64_t count) { return std::exchange(memory, memory + count); };
     delta_ = next(tile_steps * block_channels);
@@ -67,7 +69,7 @@ class Scan {
       b_ = items_.row(item);
       channel_ = items_.channel(item);
       channels_ = items_.channels_of(item);
-      if (item == first || b_ == 0) panel_.gather_A(op_.A_log, channel_, channels_, A_);
+      if (item == first || b_ == 0) panel_.gather_A(op_, channel_, channels_, A_);
       x_in_ = track<T>(op_.x, b_, channel_);
       dt_in_ = track<T>(op_.dt, b_, channel_);
       z_in_ = track<T>(op_.z, b_, channel_);
@@ -133,7 +135,8 @@ class Scan {
     for (std::int64_t c = 0; c < channels_; c += block_channels) {
       const std::int64_t count = std::min(block_channels, channels_ - c);
       prepare(t, steps, c, count);
-      advance(steps, A_ + c * d_state_, h_ + c * d_state_, count);
+      grows_ ? advance<true>(steps, A_ + c * d_state_, h_ + c * d_state_, count)
+             : advance<false>(steps, A_ + c * d_state_, h_ + c * d_state_, count);
       finish(t, steps, c, count);
     }
   }
@@ -150,7 +153,7 @@ class Scan {
         const F32Vec u = load_channels(x + c, left);
         F32Vec v = load_channels(dt + c, left);
         if (dt_bias != nullptr) v = hn::Add(v, load_channels(dt_bias + c, left));
-        const F32Vec delta = softplus(d_, v);
+        const F32Vec delta = op_.softplus ? softplus(d_, v) : v;
         const F32Vec Dx = D != nullptr ? hn::Mul(load_channels(D + c, left), u) : hn::Zero(d_);
         hn::Store(delta, d_, delta_ + s * block_channels + c);
         hn::Store(hn::Mul(delta, u), d_, delta_x_ + s * block_channels + c);
@@ -159,15 +162,17 @@ class Scan {
     }
   }
 
+  template <bool Grows>
   void advance(std::int64_t steps, const float* A, float* h, std::int64_t count) {
     for (std::int64_t c = 0; c < count; c += lanes_) {
       std::int64_t n = 0;
-      for (; n + 4 <= d_state_; n += 4) advance_four(steps, A, h, n, c);
-      for (; n < d_state_; ++n) advance_one(steps, A, h, n, c);
+      for (; n + 4 <= d_state_; n += 4) advance_four<Grows>(steps, A, h, n, c);
+      for (; n < d_state_; ++n) advance_one<Grows>(steps, A, h, n, c);
     }
   }
 
   // States n to n + 3 of the vector of channels at c.
+  template <bool Grows>
   void advance_four(std::int64_t steps, const float* A, float* h, std::int64_t n, std::int64_t c) {
     constexpr std::int64_t pitch = block_channels;
     A += n * pitch + c;
@@ -183,10 +188,10 @@ class Scan {
       const float* B = B_ + s * d_state_ + n;
       const float* C = C_ + s * d_state_ + n;
       F32Vec y = hn::Load(d_, y_ + i);
-      step(delta, delta_x, A0, B[0], C[0], h0, y);
-      step(delta, delta_x, A1, B[1], C[1], h1, y);
-      step(delta, delta_x, A2, B[2], C[2], h2, y);
-      step(delta, delta_x, A3, B[3], C[3], h3, y);
+      step<Grows>(delta, delta_x, A0, B[0], C[0], h0, y);
+      step<Grows>(delta, delta_x, A1, B[1], C[1], h1, y);
+      step<Grows>(delta, delta_x, A2, B[2], C[2], h2, y);
+      step<Grows>(delta, delta_x, A3, B[3], C[3], h3, y);
       hn::Store(y, d_, y_ + i);
     }
     hn::Store(h0, d_, h);
@@ -195,6 +200,7 @@ class Scan {
     hn::Store(h3, d_, h + 3 * pitch);
   }
 
+  template <bool Grows>
   void advance_one(std::int64_t steps, const float* A, float* h, std::int64_t n, std::int64_t c) {
     A += n * block_channels + c;
     h += n * block_channels + c;
@@ -203,8 +209,8 @@ class Scan {
       const std::int64_t i = s * block_channels + c;
       const std::int64_t bc = s * d_state_ + n;
       F32Vec y = hn::Load(d_, y_ + i);
-      step(hn::Load(d_, delta_ + i), hn::Load(d_, delta_x_ + i), hn::Load(d_, A), B_[bc], C_[bc],
-           state, y);
+      step<Grows>(hn::Load(d_, delta_ + i), hn::Load(d_, delta_x_ + i), hn::Load(d_, A), B_[bc],
+                  C_[bc], state, y);
       hn::Store(y, d_, y_ + i);
     }
     hn::Store(state, d_, h);
@@ -229,6 +235,7 @@ class Scan {
   const Items items_;
   const StateRows rows_;
   const std::int64_t time_, d_state_;
+  const bool grows_;  // see detail::may_grow
   const Panel panel_;
   float *delta_, *delta_x_, *y_;  // [tile_steps][block_channels]
   float *A_, *h_;                 // panels
@@ -261,7 +268,7 @@ std::int64_t scan_chunk_steps(const SelectiveScan&, const Stream&) { return 32; 
 
 void run(const SelectiveScan& op, Stream& stream) {
   if (op.x.dim(0) == 0 || op.x.dim(2) == 0) return;
-  const std::int64_t d_state = op.A_log.dim(1);
+  const std::int64_t d_state = detail::d_state_of(op);
   const std::int64_t steps = op.x.dim(0) * (op.x.dim(1) + 1) * op.x.dim(2);
   const int threads = useful_threads(stream, steps * d_state, 1 << 14);
   // A and h of a panel: 256 KB, a quarter of a usual second-level cache.

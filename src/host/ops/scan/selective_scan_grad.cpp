@@ -7,8 +7,8 @@
 //   finish    the gradients of what belongs to a channel and step
 //
 // dB and dC are sums over channels: over the vectors of a block lane by lane, over the lanes, over
-// the blocks of the panel, and at last over panels in their order. dA_log, dD and ddt_bias are kept
-// for each batch row and added in the order of the rows.
+// the blocks of the panel, and at last over panels in their order. dA_log or dA, dD and ddt_bias
+// are kept for each batch row and added in the order of the rows.
 #include <algorithm>
 
 #include "detail/backend.hpp"
@@ -36,7 +36,7 @@ class ScanGrad {
         items_(items),
         sums_(sums),
         time_(op.x.dim(1)),
-        d_state_(op.A_log.dim(1)),
+        d_state_(detail::d_state_of(op)),
         panel_(d_state_, items.panel_channels),
         block_(longest_segment(op), d_state_, memory) {
     A_ = memory + ScanGradBlock::memory(longest_segment(op), d_state_);
@@ -46,7 +46,7 @@ class ScanGrad {
 
   // In floats; a multiple of cache lines.
   static std::int64_t memory(const SelectiveScanGrad& op, std::int64_t panel_channels) {
-    const std::int64_t d_state = op.A_log.dim(1);
+    const std::int64_t d_state = detail::d_state_of(op);
     return ScanGradBlock::memory(longest_segment(op), d_state) +
            3 * Panel(d_state, panel_channels).size();
   }
@@ -57,12 +57,12 @@ class ScanGrad {
       channel_ = items_.channel(item);
       channels_ = items_.channels_of(item);
       dB_out_ = sums_.dB(item, 0);
-      if (item == first || b_ == 0) panel_.gather_A(op_.A_log, channel_, channels_, A_);
+      if (item == first || b_ == 0) panel_.gather_A(op_, channel_, channels_, A_);
       panel_.clear(dA_, channels_);
       take_final_gradient();
       sequence();
       leave_initial_gradient();
-      leave_dA_log();
+      leave_dA();
     }
   }
 
@@ -81,15 +81,15 @@ class ScanGrad {
     if (!op_.dinitial_state) return;
     panel_.scatter(dh_, channels_, op_.dinitial_state.data<float>() + state_offset());
   }
-  // dA times dA/dA_log, which is A.
-  void leave_dA_log() {
-    if (!op_.dA_log) return;
+  // For A_log times dA/dA_log, which is A.
+  void leave_dA() {
+    if (!op_.dA_log && !op_.dA) return;
     const std::int64_t size = d_state_ * round_up(channels_, block_channels);
-    for (std::int64_t i = 0; i < size; i += lanes_) {
+    for (std::int64_t i = 0; op_.dA_log && i < size; i += lanes_) {
       const F32Vec A = hn::Mul(hn::Load(d_, A_ + i), hn::Set(d_, ln_2));
       hn::Store(hn::Mul(hn::Load(d_, dA_ + i), A), d_, dA_ + i);
     }
-    panel_.scatter(dA_, channels_, sums_.dA_log(b_) + channel_ * d_state_);
+    panel_.scatter(dA_, channels_, sums_.dA(b_) + channel_ * d_state_);
   }
 
   // dh_ is the gradient of the state that a segment hands on: its decay times dh, or what came from
@@ -113,6 +113,7 @@ class ScanGrad {
     load_rows<T>(op_.B, b_, t, steps, block_.B);
     load_rows<T>(op_.C, b_, t, steps, block_.C);
     const Panel one(d_state_, block_channels);
+    const bool grows = detail::may_grow(op_);
     for (std::int64_t c = 0; c < channels_; c += block_channels) {
       const std::int64_t count = std::min(block_channels, channels_ - c);
       one.clear(block_.start, count);
@@ -124,8 +125,9 @@ class ScanGrad {
       }
       prepare(t, steps, c, count);
       const std::int64_t offset = c * d_state_;
-      block_.run({A_ + offset, dh_ + offset, dA_ + offset, dB_out_ + t * 2 * d_state_}, steps,
-                 count);
+      const ScanGradBlock::Panels panels{A_ + offset, dh_ + offset, dA_ + offset,
+                                         dB_out_ + t * 2 * d_state_};
+      grows ? block_.run<true>(panels, steps, count) : block_.run<false>(panels, steps, count);
       finish(t, steps, c, count);
     }
   }
@@ -164,7 +166,8 @@ class ScanGrad {
         const F32Vec u = load_channels(x + c, left);
         F32Vec g = load_channels(dy + c, left);
         if (z != nullptr) g = hn::Mul(g, silu(d_, load_channels(z + c, left)));
-        hn::Store(softplus(d_, load_dt(dt, bias, c, left)), d_, block_.delta + i);
+        const F32Vec v = load_dt(dt, bias, c, left);
+        hn::Store(op_.softplus ? softplus(d_, v) : v, d_, block_.delta + i);
         hn::Store(u, d_, block_.x + i);
         hn::Store(g, d_, block_.g + i);
         hn::Store(D == nullptr ? hn::Zero(d_) : hn::Mul(load_channels(D + c, left), u), d_,
@@ -186,8 +189,11 @@ class ScanGrad {
         const F32Vec x = hn::Load(d_, block_.x + i), g = hn::Load(d_, block_.g + i);
         const F32Vec B_dh = hn::Load(d_, block_.B_dh + i);
         const F32Vec A_dh = hn::Mul(hn::Load(d_, block_.A_dh + i), hn::Set(d_, ln_2));
-        const F32Vec v = load_dt(row(op_.dt, t + s, first), bias, c, left);
-        const F32Vec ddt = hn::Mul(hn::MulAdd(x, B_dh, A_dh), Sigmoid<F32>(d_, v).value);
+        F32Vec ddt = hn::MulAdd(x, B_dh, A_dh);
+        if (op_.softplus) {
+          const F32Vec v = load_dt(row(op_.dt, t + s, first), bias, c, left);
+          ddt = hn::Mul(ddt, Sigmoid<F32>(d_, v).value);
+        }
         F32Vec dx = hn::Mul(hn::Load(d_, block_.delta + i), B_dh);
         if (D != nullptr) dx = hn::MulAdd(load_channels(D + c, left), g, dx);
         dD = hn::MulAdd(g, x, dD);
@@ -248,7 +254,7 @@ namespace mamba::host {
 HWY_EXPORT(scan_grad_items);
 
 void run(const SelectiveScanGrad& op, Stream& stream) {
-  const std::int64_t d_state = op.A_log.dim(1);
+  const std::int64_t d_state = detail::d_state_of(op);
   const std::int64_t batch = op.x.dim(0);
   const std::int64_t channels = op.x.dim(2);
   const std::int64_t work = op.x.count() * d_state;
