@@ -9,12 +9,14 @@ project = "mamba.cpp"
 author = "the authors of mamba.cpp"
 release = re.search(r'version = "([0-9.]+)"', (root / "include/mamba/version.hpp").read_text())[1]
 
-extensions = ["myst_parser", "headers"]
+extensions = ["myst_parser", "sphinx_inline_tabs", "headers", "python_api"]
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 primary_domain = highlight_language = "cpp"
 smartquotes = False
 nitpicky = True
+nitpick_ignore_regex = [("py:.*", ".*")]  # annotations name what other packages have
+python_package = str(root / "python/mamba_cpp")
 
 html_theme = "furo"
 html_title = f"mamba.cpp {release}"
