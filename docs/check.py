@@ -29,9 +29,12 @@ problems += [f"no page of docs/api shows {name}" for name in sorted(headers - se
 problems += [f"two pages of docs/api show {name}" for name in sorted(set(shown)) if shown.count(name) > 1]
 
 cookbook = (docs / "cookbook.md").read_text()
-recipes = [path.relative_to(docs) for path in sorted((docs / "cookbook").glob("*.cpp"))]
-problems += [f"cookbook.md does not show {path}" for path in recipes if str(path) not in cookbook]
 built = (docs / "cookbook/CMakeLists.txt").read_text()
-problems += [f"{path} is not built" for path in recipes if not re.search(rf"\b{path.stem}\b", built)]
+for path in sorted((docs / "cookbook").glob("*.cpp")):
+    for shown in (path, path.with_suffix(".py")):
+        if f"cookbook/{shown.name}\n" not in cookbook or not shown.exists():
+            problems.append(f"cookbook.md does not show {shown.name}")
+    if not re.search(rf"\b{path.stem}\b", built):
+        problems.append(f"{path.name} is not built")
 
 sys.exit("\n".join(problems) or 0)
