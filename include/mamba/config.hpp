@@ -6,7 +6,9 @@
 #include <string>
 #include <vector>
 
-namespace mamba {
+#include <mamba/export.hpp>
+
+namespace MAMBA_EXPORT mamba {
 
 // The architectures of a layer: what stands between its norm and the residual stream.
 enum class MixerKind { mamba1, mamba2 };

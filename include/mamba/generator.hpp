@@ -16,7 +16,7 @@
 #include <mamba/state.hpp>
 #include <mamba/tokenizer.hpp>
 
-namespace mamba {
+namespace MAMBA_EXPORT mamba {
 
 struct GeneratorSlot;
 

@@ -10,7 +10,7 @@
 #include <mamba/state.hpp>
 #include <mamba/state_file.hpp>
 
-namespace mamba {
+namespace MAMBA_EXPORT mamba {
 
 class LanguageModel;
 

@@ -12,7 +12,7 @@
 
 #include <mamba/ops.hpp>
 
-namespace mamba {
+namespace MAMBA_EXPORT mamba {
 
 // y[c] = the sum of x[..., c] over everything before the last dimension.
 struct SumRows {

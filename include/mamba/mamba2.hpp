@@ -7,7 +7,8 @@
 #include <mamba/detail/mixer.hpp>
 #include <mamba/ops.hpp>
 
-namespace mamba::detail {
+namespace MAMBA_EXPORT mamba {
+namespace detail {
 
 // What a run computes between x and y. Where nothing is kept, some share memory.
 struct Mamba2Activations {
@@ -134,4 +135,5 @@ inline void Mamba2::gate(const Mamba2Activations& a, Stream& stream) const {
   run(norm, stream);
 }
 
-}  // namespace mamba::detail
+}  // namespace detail
+}  // namespace mamba

@@ -4,7 +4,8 @@
 #include <mamba/grad_ops.hpp>
 #include <mamba/mamba2.hpp>
 
-namespace mamba::detail {
+namespace MAMBA_EXPORT mamba {
+namespace detail {
 
 // One backward run: what the steps hand to each other.
 struct Mamba2Backward {
@@ -111,4 +112,5 @@ inline void Mamba2::backward(const MixerBackward& r, const Mamba2Activations& a,
   run(in_proj, stream);
 }
 
-}  // namespace mamba::detail
+}  // namespace detail
+}  // namespace mamba

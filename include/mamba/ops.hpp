@@ -23,7 +23,7 @@
 #include <mamba/stream.hpp>
 #include <mamba/tensor.hpp>
 
-namespace mamba {
+namespace MAMBA_EXPORT mamba {
 
 // y = x weight^T + bias, or y + x weight^T + bias. Its own gradients are products too:
 //   dx = dy weight      x = dy, weight with transpose_weight (it is [in, out] of this product)

@@ -18,7 +18,7 @@
 #include <mamba/shape.hpp>
 #include <mamba/tensor_view.hpp>
 
-namespace mamba {
+namespace MAMBA_EXPORT mamba {
 
 class Stream;
 
@@ -36,10 +36,10 @@ class Tensor {
   // Host memory that the GPU copies to and from asynchronously. Its device is the CPU. DeviceError
   // in a build without CUDA.
   static Tensor pinned(const Shape& shape, DType dtype);
-  // Dense memory of someone else on `device`, read and written in place; when the tensor ends it
-  // calls `release` (which may be empty), from whichever thread, and must not throw. No memory, or
-  // a shape that cannot be, is an ArgumentError, after which `release` is not called. On CUDA what
-  // is queued on other streams than the library's is not waited for.
+  // Dense memory of someone else on `device`, read and written in place. When the tensor ends it
+  // calls `release` (which may be empty and must not throw) from whichever thread that is, and does
+  // not wait for what is queued on the memory: that is for `release` to do. No memory, or a shape
+  // that cannot be, is an ArgumentError, after which `release` is not called.
   static Tensor adopt(void* memory, const Shape& shape, DType dtype, Device device,
                       std::function<void()> release);
   // On the CPU, a copy of `values`, whose count must be shape.count().

@@ -13,7 +13,7 @@
 #include <mamba/config.hpp>
 #include <mamba/tensor.hpp>
 
-namespace mamba {
+namespace MAMBA_EXPORT mamba {
 
 // Matrices and projection biases have the model's dtype; what enters the recurrence and the norms
 // is always f32. Which of them a layer has is said by its config. Gradients are LayerWeights too,

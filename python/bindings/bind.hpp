@@ -29,7 +29,8 @@ void bind_models(nb::module_& m);
 // The kind of exception that an error is in Python.
 PyObject* python_error(const Error& error);
 
-enum class Access { read, write };
+// dense: read, and where the array is not contiguous its library makes a copy that is.
+enum class Access { read, dense, write };
 
 // An array of Python's, of whichever library, seen in place: PyTorch's tensors by the functions
 // that PyTorch lends for it, all others by DLPack or the buffer protocol. None is absent. What the
@@ -50,13 +51,15 @@ class Operand {
   std::optional<void*> current_stream() const;
 
  private:
-  void see(const DLTensor& array);
+  void see(nb::handle array);
+  void take(const DLTensor& array);
 
   const char* where_;
   const char* name_;
   Access access_;
   ConstTensorView view_;
   nb::ndarray<nb::ro> imported_;            // empty for PyTorch's
+  nb::object copy_;                         // see Access::dense
   const DLPackExchangeAPI* api_ = nullptr;  // of PyTorch's
 };
 

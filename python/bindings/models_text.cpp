@@ -57,7 +57,8 @@ void bind_text(nb::module_& m) {
             return tokenizer.encode(bytes, special_tokens);
           },
           nb::arg("text"), nb::arg("special_tokens") = true,
-          nb::sig("def encode(self, text: str | bytes, special_tokens: bool = True) -> "
+          nb::sig("def encode(self, text: str | mamba_cpp._results.Bytes, special_tokens: bool = "
+                  "True) -> "
                   "list[int]"),
           "The ids of a text, as Hugging Face's encode() has them. special_tokens: those that the "
           "file puts before and after a text are there; False for what goes on from an earlier "
@@ -70,7 +71,8 @@ void bind_text(nb::module_& m) {
           nb::arg("ids"), nb::sig("def decode(self, ids: collections.abc.Sequence[int]) -> str"),
           "The text of the ids; bytes that are no character come out as U+FFFD.")
       .def("decode_bytes", &decode, nb::arg("ids"),
-           nb::sig("def decode_bytes(self, ids: collections.abc.Sequence[int]) -> bytes"),
+           nb::sig("def decode_bytes(self, ids: collections.abc.Sequence[int]) -> "
+                   "mamba_cpp._results.Bytes"),
            "The bytes of the ids. A character of several bytes is whole only when all of its ids "
            "are there.");
 }

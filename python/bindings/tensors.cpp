@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 #include <functional>
 #include <map>
 #include <tuple>
@@ -10,24 +11,34 @@ namespace mamba::python {
 
 namespace {
 
-// Of a type's, or null: looked up once for each type in a row.
-const DLPackExchangeAPI* exchange_api(PyTypeObject* type) {
-  thread_local PyTypeObject* last = nullptr;
-  thread_local const DLPackExchangeAPI* found = nullptr;
-  if (type == last) return found;
-  found = nullptr;
-  nb::handle handle(reinterpret_cast<PyObject*>(type));
-  if (nb::hasattr(handle, "__dlpack_c_exchange_api__")) {
-    const nb::object capsule = handle.attr("__dlpack_c_exchange_api__");
-    if (PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) {
-      found = static_cast<const DLPackExchangeAPI*>(
-          PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
-      while (found != nullptr && found->version.major != 1) found = found->previous;
-      if (found != nullptr && found->see == nullptr) found = nullptr;
-    }
+const DLPackExchangeAPI* exchange_api_of(nb::handle type) {
+  if (!nb::hasattr(type, "__dlpack_c_exchange_api__")) return nullptr;
+  const nb::object capsule = type.attr("__dlpack_c_exchange_api__");
+  constexpr const char* name = "dlpack_exchange_api";
+  if (PyCapsule_IsValid(capsule.ptr(), name) == 0) return nullptr;
+  const auto* api =
+      static_cast<const DLPackExchangeAPI*>(PyCapsule_GetPointer(capsule.ptr(), name));
+  while (api != nullptr && api->version.major != 1) api = api->previous;
+  return api != nullptr && api->see != nullptr ? api : nullptr;
+}
+
+// The same, asked once of the types that calls have in turn: tensors, parameters, arrays. (With the
+// interpreter's lock held. A type is kept, so that no other takes its address.)
+const DLPackExchangeAPI* exchange_api(nb::handle type) {
+  struct Known {
+    PyObject* type = nullptr;
+    const DLPackExchangeAPI* api = nullptr;
+  };
+  static std::array<Known, 4> known;
+  static std::size_t next = 0;
+  for (const Known& one : known) {
+    if (one.type == type.ptr()) return one.api;
   }
-  last = type;
-  return found;
+  const Known asked{type.inc_ref().ptr(), exchange_api_of(type)};
+  Known& place = known[next++ % known.size()];
+  Py_XDECREF(place.type);
+  place = asked;
+  return asked.api;
 }
 
 std::string dtype_name(std::uint8_t code, std::uint8_t bits) {
@@ -45,45 +56,66 @@ std::string list(const std::int64_t* sizes, int count) {
 
 std::string type_of(nb::handle object) { return nb::cast<std::string>(nb::str(object.type())); }
 
+bool is_dense(const DLTensor& array) {
+  if (array.strides == nullptr) return true;
+  std::int64_t dense = 1;
+  for (int i = array.ndim - 1; i >= 0; --i) {
+    if (array.shape[i] == 0) return true;
+    if (array.shape[i] != 1 && array.strides[i] != dense) return false;
+    dense *= array.shape[i];
+  }
+  return true;
+}
+
+nb::object dense_copy(nb::handle array) {
+  if (nb::hasattr(array, "contiguous")) return array.attr("contiguous")();
+  return nb::module_::import_("numpy").attr("ascontiguousarray")(array);
+}
+
 }  // namespace
 
 Operand::Operand(const char* where, const char* name, nb::handle array, Access access)
     : where_(where), name_(name), access_(access) {
-  if (array.is_none()) return;
-  api_ = exchange_api(reinterpret_cast<PyTypeObject*>(array.type().ptr()));
-  if (api_ != nullptr) {
-    DLTensor seen;
-    if (api_->see(array.ptr(), &seen) != 0) throw nb::python_error();
-    see(seen);
-    return;
-  }
-  nb::object object = nb::borrow(array);
-  // Older PyTorch shows no tensor that wants a gradient, though nothing here would pass it by.
-  if (nb::hasattr(array, "requires_grad")) object = array.attr("detach")();
-  if (!nb::try_cast(object, imported_)) {
-    throw ArgumentError(where, name, "an array of f32, bf16, f16 or i32 (DLPack or buffer)",
-                        type_of(array));
-  }
-  if (access == Access::write && !nb::isinstance<nb::ndarray<>>(object)) {
-    throw ArgumentError(where, name, "an array that can be written", "a read-only one");
-  }
-  DLTensor seen;
-  std::int64_t shape[8], strides[8];
-  seen.ndim = static_cast<std::int32_t>(std::min<std::size_t>(imported_.ndim(), 8));
-  for (int i = 0; i < seen.ndim; ++i) {
-    shape[i] = static_cast<std::int64_t>(imported_.shape(static_cast<std::size_t>(i)));
-    strides[i] = imported_.stride(static_cast<std::size_t>(i));
-  }
-  seen.data = const_cast<void*>(imported_.data());
-  seen.device = {imported_.device_type(), imported_.device_id()};
-  seen.dtype = {imported_.dtype().code, imported_.dtype().bits, imported_.dtype().lanes};
-  seen.shape = shape;
-  seen.strides = strides;
-  seen.byte_offset = 0;
-  see(seen);
+  if (!array.is_none()) see(array);
 }
 
-void Operand::see(const DLTensor& array) {
+void Operand::see(nb::handle array) {
+  DLTensor seen{};
+  std::int64_t shape[Shape::max_rank + 1], strides[Shape::max_rank + 1];
+  api_ = exchange_api(array.type());
+  if (api_ != nullptr) {
+    if (api_->see(array.ptr(), &seen) != 0) throw nb::python_error();
+  } else {
+    nb::object object = nb::borrow(array);
+    // Older PyTorch shows no tensor that wants a gradient, though nothing here would pass it by.
+    if (nb::hasattr(array, "requires_grad")) object = array.attr("detach")();
+    if (!nb::try_cast(object, imported_)) {
+      throw ArgumentError(where_, name_, "an array of f32, bf16, f16 or i32 (DLPack or buffer)",
+                          type_of(array));
+    }
+    if (access_ == Access::write && !nb::isinstance<nb::ndarray<>>(object)) {
+      throw ArgumentError(where_, name_, "an array that can be written", "a read-only one");
+    }
+    const auto rank = std::min<std::size_t>(imported_.ndim(), Shape::max_rank + 1);
+    for (std::size_t i = 0; i < rank; ++i) {
+      shape[i] = static_cast<std::int64_t>(imported_.shape(i));
+      strides[i] = imported_.stride(i);
+    }
+    seen.data = const_cast<void*>(imported_.data());
+    seen.device = {imported_.device_type(), imported_.device_id()};
+    seen.ndim = static_cast<std::int32_t>(rank);
+    seen.dtype = {imported_.dtype().code, imported_.dtype().bits, imported_.dtype().lanes};
+    seen.shape = shape;
+    seen.strides = strides;
+  }
+  if (access_ == Access::dense && !is_dense(seen)) {
+    copy_ = dense_copy(array);
+    return see(copy_);
+  }
+  take(seen);
+}
+
+void Operand::take(const DLTensor& array) {
   const auto fail = [&](const std::string& expected, const std::string& got) {
     throw ArgumentError(where_, name_, expected, got);
   };
@@ -139,7 +171,7 @@ void Operand::see(const DLTensor& array) {
 
 TensorView Operand::writable() const {
   if (!view_) return {};
-  if (access_ == Access::read) throw ArgumentError(where_, name_, "an output", "an input");
+  if (access_ != Access::write) throw ArgumentError(where_, name_, "an output", "an input");
   const Pitches pitches{view_.row_pitch(), view_.step_pitch()};
   return {const_cast<void*>(view_.data()), view_.shape(), pitches, view_.dtype(), view_.device()};
 }

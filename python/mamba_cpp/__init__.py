@@ -6,7 +6,8 @@ transformers' generate() in `mamba_cpp.hf`, which needs PyTorch and transformers
 """
 
 from . import models
+from ._arrays import causal_conv1d, selective_scan, ssd
 from ._core import __version__
 from .models import *  # noqa: F403
 
-__all__ = ["__version__", *models.__all__]
+__all__ = ["__version__", "causal_conv1d", "selective_scan", "ssd", *models.__all__]

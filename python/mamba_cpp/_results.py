@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 from ._core import StackState
 
+Bytes = bytes  # for the types of Tokenizer, in which bytes is a method
 
 class LogProbs(NamedTuple):
     """Log-probabilities of one token: natural logarithms of the softmax of the model's logits,

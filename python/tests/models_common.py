@@ -11,6 +11,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
 SHIPPED = ROOT / "examples" / "model"
 PROMPT = "And the king said"
+LIMIT = "import signal; signal.alarm(120)\n"  # a process that hangs ends by that
 
 
 def golden(name):
@@ -32,7 +33,7 @@ def python(script, *arguments):
     """A process of Python that runs `script`, with this one's path, its output as pipes."""
     path = os.pathsep.join(sys.path)
     return subprocess.Popen(
-        [sys.executable, "-u", "-c", script, *map(str, arguments)],
+        [sys.executable, "-u", "-c", LIMIT + script, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

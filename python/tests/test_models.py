@@ -96,15 +96,16 @@ def equal(a, b):
     )
 
 
-def test_arrays_share_memory(model):
+@pytest.mark.parametrize("name", ["conv", "ssm"])
+def test_arrays_share_memory(model, name):
     state = read(model, [[1, 2]])
-    array = state.layers[1].ssm
-    array[:] = 3
-    assert (state.layers[1].ssm == 3).all()
-    kept = state.layers[0].conv
-    want = kept.copy()
-    del state  # the array keeps its memory
-    assert np.array_equal(kept, want)
+    getattr(state.layers[1], name)[0, 3] = 3
+    kept = [getattr(layer, name) for layer in state.layers]
+    assert (kept[1][0, 3] == 3).all()
+    want = [array.copy() for array in kept]
+    del state  # the arrays keep its memory
+    others = [read(model, [[9, 9]]) for _ in range(50)]
+    assert all(np.array_equal(a, b) for a, b in zip(kept, want)) and len(others) == 50
 
 
 def test_arrays_for_torch():

@@ -125,15 +125,25 @@ def made():
     model = mamba_cpp.LanguageModel.load(sys.argv[1])
     generator = mamba_cpp.Generator(model, mamba_cpp.Tokenizer.bytes())
     generator.read("And the king")
-    member = mamba_cpp.GeneratorPool(model, 2).make()
+    member = mamba_cpp.GeneratorPool(mamba_cpp.LanguageModel.load(sys.argv[1]), 2).make()
     member.read([1])
     return generator.stream(20), generator.fork(), member, generator.state().layers[0].ssm
+def again():
+    gc.collect()
+    return mamba_cpp.LanguageModel.load(sys.argv[1], "f16")  # other bytes of the same sizes
 stream, fork, member, array = made()
-gc.collect()
-assert "".join(stream) == fork.generate(20).text
+want = fork.fork().generate(20).text
+del stream
+others = [again()]
+assert fork.generate(20).text == want
+stream = made()[0]
+others.append(again())
+assert "".join(stream) == want
+del fork, stream
+others.append(again())
 member.generate(3)
 array[:] = 1
-assert fork.model.config["vocab_size"] == 256
+assert member.model.config["vocab_size"] == 256
 """,
         SHIPPED,
     )

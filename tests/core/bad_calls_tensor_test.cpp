@@ -53,6 +53,10 @@ TEST(BadCalls, DevicesShapesAndTensors) {
            [&] {
              ConstTensorView(tensor.view().data(), {huge, 2}, DType::f32);
            }},
+          {"TensorView: pitches: expected at least 0, got -3 and 1",
+           [&] {
+             ConstTensorView(tensor.view().data(), {2, 3}, Pitches{-3, 1}, DType::f32);
+           }},
           {"Tensor: shape: expected sizes of at least 0, got [-1]",
            [] { Tensor({-1}, DType::f32); }},
           {"Tensor: shape: expected fewer than 2^63 bytes, got [4611686018427387904]",

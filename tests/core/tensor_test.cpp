@@ -187,6 +187,54 @@ TEST(Tensor, AMoveKeepsTheMemory) {
   EXPECT_EQ(testing::values(to), (std::vector<double>{0, 1, 2, 3}));
 }
 
+TEST_EACH(Tensor, AdoptedMemoryIsReadAndWrittenInPlaceAndReleasedOnce, Device device) {
+  Tensor owner = counting({2, 3}).to(device);
+  int released = 0;
+  {
+    Tensor adopted =
+        Tensor::adopt(owner.view().data(), {2, 3}, DType::f32, device, [&released] { ++released; });
+    EXPECT_EQ(adopted.view().data(), owner.view().data());
+    EXPECT_EQ(adopted.shape(), (Shape{2, 3}));
+    EXPECT_EQ(adopted.device(), device);
+    EXPECT_EQ(testing::values(adopted), (std::vector<double>{0, 1, 2, 3, 4, 5}));
+    const Tensor clone = adopted.clone();
+    Tensor moved = std::move(adopted);
+    EXPECT_FALSE(adopted);
+    Stream& stream = default_stream(device);
+    zero(moved, stream);
+    stream.synchronize();
+    EXPECT_EQ(testing::values(clone), (std::vector<double>{0, 1, 2, 3, 4, 5}));
+    EXPECT_EQ(released, 0);
+  }
+  EXPECT_EQ(released, 1);
+  EXPECT_EQ(testing::values(owner), std::vector<double>(6, 0.0));
+}
+
+TEST(Tensor, AdoptedMemoryIsReleasedWhenAnotherTensorTakesItsPlace) {
+  std::vector<float> memory(4);
+  int released = 0;
+  Tensor tensor = Tensor::adopt(memory.data(), {4}, DType::f32, Device::cpu(), [&] { ++released; });
+  tensor = Tensor({2}, DType::f32);
+  EXPECT_EQ(released, 1);
+  // Of no elements, and with nothing to release.
+  const Tensor empty = Tensor::adopt(memory.data(), {0, 4}, DType::f32, Device::cpu(), {});
+  EXPECT_EQ(empty.count(), 0);
+  EXPECT_TRUE(empty);
+}
+
+TEST(Tensor, WhatCannotBeAdoptedIsNotReleased) {
+  int released = 0;
+  float memory = 0;
+  const auto adopt = [&](void* at, const Shape& shape) {
+    Tensor::adopt(at, shape, DType::f32, Device::cpu(), [&] { ++released; });
+  };
+  expect_error<ArgumentError>("Tensor::adopt: memory: expected an address, got none",
+                              [&] { adopt(nullptr, {1}); });
+  expect_error<ArgumentError>("Tensor::adopt: shape: expected sizes of at least 0, got [-1]",
+                              [&] { adopt(&memory, {-1}); });
+  EXPECT_EQ(released, 0);
+}
+
 TEST_EACH(Tensor, ACloneIsIndependent, Device device) {
   Tensor original = counting({2, 3}).to(device);
   Tensor clone = original.clone();
@@ -211,6 +259,23 @@ TEST(View, DensePitches) {
   const Tensor one = counting({2});
   EXPECT_EQ(one.view().row_pitch(), 1);
   EXPECT_EQ(one.view().step_pitch(), 1);
+}
+
+TEST_EACH(View, PitchesOfMemoryThatSomeoneElseLaidOut, Device device) {
+  const Tensor time_first = counting({3, 2, 4}).to(device);  // [time, batch, channels]
+  const void* data = time_first.view().data();
+  const ConstTensorView v(data, {2, 3, 4}, Pitches{4, 8}, DType::f32, device);
+  EXPECT_EQ(v.row_pitch(), 4);
+  EXPECT_EQ(v.step_pitch(), 8);
+  EXPECT_FALSE(v.is_dense());
+  EXPECT_EQ(testing::values(v.columns(0, 2)),
+            (std::vector<double>{0, 1, 8, 9, 16, 17, 4, 5, 12, 13, 20, 21}));
+  EXPECT_EQ(testing::values(v.rows(1, 1).steps(1, 2).columns(3, 1)), (std::vector<double>{15, 23}));
+  const ConstTensorView twice(data, {2, 4}, Pitches{0, 7}, DType::f32, device);
+  EXPECT_EQ(testing::values(twice), (std::vector<double>{0, 1, 2, 3, 0, 1, 2, 3}));
+  EXPECT_EQ(twice.step_pitch(), 1);  // a rank of 2 has none
+  const ConstTensorView one(data, {4}, Pitches{9, 9}, DType::f32, device);
+  EXPECT_EQ(one.row_pitch(), 1);
 }
 
 TEST_EACH(View, SlicesAreTheSameMemory, Device device) {

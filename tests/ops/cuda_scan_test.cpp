@@ -34,10 +34,12 @@ struct Cut {
   }
 };
 
-std::vector<Cut> cuts(std::int64_t time) {
+// Grows: states may, and time is not walked.
+std::vector<Cut> cuts(std::int64_t time, bool grows = false) {
   std::vector<Cut> all;
   if (time == 1) all.push_back({ScanPlan::step, {}, false});
   for (const int states : {4, 8}) {
+    if (grows) break;
     for (const std::int64_t leg : {0, 32, 96}) {
       ScanGeometry geometry;
       geometry.states = states;
@@ -86,7 +88,7 @@ void expect_every_cut_matches(const ScanInputs& host, Device device, bool leaves
   const ScanInputs inputs = host.to(device);
   Stream& stream = default_stream(device);
   std::vector<unsigned char> same, not_leaving;
-  for (const Cut& cut : cuts(c.time)) {
+  for (const Cut& cut : cuts(c.time, c.grows())) {
     SCOPED_TRACE(c.name() + " " + cut.name());
     const Guarded y(inputs.y_shape(), c.dtype, device, c.aligned ? 8 : 3);
     const Guarded last(inputs.state_shape(), DType::f32, device);
@@ -192,7 +194,7 @@ TEST_EACH(CudaScan, EveryCutOfEveryForm, CudaDevice device, DType dtype, ScanFor
   }
 }
 
-// The kernel that takes four rows at a time begins with so many.
+// The kernel that takes four rows at a time begins with so many; states that may grow have none.
 TEST_EACH(CudaScan, OneStepOfManyRows, CudaDevice device, ScanForm form) {
   for (const std::int64_t batch : {64, 67}) {
     ScanCase c = case_of(form, DType::bf16);
@@ -296,7 +298,7 @@ TEST(CudaScan, ChoosesByShape) {
   EXPECT_EQ(chosen(8, 5120, 128), ScanPlan::sequential);
 }
 
-// The narrow rings make products of decays, which may be infinite.
+// The narrow rings make products of decays, which may be infinite; a walk has one form only.
 TEST(CudaScan, StatesThatMayGrowGoRoundTheWidestRing) {
   const cuda::Limits h200{227 << 10, 132, 90, true};
   const Tensor x({1, 512, 1536}, DType::bf16), A({1536, 16}, DType::f32);
@@ -318,6 +320,23 @@ TEST(CudaScan, StatesThatMayGrowGoRoundTheWidestRing) {
   EXPECT_EQ(channels(true, false), std::pair(32, 32));
   EXPECT_EQ(channels(false, true), std::pair(32, 32));
   EXPECT_EQ(channels(false, false), std::pair(32, 32));
+  SelectiveScan op;
+  const Tensor step({8, 1, 1536}, DType::bf16), steps({8, 2, 1536}, DType::bf16);
+  op.A = A;
+  op.x = step;
+  EXPECT_EQ(cuda::plan(op, h200), ScanPlan::step);
+  op.x = steps;
+  EXPECT_EQ(cuda::plan(op, h200), ScanPlan::chunked);
+}
+
+TEST_EACH(CudaScan, AWalkRefusesStatesThatMayGrow, CudaDevice device) {
+  ScanCase c;
+  c.decays = ScanDecays::mixed;
+  const ScanInputs inputs = ScanInputs(c).to(device);
+  Tensor y(inputs.y_shape(), DType::f32, device);
+  SelectiveScan op = inputs.op();
+  op.y = y;
+  EXPECT_THROW(cuda::run_scan(op, default_stream(device), ScanPlan::sequential), ArgumentError);
 }
 
 // A prompt whose warps ask for more shared memory than some devices have, and a step.

@@ -25,6 +25,7 @@ struct ScanCase {
   ScanDecays decays = ScanDecays::log;
   bool softplus = true;  // false: deltas of both signs
 
+  bool grows() const { return decays != ScanDecays::log || !softplus; }
   std::string name() const {
     return Shape{batch, time, channels, d_state}.to_string() + " " + name_of(dtype) +
            (D ? " D" : "") + (z ? " z" : "") + (dt_bias ? " bias" : "") +

@@ -2,7 +2,8 @@
 // once: 16 bytes a thread and access, four states of one channel, neighbouring threads next to each
 // other in memory. Two kernels:
 //
-//   step_kernel: any operands. A thread takes one batch row. For few rows, where latency counts.
+//   step_kernel: any operands. A thread takes one batch row. For few rows, where latency counts,
+//   and for states that may grow (detail::may_grow), of which it has a form of its own.
 //
 //   step_rows_kernel: a thread takes four batch rows, so that A is read and computed once for them,
 //   and four loads of states are in flight. Four neighbouring lanes share a channel; each works out
@@ -69,8 +70,7 @@ struct StepThread {
 };
 
 // What a channel needs of one batch row besides states. Plain, here and below: every batch row of
-// the launch exists and continues from and to its own state row, without resets or step states, and
-// A_log and softplus are there.
+// the launch exists and continues from and to its own state row, without resets or step states.
 template <class T, bool Plain>
 struct StepInput {
   std::int64_t b;
@@ -87,8 +87,9 @@ struct StepInput {
     bias = op.dt_bias != nullptr ? op.dt_bias[c] : 0;
     D = op.D != nullptr ? op.D[c] : 0;
   }
+  template <bool Grows>
   __device__ __forceinline__ float delta(const ScanOperands& op) const {
-    return op.form.delta<!Plain>(__fadd_rn(dt, bias));
+    return op.form.delta<Grows>(__fadd_rn(dt, bias));
   }
   __device__ __forceinline__ float gate() const { return silu_of_scan<T>(to_float(z)); }
   __device__ __forceinline__ void store_y(const ScanOperands& op, int c, float sum,
@@ -219,7 +220,7 @@ __device__ __forceinline__ void prefetch(const ScanOperands& op, std::int64_t b,
   if (row >= 0) prefetch_line(op.initial + op.state(row, c) + n);
 }
 
-template <class T, bool Whole, bool Plain, int Quads>
+template <class T, bool Whole, bool Plain, int Quads, bool Grows>
 __global__ void __launch_bounds__(threads, 6)
     step_kernel(const __grid_constant__ ScanOperands op, const StepCut cut) {
   const StepThread thread(op, cut);
@@ -238,9 +239,9 @@ __global__ void __launch_bounds__(threads, 6)
     input.dt = op.dt_in_quads ? project_dt<4, T>(op, input.b, c, thread.lane, cut.lanes)
                               : project_dt<1, T>(op, input.b, c, thread.lane, cut.lanes);
   }
-  const float delta = input.delta(op);
+  const float delta = input.template delta<Grows>(op);
 #pragma unroll
-  for (float& a : A) a = op.form.scaled<!Plain>(a);
+  for (float& a : A) a = op.form.scaled<Grows>(a);
   const float gate = input.gate();  // before the sum is known
   float sum = states.advance_all(A, delta, __fmul_rn(delta, to_float(input.x)));
   if (thread.works) states.store(op, c, n);
@@ -281,10 +282,10 @@ __global__ void __launch_bounds__(threads, 6)
   load_A<true, 1>(op, c, n, A);
 #pragma unroll
   for (int r = 0; r < 4; ++r) states[r].load(op, b0 + r, c, n);
-  const float delta = mine.delta(op);
+  const float delta = mine.template delta<false>(op);
   const float delta_x = __fmul_rn(delta, to_float(mine.x));
 #pragma unroll
-  for (float& a : A) a = op.form.scaled<!Plain>(a);
+  for (float& a : A) a = op.form.scaled<false>(a);
   float sum[4];
 #pragma unroll
   for (int r = 0; r < 4; ++r) {
@@ -327,16 +328,22 @@ void step(const SelectiveScan& op, Stream& stream) {
     launch_chained(kernel, grid, threads, 0, stream, "selective_scan", ScanOperands(op, stream),
                    cut);
   };
-  const bool plain = Whole && op.initial_state && op.final_state && !op.rows.read && !op.reset &&
-                     !op.step_states && !detail::may_grow(op);
-  if (rows && plain && batch % 4 == 0) {
+  const bool plain =
+      Whole && op.initial_state && op.final_state && !op.rows.read && !op.reset && !op.step_states;
+  if (detail::may_grow(op)) {
+    run_groups(
+        quads > 32 ? step_kernel<T, Whole, false, 2, true> : step_kernel<T, Whole, false, 1, true>,
+        batch);
+  } else if (rows && plain && batch % 4 == 0) {
     run_groups(step_rows_kernel<T, true>, batch / 4);
   } else if (rows) {
     run_groups(step_rows_kernel<T, false>, (batch + 3) / 4);
   } else if (quads > 32) {
-    run_groups(step_kernel<T, Whole, false, 2>, batch);
+    run_groups(step_kernel<T, Whole, false, 2, false>, batch);
   } else {
-    run_groups(plain ? step_kernel<T, Whole, Whole, 1> : step_kernel<T, Whole, false, 1>, batch);
+    run_groups(
+        plain ? step_kernel<T, Whole, Whole, 1, false> : step_kernel<T, Whole, false, 1, false>,
+        batch);
   }
 }
 

@@ -39,8 +39,7 @@ auto with_cut(std::int64_t d_state, int states, F f) {
 
 // What Walk calls plain.
 bool is_plain(const SelectiveScan& op) {
-  return op.D && op.z && !detail::may_grow(op) && !op.reset && !op.step_states &&
-         are_wide({op.x, op.dt, op.z, op.y});
+  return op.D && op.z && !op.reset && !op.step_states && are_wide({op.x, op.dt, op.z, op.y});
 }
 
 template <class T, int States, int Lanes>

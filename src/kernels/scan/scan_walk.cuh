@@ -42,8 +42,8 @@ struct WalkMemory {
   float BC[2][steps][2][padded];
 };
 
-// Plain: D, z, A_log and softplus are there, neither resets nor the states of every step are, and
-// rows of channels are wide (see are_wide).
+// Plain: D and z are there, neither resets nor the states of every step are, and rows of channels
+// are wide (see are_wide).
 template <class T, int States, int Lanes, bool Plain>
 struct Walk {
   using Memory = WalkMemory<T, States, Lanes>;
@@ -83,11 +83,9 @@ struct Walk {
   __device__ __forceinline__ int count() const { return op.d_state - lane * States; }
 
   __device__ __forceinline__ void load_A() {
-    const float* given = op.A + channel * op.A_pitch + lane * States;
+    const float* A_log = op.A + channel * op.A_pitch + lane * States;
 #pragma unroll
-    for (int k = 0; k < States; ++k) {
-      A[k] = k < count() ? op.form.scaled<!Plain>(given[k]) : 0;
-    }
+    for (int k = 0; k < States; ++k) A[k] = k < count() ? scaled_A(A_log[k]) : 0;
   }
   // From [channels, d_state]; null: zeros. Past the first-level cache, which does not see what
   // another block left.
@@ -204,27 +202,17 @@ struct Walk {
     return mine;
   }
 
-  // What this lane works out for its step of each of some groups, from `first` on.
+  // What this lane works out for its step of a group.
   struct Step {
     float delta, delta_x;
   };
   template <bool Short>
-  __device__ __forceinline__ void prepare(int stage, int first, Step (&mine)[prepared]) const {
-#pragma unroll
-    for (int g = 0; g < prepared; ++g) {
-      const int t = first + g * Lanes + lane;
-      mine[g].delta = __fadd_rn(to_float(memory.dt[stage][t][column]), bias);
-    }
-    if (Plain || op.form.softplus) {  // one branch, so that the groups fill each other's gaps
-#pragma unroll
-      for (Step& step : mine) step.delta = softplus(step.delta);
-    }
-#pragma unroll
-    for (int g = 0; g < prepared; ++g) {
-      const int t = first + g * Lanes + lane;
-      if (Short && left <= t) mine[g].delta = 0;
-      mine[g].delta_x = __fmul_rn(mine[g].delta, to_float(memory.x[stage][t][column]));
-    }
+  __device__ __forceinline__ Step prepare(int stage, int t) const {
+    Step step;
+    step.delta = softplus(__fadd_rn(to_float(memory.dt[stage][t][column]), bias));
+    if (Short && left <= t) step.delta = 0;
+    step.delta_x = __fmul_rn(step.delta, to_float(memory.x[stage][t][column]));
+    return step;
   }
 
   // A group of steps of the present tile, from `first` on.
@@ -289,7 +277,10 @@ struct Walk {
     for (int first = 0; first < steps; first += prepared * Lanes) {
       if (op.chunk_states != nullptr && first % scan_chunk == 0) leave_chunk(first);
       Step mine[prepared];
-      prepare<Short>(stage, first, mine);
+#pragma unroll
+      for (int g = 0; g < prepared; ++g) {
+        mine[g] = prepare<Short>(stage, first + g * Lanes + lane);
+      }
 #pragma unroll
       for (int g = 0; g < prepared; ++g) group(mine[g], stage, first + g * Lanes);
     }

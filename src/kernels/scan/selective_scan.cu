@@ -79,17 +79,19 @@ ScanGeometry ring_geometry(const Op& op, const Limits& device, const RingWidth (
 
 }  // namespace
 
-// States that may grow (A of any sign, or no softplus) never come to the plain kernels of a step
-// and of a walk, which need not ask how A and delta are made, and of the rings only to those whose
-// warps have one chunk of each channel. Where they have several, they join them by the product of a
-// chunk's decays, which may be infinite although no state is; times a state of zero that is a NaN.
-// So a device that has no room for a block of the widest ring refuses so many states (one with 99
-// KiB: more than 229 in f32, in the gradient more than 166).
+// States that may grow (A of any sign, or no softplus) take the chunked plan whatever the shape,
+// but for a single step: asking how A and delta are made would cost a walk registers. And of the
+// rings they take the one whose warps have one chunk of each channel. Where a warp has several, it
+// joins them by the product of a chunk's decays, which may be infinite although no state is; times
+// a state of zero that is a NaN. So a device that has no room for a block of the widest ring
+// refuses so many states (one with 99 KiB: more than 229 in f32, in the gradient more than 166).
 ScanPlan plan(const SelectiveScan& op, const Limits& device) {
   const std::int64_t time = op.x.dim(1);
   if (time == 1 && !op.chunk_states) return ScanPlan::step;
   constexpr std::int64_t longest = std::int64_t{1} << 30;  // steps that one block counts
-  if (time > longest || scan_walk_bytes(op) > device.shared_memory) return ScanPlan::chunked;
+  if (detail::may_grow(op) || time > longest || scan_walk_bytes(op) > device.shared_memory) {
+    return ScanPlan::chunked;
+  }
   // Measured on an H200: below 3 warps a scheduler, and with more than four lanes a channel, chunks
   // are faster, if the sequence is long enough: with 2.9 warps from 1100 steps on, with 1.5 from
   // 300.
@@ -122,6 +124,9 @@ void run_scan(const SelectiveScan& op, Stream& stream, ScanPlan plan,
   if (plan == ScanPlan::step && op.x.dim(1) != 1) {
     throw ArgumentError("selective_scan", "plan", "time 1 for one step",
                         std::to_string(op.x.dim(1)));
+  }
+  if (plan == ScanPlan::sequential && detail::may_grow(op)) {
+    throw ArgumentError("selective_scan", "plan", "A_log and softplus for a walk", "another form");
   }
   if (op.chunk_states && op.chunk_steps != scan_chunk) {
     throw ArgumentError("selective_scan", "chunk_steps", std::to_string(scan_chunk),

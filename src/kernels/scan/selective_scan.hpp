@@ -14,8 +14,9 @@ namespace mamba::cuda {
 // sequential  a block walks time for some channels; d_state is cut over lanes
 // chunked     lanes have a chunk of time each, and the warps of a block hand states on in a ring
 //
-// Each can do every case but step, which needs time 1. step and sequential give the same bits
-// however time is cut and whoever else is in the batch; chunked rounds differently.
+// Each can do every case but step, which needs time 1, and sequential, which needs A_log and
+// softplus. step and sequential give the same bits however time is cut and whoever else is in the
+// batch; chunked rounds differently.
 enum class ScanPlan { step, sequential, chunked };
 
 // The plan run() takes on such a device.
