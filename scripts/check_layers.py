@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Checks who includes whom: headers only what lies above them, kernels only L0-L2, benches only <mamba/...>, programs
 only <mamba/...> without its detail/, and the folders of src/ and examples/rl/ only those that their rows below name. Kernels do not
-name what lies below L2 either, and the files of a mixer are included by the list of mixers alone."""
+name what lies below L2 either, and the files of a mixer are included by the list of mixers alone. Public headers show what
+they declare to users of a shared library."""
 import pathlib
 import re
 import sys
 
 LAYERS = [
-    {"error", "dtype", "bytes", "device", "shape", "version"},
+    {"export", "error", "dtype", "bytes", "device", "shape", "version"},
     {"tensor", "tensor_view", "row_map", "stream", "detail/constant_weights", "check", "safetensors", "graph"},
     {"ops", "detail/fused_ops", "detail/scan_chunk", "grad_ops", "train_ops"},
     {"config", "weights", "state", "tape", "detail/mixer", "mamba1", "mamba1_grad", "mamba2", "mamba2_grad",
@@ -45,6 +46,7 @@ SUFFIXES = {".cpp", ".cu", ".hpp", ".cuh", ".h"}
 INCLUDED_AS = {"src/host": "host/", "src/kernels": "kernels/", "src/host/ops": "host/ops/", "examples/rl": "rl/"}
 MOST_FILES = 24  # of a folder under src/ or examples/rl/
 PUBLIC = re.compile(r"mamba/((?:detail/)?\w+)\.hpp")
+UNMARKED = re.compile(r"^namespace (?!MAMBA_EXPORT )mamba", re.MULTILINE)
 TYPE = re.compile(r"^(?:class|struct) (\w+)", re.MULTILINE)
 NOT_CODE = re.compile(r'//.*|"(?:[^"\\\n]|\\.)*"')  # comments and texts
 MODEL = "src/host/model"
@@ -89,6 +91,8 @@ def problems(root):
         if stem not in LEVEL:
             yield f"{header}: not in the table of layers"
             continue
+        if UNMARKED.search(header.read_text()):
+            yield f"{header}: expected namespace MAMBA_EXPORT mamba, got one that a shared library hides"
         if LEVEL[stem] > KERNEL_LEVEL:
             above_kernels.update(TYPE.findall(header.read_text()))
         for name in includes(header):

@@ -3,7 +3,7 @@
 set -euo pipefail
 
 packages=(
-  ca-certificates cmake g++ git ninja-build python3-minimal
+  ca-certificates cmake g++ git ninja-build pkgconf python3-minimal
   libhwy-dev libicu-dev libfmt-dev nlohmann-json3-dev libxxhash-dev libcli11-dev libboost1.81-dev
   libgtest-dev libgmock-dev libbenchmark-dev "$@"
 )

@@ -14,7 +14,7 @@ fresh() {  # fresh FOLDER PACKAGE...: a venv with these
   "$folder/bin/pip" install -q --disable-pip-version-check "$@"
 }
 
-fresh "$venv" numpy pytest torch "scikit-build-core>=1.0" "nanobind>=3.1" "nanobind-backend>=1.0" ninja mypy
+fresh "$venv" numpy pytest torch transformers safetensors "scikit-build-core>=1.0" "nanobind>=3.1" "nanobind-backend>=1.0" ninja mypy
 rm -rf build/wheels
 "$venv/bin/pip" wheel -q --disable-pip-version-check --no-build-isolation --no-deps -C cmake.define.MAMBA_WERROR=ON \
   -w build/wheels ./python
@@ -25,5 +25,5 @@ echo "== types"
 echo "== with PyTorch"
 "$venv/bin/pytest" -q -p no:cacheprovider python/tests "$@"
 echo "== without PyTorch"
-fresh "$bare" numpy pytest build/wheels/*.whl
+fresh "$bare" numpy pytest safetensors build/wheels/*.whl
 "$bare/bin/pytest" -q -p no:cacheprovider python/tests

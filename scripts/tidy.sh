@@ -13,7 +13,8 @@ if ! git rev-parse -q --verify "$since^{commit}" >/dev/null; then
 fi
 cmake --preset cpu --log-level=NOTICE >/dev/null
 mapfile -t changed < <(git diff --name-only --diff-filter=d "$since" -- \
-  'include/mamba/*.hpp' 'src/host/*.cpp' 'src/nccl/*.cpp' 'examples/*.cpp')
+  'include/mamba/*.hpp' 'src/host/*.cpp' 'src/nccl/*.cpp' 'examples/*.cpp' \
+  'docs/cookbook/*.cpp')
 files=()
 for file in "${changed[@]}"; do
   if [[ $file == include/* ]]; then  # compiled alone: cmake/HeadersAlone.cmake

@@ -1,14 +1,9 @@
 // mamba-lm: look at a Mamba language model, evaluate it, generate with it, time it.
-#include <string>
-
-#include <mamba/version.hpp>
-
 #include "commands.hpp"
 
 int main(int argc, char** argv) {
   CLI::App app("Mamba language models whose state is a value: stop anywhere, go on elsewhere.",
                "mamba-lm");
-  app.set_version_flag("--version", std::string("mamba-lm ") + mamba::version);
   app.require_subcommand(1);
   Command command;
   add_info(app, command);

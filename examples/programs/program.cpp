@@ -5,6 +5,8 @@
 #include <new>
 #include <string>
 
+#include <mamba/version.hpp>
+
 #include "output.hpp"
 
 namespace {
@@ -38,6 +40,7 @@ void refuse_empty(const CLI::App& app) {
 int run_program(CLI::App& app, int argc, char** argv, const std::function<int()>& body) {
   const std::string name = app.get_name();
   try {
+    app.set_version_flag("--version", name + " " + mamba::version);
     app.parse(argc, argv);
     refuse_empty(app);
     const int code = body();

@@ -404,7 +404,7 @@ Ids Engine::path_of(const Answer& answer) {
 
 std::shared_ptr<const KeptText> Engine::kept(Answer& answer) const {
   return std::make_shared<KeptText>(
-      KeptText{path_of(answer), answer.generator.snapshot().to(mamba::Device::cpu())});
+      KeptText{path_of(answer), answer.generator.snapshot(mamba::Device::cpu())});
 }
 
 void Engine::finish(Answers::iterator answer, Finish reason) {

@@ -295,7 +295,7 @@ Cancel upload_state(Core& core, const Request& request, const std::shared_ptr<Re
   }
   return later(core, reply, [&core, reply, text] {
     try {
-      const mamba::Generator fits(core.engine().model(), text->snapshot);  // shapes, dtype, ids
+      text->snapshot.check(core.engine().model());  // shapes, dtype, ids
     } catch (const mamba::ArgumentError& error) {
       throw ApiError(409, error.what(), "body");
     }

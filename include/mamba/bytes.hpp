@@ -4,7 +4,9 @@
 #include <cstddef>
 #include <vector>
 
-namespace mamba {
+#include <mamba/export.hpp>
+
+namespace MAMBA_EXPORT mamba {
 
 // Not a std::string, since that is what a path is: load_state(path) and load_state(bytes) are told
 // apart by their types.

@@ -5,7 +5,8 @@
 
 #include <mamba/tensor.hpp>
 
-namespace mamba::check {
+namespace MAMBA_EXPORT mamba {
+namespace check {
 
 void present(const char* where, const char* name, const ConstTensorView& view);
 void rank(const char* where, const char* name, const ConstTensorView& view, int rank);
@@ -33,4 +34,5 @@ std::int64_t bytes(const char* where, const char* name, const Shape& shape, DTyp
 void range(const char* where, const char* name, std::int64_t value, std::int64_t low,
            std::int64_t high);
 
-}  // namespace mamba::check
+}  // namespace check
+}  // namespace mamba

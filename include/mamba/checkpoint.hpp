@@ -14,7 +14,7 @@
 #include <mamba/optimizer.hpp>
 #include <mamba/state.hpp>
 
-namespace mamba {
+namespace MAMBA_EXPORT mamba {
 
 struct TrainingProgress {
   std::uint64_t seed = 0;   // of the random numbers,

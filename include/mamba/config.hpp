@@ -6,7 +6,9 @@
 #include <string>
 #include <vector>
 
-namespace mamba {
+#include <mamba/export.hpp>
+
+namespace MAMBA_EXPORT mamba {
 
 // The architectures of a layer: what stands between its norm and the residual stream.
 enum class MixerKind { mamba1, mamba2 };
@@ -42,6 +44,7 @@ struct LayerConfig {
   // each group is normed for itself.
   std::int64_t head_dim = 0;      // 1 to 256, divides d_inner; 0: 64
   std::int64_t groups = 0;        // divides heads; 0: 1
+  bool rmsnorm = true;            // false: y silu(z) without a norm, and without its weight
   bool norm_before_gate = false;  // RMS(y) silu(z) in place of RMS(y silu(z))
   float dt_low = 0;               // what softplus(dt) is clamped to
   float dt_high = std::numeric_limits<float>::infinity();

@@ -25,7 +25,7 @@
 #include <mamba/stream.hpp>
 #include <mamba/tensor.hpp>
 
-namespace mamba {
+namespace MAMBA_EXPORT mamba {
 
 // One member of the group, used by its own thread. Every rank makes the same calls in the same
 // order; where they differ, each of them gets an ArgumentError. Each call waits on the host until

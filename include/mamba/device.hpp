@@ -4,7 +4,9 @@
 #include <string>
 #include <string_view>
 
-namespace mamba {
+#include <mamba/export.hpp>
+
+namespace MAMBA_EXPORT mamba {
 
 class Device {
  public:

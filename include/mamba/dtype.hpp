@@ -8,7 +8,7 @@
 
 #include <mamba/error.hpp>
 
-namespace mamba {
+namespace MAMBA_EXPORT mamba {
 
 enum class DType : std::uint8_t { f32, bf16, f16, i32 };
 

@@ -4,7 +4,9 @@
 #include <stdexcept>
 #include <string>
 
-namespace mamba {
+#include <mamba/export.hpp>
+
+namespace MAMBA_EXPORT mamba {
 
 // `where` is the operation or function, `name` the tensor, field, file or argument that is wrong.
 // What can be known when a function is called is checked before any work is done: operands, states

@@ -11,7 +11,7 @@
 
 #include <mamba/tokenizer.hpp>
 
-namespace mamba {
+namespace MAMBA_EXPORT mamba {
 
 // When generate() ends, and which callbacks run meanwhile. On CUDA a step needs no answer from the
 // host: where there are no callbacks, the next step is queued before the last token is known. If

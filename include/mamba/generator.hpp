@@ -16,7 +16,7 @@
 #include <mamba/state.hpp>
 #include <mamba/tokenizer.hpp>
 
-namespace mamba {
+namespace MAMBA_EXPORT mamba {
 
 struct GeneratorSlot;
 
@@ -95,13 +95,16 @@ class Generator {
   void set_options(const SamplingOptions& options);
 
   // Takes over the state after `ids` (at least one) and the logits [1, vocab_size] that follow
-  // them, as if the ids had been read here (StateCache). ArgumentError if anything was read before.
+  // them, both on one device, which may be another than the model's, as if the ids had been read
+  // here (StateCache). ArgumentError if anything was read before.
   void continue_from(const Ids& ids, const StackState& state, ConstTensorView logits);
 
-  // All of this as a value that outlives the generator and its place in a pool. It takes a copy of
-  // one row of the state, and the model's fingerprint, which is read from all weights where they
-  // were not loaded or may have changed since; fork() takes the copy alone.
+  // All of this as a value that outlives the generator and its place in a pool, in the memory of
+  // the model's device or of another. It takes a copy of one row of the state, and the model's
+  // fingerprint, which is read from all weights where they were not loaded or may have changed
+  // since; fork() takes the copy alone.
   GeneratorSnapshot snapshot();
+  GeneratorSnapshot snapshot(Device device);
   // Puts a snapshot back, whatever was written since: an ArgumentError if it is of another model.
   // This is also the way to take tokens back, since a recurrent state that has seen a token cannot
   // forget it: there is no truncate(n) without a snapshot from before.

@@ -10,7 +10,9 @@
 #include <mamba/state.hpp>
 #include <mamba/state_file.hpp>
 
-namespace mamba {
+namespace MAMBA_EXPORT mamba {
+
+class LanguageModel;
 
 // Everything with which a text goes on token for token as the generator would have written it: the
 // state, the logits, the sampling options with the random numbers used so far, the tokens that the
@@ -42,6 +44,9 @@ class GeneratorSnapshot {
   [[nodiscard]] Bytes save(const StateExtras& extras = {}) const;
   static GeneratorSnapshot load(const std::string& path);
   static GeneratorSnapshot load(ByteView bytes, const std::string& name = "bytes");
+
+  // ArgumentError unless `model`, on whichever device, can go on from this.
+  void check(const LanguageModel& model) const;
 
   const SamplingOptions& options() const;
   std::int64_t tokens_seen() const;        // read and generated

@@ -12,7 +12,7 @@
 
 #include <mamba/ops.hpp>
 
-namespace mamba {
+namespace MAMBA_EXPORT mamba {
 
 // y[c] = the sum of x[..., c] over everything before the last dimension.
 struct SumRows {
@@ -127,12 +127,14 @@ struct LayerNormGrad {
 //                dweight = sum dy v r
 //   otherwise:   g = dy s w;  dx = r (g - x r^2 mean(x g));  dz = dy x r w silu'(z)
 //                dweight = sum dy x r s
+//   no norm:     dx = dy s;  dz = dy x silu'(z)
 struct GatedRmsNormGrad {
   ConstTensorView x, z, weight;  // as GatedRmsNorm had them
   ConstTensorView dy;            // [..., channels] T
   TensorView dx, dz;             // [..., channels] T; dx may be the same memory as dy or x
-  TensorView dweight;            // [channels] f32; optional
+  TensorView dweight;            // [channels] f32; optional; not without the norm
   std::int64_t groups = 1;
+  bool norm = true;
   bool gate_first = true;
   float epsilon = 1e-5f;
   bool accumulate = false;  // dweight

@@ -6,7 +6,7 @@
 
 #include <mamba/stream.hpp>
 
-namespace mamba {
+namespace MAMBA_EXPORT mamba {
 
 // What was recorded runs again on the same operands, at the same addresses: you may change their
 // contents between replays, never their addresses. Every call that is recorded must have been made

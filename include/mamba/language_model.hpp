@@ -16,7 +16,7 @@
 #include <mamba/state.hpp>
 #include <mamba/weights.hpp>
 
-namespace mamba {
+namespace MAMBA_EXPORT mamba {
 
 struct LanguageModelOptions : SequenceOptions {
   // Longer calls go through in pieces of about this many tokens (batch x time), so that memory does
@@ -28,6 +28,9 @@ struct LanguageModelOptions : SequenceOptions {
   LanguageModelTape* tape = nullptr;  // receives what backward needs; not with a row map
   StackSteps* steps = nullptr;        // receives the states after every step
 };
+
+// How many bytes of a model's weights have been read, of how many in its files.
+using LoadProgress = std::function<void(std::int64_t read, std::int64_t bytes)>;
 
 // Constant once made, like Layer; what trains it owns it without const.
 class LanguageModel {
@@ -44,9 +47,10 @@ class LanguageModel {
   // of biases and of the head follows from the tensors; a head beside a config that ties it must
   // hold the embedding's values. What is missing, surplus or of a wrong shape is a FormatError
   // naming it; a tensor of a dtype that no parameter has (8-bit floats, say) and of no parameter's
-  // name is passed over.
+  // name is passed over. `on_progress` is called before the first tensor is read and after each;
+  // what it throws ends the loading and comes out.
   static LanguageModel load(const std::string& folder, std::optional<DType> dtype = std::nullopt,
-                            Device device = Device::cpu());
+                            Device device = Device::cpu(), const LoadProgress& on_progress = {});
   // config.json (with the keys that were read and not understood) and model.safetensors, names of
   // Hugging Face, each tensor in the dtype it was read from. One change: after a crash at any
   // moment load() reads the old model or the new one. In between the new config is config.json.new.

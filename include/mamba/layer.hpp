@@ -12,7 +12,7 @@
 #include <mamba/tape.hpp>
 #include <mamba/weights.hpp>
 
-namespace mamba {
+namespace MAMBA_EXPORT mamba {
 
 // What a forward call may be told beside its operands. All absent by default.
 struct SequenceOptions {

@@ -5,7 +5,7 @@
 
 #include <mamba/tensor_view.hpp>
 
-namespace mamba {
+namespace MAMBA_EXPORT mamba {
 
 // No view converts to this: a call says which. `to` is f32, dense and on the model's device.
 class Logits {

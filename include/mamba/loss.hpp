@@ -7,7 +7,7 @@
 #include <mamba/tensor.hpp>
 #include <mamba/train_ops.hpp>
 
-namespace mamba {
+namespace MAMBA_EXPORT mamba {
 
 struct TokenLossOptions {
   // How many targets count, which the caller knows; at least 1. For a part of a batch it is the

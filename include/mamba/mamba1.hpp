@@ -7,7 +7,8 @@
 #include <mamba/detail/mixer.hpp>
 #include <mamba/ops.hpp>
 
-namespace mamba::detail {
+namespace MAMBA_EXPORT mamba {
+namespace detail {
 
 // What a run computes between x and y. Where nothing is kept, some share memory.
 struct Mamba1Activations {
@@ -148,4 +149,5 @@ inline void Mamba1::normalise(ConstTensorView from, TensorView to, Stream& strea
   run(norm, stream);
 }
 
-}  // namespace mamba::detail
+}  // namespace detail
+}  // namespace mamba

@@ -6,7 +6,8 @@
 #include <mamba/grad_ops.hpp>
 #include <mamba/mamba1.hpp>
 
-namespace mamba::detail {
+namespace MAMBA_EXPORT mamba {
+namespace detail {
 
 // One backward run: what the steps hand to each other.
 struct Mamba1Backward {
@@ -162,4 +163,5 @@ inline void Mamba1::backward(const MixerBackward& r, const Mamba1Activations& a,
   run(in_proj, stream);
 }
 
-}  // namespace mamba::detail
+}  // namespace detail
+}  // namespace mamba

@@ -7,7 +7,8 @@
 #include <mamba/detail/mixer.hpp>
 #include <mamba/ops.hpp>
 
-namespace mamba::detail {
+namespace MAMBA_EXPORT mamba {
+namespace detail {
 
 // What a run computes between x and y. Where nothing is kept, some share memory.
 struct Mamba2Activations {
@@ -128,9 +129,11 @@ inline void Mamba2::gate(const Mamba2Activations& a, Stream& stream) const {
   norm.weight = w.gated_norm_weight;
   norm.y = a.gated;
   norm.groups = c.groups;
+  norm.norm = c.rmsnorm;
   norm.gate_first = !c.norm_before_gate;
   norm.epsilon = c.gated_norm_epsilon;
   run(norm, stream);
 }
 
-}  // namespace mamba::detail
+}  // namespace detail
+}  // namespace mamba

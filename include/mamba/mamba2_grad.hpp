@@ -4,7 +4,8 @@
 #include <mamba/grad_ops.hpp>
 #include <mamba/mamba2.hpp>
 
-namespace mamba::detail {
+namespace MAMBA_EXPORT mamba {
+namespace detail {
 
 // One backward run: what the steps hand to each other.
 struct Mamba2Backward {
@@ -24,6 +25,7 @@ struct Mamba2Backward {
     norm.dz = block.z(dprojected);
     norm.dweight = r.gradients.gated_norm_weight;
     norm.groups = block.c.groups;
+    norm.norm = block.c.rmsnorm;
     norm.gate_first = !block.c.norm_before_gate;
     norm.epsilon = block.c.gated_norm_epsilon;
     norm.accumulate = r.accumulate;
@@ -110,4 +112,5 @@ inline void Mamba2::backward(const MixerBackward& r, const Mamba2Activations& a,
   run(in_proj, stream);
 }
 
-}  // namespace mamba::detail
+}  // namespace detail
+}  // namespace mamba

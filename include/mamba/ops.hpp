@@ -23,7 +23,7 @@
 #include <mamba/stream.hpp>
 #include <mamba/tensor.hpp>
 
-namespace mamba {
+namespace MAMBA_EXPORT mamba {
 
 // y = x weight^T + bias, or y + x weight^T + bias. Its own gradients are products too:
 //   dx = dy weight      x = dy, weight with transpose_weight (it is [in, out] of this product)
@@ -165,12 +165,14 @@ struct LayerNorm {
 // channels. With s = silu(z):
 //   gate_first:  v = x s;  y = v rsqrt(mean(v^2) + epsilon) weight
 //   otherwise:             y = x rsqrt(mean(x^2) + epsilon) weight s
+// or, without the norm,    y = x s
 struct GatedRmsNorm {
   ConstTensorView x;        // [..., channels] T
   ConstTensorView z;        // [..., channels] T
-  ConstTensorView weight;   // [channels] f32
+  ConstTensorView weight;   // [channels] f32; there if and only if the norm is
   TensorView y;             // [..., channels] T; may be the same memory as x or z
   std::int64_t groups = 1;  // divides channels
+  bool norm = true;
   bool gate_first = true;
   float epsilon = 1e-5f;
 };

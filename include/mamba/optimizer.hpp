@@ -16,7 +16,7 @@
 #include <mamba/tensor.hpp>
 #include <mamba/train_ops.hpp>
 
-namespace mamba {
+namespace MAMBA_EXPORT mamba {
 
 // One weight that is trained. Views: what they show must stay where it is.
 struct Parameter {

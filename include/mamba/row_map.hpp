@@ -3,7 +3,7 @@
 
 #include <mamba/tensor_view.hpp>
 
-namespace mamba {
+namespace MAMBA_EXPORT mamba {
 
 // Which rows of a larger state the batch rows of a call stand for. Batch row b continues from state
 // row read[b] and leaves its final state in row write[b]; read[b] < 0 starts from zero, write[b] <

@@ -13,7 +13,7 @@
 #include <mamba/bytes.hpp>
 #include <mamba/tensor.hpp>
 
-namespace mamba {
+namespace MAMBA_EXPORT mamba {
 
 // What the header says of one tensor. Files may hold dtypes and ranks that a Tensor cannot: 8-bit
 // and smaller floats, complex numbers, small and unsigned integers. Those are opened, and their

@@ -5,7 +5,9 @@
 #include <map>
 #include <vector>
 
-namespace mamba {
+#include <mamba/export.hpp>
+
+namespace MAMBA_EXPORT mamba {
 
 // See the operation Sample for the mathematics and the order in which these apply.
 struct SamplingOptions {

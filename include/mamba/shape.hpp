@@ -6,7 +6,9 @@
 #include <initializer_list>
 #include <string>
 
-namespace mamba {
+#include <mamba/export.hpp>
+
+namespace MAMBA_EXPORT mamba {
 
 // Up to four sizes, held inline: making a view allocates nothing.
 class Shape {

@@ -9,7 +9,7 @@
 
 #include <mamba/generator.hpp>
 
-namespace mamba {
+namespace MAMBA_EXPORT mamba {
 
 struct SpeculationCounts {
   std::int64_t runs = 0;      // of the large model

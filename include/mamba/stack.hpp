@@ -12,7 +12,7 @@
 #include <mamba/state.hpp>
 #include <mamba/weights.hpp>
 
-namespace mamba {
+namespace MAMBA_EXPORT mamba {
 
 struct StackSteps {
   std::vector<LayerSteps> layers;

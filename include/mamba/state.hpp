@@ -8,7 +8,7 @@
 #include <mamba/stream.hpp>
 #include <mamba/tensor.hpp>
 
-namespace mamba {
+namespace MAMBA_EXPORT mamba {
 
 // The tensors of one layer's memory, each [batch, channels, ...].
 struct StateTensors {

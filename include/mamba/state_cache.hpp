@@ -9,7 +9,7 @@
 
 #include <mamba/generator.hpp>
 
-namespace mamba {
+namespace MAMBA_EXPORT mamba {
 
 struct CacheOptions {
   // Bytes that may be taken in the model's device memory, in host memory, and in files. The entry

@@ -16,7 +16,7 @@
 #include <mamba/bytes.hpp>
 #include <mamba/state.hpp>
 
-namespace mamba {
+namespace MAMBA_EXPORT mamba {
 
 struct StateMetadata {
   std::string fingerprint;                // of the model; empty: the state is tied to none

@@ -12,7 +12,7 @@
 #include <mamba/device.hpp>
 #include <mamba/tensor.hpp>
 
-namespace mamba {
+namespace MAMBA_EXPORT mamba {
 
 namespace detail {
 class ConstantWeights;

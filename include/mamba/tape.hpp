@@ -16,7 +16,7 @@
 #include <mamba/state.hpp>
 #include <mamba/tensor.hpp>
 
-namespace mamba {
+namespace MAMBA_EXPORT mamba {
 
 // Of one layer, per token and in elements of the layer's dtype: d_model + 4 d_inner + dt_rank + 2
 // d_state, with norm_dt_b_c dt_rank + 2 d_state more and with gated_norm d_inner more; of Mamba-2

@@ -18,7 +18,7 @@
 #include <mamba/shape.hpp>
 #include <mamba/tensor_view.hpp>
 
-namespace mamba {
+namespace MAMBA_EXPORT mamba {
 
 class Stream;
 

@@ -10,7 +10,7 @@
 #include <mamba/dtype.hpp>
 #include <mamba/shape.hpp>
 
-namespace mamba {
+namespace MAMBA_EXPORT mamba {
 
 class Tensor;
 

@@ -7,7 +7,9 @@
 #include <string_view>
 #include <vector>
 
-namespace mamba {
+#include <mamba/export.hpp>
+
+namespace MAMBA_EXPORT mamba {
 
 struct TokenizerTables;  // what a tokenizer.json says
 

@@ -4,7 +4,7 @@
 
 #include <mamba/ops.hpp>
 
-namespace mamba {
+namespace MAMBA_EXPORT mamba {
 
 // Softmax and cross-entropy in one pass, per position:
 //   loss    = log(sum_v exp(logits[v])) - logits[target]

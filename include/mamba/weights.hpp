@@ -13,7 +13,7 @@
 #include <mamba/config.hpp>
 #include <mamba/tensor.hpp>
 
-namespace mamba {
+namespace MAMBA_EXPORT mamba {
 
 // Matrices and projection biases have the model's dtype; what enters the recurrence and the norms
 // is always f32. Which of them a layer has is said by its config. Gradients are LayerWeights too,
@@ -31,7 +31,7 @@ struct LayerWeights {
   Tensor dt_bias;            // [d_inner] f32; in Mamba-2 [heads]
   Tensor A_log;              // [d_inner, d_state] f32; in Mamba-2 [heads]
   Tensor D;                  // [d_inner] f32; in Mamba-2 [heads]
-  Tensor gated_norm_weight;  // [d_inner] f32, with gated_norm and in Mamba-2
+  Tensor gated_norm_weight;  // [d_inner] f32, with gated_norm, and with Mamba-2's rmsnorm
   Tensor gated_norm_bias;    // [d_inner] f32, with gated_norm
   Tensor out_proj;           // [d_model, d_inner]
   Tensor out_proj_bias;      // [d_model], with use_bias

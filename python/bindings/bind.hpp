@@ -11,6 +11,7 @@
 #include <optional>
 #include <string>
 
+#include <mamba/error.hpp>
 #include <mamba/stream.hpp>
 #include <mamba/tensor.hpp>
 
@@ -24,6 +25,9 @@ void bind_errors(nb::module_& m);
 void bind_tensors(nb::module_& m);
 void bind_ops(nb::module_& m);
 void bind_models(nb::module_& m);
+
+// The kind of exception that an error is in Python.
+PyObject* python_error(const Error& error);
 
 // dense: read, and where the array is not contiguous its library makes a copy that is.
 enum class Access { read, dense, write };
@@ -62,10 +66,11 @@ class Operand {
 // A dense array as a tensor of the library, without a copy: it holds the array until it ends.
 Tensor to_tensor(const char* where, const char* name, nb::handle array);
 
-enum class Framework { numpy, torch };
+enum class Framework { numpy, torch, dlpack };
 
 // A tensor as an array that owns its memory from now on, without a copy; absent: None. NumPy's are
-// on the CPU and have no bf16, else an ArgumentError. The second form is of memory that `owner`
+// on the CPU and have no bf16, else an ArgumentError; that of no framework is for whoever takes it
+// by DLPack (torch.from_dlpack). The second form is of memory that `owner`
 // keeps alive.
 nb::object to_array(Tensor tensor, Framework framework = Framework::numpy);
 nb::object to_array(const TensorView& view, nb::handle owner,

@@ -5,16 +5,12 @@
 
 namespace mamba::python {
 
-namespace {
-
 PyObject* python_error(const Error& error) {
   if (dynamic_cast<const ArgumentError*>(&error) != nullptr) return PyExc_ValueError;
   if (dynamic_cast<const FormatError*>(&error) != nullptr) return PyExc_ValueError;
   if (dynamic_cast<const DeviceError*>(&error) != nullptr) return PyExc_RuntimeError;
   return PyExc_OSError;  // the system would not open, read or write a file
 }
-
-}  // namespace
 
 void bind_errors(nb::module_&) {
   nb::register_exception_translator([](const std::exception_ptr& thrown, void*) {

@@ -220,6 +220,11 @@ nb::object to_array(const TensorView& view, nb::handle owner, Framework framewor
                                              dlpack_dtype(view.dtype()), type,
                                              view.device().index()));
   }
+  if (framework == Framework::dlpack) {
+    return nb::cast(nb::ndarray<nb::array_api>(data, rank, shape, owner, strides,
+                                               dlpack_dtype(view.dtype()), type,
+                                               view.device().index()));
+  }
   if (view.dtype() == DType::bf16) fail("f32, f16 or i32, which NumPy has", "bf16");
   if (view.device().is_cuda()) fail("cpu, where NumPy's arrays are", "cuda");
   return nb::cast(nb::ndarray<nb::numpy>(data, rank, shape, owner, strides,

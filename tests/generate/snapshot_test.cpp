@@ -305,16 +305,24 @@ TEST_EACH(SnapshotTest, MovesBetweenDevices, Device from, Device to) {
   options.repetition_penalty = 1.1f;
   const LanguageModel first = LanguageModel::load(golden_folder("bytes"), DType::f32, from);
   Generator generator = begun(first, options, 9);
-  const GeneratorSnapshot snapshot = generator.snapshot();
+  const GeneratorSnapshot snapshot = generator.snapshot(), taken_there = generator.snapshot(to);
   const Ids rest = generate(generator, 15);
   SCOPED_TRACE(from.name() + " to " + to.name());
+  EXPECT_EQ(taken_there.device(), to);
+  EXPECT_EQ(taken_there.state().device(), to);
+  EXPECT_EQ(text_of(taken_there.save()), text_of(snapshot.save()));
   const LanguageModel second = LanguageModel::load(golden_folder("bytes"), DType::f32, to);
   const GeneratorSnapshot moved = snapshot.to(to);
   EXPECT_EQ(moved.device(), to);
   EXPECT_EQ(text_of(moved.save()), text_of(snapshot.save()));
-  Generator straight(second, snapshot), there(second, moved);
+  Generator straight(second, snapshot), there(second, moved), continued(second, options);
   EXPECT_EQ(generate(straight, 15), rest);
   EXPECT_EQ(generate(there, 15), rest);
+  continued.continue_from({1}, snapshot.state(), snapshot.logits());
+  EXPECT_EQ(continued.logits().to_vector<float>(), snapshot.logits().to_vector<float>());
+  EXPECT_EQ(text_of(mamba::save(continued.state())), text_of(mamba::save(snapshot.state())));
+  moved.check(second);
+  snapshot.check(second);  // from wherever it is
 }
 
 TEST_EACH(SnapshotTest, RefusesWhatCannotWork, Device device,
@@ -344,6 +352,8 @@ TEST_EACH(SnapshotTest, RefusesWhatCannotWork, Device device,
   EXPECT_EQ(pool.size(), 0);
   EXPECT_EQ(of_other.tokens_seen(), 1);
   EXPECT_EQ(bits(of_other.logits()), before);
+  expect_part("GeneratorSnapshot::check: snapshot: expected a state of this model (",
+              [&] { snapshot.check(other); });
   const DType other_dtype = dtype == DType::f32 ? DType::bf16 : DType::f32;
   const LanguageModel rounded = bytes_model(device, other_dtype);
   expect_part(std::string("a state of this model in ") + name_of(other_dtype),
@@ -378,6 +388,7 @@ TEST_EACH(SnapshotTest, RefusesWhatCannotWork, Device device,
   expect_error<ArgumentError>(moved, [&] { snapshot.to(Device::cpu()); });
   expect_error<ArgumentError>(moved, [&] { static_cast<void>(snapshot.save()); });
   expect_error<ArgumentError>(moved, [&] { Generator(model, snapshot); });
+  expect_error<ArgumentError>(moved, [&] { snapshot.check(model); });
   expect_error<ArgumentError>(moved, [&] { generator.copy_from(snapshot); });
   snapshot = kept.clone();
   EXPECT_EQ(snapshot.tokens_seen(), kept.tokens_seen());

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 
 HERE = Path(__file__).resolve().parent
 MODELS = ["base", "biased", "wide", "falcon", "one", "gated", "mamba2_one", "mamba2_groups", "mamba2_limits",
-          "mamba2_original"]
+          "mamba2_original", "mamba2_gate"]
 BATCH, TIME = 2, 11
 torch.set_default_dtype(torch.float64)
 
@@ -87,7 +87,7 @@ def hugging_face(config: dict) -> dict:
         "model_type": "mamba2", "hidden_size": config["d_model"], "num_hidden_layers": config["n_layer"],
         "vocab_size": config["vocab_size"], "state_size": ssm["d_state"], "conv_kernel": ssm["d_conv"],
         "expand": 2, "n_groups": ssm["ngroups"], "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
-        "time_step_limit": [0.0, math.inf], "mamba_cpp": {"norm_before_gate": ssm["norm_before_gate"]},
+        "time_step_limit": [0.0, math.inf], "mamba_cpp": {"rmsnorm": ssm.get("rmsnorm", True), "norm_before_gate": ssm["norm_before_gate"]},
     }  # fmt: skip
 
 
@@ -171,7 +171,9 @@ class Model:
         y, eps = torch.cat(ys, dim=-1), self.c["layer_norm_epsilon"]
         before = self.own.get("norm_before_gate", False)
         y = y if before else y * silu(z)
-        y = torch.cat([rms(part, eps) for part in y.chunk(self.groups, dim=-1)], dim=-1) * w["norm.weight"]
+        if self.own.get("rmsnorm", True):
+            y = torch.cat([rms(part, eps) for part in y.chunk(self.groups, dim=-1)], dim=-1)
+            y = y * w["norm.weight"]
         y = (y * silu(z) if before else y) @ w["out_proj.weight"].T
         if "out_proj.bias" in w:
             y = y + w["out_proj.bias"]

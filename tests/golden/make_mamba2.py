@@ -47,6 +47,7 @@ class Model:
     expand: int = 2
     use_bias: bool = False
     use_conv_bias: bool = True
+    rmsnorm: bool = True
     norm_before_gate: bool = False
     dt_limit: tuple[float, float] = (0.0, INFINITY)
     tied: bool = True
@@ -84,6 +85,8 @@ MODELS = [
           embedding_std=1.0, form="codestral"),
     Model("mamba2_original", seed=25, d_model=28, head_dim=14, groups=2, vocab=37, d_state=12, d_conv=2,
           use_conv_bias=False, norm_before_gate=True, form="original", pad_vocab_to=8),
+    Model("mamba2_gate", seed=80, d_model=24, head_dim=12, groups=2, d_state=10, rmsnorm=False, out_gain=8.0,
+          form="original"),
 ]  # fmt: skip
 
 
@@ -115,7 +118,8 @@ def draw_weights(model: Model) -> Weights:
         weights[mixer + "dt_bias"] = dt + np.log(-np.expm1(-dt))
         weights[mixer + "A_log"] = np.log(rng.uniform(1.0, 16.0, heads))
         weights[mixer + "D"] = normal(0.2, heads, mean=1.0)
-        weights[mixer + "norm.weight"] = normal(0.3, d_inner, mean=1.0)
+        if model.rmsnorm:
+            weights[mixer + "norm.weight"] = normal(0.3, d_inner, mean=1.0)
         weights[mixer + "out_proj.weight"] = normal(model.out_gain / math.sqrt(d_inner), d_model, d_inner)
         if model.use_conv_bias:
             weights[mixer + "conv1d.bias"] = normal(0.3, model.channels)
@@ -156,7 +160,7 @@ def original_config(model: Model) -> dict:
         "d_model": model.d_model, "d_intermediate": 0, "n_layer": model.layers, "vocab_size": model.vocab,
         "ssm_cfg": {"layer": "Mamba2", "d_state": model.d_state, "d_conv": model.d_conv,
                     "headdim": model.head_dim, "ngroups": model.groups, "conv_bias": model.use_conv_bias,
-                    "norm_before_gate": model.norm_before_gate},
+                    "norm_before_gate": model.norm_before_gate, "rmsnorm": model.rmsnorm},
         "attn_layer_idx": [], "attn_cfg": {}, "rms_norm": True, "residual_in_fp32": True,
         "fused_add_norm": True, "pad_vocab_size_multiple": model.pad_vocab_to,
         "tie_embeddings": model.tied,
@@ -197,7 +201,7 @@ def read_weights(folder: Path) -> Weights:
 
 
 def plain_model(model: Model, weights: Weights, **other: object) -> PlainMamba2:
-    options = {"norm_before_gate": model.norm_before_gate, "dt_limit": model.dt_limit, **other}
+    options = {"rmsnorm": model.rmsnorm, "norm_before_gate": model.norm_before_gate, "dt_limit": model.dt_limit, **other}
     wide = {name: weight.astype(np.float64) for name, weight in weights.items()}
     return PlainMamba2(wide, options.pop("eps", model.eps), model.groups, **options)
 
@@ -277,12 +281,17 @@ def ablations(model: Model, weights: Weights) -> dict[str, tuple[PlainMamba2, fl
         "A the same in every head": (replaced("A_log", lambda a: 0 * a + a.mean()), 1e-4),
         "no D": (replaced("mixer.D", np.zeros_like), 0.05),
         "no dt bias": (replaced("dt_bias", np.zeros_like), 0.02),
-        "gate on the other side": (plain_model(model, weights, norm_before_gate=not model.norm_before_gate), 0.05),
         "weights of the layers' norms 1": (replaced(".norm.weight", np.ones_like), 0.01),
         "weight of the last norm 1": (replaced("norm_f.weight", np.ones_like), 0.01),
         "conv sees the last input only": (replaced("conv1d.weight", lambda w: w * taps), 0.05),
     }  # fmt: skip
-    if model.groups > 1:
+    if model.rmsnorm:
+        other = plain_model(model, weights, norm_before_gate=not model.norm_before_gate)
+        wrong["gate on the other side"] = (other, 0.05)
+    else:
+        ones = {f"backbone.layers.{i}.mixer.norm.weight": np.ones(d_inner) for i in range(model.layers)}
+        wrong["a norm of ones"] = (plain_model(model, {**weights, **ones}, rmsnorm=True), 0.05)
+    if model.groups > 1 and model.rmsnorm:
         wrong["norm over the whole width"] = (plain_model(model, weights, norm_groups=1), 1e-3)
     if 1 < model.groups < model.heads:
         wrong["groups of every other head"] = (plain_model(model, weights, interleaved=True), 1e-3)

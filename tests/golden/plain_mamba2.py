@@ -21,6 +21,7 @@ class PlainMamba2:
         groups: int,
         norm_before_gate: bool = False,
         dt_limit: tuple[float, float] = (0.0, float("inf")),
+        rmsnorm: bool = True,
         norm_groups: int | None = None,  # mistakes to tell apart: another number of groups in the norm,
         interleaved: bool = False,  # and every other head in a group in place of neighbours
     ) -> None:
@@ -29,6 +30,7 @@ class PlainMamba2:
         self.groups = groups
         self.norm_before_gate = norm_before_gate
         self.dt_limit = dt_limit
+        self.rmsnorm = rmsnorm
         self.norm_groups = norm_groups or groups
         self.interleaved = interleaved
         self.layers = sum(name.endswith(".mixer.A_log") for name in weights)
@@ -37,7 +39,7 @@ class PlainMamba2:
         states = []
         for layer in range(self.layers):
             channels, _, d_conv = self._mixer(layer, "conv1d.weight").shape
-            d_inner = len(self._mixer(layer, "norm.weight"))
+            d_inner = self._mixer(layer, "out_proj.weight").shape[1]
             d_state = (channels - d_inner) // (2 * self.groups)
             states.append(
                 LayerState(
@@ -70,13 +72,20 @@ class PlainMamba2:
         apart = y.reshape(len(y), self.norm_groups, -1)
         return rms_norm(apart, self.eps).reshape(y.shape)
 
+    def _gated(self, layer: int, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+        if not self.rmsnorm:
+            return y * silu(z)
+        weight = self._mixer(layer, "norm.weight")
+        if self.norm_before_gate:
+            return self._norm(y) * weight * silu(z)
+        return self._norm(y * silu(z)) * weight
+
     def _mixer_step(self, layer: int, u: np.ndarray, state: LayerState) -> np.ndarray:
         in_proj, conv, out_proj = (
             self._mixer(layer, name + ".weight") for name in ("in_proj", "conv1d", "out_proj")
         )
         A, D = -np.exp(self._mixer(layer, "A_log")), self._mixer(layer, "D")
-        norm = self._mixer(layer, "norm.weight")
-        batch, heads, d_inner = len(u), len(A), len(norm)
+        batch, heads, d_inner = len(u), len(A), out_proj.shape[1]
         head_dim, d_state = d_inner // heads, state.ssm.shape[2]
 
         projected = u @ in_proj.T + self._bias(layer, "in_proj.bias")
@@ -101,5 +110,4 @@ class PlainMamba2:
         state.ssm = h.reshape(batch, d_inner, d_state)
         y = (np.sum(h * C[:, :, None, :], axis=3) + D[None, :, None] * x).reshape(batch, d_inner)
 
-        y = self._norm(y) * norm * silu(z) if self.norm_before_gate else self._norm(y * silu(z)) * norm
-        return y @ out_proj.T + self._bias(layer, "out_proj.bias")
+        return self._gated(layer, y, z) @ out_proj.T + self._bias(layer, "out_proj.bias")

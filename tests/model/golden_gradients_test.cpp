@@ -19,8 +19,9 @@ struct Trained : std::string {
 template <>
 struct testing::Every<Trained> {
   static std::vector<Trained> all() {
-    return {"base",  "biased",     "wide",          "falcon",        "one",
-            "gated", "mamba2_one", "mamba2_groups", "mamba2_limits", "mamba2_original"};
+    return {"base",          "biased",          "wide",       "falcon",
+            "one",           "gated",           "mamba2_one", "mamba2_groups",
+            "mamba2_limits", "mamba2_original", "mamba2_gate"};
   }
   static std::string name(const Trained& folder) { return folder; }
 };

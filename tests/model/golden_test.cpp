@@ -37,7 +37,8 @@ struct testing::Every<Checkpoint> {
             "mamba2_h80",
             "mamba2_limits",
             "mamba2_codestral",
-            "mamba2_original"};
+            "mamba2_original",
+            "mamba2_gate"};
   }
   static std::string name(const Checkpoint& checkpoint) { return checkpoint; }
 };

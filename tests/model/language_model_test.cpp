@@ -169,6 +169,45 @@ TEST(LanguageModel, FingerprintsTellModelsApartAndSurviveDtypes) {
   EXPECT_EQ(LanguageModel::load(saved.file("a")).fingerprint(), a.fingerprint());
 }
 
+TEST(LanguageModel, LoadingSaysHowFarItIs) {
+  for (const std::string golden : {"base", "sharded_bf16"}) {
+    const std::string folder = golden_folder(golden);
+    std::int64_t in_files = 0;
+    std::size_t tensors = 0;
+    for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
+      // golden.safetensors has the expected results.
+      if (entry.path().filename().string().rfind("model", 0) != 0) continue;
+      if (entry.path().extension() != ".safetensors") continue;
+      for (const SafetensorsEntry& tensor : SafetensorsFile(entry.path().string()).entries()) {
+        in_files += tensor.bytes;
+        ++tensors;
+      }
+    }
+    std::vector<std::int64_t> calls;
+    const LoadProgress note = [&](std::int64_t read, std::int64_t bytes) {
+      EXPECT_EQ(bytes, in_files);
+      calls.push_back(read);
+    };
+    LanguageModel::load(folder, DType::f32, Device::cpu(), note);  // bf16 is converted
+    EXPECT_EQ(calls.size(), tensors + 1);
+    EXPECT_EQ(calls.front(), 0);
+    EXPECT_EQ(calls.back(), in_files);
+    EXPECT_EQ(std::adjacent_find(calls.begin(), calls.end(), std::greater_equal<>()), calls.end());
+  }
+}
+
+TEST(LanguageModel, LoadingEndsWithWhatItsObserverThrows) {
+  struct Cancelled {};
+  int calls = 0;
+  const LoadProgress cancel = [&](std::int64_t read, std::int64_t) {
+    ++calls;
+    if (read > 0) throw Cancelled();
+  };
+  const std::string folder = golden_folder("base");
+  EXPECT_THROW(LanguageModel::load(folder, {}, Device::cpu(), cancel), Cancelled);
+  EXPECT_EQ(calls, 2);
+}
+
 TEST(LanguageModel, KeepsConfigKeysItDoesNotKnow) {
   TemporaryFolder folder;
   fs::copy(golden_folder("base"), folder.file("model"));

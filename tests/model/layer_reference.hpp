@@ -235,6 +235,12 @@ class LayerReference {
   void gated_rms_norm(std::vector<double>& y, const std::vector<double>& projected) const {
     const std::size_t width = y.size() / static_cast<std::size_t>(c_.groups);
     for (std::size_t first = 0; first < y.size(); first += width) {
+      if (!c_.rmsnorm) {
+        for (std::size_t i = first; i < first + width; ++i) {
+          y[i] = rounded(y[i] * silu(projected[i]));
+        }
+        continue;
+      }
       double squares = 0;
       for (std::size_t i = first; i < first + width; ++i) {
         const double v = c_.norm_before_gate ? y[i] : y[i] * silu(projected[i]);

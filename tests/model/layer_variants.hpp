@@ -50,6 +50,9 @@ inline std::vector<Variant> mamba2_variants() {
   wide.d_inner = 60;
   wide.gated_norm_epsilon = 1e-2f;
   list.push_back({"mamba2 wide", wide});
+  LayerConfig gated = mamba2_of(12, 8, 4, 6, 2);
+  gated.rmsnorm = false;
+  list.push_back({"mamba2 without norm", gated});
   return list;
 }
 

@@ -56,6 +56,7 @@ void expect_equal(const LanguageModelConfig& a, const LanguageModelConfig& b) {
   EXPECT_EQ(a.layer.groups, b.layer.groups);
   EXPECT_EQ(a.layer.use_bias, b.layer.use_bias);
   EXPECT_EQ(a.layer.use_conv_bias, b.layer.use_conv_bias);
+  EXPECT_EQ(a.layer.rmsnorm, b.layer.rmsnorm);
   EXPECT_EQ(a.layer.norm_before_gate, b.layer.norm_before_gate);
   EXPECT_EQ(a.layer.gated_norm_epsilon, b.layer.gated_norm_epsilon);
   EXPECT_EQ(a.layer.initial_D, b.layer.initial_D);
@@ -81,6 +82,7 @@ TEST(Mamba2Config, MambaSsm) {
   EXPECT_EQ(config.layer.head_dim, 64);
   EXPECT_EQ(config.layer.groups, 1);
   EXPECT_EQ(config.layer.conv_channels(), 1792);
+  EXPECT_TRUE(config.layer.rmsnorm);
   EXPECT_FALSE(config.layer.norm_before_gate);
   EXPECT_EQ(config.layer.dt_low, 0);
   EXPECT_EQ(config.layer.dt_high, infinity);
@@ -91,7 +93,7 @@ TEST(Mamba2Config, MambaSsm) {
     "d_state": 64, "d_conv": 3, "expand": 4, "headdim": 96, "ngroups": 2, "norm_before_gate": true,
     "bias": true, "conv_bias": false, "dt_limit": [0.01, 0.5], "dt_min": 0.002, "dt_max": 0.2,
     "dt_init_floor": 2e-4, "chunk_size": 128, "A_init_range": [1, 16], "D_has_hdim": false,
-    "rmsnorm": true, "d_ssm": null, "conv_init": null, "use_mem_eff_path": true})"),
+    "rmsnorm": false, "d_ssm": null, "conv_init": null, "use_mem_eff_path": true})"),
                                          "c")
                                 .layer;
   EXPECT_EQ(every.d_state, 64);
@@ -99,6 +101,7 @@ TEST(Mamba2Config, MambaSsm) {
   EXPECT_EQ(every.d_inner, 3072);
   EXPECT_EQ(every.head_dim, 96);
   EXPECT_EQ(every.groups, 2);
+  EXPECT_FALSE(every.rmsnorm);
   EXPECT_TRUE(every.norm_before_gate);
   EXPECT_TRUE(every.use_bias);
   EXPECT_FALSE(every.use_conv_bias);
@@ -172,8 +175,8 @@ TEST(Mamba2Config, FieldsThatCannotBeAreNamed) {
        "mamba_cpp.gated_norm: expected an option of this version, got true"},
       {mamba2_130m, "ssm_cfg", R"({"layer": "Mamba2", "dt_rank": 3})",
        "ssm_cfg.dt_rank: expected an option of Mamba2, got 3"},
-      {mamba2_130m, "ssm_cfg", R"({"layer": "Mamba2", "rmsnorm": false})",
-       "ssm_cfg.rmsnorm: expected true (this library has no gate without a norm), got false"},
+      {mamba2_130m, "ssm_cfg", R"({"layer": "Mamba2", "rmsnorm": 1})",
+       "ssm_cfg.rmsnorm: expected true or false, got 1"},
       {mamba2_130m, "ssm_cfg", R"({"layer": "Mamba2", "D_has_hdim": true})",
        "ssm_cfg.D_has_hdim: expected false (this library has one D for a head), got true"},
       {mamba2_130m, "ssm_cfg", R"({"layer": "Mamba2", "d_ssm": 1024})",
@@ -240,6 +243,10 @@ TEST(Mamba2Config, ResolvedFillsInTheRulesAndNamesWhatCannotBe) {
     to_mamba1(c);
     c.groups = 2;
   });
+  layer("rmsnorm: expected true (Mamba-2 has it), got false", [&](auto& c) {
+    to_mamba1(c);
+    c.rmsnorm = false;
+  });
   layer("norm_before_gate: expected false (Mamba-2 has it), got true", [&](auto& c) {
     to_mamba1(c);
     c.norm_before_gate = true;
@@ -267,6 +274,7 @@ TEST(Mamba2Config, SavedAndReadAgainIsEqual) {
   sources.push_back(with(codestral, "layer_norm_epsilon", "1e-2"));
   sources.push_back(with(mamba2_130m, "ssm_cfg",
                          R"({"layer": "Mamba2", "norm_before_gate": true, "headdim": 32})"));
+  sources.push_back(with(mamba2_130m, "ssm_cfg", R"({"layer": "Mamba2", "rmsnorm": false})"));
   for (const std::string& source : sources) {
     const LanguageModelConfig config = parse_config(source, "c");
     const std::string saved = to_json(config);

@@ -22,8 +22,10 @@ struct GatedCase {
   std::int64_t groups = 1;
   bool gate_first = true;
   DType dtype = DType::f32;
+  bool norm = true;
 
   std::string name() const {
+    if (!norm) return shape.to_string() + ", no norm";
     return shape.to_string() + ", " + std::to_string(groups) + " groups, gate " +
            (gate_first ? "first" : "last");
   }
@@ -32,7 +34,7 @@ struct GatedCase {
 // The operands of one call in double.
 struct Gated {
   std::size_t rows, channels, groups;
-  bool gate_first;
+  bool gate_first, normed;
   std::vector<double> x, z, weight, dy;
 
   struct Group {
@@ -60,6 +62,7 @@ struct Gated {
     }
   }
   Tracked y(const Group& group, std::size_t k, std::size_t i, std::size_t c) const {
+    if (!normed) return Tracked(x[i]) * silu(z[i]);
     const Tracked v = group.normed[k] * group.scale * Tracked(weight[c]);
     return gate_first ? v : v * silu(z[i]);
   }
@@ -93,10 +96,16 @@ GatedGrads gradient(const Gated& norm) {
       }
     }
     const Tracked g = arriving(i), w(norm.weight[c]), x(norm.x[i]);
+    out.y.push_back(norm.y(group, k, i, c));
+    if (!norm.normed) {
+      const Tracked dy(norm.dy[i]);
+      out.dx.push_back(dy * silu(norm.z[i]));
+      out.dz.push_back(dy * x * silu_slope(norm.z[i]));
+      return;
+    }
     const Tracked share(1 / static_cast<double>(size));
     const Tracked pull = static_cast<Tracked>(product) * share * group.scale * group.scale;
     const Tracked dv = (g * w - group.normed[k] * pull) * group.scale;
-    out.y.push_back(norm.y(group, k, i, c));
     out.dx.push_back(norm.gate_first ? dv * silu(norm.z[i]) : dv);
     out.dz.push_back((norm.gate_first ? dv * x : Tracked(norm.dy[i]) * (x * group.scale * w)) *
                      silu_slope(norm.z[i]));
@@ -122,6 +131,7 @@ struct GatedInputs {
             channels,
             static_cast<std::size_t>(c.groups),
             c.gate_first,
+            c.norm,
             values(x),
             values(z),
             values(weight),
@@ -136,8 +146,9 @@ Op op_of(const GatedCase& c, const ConstTensorView& x, const ConstTensorView& z,
   Op op;
   op.x = x;
   op.z = z;
-  op.weight = weight;
+  if (c.norm) op.weight = weight;
   op.groups = c.groups;
+  op.norm = c.norm;
   op.gate_first = c.gate_first;
   return op;
 }
@@ -161,14 +172,15 @@ void expect_gated_norm(const GatedCase& c, Device device) {
     op.dy = dy.view();
     op.dx = dx.view();
     op.dz = dz.view();
-    op.dweight = dweight.view();
+    if (c.norm) op.dweight = dweight.view();
     run(op, stream);
     stream.synchronize();
     expect_within(y.view(), expected.y, c.name() + ": y");
     expect_within(dx.view(), expected.dx, c.name() + ": dx");
     expect_within(dz.view(), expected.dz, c.name() + ": dz");
-    expect_within(dweight.view(), expected.dweight, c.name() + ": dweight");
+    if (c.norm) expect_within(dweight.view(), expected.dweight, c.name() + ": dweight");
     for (const Guarded* output : {&y, &dx, &dz, &dweight}) output->expect_untouched(c.name());
+    if (!c.norm) return;
     // Accumulating adds the same once more.
     op.accumulate = true;
     run(op, stream);
@@ -198,6 +210,13 @@ TEST(GatedRmsNorm, ReferenceIsTheDerivativeOfTheForwardReference) {
       expect_derivative("weight", norm.weight, result.dweight, loss);
     }
   }
+  GatedCase c;
+  c.norm = false;
+  Gated gate = GatedInputs(c, 7).norm(c);
+  const GatedGrads result = gradient(gate);
+  const auto loss = [&] { return gate.loss(); };
+  expect_derivative("x without norm", gate.x, result.dx, loss);
+  expect_derivative("z without norm", gate.z, result.dz, loss);
 }
 
 TEST_EACH(GatedRmsNorm, AndItsGradientMatchTheReference, Device device, DType dtype) {
@@ -214,6 +233,10 @@ TEST_EACH(GatedRmsNorm, AndItsGradientMatchTheReference, Device device, DType dt
         if (shape.back() % groups == 0) expect_gated_norm(c, device);
       }
     }
+    c.groups = 1;
+    c.norm = false;
+    expect_gated_norm(c, device);
+    c.norm = true;
   }
 }
 
@@ -243,12 +266,41 @@ TEST_EACH(GatedRmsNorm, YMayBeXOrZAndDxMayBeDyOrX, Device device) {
     return std::pair(bits(op.dx), bits(dz));
   };
   for (const int place : {1, 2}) {
-    for (const bool gate_first : {true, false}) {
+    for (const auto& [gate_first, norm] :
+         {std::pair(true, true), std::pair(false, true), std::pair(true, false)}) {
       c.gate_first = gate_first;
+      c.norm = norm;
       EXPECT_EQ(forward_into(place), forward_into(0));
       EXPECT_EQ(backward_into(place), backward_into(0));
     }
   }
+}
+
+TEST_EACH(GatedRmsNorm, HasAWeightIfAndOnlyIfThereIsANorm, Device device) {
+  const Tensor x = Tensor::zeros({2, 6}, DType::f32, device);
+  const Tensor weight = Tensor::zeros({6}, DType::f32, device);
+  Tensor y({2, 6}, DType::f32, device), dz({2, 6}, DType::f32, device),
+      dweight({6}, DType::f32, device);
+  const auto refused = [&](auto op, const std::string& text) {
+    expect_error<ArgumentError>(text, [&] { run(op, default_stream(device)); });
+  };
+  GatedRmsNorm op;
+  op.x = op.z = x;
+  op.y = y;
+  refused(op, "gated_rms_norm: weight: expected a tensor, got none");
+  op.norm = false;
+  op.weight = weight;
+  refused(op, "gated_rms_norm: weight: expected none (there is no norm), got a tensor");
+  GatedRmsNormGrad grad;
+  grad.x = grad.z = grad.dy = x;
+  grad.dx = y;
+  grad.dz = dz;
+  grad.norm = false;
+  grad.weight = weight;
+  refused(grad, "gated_rms_norm_grad: weight: expected none (there is no norm), got a tensor");
+  grad.weight = {};
+  grad.dweight = dweight;
+  refused(grad, "gated_rms_norm_grad: dweight: expected none (there is no weight), got a tensor");
 }
 
 TEST_EACH(GatedRmsNorm, GroupsDivideTheChannels, Device device) {

@@ -1,4 +1,5 @@
-// A C++ program with a Mamba in it: remembers, saves what it remembers, and goes on.
+// A C++ program with a Mamba in it: remembers, saves what it remembers, and goes on; it knows an
+// error of the library by its type.
 #include <mamba/mamba.hpp>
 
 #include <cstdio>
@@ -17,6 +18,11 @@ int main(int argc, char** argv) {
   mamba::MambaState again = std::move(mamba::load_state(argv[1]).state.layers[0]);
   const mamba::Tensor z = layer.forward(x, again);
   const bool same = std::memcmp(y.data<float>(), z.data<float>(), 2 * 16 * sizeof(float)) == 0;
+  try {
+    layer.forward(mamba::Tensor::zeros({1, 2, 8}, mamba::DType::f32), state);
+    return 1;
+  } catch (const mamba::ArgumentError&) {
+  }
   std::printf("mamba %s: %s\n", mamba::version, same ? "the same" : "different");
   return same ? 0 : 1;
 }

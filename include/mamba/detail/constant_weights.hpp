@@ -3,7 +3,8 @@
 
 #include <mamba/stream.hpp>
 
-namespace mamba::detail {
+namespace MAMBA_EXPORT mamba {
+namespace detail {
 
 // While this object lives, the caller promises that no work queued on the stream writes weights
 // (matrices, biases, norm weights) which an operation queued in the same period reads. A CUDA
@@ -20,4 +21,5 @@ class ConstantWeights {
   Stream& stream_;
 };
 
-}  // namespace mamba::detail
+}  // namespace detail
+}  // namespace mamba

@@ -6,7 +6,8 @@
 #include <mamba/ops.hpp>
 #include <mamba/train_ops.hpp>
 
-namespace mamba::detail {
+namespace MAMBA_EXPORT mamba {
+namespace detail {
 
 // The same as run(norm), run(product), run(conv), to the bit. Where the norm's y is the product's x
 // and the product's y contains the conv's x, a device may compute all three in one pass. Apart from
@@ -20,4 +21,5 @@ void run_all(const std::vector<SumSquares>& ops, Stream& stream);
 // All of one step: they differ in their tensors and in weight_decay.
 void run_all(const std::vector<AdamWStep>& ops, Stream& stream);
 
-}  // namespace mamba::detail
+}  // namespace detail
+}  // namespace mamba

@@ -11,7 +11,7 @@
 #include <mamba/tape.hpp>
 #include <mamba/weights.hpp>
 
-namespace mamba {
+namespace MAMBA_EXPORT mamba {
 
 class Stack;
 

@@ -123,7 +123,7 @@ DType stored_dtype(const LayerConfig& config, const Checkpoint& checkpoint) {
 }  // namespace
 
 LanguageModel LanguageModel::load(const std::string& folder, std::optional<DType> dtype,
-                                  Device device) {
+                                  Device device, const LoadProgress& on_progress) {
   if (dtype) check::storage(where, "dtype", *dtype);
   std::error_code error;
   if (!fs::is_directory(folder, error)) throw Error(where, folder, "a folder", "none");
@@ -153,6 +153,12 @@ LanguageModel LanguageModel::load(const std::string& folder, std::optional<DType
   LanguageModelWeights weights;
   weights.stack.layers.resize(static_cast<std::size_t>(config.n_layer));
   weights.stack.norms.resize(static_cast<std::size_t>(config.n_layer));
+  std::int64_t bytes = 0, read = 0;
+  LanguageModelWeights::each(weights, config, type,
+                             [&](const std::string& name, const Tensor&, const Shape&, DType) {
+                               bytes += checkpoint.get(name).entry->bytes;
+                             });
+  if (on_progress) on_progress(read, bytes);
   std::set<const SafetensorsEntry*> used;
   std::map<std::string, std::string> file_dtypes;
   Fingerprint fingerprint(config);
@@ -164,12 +170,14 @@ LanguageModel LanguageModel::load(const std::string& folder, std::optional<DType
         if (tensor_dtype(*entry) == tensor_type) {
           fingerprint.add(name, entry->dtype, tensor.view().data(), tensor.bytes());
         } else {
-          const std::vector<unsigned char> bytes = file->bytes(*entry);
-          fingerprint.add(name, entry->dtype, bytes.data(), entry->bytes);
+          const std::vector<unsigned char> stored = file->bytes(*entry);
+          fingerprint.add(name, entry->dtype, stored.data(), entry->bytes);
         }
         if (device.is_cuda()) tensor = tensor.to(device);
         used.insert(entry);
         file_dtypes[name] = entry->dtype;
+        read += entry->bytes;
+        if (on_progress) on_progress(read, bytes);
       });
   if (config.tie_embeddings) used.insert(checkpoint.find(head_name).entry);  // a copy
   checkpoint.check_all_used(used, parameter_names(config));

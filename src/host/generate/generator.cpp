@@ -9,6 +9,7 @@
 #include <mamba/check.hpp>
 
 #include "detail/philox.hpp"
+#include "host/core/finished.hpp"
 #include "host/generate/generator_slots.hpp"
 #include "host/model/model_checks.hpp"
 
@@ -118,7 +119,7 @@ void Generator::push(std::int32_t token) {
 
 StackState Generator::state() {
   feed_pending();
-  return slot().copy_state();
+  return slot().copy_state(model().device());
 }
 
 ConstTensorView Generator::logits() {
@@ -135,15 +136,23 @@ void Generator::continue_from(const Ids& ids, const StackState& state, ConstTens
   const std::int64_t vocab = model().config().vocab_size;
   check::range(where, "ids (their number)", static_cast<std::int64_t>(ids.size()), 1, INT64_MAX);
   for (const std::int32_t id : ids) check::range(where, "ids", id, 0, vocab - 1);
-  check_state(where, model().stack(), state, 1);
-  check::is(where, "logits", logits, {1, vocab}, DType::f32, model().device());
+  const Device from = logits.device();
+  check::is(where, "logits", logits, {1, vocab}, DType::f32, from);
+  check_state(where, model().stack(), state, 1, from);
+  synchronize(from);
   synchronize(model().device());
   set_state(state, logits);
+  if (from != model().device()) stream().synchronize();  // what they are read from may go
   mark_seen(ids);
   tokens_seen_ = static_cast<std::int64_t>(ids.size());
 }
 
 void Generator::set_state(const StackState& state, ConstTensorView logits) {
+  if (model().device().is_cpu() && logits.device().is_cuda()) {
+    // Of a GPU's memory a stream of the CPU can copy nothing.
+    const Tensor near = on_host(logits);
+    return set_state(state.to(Device::cpu()), near);
+  }
   for (std::size_t i = 0; i < state.layers.size(); ++i) {
     MambaState& layer = slot().slots->state.layers[i];
     for (const StateTensor& one : state_tensors) {

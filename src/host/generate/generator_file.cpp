@@ -271,10 +271,8 @@ Generator Generator::restore(const std::string& path, std::unique_ptr<GeneratorS
   const LanguageModel& model = *slot->slots->model;
   SavedState saved = load_state(path);
   refuse(misfit_of(saved.metadata.fingerprint, model));
-  const GeneratorSnapshot snapshot =
-      GeneratorSnapshot(std::make_shared<GeneratorSnapshot::Content>(
-                            GeneratorSnapshot::Content::read(where, path, std::move(saved))))
-          .to(model.device());
+  const GeneratorSnapshot snapshot(std::make_shared<GeneratorSnapshot::Content>(
+      GeneratorSnapshot::Content::read(where, path, std::move(saved))));
   refuse(snapshot.content().misfit(where, model));
   Generator generator(std::move(slot), snapshot.options());
   generator.set_snapshot(snapshot);

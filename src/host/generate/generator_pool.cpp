@@ -118,8 +118,15 @@ void GeneratorSlot::set_token(std::int32_t value) {
   slots->stream->synchronize();
 }
 
-StackState GeneratorSlot::copy_state() const {
-  StackState result = slots->model->make_state(1);
+StackState GeneratorSlot::copy_state(Device device) const {
+  StackState result;
+  for (const MambaState& layer : slots->state.layers) {
+    MambaState& one_row = result.layers.emplace_back();
+    for (const StateTensor& one : state_tensors) {
+      const Tensor& all = layer.*one.tensor;
+      one_row.*one.tensor = Tensor(all.shape().with(0, 1), all.dtype(), device);
+    }
+  }
   each_state(result, 0, [&](const TensorView& mine, const TensorView& other) {
     copy(mine, other, *slots->stream);
   });

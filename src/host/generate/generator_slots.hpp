@@ -138,7 +138,7 @@ struct GeneratorSlot {
       }
     }
   }
-  StackState copy_state() const;
+  StackState copy_state(Device device) const;  // one row; done when it returns
 };
 
 // For tests, which make a pool on the CPU run ahead as one on CUDA does.

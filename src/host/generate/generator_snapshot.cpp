@@ -72,13 +72,15 @@ std::int64_t GeneratorSnapshot::bytes() const {
 
 // ---- out of a generator and into one ----------------------------------------------------------
 
-GeneratorSnapshot Generator::snapshot() {
+GeneratorSnapshot Generator::snapshot() { return snapshot(model().device()); }
+
+GeneratorSnapshot Generator::snapshot(Device device) {
   feed_pending();
   auto content = std::make_shared<GeneratorSnapshot::Content>();
   content->fingerprint = model().fingerprint();
-  content->logits = Tensor(slot().logits().shape(), DType::f32, model().device());
+  content->logits = Tensor(slot().logits().shape(), DType::f32, device);
   copy(slot().logits(), content->logits, stream());
-  content->state = slot().copy_state();
+  content->state = slot().copy_state(device);
   content->options = options_;
   content->draws = *on_host(slot().draws(), stream()).data<std::int32_t>();
   const Tensor seen = on_host(slot().seen(), stream());
@@ -124,7 +126,7 @@ std::optional<Misfit> misfit_of(const std::string& fingerprint, const LanguageMo
 std::optional<Misfit> GeneratorSnapshot::Content::misfit(const char* where,
                                                          const LanguageModel& model) const {
   try {
-    check_state(where, model.stack(), state, 1);
+    check_state(where, model.stack(), state, 1, logits.device());
   } catch (const ArgumentError& error) {
     return Misfit{fmt::format("a state of this model in {}", name_of(model.dtype())), error.what()};
   }
@@ -144,17 +146,25 @@ std::optional<Misfit> GeneratorSnapshot::Content::misfit(const char* where,
   return std::nullopt;
 }
 
-void Generator::put_back(const char* where, const GeneratorSnapshot& snapshot) {
-  const auto refuse = [&](const std::optional<Misfit>& misfit) {
-    if (misfit) throw ArgumentError(where, "snapshot", misfit->expected, misfit->got);
+void GeneratorSnapshot::Content::check(const char* where, const LanguageModel& model) const {
+  const auto refuse = [&](const std::optional<Misfit>& one) {
+    if (one) throw ArgumentError(where, "snapshot", one->expected, one->got);
   };
-  refuse(misfit_of(snapshot.fingerprint(), model()));
-  const GeneratorSnapshot near = snapshot.to(model().device());
-  refuse(near.content().misfit(where, model()));
-  set_snapshot(near);
+  refuse(misfit_of(fingerprint, model));
+  refuse(misfit(where, model));
 }
 
-// `snapshot` fits, and is on the model's device.
+void GeneratorSnapshot::check(const LanguageModel& model) const {
+  content().check("GeneratorSnapshot::check", model);
+}
+
+void Generator::put_back(const char* where, const GeneratorSnapshot& snapshot) {
+  snapshot.content().check(where, model());
+  set_snapshot(snapshot);
+}
+
+// `snapshot` fits. It may be on another device: 48 tensors more there for the length of a call
+// would take the model of 130m's shape on a GPU a millisecond.
 void Generator::set_snapshot(const GeneratorSnapshot& snapshot) {
   const GeneratorSnapshot::Content& content = snapshot.content();
   Ids recent = content.recent;  // what may run out of memory comes first

@@ -31,9 +31,10 @@ struct GeneratorSnapshot::Content {
   std::string after_stop;            // what the last token holds after a stop string
   std::int64_t tokens_seen = 0;
 
-  // What keeps `model`, which wrote it and on whose device it is, from going on from this. `where`
-  // is who asks.
+  // What keeps `model`, which wrote it, from going on from this. `where` is who asks.
   std::optional<Misfit> misfit(const char* where, const LanguageModel& model) const;
+  // ArgumentError in the name of `where` unless `model` can go on from this.
+  void check(const char* where, const LanguageModel& model) const;
   // A saved generation, loaded from `path` onto the host; FormatError in the name of `where` unless
   // it is what was written, whichever model wrote it.
   static Content read(const char* where, const std::string& path, SavedState saved);

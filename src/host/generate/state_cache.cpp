@@ -177,15 +177,15 @@ std::int64_t StateCache::find(Generator& generator, const Ids& prompt) {
       continue;
     }
     const CacheEntry entry{key, prefix, prefix->bytes(), true, std::nullopt};
-    const CacheEntry near = prefix->logits.device() == cache.model.device()
-                                ? entry
-                                : cache.at(entry, cache.model.device());
-    if (place != cache.top()) cache.move_into(near, cache.top());
+    if (place != cache.top()) {
+      const bool moves = cache.top() == on_device && !prefix->logits.device().is_cuda();
+      cache.move_into(moves ? cache.at(entry, cache.model.device()) : entry, cache.top());
+    }
     if (place == on_host && cache.top() == on_device) cache.lists.forget(key, on_host);
     cache.lists.refresh(candidates);
     if (cache.files) cache.files->mark_used(cache.lists.known_at(candidates, on_disk));
     const Ids known(prompt.begin(), prompt.begin() + static_cast<std::ptrdiff_t>(key.length));
-    generator.continue_from(known, near.prefix->state, near.prefix->logits);
+    generator.continue_from(known, prefix->state, prefix->logits);
     const std::lock_guard<std::mutex> lock(cache.mutex);
     ++cache.counts.hits;
     cache.counts.tokens += key.length;

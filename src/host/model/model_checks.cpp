@@ -8,18 +8,27 @@
 
 namespace mamba {
 
-void check_state(const char* where, const Layer& layer, const MambaState& state,
-                 std::int64_t rows) {
+namespace {
+
+void check_state(const char* where, const Layer& layer, const MambaState& state, std::int64_t rows,
+                 Device device) {
   for (const StateTensor& one : state_tensors) {
     const Tensor& tensor = state.*one.tensor;
     const Shape shape = one.shape(layer.config(), rows);
     const DType dtype = one.f32 ? DType::f32 : layer.dtype();
     const bool right =
-        tensor.shape() == shape && tensor.dtype() == dtype && tensor.device() == layer.device();
+        tensor.shape() == shape && tensor.dtype() == dtype && tensor.device() == device;
     if (right) continue;  // a name takes memory
     const std::string name = std::string("state.") + one.name;
-    check::is(where, name.c_str(), tensor, shape, dtype, layer.device());
+    check::is(where, name.c_str(), tensor, shape, dtype, device);
   }
+}
+
+}  // namespace
+
+void check_state(const char* where, const Layer& layer, const MambaState& state,
+                 std::int64_t rows) {
+  check_state(where, layer, state, rows, layer.device());
 }
 
 void check_gradients(const char* where, const Layer& layer, const LayerWeights& gradients) {
@@ -35,12 +44,17 @@ void check_gradients(const char* where, const Layer& layer, const LayerWeights& 
 
 void check_state(const char* where, const Stack& stack, const StackState& state,
                  std::int64_t rows) {
+  check_state(where, stack, state, rows, stack.device());
+}
+
+void check_state(const char* where, const Stack& stack, const StackState& state, std::int64_t rows,
+                 Device device) {
   if (state.layers.size() != stack.size()) {
     throw ArgumentError(where, "state", fmt::format("{} layers", stack.size()),
                         fmt::format("{}", state.layers.size()));
   }
   for (std::size_t i = 0; i < stack.size(); ++i)
-    check_state(where, stack.layer(i), state.layers[i], rows);
+    check_state(where, stack.layer(i), state.layers[i], rows, device);
 }
 
 void check_gradients(const char* where, const Stack& stack, const StackWeights& gradients) {

@@ -10,9 +10,11 @@
 namespace mamba {
 
 // Throws, in the name of `where`, if `state` is not one of this layer's or stack's, of so many
-// rows.
+// rows; of a stack, also one in the memory of another device, `device`.
 void check_state(const char* where, const Layer& layer, const MambaState& state, std::int64_t rows);
 void check_state(const char* where, const Stack& stack, const StackState& state, std::int64_t rows);
+void check_state(const char* where, const Stack& stack, const StackState& state, std::int64_t rows,
+                 Device device);
 
 // Throws, in the name of `where`, if what is there of `gradients` is not f32 of the weights'
 // shapes.

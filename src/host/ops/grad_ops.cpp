@@ -164,7 +164,7 @@ void run(const GatedRmsNormGrad& op, Stream& stream) {
   operands.is_storage("x", op.x, op.x.shape());
   const Shape& shape = op.x.shape();
   operands.is("z", op.z, shape, op.x.dtype());
-  operands.is("weight", op.weight, {shape.back()}, DType::f32);
+  check_norm_weight(operands, op.norm, op.weight, shape.back());
   operands.is("dy", op.dy, shape, op.x.dtype());
   operands.is("dx", op.dx, shape, op.x.dtype());
   operands.is("dz", op.dz, shape, op.x.dtype());
@@ -175,6 +175,7 @@ void run(const GatedRmsNormGrad& op, Stream& stream) {
   operands.apart("dz", op.dz, "dy", op.dy);
   operands.apart("dz", op.dz, "x", op.x);
   operands.apart("dz", op.dz, "z", op.z);
+  operands.not_without("dweight", op.dweight, "weight", op.weight);
   operands.optional("dweight", op.dweight, {shape.back()}, DType::f32);
   operands.divides("groups", op.groups, shape.back(), "channels");
   operands.finite("epsilon", op.epsilon, 0);

@@ -128,6 +128,13 @@ inline Shape with_channels(const ConstTensorView& view, std::int64_t channels) {
   return view.shape().with(view.rank() - 1, channels);
 }
 
+// Of GatedRmsNorm and its gradient, which may have no norm.
+inline void check_norm_weight(const Operands& operands, bool norm, const ConstTensorView& weight,
+                              std::int64_t channels) {
+  if (norm) return operands.is("weight", weight, {channels}, DType::f32);
+  if (weight) operands.fail("weight", "none (there is no norm)", "a tensor");
+}
+
 // Of SelectiveScan::chunk_states; a chunk length that makes none is an error.
 inline Shape chunk_states_shape(const Operands& operands, const ConstTensorView& x,
                                 std::int64_t d_state, std::int64_t chunk_steps) {

@@ -131,6 +131,7 @@ void detail::run(const AddRmsNorm& norm, const Matmul& product, const CausalConv
   check_operands(product, stream);
   check_operands(conv, stream);
   if (stream.device().is_cuda() && cuda::in_one_pass(norm, product, conv)) {
+    const ProfilerRange range("add_rms_norm, matmul, causal_conv");
     return cuda::run(norm, product, conv, stream);
   }
   if (norm.y.count() > 0) dispatch(norm, stream);
@@ -231,7 +232,7 @@ void run(const GatedRmsNorm& op, Stream& stream) {
   const std::int64_t channels = op.y.shape().back();
   operands.is("x", op.x, op.y.shape(), op.y.dtype());
   operands.is("z", op.z, op.y.shape(), op.y.dtype());
-  operands.is("weight", op.weight, {channels}, DType::f32);
+  check_norm_weight(operands, op.norm, op.weight, channels);
   operands.same_or_apart("y", op.y, "x", op.x);
   operands.same_or_apart("y", op.y, "z", op.z);
   operands.divides("groups", op.groups, channels, "channels");

@@ -130,6 +130,7 @@ template <class Op>
 void check_and_run_all(const std::vector<Op>& ops, Stream& stream) {
   for (const Op& op : ops) check_operands(op, stream);
   if (ops.empty()) return;
+  const detail::ProfilerRange range(name_of(ops.front()));
   if (stream.device().is_cuda()) return cuda::run_all(ops.data(), ops.size(), stream);
   for (const Op& op : ops) host::run(op, stream);
 }

@@ -161,6 +161,68 @@ struct GatedBack {
   }
 };
 
+// Where there is no norm: y, or dx and dz, element by element.
+template <class T>
+struct Gate {
+  const T *x, *z;
+  const T* dy;  // nullptr: forward
+  T* out;       // y, or dx, which may be dy or x
+  T* dz;
+  RowPitches x_rows, z_rows, dy_rows, out_rows, dz_rows;
+  std::int64_t rows, channels;
+
+  bool aligned(int V) const {
+    constexpr auto size = static_cast<std::int64_t>(sizeof(T));
+    return channels % V == 0 && x_rows.aligned(x, size, V * size) &&
+           z_rows.aligned(z, size, V * size) && dy_rows.aligned(dy, size, V * size) &&
+           out_rows.aligned(out, size, V * size) && dz_rows.aligned(dz, size, V * size);
+  }
+};
+
+constexpr int gate_threads = 256;
+
+template <int V, class T>
+__global__ void __launch_bounds__(gate_threads) gate_kernel(const Gate<T> op) {
+  const std::int64_t per_row = op.channels / V;
+  const std::int64_t stride = std::int64_t{gridDim.x} * gate_threads;
+  for (std::int64_t i = std::int64_t{blockIdx.x} * gate_threads + threadIdx.x;
+       i < op.rows * per_row; i += stride) {
+    const std::int64_t row = i / per_row;
+    const std::int64_t c = i % per_row * V;
+    float out[V], gate[V];
+    load_floats<V>(op.x + op.x_rows.offset(row) + c, out);
+    load_floats<V>(op.z + op.z_rows.offset(row) + c, gate);
+    if (op.dy != nullptr) {
+      float given[V], to_z[V];
+      load_floats<V>(op.dy + op.dy_rows.offset(row) + c, given);
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        to_z[v] = silu_grad<T>(gate[v], given[v] * out[v]);
+        out[v] = given[v];
+      }
+      store_floats<V>(op.dz + op.dz_rows.offset(row) + c, to_z);
+    }
+#pragma unroll
+    for (int v = 0; v < V; ++v) out[v] *= silu<T>(gate[v]);
+    store_floats<V>(op.out + op.out_rows.offset(row) + c, out);
+  }
+}
+
+template <int V, class T>
+void launch_gate(const Gate<T>& op, const char* where, Stream& stream) {
+  constexpr std::int64_t most_blocks = 1 << 16;
+  const std::int64_t blocks = divide_up(op.rows * (op.channels / V), gate_threads);
+  if (blocks == 0) return;
+  launch(gate_kernel<V, T>, static_cast<unsigned>(std::min(blocks, most_blocks)), gate_threads, 0,
+         stream, where, op);
+}
+
+template <class T>
+void run_gate(const Gate<T>& op, const char* where, Stream& stream) {
+  constexpr int V = 16 / static_cast<int>(sizeof(T));
+  op.aligned(V) ? launch_gate<V>(op, where, stream) : launch_gate<1>(op, where, stream);
+}
+
 // Of the first group.
 template <class T, class Op>
 GatedRows<T> operands(const Op& op) {
@@ -200,6 +262,22 @@ void run(const GatedRmsNorm& op, Stream& stream) {
   detail::visit(op.y.dtype(), [&](auto type) {
     using T = typename decltype(type)::type;
     constexpr auto size = static_cast<std::int64_t>(sizeof(T));
+    if (!op.norm) {
+      const std::int64_t channels = op.y.shape().back();
+      return run_gate(Gate<T>{op.x.data<T>(),
+                              op.z.data<T>(),
+                              nullptr,
+                              op.y.data<T>(),
+                              nullptr,
+                              RowPitches(op.x),
+                              RowPitches(op.z),
+                              {},
+                              RowPitches(op.y),
+                              {},
+                              op.y.count() / channels,
+                              channels},
+                      "gated_rms_norm", stream);
+    }
     const GatedRows<T> norm = operands<T>(op);
     const bool vectors =
         aligned<vector>(norm) && RowPitches(op.y).aligned(op.y.data<T>(), size, vector * size);
@@ -214,6 +292,14 @@ void run(const GatedRmsNormGrad& op, Stream& stream) {
   detail::visit(op.x.dtype(), [&](auto type) {
     using T = typename decltype(type)::type;
     constexpr auto size = static_cast<std::int64_t>(sizeof(T));
+    if (!op.norm) {
+      const std::int64_t all = op.x.shape().back();
+      return run_gate(
+          Gate<T>{op.x.data<T>(), op.z.data<T>(), op.dy.data<T>(), op.dx.data<T>(), op.dz.data<T>(),
+                  RowPitches(op.x), RowPitches(op.z), RowPitches(op.dy), RowPitches(op.dx),
+                  RowPitches(op.dz), op.x.count() / all, all},
+          where, stream);
+    }
     for (std::int64_t first = 0; first < op.x.shape().back(); first += channels) {
       const GatedBack<T> back{operands<T>(op).at(first), op.dy.data<T>() + first,
                               op.dx.data<T>() + first,   op.dz.data<T>() + first,

@@ -16,6 +16,7 @@ LayerConfig Mamba1Mixer::resolve(LayerConfig c, const Complain& complain) const 
   if (c.d_state == 0) c.d_state = 16;
   if (c.head_dim != 0) complain("head_dim", "0 (Mamba-2 has it)", fmt::format("{}", c.head_dim));
   if (c.groups != 0) complain("groups", "0 (Mamba-2 has it)", fmt::format("{}", c.groups));
+  if (!c.rmsnorm) complain("rmsnorm", "true (Mamba-2 has it)", "false");
   if (c.norm_before_gate) complain("norm_before_gate", "false (Mamba-2 has it)", "true");
   if (c.dt_low != 0) complain("dt_low", "0 (Mamba-2 has it)", fmt::format("{}", c.dt_low));
   if (!std::isinf(c.dt_high)) {

@@ -1,6 +1,7 @@
 #include <mamba/detail/scan_chunk.hpp>
 #include <mamba/mamba1_grad.hpp>
 
+#include "detail/profiler_range.hpp"
 #include "host/model/mamba1/mamba1_mixer.hpp"
 #include "host/model/run_memory.hpp"
 
@@ -48,6 +49,7 @@ Mamba1Activations lasting(const Mamba1& block, RunMemory memory, const Stream& s
 
 void Mamba1Mixer::forward(const detail::MixerForward& run, TensorView y, std::vector<Tensor>* kept,
                           Stream& stream) const {
+  const detail::ProfilerRange range("mamba1 forward");
   Scratch scratch(stream);
   const Mamba1 block{run.config, run.weights};
   const RunMemory memory{run, kept, scratch};
@@ -58,6 +60,7 @@ void Mamba1Mixer::forward(const detail::MixerForward& run, TensorView y, std::ve
 
 void Mamba1Mixer::backward(const detail::MixerBackward& run, std::vector<Tensor>& kept,
                            Stream& stream) const {
+  const detail::ProfilerRange range("mamba1 backward");
   Scratch scratch(stream);
   const Mamba1 block{run.forward.config, run.forward.weights};
   const RunMemory memory{run.forward, run.recompute ? nullptr : &kept, scratch};

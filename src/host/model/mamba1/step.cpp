@@ -1,4 +1,5 @@
 #include "detail/mamba1_step.hpp"
+#include "detail/profiler_range.hpp"
 #include "host/model/mamba1/mamba1_mixer.hpp"
 #include "host/model/step_operands.hpp"
 
@@ -45,6 +46,7 @@ bool Mamba1Mixer::step_at_once(const Stack& stack, float norm_epsilon, const Con
                       state.layers[i].conv.view().data(),
                       state.layers[i].ssm.data<float>()};
   }
+  const detail::ProfilerRange range("mamba1 step of all layers");
   cuda::run(step, stream);
   return true;
 }

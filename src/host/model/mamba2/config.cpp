@@ -56,9 +56,12 @@ LayerConfig Mamba2Mixer::resolve(LayerConfig c, const Complain& complain) const 
 }
 
 std::vector<std::string> Mamba2Mixer::identity(const LayerConfig& c) const {
-  return {fmt::format("mamba2 {} {} {} {} {} {} {} {} {} {} {} {}", c.d_model, c.d_state, c.d_conv,
-                      c.d_inner, c.head_dim, c.groups, c.use_bias, c.use_conv_bias,
-                      c.norm_before_gate, c.gated_norm_epsilon, c.dt_low, c.dt_high)};
+  std::vector<std::string> texts{
+      fmt::format("mamba2 {} {} {} {} {} {} {} {} {} {} {} {}", c.d_model, c.d_state, c.d_conv,
+                  c.d_inner, c.head_dim, c.groups, c.use_bias, c.use_conv_bias, c.norm_before_gate,
+                  c.gated_norm_epsilon, c.dt_low, c.dt_high)};
+  if (!c.rmsnorm) texts.push_back("no norm");
+  return texts;
 }
 
 void Mamba2Mixer::read_mamba_ssm(const Fields& ssm_cfg, LayerConfig& layer) const {
@@ -73,6 +76,7 @@ void Mamba2Mixer::read_mamba_ssm(const Fields& ssm_cfg, LayerConfig& layer) cons
   layer.expand = ssm_cfg.size_or("expand", layer.expand);
   layer.head_dim = ssm_cfg.size_or("headdim", 0, most_head_dim);
   layer.groups = ssm_cfg.size_or("ngroups", 0);
+  layer.rmsnorm = ssm_cfg.flag_or("rmsnorm", true);
   layer.norm_before_gate = ssm_cfg.flag_or("norm_before_gate", false);
   layer.use_bias = ssm_cfg.flag_or("bias", false);
   layer.use_conv_bias = ssm_cfg.flag_or("conv_bias", true);
@@ -83,7 +87,6 @@ void Mamba2Mixer::read_mamba_ssm(const Fields& ssm_cfg, LayerConfig& layer) cons
   ssm_cfg.only("d_ssm", {Json(), layer.expand * layer.d_model},
                "expand d_model (this library has no MLP beside the recurrence)");
   ssm_cfg.only("D_has_hdim", {false}, "false (this library has one D for a head)");
-  ssm_cfg.only("rmsnorm", {true}, "true (this library has no gate without a norm)");
 }
 
 std::vector<const char*> Mamba2Mixer::model_types() const { return {"mamba2"}; }
@@ -140,11 +143,12 @@ void Mamba2Mixer::write(const LayerConfig& layer, Json& json) const {
 }
 
 std::vector<const char*> Mamba2Mixer::own_keys() const {
-  return {"d_inner", "norm_before_gate", "gated_norm_epsilon", "initial_D"};
+  return {"d_inner", "rmsnorm", "norm_before_gate", "gated_norm_epsilon", "initial_D"};
 }
 
 void Mamba2Mixer::read_own_options(const Fields& own, LayerConfig& layer) const {
   layer.d_inner = own.size_or("d_inner", layer.d_inner);
+  layer.rmsnorm = own.flag_or("rmsnorm", layer.rmsnorm);
   layer.norm_before_gate = own.flag_or("norm_before_gate", layer.norm_before_gate);
   layer.gated_norm_epsilon = own.positive_or("gated_norm_epsilon", layer.gated_norm_epsilon);
   layer.initial_D = own.number_or("initial_D", layer.initial_D);
@@ -153,6 +157,7 @@ void Mamba2Mixer::read_own_options(const Fields& own, LayerConfig& layer) const 
 void Mamba2Mixer::write_own_options(const LanguageModelConfig& config, Json& own) const {
   const LayerConfig& layer = config.layer;
   if (layer.d_inner != layer.expand * layer.d_model) own.set("d_inner", layer.d_inner);
+  if (!layer.rmsnorm) own.set("rmsnorm", false);
   if (layer.norm_before_gate) own.set("norm_before_gate", true);
   if (layer.gated_norm_epsilon != config.norm_epsilon) {
     own.set("gated_norm_epsilon", number(layer.gated_norm_epsilon));

@@ -1,6 +1,7 @@
 #include <mamba/detail/scan_chunk.hpp>
 #include <mamba/mamba2_grad.hpp>
 
+#include "detail/profiler_range.hpp"
 #include "host/model/mamba2/mamba2_mixer.hpp"
 #include "host/model/run_memory.hpp"
 
@@ -37,6 +38,7 @@ Mamba2Activations lasting(const Mamba2& block, RunMemory memory, const Stream& s
 
 void Mamba2Mixer::forward(const detail::MixerForward& run, TensorView y, std::vector<Tensor>* kept,
                           Stream& stream) const {
+  const detail::ProfilerRange range("mamba2 forward");
   Scratch scratch(stream);
   const Mamba2 block{run.config, run.weights};
   const RunMemory memory{run, kept, scratch};
@@ -47,6 +49,7 @@ void Mamba2Mixer::forward(const detail::MixerForward& run, TensorView y, std::ve
 
 void Mamba2Mixer::backward(const detail::MixerBackward& run, std::vector<Tensor>& kept,
                            Stream& stream) const {
+  const detail::ProfilerRange range("mamba2 backward");
   Scratch scratch(stream);
   const Mamba2 block{run.forward.config, run.forward.weights};
   const RunMemory memory{run.forward, run.recompute ? nullptr : &kept, scratch};

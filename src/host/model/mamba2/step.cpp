@@ -1,4 +1,5 @@
 #include "detail/mamba2_step.hpp"
+#include "detail/profiler_range.hpp"
 #include "host/model/mamba2/mamba2_mixer.hpp"
 #include "host/model/step_operands.hpp"
 
@@ -10,7 +11,7 @@ bool Mamba2Mixer::step_at_once(const Stack& stack, float norm_epsilon, const Con
   Mamba2Step step;
   if (!step_sizes(stack, x, stream, step)) return false;
   const LayerConfig& c = stack.layer(0).config();
-  if (c.groups != 1) return false;
+  if (c.groups != 1 || !c.rmsnorm) return false;
   step.dt_rank = 0;
   step.heads = static_cast<int>(c.heads());
   step.d_state = static_cast<int>(c.d_state);
@@ -38,6 +39,7 @@ bool Mamba2Mixer::step_at_once(const Stack& stack, float norm_epsilon, const Con
                       state.layers[i].conv.view().data(),
                       state.layers[i].ssm.data<float>()};
   }
+  const detail::ProfilerRange range("mamba2 step of all layers");
   cuda::run(step, stream);
   return true;
 }

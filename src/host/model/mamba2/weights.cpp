@@ -19,7 +19,7 @@ detail::LayerWeightList Mamba2Mixer::weights(const LayerConfig& c, DType dtype) 
       {"dt_bias", &W::dt_bias, {c.heads()}, f32},
       {"A_log", &W::A_log, {c.heads()}, f32},
       {"D", &W::D, {c.heads()}, f32},
-      {"norm.weight", &W::gated_norm_weight, {c.d_inner}, f32},
+      {"norm.weight", &W::gated_norm_weight, {c.d_inner}, f32, !decays, c.rmsnorm},
       {"out_proj.weight", &W::out_proj, {c.d_model, c.d_inner}, dtype, decays},
       {"out_proj.bias", &W::out_proj_bias, {c.d_model}, dtype, !decays, c.use_bias},
   };
@@ -45,7 +45,7 @@ LayerWeights Mamba2Mixer::random(const LayerConfig& c, DType dtype, std::uint64_
   w.A_log = draws::filled({c.heads()}, DType::f32,
                           [&](std::int64_t i) { return std::log(A.between(i, 1, 16)); });
   w.D = draws::constant({c.heads()}, DType::f32, c.initial_D);
-  w.gated_norm_weight = draws::constant({c.d_inner}, DType::f32, 1);
+  if (c.rmsnorm) w.gated_norm_weight = draws::constant({c.d_inner}, DType::f32, 1);
   w.out_proj = draws::symmetric({c.d_model, c.d_inner}, dtype,
                                 draws::fan_in(c.d_inner) * draws::fan_in(n_layer), numbers(5));
   if (c.use_bias) {

@@ -21,7 +21,7 @@ namespace {
 template <class T>
 struct GatedGroup {
   const T *x, *z;
-  const float* weight;
+  const float* weight;  // nullptr: no norm
   std::int64_t channels;
   bool gate_first;
   float epsilon;
@@ -42,6 +42,7 @@ struct GatedGroup {
   }
 
   void forward(T* y) const {
+    if (weight == nullptr) return gate(y);
     const F32Vec scales = hn::Set(d, scale());
     each_vector(channels, [&](std::int64_t i, std::int64_t left) {
       F32Vec v = hn::Mul(hn::Mul(normed(i, left), scales), load_channels(weight + i, left));
@@ -52,6 +53,7 @@ struct GatedGroup {
 
   // dweight: sums; may be nullptr.
   void backward(const T* dy, T* dx, T* dz, float* dweight) const {
+    if (weight == nullptr) return gate_backward(dy, dx, dz);
     // The gradient of what is normed and scaled, before its weight.
     const auto arriving = [&](std::int64_t i, std::int64_t left) {
       const F32Vec g = load_channels(dy + i, left);
@@ -86,6 +88,22 @@ struct GatedGroup {
       store_channels(sum, dweight + i, left);
     });
   }
+
+  // Where there is no norm.
+  void gate(T* y) const {
+    each_vector(channels, [&](std::int64_t i, std::int64_t left) {
+      store_channels(hn::Mul(load_channels(x + i, left), silu(d, load_channels(z + i, left))),
+                     y + i, left);
+    });
+  }
+  void gate_backward(const T* dy, T* dx, T* dz) const {
+    each_vector(channels, [&](std::int64_t i, std::int64_t left) {
+      const F32Vec g = load_channels(dy + i, left), gate = load_channels(z + i, left);
+      store_channels(hn::Mul(hn::Mul(g, load_channels(x + i, left)), silu_slope(d, gate)), dz + i,
+                     left);
+      store_channels(hn::Mul(g, silu(d, gate)), dx + i, left);
+    });
+  }
 };
 
 // f(group of a row, the group's first channel)
@@ -94,7 +112,8 @@ void each_group(const Op& op, const T* x, const T* z, F f) {
   const std::int64_t size = op.x.shape().back() / op.groups;
   const float* weight = data_or_null(op.weight);
   for (std::int64_t first = 0; first < op.groups * size; first += size) {
-    f(GatedGroup<T>{x + first, z + first, weight + first, size, op.gate_first, op.epsilon}, first);
+    const float* mine = op.norm ? weight + first : nullptr;
+    f(GatedGroup<T>{x + first, z + first, mine, size, op.gate_first, op.epsilon}, first);
   }
 }
 
