@@ -126,7 +126,7 @@ TEST_EACH(CudaThreads, ScanGradientsOfDifferentLengths, CudaDevice device) {
         run_both(inputs, out, stream);
         append(left, out.dx.view());
         append(left, out.dB.view());
-        append(left, out.dA_log.view());
+        append(left, out.dA.view());
       }
       return left;
     };
