@@ -84,7 +84,8 @@ ScanGeometry ring_geometry(const Op& op, const Limits& device, const RingWidth (
 // rings they take the one whose warps have one chunk of each channel. Where a warp has several, it
 // joins them by the product of a chunk's decays, which may be infinite although no state is; times
 // a state of zero that is a NaN. So a device that has no room for a block of the widest ring
-// refuses so many states (one with 99 KiB: more than 229 in f32, in the gradient more than 166).
+// refuses so many states (one with 99 KiB and f32: more than 234, or 229 where it leaves states,
+// and more than 166 in the gradient).
 ScanPlan plan(const SelectiveScan& op, const Limits& device) {
   const std::int64_t time = op.x.dim(1);
   if (time == 1 && !op.chunk_states) return ScanPlan::step;
