@@ -81,7 +81,7 @@ def test_compiled_columns_of_a_projection(device):
 
     def step(x):
         u, delta, z = project(x).chunk(3, -1)
-        return mt.selective_scan(**dict(given, u=u, delta=delta, z=z))
+        return mt.selective_scan(**{**given, "u": u, "delta": delta, "z": z})
 
     x = torch.randn(2, 37, 8, device=device)
     operands.check_close(torch.compile(step, fullgraph=True)(x), step(x).double(), 1e-5)
