@@ -10,24 +10,34 @@ and in another process, where nothing is read again:
     state = GenerationState.load("talk.safetensors")
     ids = model.generate(state=state, max_new_tokens=50)
 
-Needs PyTorch and transformers. For inference: what comes out carries no gradient.
+Needs PyTorch and transformers 5.24 or later. For inference: what comes out carries no gradient.
 """
 
 import os
 from dataclasses import dataclass
 
 import torch
-from transformers import (
+import transformers
+from packaging.version import Version
+
+# Before any of their names, which an older one may lack; pyproject.toml says the same.
+if Version(transformers.__version__) < Version("5.24"):
+    raise ImportError(
+        f"mamba_cpp.hf: expected transformers 5.24 or later, got {transformers.__version__}",
+        name="transformers",
+    )
+
+from transformers import (  # noqa: E402
     AutoConfig,
     GenerationConfig,
     GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput  # noqa: E402
 
-from ._core import LanguageModel, StackState, load_state, save_state
-from ._hf_cache import MambaCache
+from ._core import LanguageModel, StackState, load_state, save_state  # noqa: E402
+from ._hf_cache import MambaCache  # noqa: E402
 
 __all__ = ["GenerationState", "MambaCache", "MambaForCausalLM"]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers", minversion="5.24")
 
 import mamba_cpp  # noqa: E402
 from mamba_cpp.hf import GenerationState, MambaCache, MambaForCausalLM  # noqa: E402
@@ -335,3 +335,16 @@ def test_only_hf_needs_transformers():
     script = f"import sys, mamba_cpp; print({modules})"
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
     assert out.stdout == b"[]\n"
+
+
+@pytest.mark.parametrize("version", ["4.57.3", "5.17.0", "5.24.0.dev0"])
+def test_an_older_transformers_is_an_error(version):
+    script = f"""
+import transformers
+transformers.__version__ = "{version}"
+try:
+    import mamba_cpp.hf
+except ImportError as error:
+    print(error)
+"""
+    assert run_python(script) == f"mamba_cpp.hf: expected transformers 5.24 or later, got {version}\n"
