@@ -180,7 +180,7 @@ def test_tokenizer():
 
 def test_others_run_meanwhile():
     model = mamba_cpp.LanguageModel.load(SHIPPED, "f32")
-    ids = [[65] * 3000]
+    ids = [[65] * 30000]  # more than a second on two cores
     turns = []
 
     def count():
