@@ -84,15 +84,8 @@ std::int32_t next(Held& self) {
 }
 
 nb::object generate(Held& self, std::int64_t max_tokens, const nb::kwargs& options) {
-  Keywords given("Generator.generate", options);
-  Writing writing(self, given, max_tokens);
-  Generated generated;
-  {
-    const Turn turn("Generator.generate", {self.line.get()});
-    generated = self.generator->generate(writing.options());
-  }
-  writing.check_ended();
-  return writing.result(generated);
+  return written("Generator.generate", *self.generator, self, {self.line.get()}, max_tokens,
+                 options);
 }
 
 // A text token by token, for a loop of Python's.

@@ -151,15 +151,8 @@ Ids next(HeldSpeculation& self) {
 }
 
 nb::object generate(HeldSpeculation& self, std::int64_t max_tokens, const nb::kwargs& options) {
-  Keywords given("Speculation.generate", options);
-  Writing writing(*self.target, given, max_tokens);
-  Generated generated;
-  {
-    const Turn turn("Speculation.generate", self.lines());
-    generated = self.speculation.generate(writing.options());
-  }
-  writing.check_ended();
-  return writing.result(generated);
+  return written("Speculation.generate", self.speculation, *self.target, self.lines(), max_tokens,
+                 options);
 }
 
 void bind_speculation(nb::module_& m) {

@@ -16,6 +16,7 @@
 #include <string>
 #include <string_view>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include <mamba/generator.hpp>
@@ -182,6 +183,21 @@ class Writing {
   std::shared_ptr<std::exception_ptr> ended_;
   std::string text_;
 };
+
+// What `writer`, a Generator or a Speculation on these lines, writes with Python's `options`.
+template <class Writer>
+nb::object written(const char* where, Writer& writer, HeldGenerator& held, std::vector<Line*> lines,
+                   std::int64_t max_tokens, const nb::kwargs& options) {
+  Keywords given(where, options);
+  Writing writing(held, given, max_tokens);
+  Generated generated;
+  {
+    const Turn turn(where, std::move(lines));
+    generated = writer.generate(writing.options());
+  }
+  writing.check_ended();
+  return writing.result(generated);
+}
 
 // The options of generate() that are not callbacks.
 GenerateOptions generate_options_of(Keywords& given, std::int64_t max_tokens,

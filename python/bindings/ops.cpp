@@ -82,7 +82,6 @@ class Call {
   CudaStream cuda_stream_;
   int threads_;
   std::vector<Operand> operands_;
-  std::vector<nb::object> copies_;
 };
 
 // [batch, time, m, n] as [batch, time, m n], whose last dimension is the two together.

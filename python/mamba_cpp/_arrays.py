@@ -8,30 +8,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
+from ._errors import error, takes_silu
 
 Array = NDArray[Any]
 
 
-def _error(where: str, name: str, expected: str, got: Any) -> ValueError:
-    return ValueError(f"{where}: {name}: expected {expected}, got {got}")
-
-
 def _check_rank(where: str, name: str, array: Array, rank: int, form: str) -> None:
     if np.ndim(array) != rank:
-        raise _error(where, name, form, list(np.shape(array)))
+        raise error(where, name, form, list(np.shape(array)))
 
 
 def _resets(where: str, reset: Optional[Array], x: Array) -> Optional[Array]:
     if reset is None:
         return None
     if reset.dtype not in (np.bool_, np.int32):
-        raise _error(where, "reset", "bool or int32", reset.dtype)
+        raise error(where, "reset", "bool or int32", reset.dtype)
     if reset.shape == x.shape[:1]:
         flags = np.zeros(x.shape[:2], np.int32)
         flags[:, :1] = reset[:, None]
         return flags
     if reset.shape != x.shape[:2]:
-        raise _error(where, "reset", f"{list(x.shape[:2])} or {list(x.shape[:1])}", list(reset.shape))
+        raise error(where, "reset", f"{list(x.shape[:2])} or {list(x.shape[:1])}", list(reset.shape))
     return reset.astype(np.int32, copy=False)
 
 
@@ -68,15 +65,13 @@ def causal_conv1d(
     where = "causal_conv1d"
     _check_rank(where, "x", x, 3, "[batch, time, channels]")
     _check_rank(where, "weight", weight, 2, "[channels, width]")
-    if activation not in (None, "silu", "swish"):
-        raise _error(where, "activation", "None, 'silu' or 'swish'", repr(activation))
+    silu = takes_silu(where, activation)
     y = np.empty(x.shape, x.dtype)
     state = None
     if return_final_state:
         state = np.empty((x.shape[0], x.shape[2], weight.shape[1] - 1), x.dtype)
     _core.causal_conv1d(
-        x, weight, bias, initial_state, _resets(where, reset, x),
-        activation is not None, y, state, None, threads,
+        x, weight, bias, initial_state, _resets(where, reset, x), silu, y, state, None, threads
     )
     return y if state is None else (y, state)
 

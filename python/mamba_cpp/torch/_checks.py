@@ -7,14 +7,11 @@ from typing import Any, Optional, Sequence, TypeVar
 import torch
 from torch import Tensor
 
+from .._errors import error
+
 
 # A tensor, or one that may be None, and stays what it is.
 Maybe = TypeVar("Maybe", Tensor, Optional[Tensor])
-
-
-def error(where: str, name: str, expected: Any, got: Any) -> ValueError:
-    """An error in the library's form."""
-    return ValueError(f"{where}: {name}: expected {expected}, got {got}")
 
 
 def sizes(tensor: Tensor) -> str:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import ops
-from ._checks import check_rank, check_shape, error, resets
+from ._checks import error
 from .state import ABSENT, MambaInferenceState, StateOfLayer
 
 class Mamba(StateOfLayer, nn.Module):
@@ -108,16 +108,10 @@ class Mamba(StateOfLayer, nn.Module):
         reset  [batch, time] bool or i32: where it is not zero x[b, t] begins a new sequence; or [batch]:
                before the first step
         """
-        check_rank("Mamba", "x", x, 3, "[batch, time, d_model]")
-        check_shape("Mamba", "x", x, (*x.shape[:2], self.d_model))
-        reset = resets("Mamba", reset, x.shape[0], x.shape[1])
-        before = self._given("Mamba", state, x.shape[0])
+        before, reset = self._given("Mamba", x, state, reset)
 
         u, z = self.in_proj(x).chunk(2, dim=-1)
-        u, conv_state = ops.causal_conv1d(
-            u, self.conv1d.weight.squeeze(1).float(), as_f32(self.conv1d.bias),
-            None if before is None else before.conv_state, reset, "silu", True,
-        )
+        u, conv_state = self._convolve(u, before, reset)
         dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         delta = F.linear(dt, self.dt_proj.weight)  # its bias is added in f32, within the scan
         y, ssm_state = ops.selective_scan(
@@ -127,10 +121,6 @@ class Mamba(StateOfLayer, nn.Module):
         )
         y = self.out_proj(y)
         return y if state is ABSENT else (y, MambaInferenceState(conv_state, ssm_state))
-
-
-def as_f32(tensor: Optional[Tensor]) -> Optional[Tensor]:
-    return None if tensor is None else tensor.float()
 
 
 def initial_dt_bias(count: int, low: float, high: float, floor: float, like: Tensor) -> Tensor:

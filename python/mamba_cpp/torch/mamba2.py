@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import ops
-from ._checks import check_rank, check_shape, error, resets
-from .mamba1 import as_f32, initial_dt_bias
+from ._checks import error
+from .mamba1 import initial_dt_bias
 from .state import ABSENT, MambaInferenceState, StateOfLayer
 
 
@@ -133,25 +133,18 @@ class Mamba2(StateOfLayer, nn.Module):
         reset  [batch, time] bool or i32: where it is not zero x[b, t] begins a new sequence; or [batch]:
                before the first step
         """
-        check_rank("Mamba2", "x", x, 3, "[batch, time, d_model]")
-        check_shape("Mamba2", "x", x, (*x.shape[:2], self.d_model))
-        reset = resets("Mamba2", reset, x.shape[0], x.shape[1])
-        batch = x.shape[0]
-        before = self._given("Mamba2", state, batch)
+        before, reset = self._given("Mamba2", x, state, reset)
 
         mlp_gate, mlp, z, xBC, dt = self.in_proj(x).split(
             [self.d_mlp, self.d_mlp, self.d_ssm, self.conv_channels, self.nheads], dim=-1
         )
-        xBC, conv_state = ops.causal_conv1d(
-            xBC, self.conv1d.weight.squeeze(1).float(), as_f32(self.conv1d.bias),
-            None if before is None else before.conv_state, reset, "silu", True,
-        )
+        xBC, conv_state = self._convolve(xBC, before, reset)
         width = self.ngroups * self.d_state
         u, B, C = xBC.split([self.d_ssm, width, width], dim=-1)
         heads = u.unflatten(-1, (self.nheads, self.headdim))
         groups = (self.ngroups, self.d_state)
         D = self.D.float()
-        ssm_shape = (batch, self.nheads, self.headdim, self.d_state)
+        ssm_shape = (x.shape[0], self.nheads, self.headdim, self.d_state)
         y, ssm_state = ops.ssd(
             heads, dt, self.A_log.float(), B.unflatten(-1, groups), C.unflatten(-1, groups),
             None if self.D_has_hdim else D, self.dt_bias.float(), True, self.dt_limit,

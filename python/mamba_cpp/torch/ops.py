@@ -7,16 +7,13 @@ from typing import Any, Optional, Tuple
 import torch
 from torch import Tensor
 
+from .._errors import error, takes_silu
 from . import _kernels
-from ._checks import autocast_dtype, error, resets, sizes, to
+from ._checks import autocast_dtype, resets, sizes, to
 
 f32 = torch.float32
 
-
-def _silu(where: str, activation: Optional[str]) -> bool:
-    if activation not in (None, "silu", "swish"):
-        raise error(where, "activation", "None, 'silu' or 'swish'", repr(activation))
-    return activation is not None
+# Ranks are asked for in place below: by a function it would be 0.1 us of the 5 that a call may add.
 
 
 def causal_conv1d(
@@ -51,7 +48,7 @@ def causal_conv1d(
         raise error(where, "x", "[batch, time, channels]", sizes(x))
     if weight.dim() != 2:
         raise error(where, "weight", "[channels, width]", sizes(weight))
-    silu = _silu(where, activation)
+    silu = takes_silu(where, activation)
     dtype = autocast_dtype(x)
     if dtype is not None:
         x, initial_state = to(dtype, x), to(dtype, initial_state)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ._checks import error
+from . import ops
+from ._checks import check_rank, check_shape, error, resets
 
 ABSENT = object()  # a state that was not given: not None, which asks for a fresh one
 
@@ -90,8 +91,10 @@ class StateOfLayer:
     """What the two kinds of layers do with states alike.
 
     A layer has `conv_channels`, `d_conv`, `d_ssm` and `d_state`, which are the sizes of its state,
-    `layer_idx`, its key in mamba_ssm's parameters of inference, and `in_proj`.
+    `layer_idx`, its key in mamba_ssm's parameters of inference, `in_proj` and `conv1d`.
     """
+
+    d_model: int
 
     conv_channels: int
     d_conv: int
@@ -99,6 +102,7 @@ class StateOfLayer:
     d_state: int
     layer_idx: Optional[int]
     in_proj: torch.nn.Linear
+    conv1d: torch.nn.Conv1d
 
     def _shapes(self, batch: int) -> Tuple[Tuple[int, int, int], Tuple[int, int, int]]:
         return (batch, self.conv_channels, self.d_conv - 1), (batch, self.d_ssm, self.d_state)
@@ -118,14 +122,35 @@ class StateOfLayer:
             torch.zeros(ssm, device=device, dtype=torch.float32),
         )
 
-    def _given(self, where: str, state: Any, batch: int) -> Optional[MambaInferenceState]:
-        """The state that forward was given, checked; None where there is none to go on from."""
+    # ---- the steps of forward that both have -------------------------------------------------------
+
+    def _given(
+        self, where: str, x: Tensor, state: Any, reset: Optional[Tensor]
+    ) -> Tuple[Optional[MambaInferenceState], Optional[Tensor]]:
+        """What forward was given, checked: the state, None where there is none to go on from, and the
+        resets [batch, time] i32."""
+        check_rank(where, "x", x, 3, "[batch, time, d_model]")
+        check_shape(where, "x", x, (*x.shape[:2], self.d_model))
+        flags = resets(where, reset, x.shape[0], x.shape[1])
         if state is ABSENT or state is None:
-            return None
+            return None, flags
         if not isinstance(state, MambaInferenceState):
             raise error(where, "state", "a MambaInferenceState or None", type(state).__name__)
-        self._check_state(where, state, batch)
-        return state
+        self._check_state(where, state, x.shape[0])
+        return state, flags
+
+    def _convolve(
+        self, x: Tensor, before: Optional[MambaInferenceState], reset: Optional[Tensor]
+    ) -> Tuple[Tensor, Tensor]:
+        """x [batch, time, conv channels] -> SiLU of its convolution, and the conv state after it."""
+        bias = self.conv1d.bias
+        y, state = ops.causal_conv1d(
+            x, self.conv1d.weight.squeeze(1).float(), None if bias is None else bias.float(),
+            None if before is None else before.conv_state, reset, "silu", True,
+        )
+        return y, state
+
+    # ---- its checks --------------------------------------------------------------------------------
 
     def _check_state(self, where: str, state: MambaInferenceState, batch: int) -> None:
         shapes = self._shapes(batch)
