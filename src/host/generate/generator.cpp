@@ -139,8 +139,8 @@ void Generator::continue_from(const Ids& ids, const StackState& state, ConstTens
   const Device from = logits.device();
   check::is(where, "logits", logits, {1, vocab}, DType::f32, from);
   check_state(where, model().stack(), state, 1, from);
-  synchronize(from);
   synchronize(model().device());
+  if (from != model().device()) synchronize(from);
   set_state(state, logits);
   if (from != model().device()) stream().synchronize();  // what they are read from may go
   mark_seen(ids);
