@@ -178,7 +178,8 @@ TEST(LanguageModel, LoadingSaysHowFarItIs) {
       // golden.safetensors has the expected results.
       if (entry.path().filename().string().rfind("model", 0) != 0) continue;
       if (entry.path().extension() != ".safetensors") continue;
-      for (const SafetensorsEntry& tensor : SafetensorsFile(entry.path().string()).entries()) {
+      const SafetensorsFile file(entry.path().string());
+      for (const SafetensorsEntry& tensor : file.entries()) {
         in_files += tensor.bytes;
         ++tensors;
       }
