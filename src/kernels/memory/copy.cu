@@ -125,7 +125,8 @@ void copy_words(const void* from, const Layout& source, void* to, const Layout& 
               : copy_as(std::uint16_t{});
 }
 
-// What CUDA's own copies of rows take between them, in bytes.
+// The most that CUDA's own copies of rows take between them, in bytes. The least is a row: a view's
+// rows may be closer.
 constexpr std::size_t most_pitch = (std::size_t{1} << 31) - 1;
 
 // A device's own in one launch; what goes to or comes from elsewhere, plane by plane.
@@ -140,19 +141,20 @@ void copy_same_dtype(const ConstTensorView& from, const Layout& source, const Te
   const std::int64_t rows = rows_only ? source.outer : source.middle;
   const std::size_t s_pitch = bytes(rows_only ? source.outer_pitch : source.middle_pitch);
   const std::size_t t_pitch = bytes(rows_only ? target.outer_pitch : target.middle_pitch);
-  const bool near = rows == 1 || std::max(s_pitch, t_pitch) <= most_pitch;
+  const std::size_t row_bytes = bytes(source.inner);
+  const bool plain = rows == 1 || (std::min(s_pitch, t_pitch) >= row_bytes &&
+                                   std::max(s_pitch, t_pitch) <= most_pitch);
   const bool here = from.device() == stream.device() && to.device() == stream.device();
-  if (here && (planes > 1 || !near)) {
+  if (here && (planes > 1 || !plain)) {
     return copy_words(from.data(), source, to.data(), target, size_of(from.dtype()), stream,
                       "copy");
   }
   const auto* s = static_cast<const char*>(from.data());
   auto* t = static_cast<char*>(to.data());
-  const std::size_t row_bytes = bytes(source.inner);
   for (std::int64_t o = 0; o < planes; ++o) {
     const char* s_plane = s + bytes(o * source.outer_pitch);
     char* t_plane = t + bytes(o * target.outer_pitch);
-    if (rows > 1 && near) {
+    if (rows > 1 && plain) {
       check(cudaMemcpy2DAsync(t_plane, t_pitch, s_plane, s_pitch, row_bytes,
                               static_cast<std::size_t>(rows), cudaMemcpyDefault, handle(stream)),
             "copy");
