@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import _core
 
 
-def _is_plain(tensors: Tuple[Optional[Tensor], ...]) -> bool:
+def is_plain(tensors: Tuple[Optional[Tensor], ...]) -> bool:
     """Whether nobody sees what is done: no compiler, no mode of dispatch, no subclass of Tensor.
     (The tests of torch._C are what PyTorch's own Python asks.)"""
     if (
@@ -22,7 +22,7 @@ def _is_plain(tensors: Tuple[Optional[Tensor], ...]) -> bool:
     return _core.are_exactly(tensors, Tensor, torch.nn.Parameter)
 
 
-def _wants_gradient(tensors: Sequence[Optional[Tensor]]) -> bool:
+def wants_gradient(tensors: Sequence[Optional[Tensor]]) -> bool:
     if not torch.is_grad_enabled():
         return False
     for tensor in tensors:
@@ -31,7 +31,7 @@ def _wants_gradient(tensors: Sequence[Optional[Tensor]]) -> bool:
     return False
 
 
-def _readable(gradient: Tensor) -> Tensor:
+def readable(gradient: Tensor) -> Tensor:
     """Autograd makes gradients of any strides; a view of the library's is dense after batch and time."""
     dense = gradient.stride(-1) == 1 and (gradient.dim() < 4 or gradient.stride(2) == gradient.shape[3])
     return gradient if dense else gradient.contiguous()
@@ -87,7 +87,7 @@ def operation(
     def grad_forward(*args: Any) -> Tuple[Tensor, ...]:
         made = fake_grad(*args)
         states, dy, dfinal_state = args[-3:]
-        grad(made, args[:count], args[count:-3], states, _readable(dy), dfinal_state)
+        grad(made, args[:count], args[count:-3], states, readable(dy), dfinal_state)
         return made
 
     def setup_context(ctx: Any, inputs: Tuple[Any, ...], output: Tuple[Tensor, ...]) -> None:
@@ -102,7 +102,7 @@ def operation(
         if dy is None:  # only the final state was used
             dy = torch.zeros_like(given[0])
         args = (*given, *ctx.options, states, dy, dfinal_state)
-        unseen = _is_plain((*given, dy)) and not functorch()
+        unseen = is_plain((*given, dy)) and not functorch()
         made = grad_forward(*args) if unseen else grad_op(*args)
         gradients = [None if x is None else dx for x, dx in zip(given, made)]
         return (*gradients, *[None] * (2 + len(ctx.options)))
@@ -132,8 +132,8 @@ def operation(
 
     def call(*args: Any) -> Tuple[Tensor, Tensor]:
         given = args[:count]
-        keep = _wants_gradient(given)
-        if not _is_plain(given):
+        keep = wants_gradient(given)
+        if not is_plain(given):
             y, final_state, _ = op(*args, keep)
         elif keep or functorch():  # which sees the Function, not the operator
             y, final_state, _ = function.apply(*args, True)
