@@ -107,6 +107,14 @@ def operation(
         gradients = [None if x is None else dx for x, dx in zip(given, made)]
         return (*gradients, *[None] * (2 + len(ctx.options)))
 
+    # For transforms of functorch PyTorch asks for forward and setup_context apart, and takes some ten
+    # microseconds to put them together.
+    def forward_and_save(ctx: Any, *args: Any) -> Tuple[Tensor, Tensor, Tensor]:
+        made = forward(*args)
+        ctx.mark_non_differentiable(made[2])
+        setup_context(ctx, args, made)
+        return made
+
     three, many = ", ".join(["Tensor"] * 3), ", ".join(["Tensor"] * (count - 1))
     between = f", {options}" if options else ""
     op = torch.library.custom_op(
@@ -120,14 +128,12 @@ def operation(
     )
     grad_op.register_fake(fake_grad)
     op.register_autograd(backward, setup_context=setup_context)
+    once = {"backward": staticmethod(torch.autograd.function.once_differentiable(backward))}
+    of_torch = (torch.autograd.Function,)
+    plain_function: Any = type(name, of_torch, {"forward": staticmethod(forward_and_save), **once})
     function: Any = type(
-        name,
-        (torch.autograd.Function,),
-        {
-            "forward": staticmethod(forward),
-            "setup_context": staticmethod(setup_context),
-            "backward": staticmethod(torch.autograd.function.once_differentiable(backward)),
-        },
+        name, of_torch,
+        {"forward": staticmethod(forward), "setup_context": staticmethod(setup_context), **once},
     )
 
     def call(*args: Any) -> Tuple[Tensor, Tensor]:
@@ -135,8 +141,10 @@ def operation(
         keep = wants_gradient(given)
         if not is_plain(given):
             y, final_state, _ = op(*args, keep)
-        elif keep or functorch():  # which sees the Function, not the operator
+        elif functorch():  # which sees the Function, not the operator
             y, final_state, _ = function.apply(*args, True)
+        elif keep:
+            y, final_state, _ = plain_function.apply(*args, True)
         else:
             chosen = args[count:]
             y, final_state = outputs(given, chosen)
