@@ -205,6 +205,41 @@ void ssd_grad(Array x, Array dt, Array A_log, Array B, Array C, Array D, Array d
   call.run(op);
 }
 
+// What forward and backward take alike; without a weight there is no norm.
+template <class Op>
+void gated_norm(Call& call, Op& op, Array x, Array z, Array weight, std::int64_t groups,
+                bool norm_before_gate, float epsilon) {
+  op.x = call.in("x", x);
+  op.z = call.in("z", z);
+  op.weight = call.dense("weight", weight);
+  op.groups = groups;
+  op.norm = !weight.is_none();
+  op.gate_first = !norm_before_gate;
+  op.epsilon = epsilon;
+}
+
+void gated_rms_norm(Array x, Array z, Array weight, std::int64_t groups, bool norm_before_gate,
+                    float epsilon, Array y, CudaStream stream, int threads) {
+  Call call("gated_rms_norm", stream, threads);
+  GatedRmsNorm op;
+  gated_norm(call, op, x, z, weight, groups, norm_before_gate, epsilon);
+  op.y = call.out("y", y);
+  call.run(op);
+}
+
+void gated_rms_norm_grad(Array x, Array z, Array weight, std::int64_t groups, bool norm_before_gate,
+                         float epsilon, Array dy, Array dx, Array dz, Array dweight,
+                         CudaStream stream, int threads) {
+  Call call("gated_rms_norm_grad", stream, threads);
+  GatedRmsNormGrad op;
+  gated_norm(call, op, x, z, weight, groups, norm_before_gate, epsilon);
+  op.dy = call.in("dy", dy);
+  op.dx = call.out("dx", dx);
+  op.dz = call.out("dz", dz);
+  op.dweight = call.out("dweight", dweight);
+  call.run(op);
+}
+
 // Whether each of `tensors` is None or of one of two types, and not of one derived from it.
 bool are_exactly(const nb::tuple& tensors, nb::handle type, nb::handle other) {
   for (const nb::handle tensor : tensors) {
@@ -264,6 +299,11 @@ void bind_ops(nb::module_& m) {
         "dt_high"_a, "chunk_states"_a, "chunk_steps"_a, "dy"_a, "dfinal_state"_a.none(), "dx"_a,
         "ddt"_a, "dA_log"_a, "dB"_a, "dC"_a, "dD"_a.none(), "ddt_bias"_a.none(),
         "dinitial_state"_a.none(), "stream"_a.none(), "threads"_a);
+  m.def("gated_rms_norm", &gated_rms_norm, "x"_a, "z"_a, "weight"_a.none(), "groups"_a,
+        "norm_before_gate"_a, "epsilon"_a, "y"_a, "stream"_a.none(), "threads"_a);
+  m.def("gated_rms_norm_grad", &gated_rms_norm_grad, "x"_a, "z"_a, "weight"_a.none(), "groups"_a,
+        "norm_before_gate"_a, "epsilon"_a, "dy"_a, "dx"_a, "dz"_a, "dweight"_a.none(),
+        "stream"_a.none(), "threads"_a);
   m.def("are_exactly", &are_exactly, "tensors"_a, "type"_a, "other"_a);
   m.def("chunk_steps", &chunk_steps, "operation"_a, "device"_a);
 }

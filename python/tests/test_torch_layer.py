@@ -247,6 +247,29 @@ def test_frozen_parameters_have_no_gradient(kind, device, runs):
 
 
 @every
+def test_gradients_that_nobody_wants_are_not_computed(kind, device, monkeypatch):
+    asked = []
+    inner = _layer._core
+
+    class Core:
+        def __getattr__(self, name):
+            return getattr(inner, name)
+
+        def layer_grad(self, *args):
+            asked.append(args)
+            return inner.layer_grad(*args)
+
+    monkeypatch.setattr(_layer, "_core", Core())
+    layer = LAYERS[kind](device)
+    layer.requires_grad_(False)
+    layer.out_proj.weight.requires_grad_()
+    layer(torch.randn(2, 9, 32, device=device)).sum().backward()
+    dconv, dssm, dx, gradients = asked[0][7:11]
+    assert dconv is None and dssm is None and dx is None
+    assert [g is not None for g in gradients] == [False] * (len(gradients) - 1) + [True]
+
+
+@every
 def test_gradients_add_up(kind, device):
     layer = LAYERS[kind](device)
     x = torch.randn(2, 9, 32, device=device)

@@ -55,7 +55,7 @@ def _conv_outputs(tensors: Tensors, options: Options) -> Tuple[Tensor, Tensor]:
     return torch.empty_like(x), x.new_empty(batch, channels, weight.shape[1] - 1)
 
 
-def _conv_kept(tensors: Tensors, options: Options, keep: bool) -> Tensor:
+def _nothing_kept(tensors: Tensors, options: Options, keep: bool) -> Tensor:
     return tensors[0].new_empty((0,))
 
 
@@ -78,7 +78,7 @@ causal_conv1d = operation(
     "causal_conv1d",
     "Tensor x, Tensor weight, Tensor? bias, Tensor? initial_state, Tensor? reset",
     "bool silu",
-    _conv_outputs, _conv_kept, _conv_run, _conv_grad,
+    _conv_outputs, _nothing_kept, _conv_run, _conv_grad,
 )
 
 
@@ -160,4 +160,34 @@ ssd = operation(
     "Tensor? initial_state, Tensor? reset",
     "bool dt_softplus, float dt_low, float dt_high",
     _ssd_outputs, _ssd_kept, _ssd_run, _ssd_grad,
+)
+
+
+# ---- the gated norm of Mamba-2 --------------------------------------------------------------------
+
+
+def _norm_outputs(tensors: Tensors, options: Options) -> Tuple[Tensor, Tensor]:
+    x = tensors[0]
+    return x.new_empty(x.shape), x.new_empty((0,))
+
+
+def _norm_run(
+    y: Tensor, final_state: Tensor, tensors: Tensors, options: Options, kept: Optional[Tensor]
+) -> None:
+    _core.gated_rms_norm(*tensors, *options, y, *place(y))
+
+
+def _norm_grad(
+    gradients: Tensors, tensors: Tensors, options: Options, kept: Tensor, dy: Tensor,
+    dfinal_state: Optional[Tensor],
+) -> None:
+    _core.gated_rms_norm_grad(*tensors, *options, dy, *_present(gradients, tensors), *place(dy))
+
+
+gated_rms_norm = operation(
+    "gated_rms_norm",
+    "Tensor x, Tensor z, Tensor? weight",
+    "int groups, bool norm_before_gate, float epsilon",
+    _norm_outputs, _nothing_kept, _norm_run, _norm_grad,
+    resets=False,
 )

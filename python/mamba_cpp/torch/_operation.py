@@ -50,6 +50,7 @@ def operation(
     kept: Callable[..., Tensor],
     run: Callable[..., None],
     grad: Callable[..., None],
+    resets: bool = True,
 ) -> Callable[..., Tuple[Tensor, Tensor]]:
     """An operation, called in one of three ways that do the same.
 
@@ -60,9 +61,11 @@ def operation(
     to the library without a gradient, else through an autograd.Function of the same parts.
 
     name      of the operator
-    tensors   its tensors as a schema says them, the reset last; the first has the shape of y
+    tensors   its tensors as a schema says them, the reset last where there are `resets`; the first has
+              the shape of y
     options   its other arguments, said so
-    outputs   (tensors, options) -> y and the final state, empty
+    outputs   (tensors, options) -> y and the final state, empty; of an operation that has no state
+              this is a tensor of nothing
     kept      (tensors, options, keep) -> what backward needs, empty; of no elements without `keep`
     run       (y, final_state, tensors, options, kept or None): computes them
     grad      (gradients, tensors, options, kept, dy, dfinal_state): computes the gradient of every
@@ -70,6 +73,7 @@ def operation(
     """
     functorch = torch._C._are_functorch_transforms_active
     count = tensors.count("Tensor")  # an argument list is these, the options, and keep
+    differentiable = count - 1 if resets else count
 
     def fake(*args: Any) -> Tuple[Tensor, Tensor, Tensor]:
         given, chosen, keep = args[:count], args[count:-1], args[-1]
@@ -82,7 +86,7 @@ def operation(
 
     # Its arguments: the same without keep, then kept, dy and dfinal_state.
     def fake_grad(*args: Any) -> Tuple[Tensor, ...]:
-        return tuple([_empty_like(tensor, args[0]) for tensor in args[: count - 1]])
+        return tuple([_empty_like(tensor, args[0]) for tensor in args[:differentiable]])
 
     def grad_forward(*args: Any) -> Tuple[Tensor, ...]:
         made = fake_grad(*args)
@@ -105,7 +109,7 @@ def operation(
         unseen = is_plain((*given, dy)) and not functorch()
         made = grad_forward(*args) if unseen else grad_op(*args)
         gradients = [None if x is None else dx for x, dx in zip(given, made)]
-        return (*gradients, *[None] * (2 + len(ctx.options)))
+        return (*gradients, *[None] * (count - differentiable + len(ctx.options) + 1))
 
     # For transforms of functorch PyTorch asks for forward and setup_context apart, and takes some ten
     # microseconds to put them together.
@@ -115,7 +119,7 @@ def operation(
         setup_context(ctx, args, made)
         return made
 
-    three, many = ", ".join(["Tensor"] * 3), ", ".join(["Tensor"] * (count - 1))
+    three, many = ", ".join(["Tensor"] * 3), ", ".join(["Tensor"] * differentiable)
     between = f", {options}" if options else ""
     op = torch.library.custom_op(
         f"mamba_cpp::{name}", forward, mutates_args=(),

@@ -24,13 +24,7 @@ class GatedRMSNorm(nn.Module):
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         """x, z [..., channels] -> the same shape, of x's dtype."""
-        v, gate = x.float(), F.silu(z.float())
-        if not self.norm_before_gate:
-            v = v * gate
-        v = v.unflatten(-1, (self.groups, -1))
-        v = v * torch.rsqrt(v.square().mean(-1, keepdim=True) + self.eps)
-        v = v.flatten(-2) * self.weight.float()
-        return (v * gate if self.norm_before_gate else v).to(x.dtype)
+        return ops.gated_rms_norm(x, z, self.weight.float(), self.groups, self.norm_before_gate, self.eps)
 
 
 class Mamba2(StateOfLayer, nn.Module):
