@@ -1,18 +1,26 @@
-"""Time of a Mamba layer on a GPU from Python: forward, and forward with backward, as is and compiled.
+"""Time of a Mamba layer on a GPU from Python, as rows of Markdown: forward, and forward with backward.
 
-    PYTHONPATH=build/cuda/python python python/bench/layer.py [BATCH D_MODEL TIME]
+    PYTHONPATH=build/cuda/python python python/bench/layer.py [--sizes BATCH D_MODEL TIME] [--cpp MAMBA_BENCH]
+                                                              [--mamba-ssm]
 
 bf16 weights and activations, random data, CUDA events around each call, medians of 30 with the caches
-flushed before. Beside it stands what mamba_bench measures of the same layer in C++
-(--benchmark_filter=cuda_layer.*_bf16).
+flushed before. A layer as it is called is the library's own; "of operations" is what compilers and other
+tracers see, called without one; then that compiled. With --cpp the same layer in C++ by mamba_bench, which
+knows (8, 768, 2048) alone; with --mamba-ssm the layers of mamba_ssm, where it is installed.
 """
 
+import argparse
+import json
 import statistics
+import subprocess
 import sys
 
 import torch
 
 import mamba_cpp.torch
+from mamba_cpp.torch import state as state_of_layers
+
+SIZES = (8, 768, 2048)  # those of mamba_bench
 
 
 def milliseconds(call, flush, rounds=30):
@@ -30,29 +38,83 @@ def milliseconds(call, flush, rounds=30):
     return statistics.median(times)
 
 
+def row(name, forward, both):
+    print(f"| {name} | " + " | ".join("" if ms is None else f"{ms:.3f}" for ms in (forward, both)) + " |", flush=True)
+
+
+def measure(name, layer, x, dy, flush, call=None):
+    run = layer if call is None else call
+
+    def forward():
+        with torch.no_grad():
+            run(x)
+
+    def both():
+        layer.zero_grad(set_to_none=True)
+        x.grad = None
+        run(x).backward(dy)
+
+    row(name, milliseconds(forward, flush), milliseconds(both, flush))
+
+
+def of_operations(layer):
+    """Calls of `layer` as one that is traced."""
+
+    def call(x):
+        kept = state_of_layers.StateOfLayer._at_once
+        state_of_layers.StateOfLayer._at_once = lambda *_: None
+        try:
+            return layer(x)
+        finally:
+            state_of_layers.StateOfLayer._at_once = kept
+
+    return call
+
+
+def in_cpp(mamba_bench):
+    """{"Mamba": (forward, both), ...} in ms, of what mamba_bench says."""
+    out = subprocess.run(
+        [mamba_bench, "--benchmark_filter=cuda_layer.*_bf16", "--benchmark_format=json"],
+        check=True, stdout=subprocess.PIPE, text=True,
+    ).stdout
+    scale = {"ns": 1e-6, "us": 1e-3, "ms": 1.0, "s": 1e3}
+    for one in json.loads(out)["benchmarks"]:
+        yield one["name"], one["real_time"] * scale[one["time_unit"]]
+
+
 def main():
-    batch, d_model, time = (int(size) for size in sys.argv[1:4]) if len(sys.argv) == 4 else (8, 768, 2048)
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--sizes", type=int, nargs=3, default=SIZES, metavar=("BATCH", "D_MODEL", "TIME"))
+    arguments.add_argument("--cpp", metavar="MAMBA_BENCH")
+    arguments.add_argument("--mamba-ssm", action="store_true")
+    given = arguments.parse_args()
+    batch, d_model, time = given.sizes
     torch.manual_seed(0)
     flush = torch.empty(128 << 20, dtype=torch.uint8, device="cuda")
     x = torch.randn(batch, time, d_model, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     dy = torch.randn_like(x)
-    print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, batch {batch}, d_model {d_model}, time {time}")
+    made = {"device": "cuda", "dtype": torch.bfloat16}
+    print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, batch {batch}, d_model {d_model}, time {time}; ms\n")
+    print("| layer | forward | forward and backward |\n|---|---:|---:|")
     for kind in (mamba_cpp.torch.Mamba, mamba_cpp.torch.Mamba2):
-        layer = kind(d_model, device="cuda", dtype=torch.bfloat16)
-        compiled = torch.compile(layer, fullgraph=True)
-        for name, run in ((kind.__name__, layer), (kind.__name__ + " compiled", compiled)):
-
-            def forward(run=run):
-                with torch.no_grad():
-                    run(x)
-
-            def both(run=run, layer=layer):
-                layer.zero_grad(set_to_none=True)
-                x.grad = None
-                run(x).backward(dy)
-
-            print(f"{name:18s} forward {milliseconds(forward, flush):.3f} ms, forward and backward "
-                  f"{milliseconds(both, flush):.3f} ms")
+        layer = kind(d_model, **made)
+        name = f"`{kind.__name__}`"
+        measure(name, layer, x, dy, flush)
+        measure(f"{name} of operations", layer, x, dy, flush, of_operations(layer))
+        measure(f"{name} compiled", layer, x, dy, flush, torch.compile(layer, fullgraph=True))
+    if given.cpp:
+        if tuple(given.sizes) != SIZES:
+            sys.exit(f"--cpp: expected --sizes {SIZES}, which mamba_bench has, got {tuple(given.sizes)}")
+        for name, ms in in_cpp(given.cpp):
+            both = "backward" in name or "train" in name
+            row(f"C++ {name}", None if both else ms, ms if both else None)
+    if given.mamba_ssm:
+        try:
+            import mamba_ssm
+        except ImportError as missing:
+            sys.exit(f"--mamba-ssm: expected an installed mamba_ssm, got {missing}")
+        for kind in (mamba_ssm.Mamba, mamba_ssm.Mamba2):
+            measure(f"mamba_ssm {mamba_ssm.__version__} `{kind.__name__}`", kind(d_model, **made), x, dy, flush)
 
 
 if __name__ == "__main__":

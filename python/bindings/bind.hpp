@@ -24,6 +24,7 @@ namespace mamba::python {
 void bind_errors(nb::module_& m);
 void bind_tensors(nb::module_& m);
 void bind_ops(nb::module_& m);
+void bind_layers(nb::module_& m);
 void bind_models(nb::module_& m);
 
 // The kind of exception that an error is in Python.

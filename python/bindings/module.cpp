@@ -9,5 +9,6 @@ NB_MODULE(_core, m) {
   mamba::python::bind_errors(m);
   mamba::python::bind_tensors(m);
   mamba::python::bind_ops(m);
+  mamba::python::bind_layers(m);
   mamba::python::bind_models(m);
 }

@@ -9,80 +9,12 @@
 
 #include <algorithm>
 #include <string>
-#include <vector>
 
-#include "bind.hpp"
+#include "call.hpp"
 
 namespace mamba::python {
 
 namespace {
-
-using Array = nb::handle;
-using CudaStream = std::optional<std::uintptr_t>;
-
-// One call of an operation: its operands, seen in place, and the stream that
-// they run on.
-class Call {
- public:
-  Call(const char* where, CudaStream cuda_stream, int threads)
-      : where_(where), cuda_stream_(cuda_stream), threads_(threads) {
-    operands_.reserve(24);
-  }
-
-  ConstTensorView in(const char* name, Array array) {
-    return operands_.emplace_back(where_, name, array).view();
-  }
-  // Parameters and states, which are small.
-  ConstTensorView dense(const char* name, Array array) {
-    return operands_.emplace_back(where_, name, array, Access::dense).view();
-  }
-  TensorView out(const char* name, Array array) {
-    return operands_.emplace_back(where_, name, array, Access::write).writable();
-  }
-
-  // The stream of the first operand, on which its library works now.
-  Stream& stream() const {
-    const Device device = operands_.front().device();
-    if (device.is_cpu()) return stream_for(device, nullptr, threads_);
-    if (cuda_stream_) return stream_for(device, reinterpret_cast<void*>(*cuda_stream_));
-    const std::optional<void*> current = operands_.front().current_stream();
-    if (!current) {
-      throw ArgumentError(where_, "stream", "a cudaStream_t, as these arrays do not tell theirs",
-                          "None");
-    }
-    return stream_for(device, *current);
-  }
-
-  template <class Op>
-  void run(const Op& op) const {
-    Stream& on = stream();
-    const nb::gil_scoped_release others_may_run;
-    mamba::run(op, on);
-  }
-  // The same where Python's names are another's than the library's:
-  // mamba_ssm's.
-  template <class Op>
-  void run_renamed(const Op& op) const {
-    try {
-      run(op);
-    } catch (const ArgumentError& error) {
-      std::string text = error.what();
-      for (const auto& [ours, theirs] :
-           {std::pair{": x: ", ": u: "}, std::pair{": dt: ", ": delta: "},
-            std::pair{": dt_bias: ", ": delta_bias: "}, std::pair{": A_log: ", ": A: "}}) {
-        const std::size_t at = text.find(ours);
-        if (at != std::string::npos) text.replace(at, std::string(ours).size(), theirs);
-      }
-      throw nb::value_error(text.c_str());
-    }
-  }
-
- private:
-  const char* where_;
-  CudaStream cuda_stream_;
-  int threads_;
-  std::vector<Operand> operands_;
-};
 
 // [batch, time, m, n] as [batch, time, m n], whose last dimension is the two together.
 template <class View>
@@ -273,6 +205,41 @@ void ssd_grad(Array x, Array dt, Array A_log, Array B, Array C, Array D, Array d
   call.run(op);
 }
 
+// What forward and backward take alike; without a weight there is no norm.
+template <class Op>
+void gated_norm(Call& call, Op& op, Array x, Array z, Array weight, std::int64_t groups,
+                bool norm_before_gate, float epsilon) {
+  op.x = call.in("x", x);
+  op.z = call.in("z", z);
+  op.weight = call.dense("weight", weight);
+  op.groups = groups;
+  op.norm = !weight.is_none();
+  op.gate_first = !norm_before_gate;
+  op.epsilon = epsilon;
+}
+
+void gated_rms_norm(Array x, Array z, Array weight, std::int64_t groups, bool norm_before_gate,
+                    float epsilon, Array y, CudaStream stream, int threads) {
+  Call call("gated_rms_norm", stream, threads);
+  GatedRmsNorm op;
+  gated_norm(call, op, x, z, weight, groups, norm_before_gate, epsilon);
+  op.y = call.out("y", y);
+  call.run(op);
+}
+
+void gated_rms_norm_grad(Array x, Array z, Array weight, std::int64_t groups, bool norm_before_gate,
+                         float epsilon, Array dy, Array dx, Array dz, Array dweight,
+                         CudaStream stream, int threads) {
+  Call call("gated_rms_norm_grad", stream, threads);
+  GatedRmsNormGrad op;
+  gated_norm(call, op, x, z, weight, groups, norm_before_gate, epsilon);
+  op.dy = call.in("dy", dy);
+  op.dx = call.out("dx", dx);
+  op.dz = call.out("dz", dz);
+  op.dweight = call.out("dweight", dweight);
+  call.run(op);
+}
+
 // Whether each of `tensors` is None or of one of two types, and not of one derived from it.
 bool are_exactly(const nb::tuple& tensors, nb::handle type, nb::handle other) {
   for (const nb::handle tensor : tensors) {
@@ -332,6 +299,11 @@ void bind_ops(nb::module_& m) {
         "dt_high"_a, "chunk_states"_a, "chunk_steps"_a, "dy"_a, "dfinal_state"_a.none(), "dx"_a,
         "ddt"_a, "dA_log"_a, "dB"_a, "dC"_a, "dD"_a.none(), "ddt_bias"_a.none(),
         "dinitial_state"_a.none(), "stream"_a.none(), "threads"_a);
+  m.def("gated_rms_norm", &gated_rms_norm, "x"_a, "z"_a, "weight"_a.none(), "groups"_a,
+        "norm_before_gate"_a, "epsilon"_a, "y"_a, "stream"_a.none(), "threads"_a);
+  m.def("gated_rms_norm_grad", &gated_rms_norm_grad, "x"_a, "z"_a, "weight"_a.none(), "groups"_a,
+        "norm_before_gate"_a, "epsilon"_a, "dy"_a, "dx"_a, "dz"_a, "dweight"_a.none(),
+        "stream"_a.none(), "threads"_a);
   m.def("are_exactly", &are_exactly, "tensors"_a, "type"_a, "other"_a);
   m.def("chunk_steps", &chunk_steps, "operation"_a, "device"_a);
 }

@@ -19,7 +19,7 @@ Tensors = Sequence[Any]  # each a tensor, or None where it is optional
 Options = Sequence[Any]
 
 
-def _place(tensor: Tensor) -> Tuple[Optional[int], int]:
+def place(tensor: Tensor) -> Tuple[Optional[int], int]:
     """The CUDA stream and the number of CPU threads of a call: PyTorch's own."""
     if not _TELLS_STREAM and tensor.is_cuda:
         return torch.cuda.current_stream(tensor.device).cuda_stream, 0
@@ -55,14 +55,14 @@ def _conv_outputs(tensors: Tensors, options: Options) -> Tuple[Tensor, Tensor]:
     return torch.empty_like(x), x.new_empty(batch, channels, weight.shape[1] - 1)
 
 
-def _conv_kept(tensors: Tensors, options: Options, keep: bool) -> Tensor:
+def _nothing_kept(tensors: Tensors, options: Options, keep: bool) -> Tensor:
     return tensors[0].new_empty((0,))
 
 
 def _conv_run(
     y: Tensor, final_state: Tensor, tensors: Tensors, options: Options, kept: Optional[Tensor]
 ) -> None:
-    _core.causal_conv1d(*tensors, *options, y, final_state, *_place(y))
+    _core.causal_conv1d(*tensors, *options, y, final_state, *place(y))
 
 
 def _conv_grad(
@@ -70,7 +70,7 @@ def _conv_grad(
     dfinal_state: Optional[Tensor],
 ) -> None:
     _core.causal_conv1d_grad(
-        *tensors, *options, dy, dfinal_state, *_present(gradients, tensors), *_place(dy)
+        *tensors, *options, dy, dfinal_state, *_present(gradients, tensors), *place(dy)
     )
 
 
@@ -78,7 +78,7 @@ causal_conv1d = operation(
     "causal_conv1d",
     "Tensor x, Tensor weight, Tensor? bias, Tensor? initial_state, Tensor? reset",
     "bool silu",
-    _conv_outputs, _conv_kept, _conv_run, _conv_grad,
+    _conv_outputs, _nothing_kept, _conv_run, _conv_grad,
 )
 
 
@@ -100,7 +100,7 @@ def _scan_run(
     y: Tensor, final_state: Tensor, tensors: Tensors, options: Options, kept: Optional[Tensor]
 ) -> None:
     _core.selective_scan(
-        *tensors, *options, y, final_state, *_chunks("selective_scan", kept), *_place(y)
+        *tensors, *options, y, final_state, *_chunks("selective_scan", kept), *place(y)
     )
 
 
@@ -110,7 +110,7 @@ def _scan_grad(
 ) -> None:
     _core.selective_scan_grad(
         *tensors, *options, *_chunks("selective_scan", kept), dy, dfinal_state,
-        *_present(gradients, tensors), *_place(dy),
+        *_present(gradients, tensors), *place(dy),
     )
 
 
@@ -141,7 +141,7 @@ def _ssd_kept(tensors: Tensors, options: Options, keep: bool) -> Tensor:
 def _ssd_run(
     y: Tensor, final_state: Tensor, tensors: Tensors, options: Options, kept: Optional[Tensor]
 ) -> None:
-    _core.ssd(*tensors, *options, y, final_state, *_chunks("ssd", kept), *_place(y))
+    _core.ssd(*tensors, *options, y, final_state, *_chunks("ssd", kept), *place(y))
 
 
 def _ssd_grad(
@@ -150,7 +150,7 @@ def _ssd_grad(
 ) -> None:
     _core.ssd_grad(
         *tensors, *options, *_chunks("ssd", kept), dy, dfinal_state, *_present(gradients, tensors),
-        *_place(dy),
+        *place(dy),
     )
 
 
@@ -160,4 +160,34 @@ ssd = operation(
     "Tensor? initial_state, Tensor? reset",
     "bool dt_softplus, float dt_low, float dt_high",
     _ssd_outputs, _ssd_kept, _ssd_run, _ssd_grad,
+)
+
+
+# ---- the gated norm of Mamba-2 --------------------------------------------------------------------
+
+
+def _norm_outputs(tensors: Tensors, options: Options) -> Tuple[Tensor, Tensor]:
+    x = tensors[0]
+    return x.new_empty(x.shape), x.new_empty((0,))
+
+
+def _norm_run(
+    y: Tensor, final_state: Tensor, tensors: Tensors, options: Options, kept: Optional[Tensor]
+) -> None:
+    _core.gated_rms_norm(*tensors, *options, y, *place(y))
+
+
+def _norm_grad(
+    gradients: Tensors, tensors: Tensors, options: Options, kept: Tensor, dy: Tensor,
+    dfinal_state: Optional[Tensor],
+) -> None:
+    _core.gated_rms_norm_grad(*tensors, *options, dy, *_present(gradients, tensors), *place(dy))
+
+
+gated_rms_norm = operation(
+    "gated_rms_norm",
+    "Tensor x, Tensor z, Tensor? weight",
+    "int groups, bool norm_before_gate, float epsilon",
+    _norm_outputs, _nothing_kept, _norm_run, _norm_grad,
+    resets=False,
 )

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import _core
 
 
-def _is_plain(tensors: Tuple[Optional[Tensor], ...]) -> bool:
+def is_plain(tensors: Tuple[Optional[Tensor], ...]) -> bool:
     """Whether nobody sees what is done: no compiler, no mode of dispatch, no subclass of Tensor.
     (The tests of torch._C are what PyTorch's own Python asks.)"""
     if (
@@ -22,7 +22,7 @@ def _is_plain(tensors: Tuple[Optional[Tensor], ...]) -> bool:
     return _core.are_exactly(tensors, Tensor, torch.nn.Parameter)
 
 
-def _wants_gradient(tensors: Sequence[Optional[Tensor]]) -> bool:
+def wants_gradient(tensors: Sequence[Optional[Tensor]]) -> bool:
     if not torch.is_grad_enabled():
         return False
     for tensor in tensors:
@@ -31,7 +31,7 @@ def _wants_gradient(tensors: Sequence[Optional[Tensor]]) -> bool:
     return False
 
 
-def _readable(gradient: Tensor) -> Tensor:
+def readable(gradient: Tensor) -> Tensor:
     """Autograd makes gradients of any strides; a view of the library's is dense after batch and time."""
     dense = gradient.stride(-1) == 1 and (gradient.dim() < 4 or gradient.stride(2) == gradient.shape[3])
     return gradient if dense else gradient.contiguous()
@@ -50,6 +50,7 @@ def operation(
     kept: Callable[..., Tensor],
     run: Callable[..., None],
     grad: Callable[..., None],
+    resets: bool = True,
 ) -> Callable[..., Tuple[Tensor, Tensor]]:
     """An operation, called in one of three ways that do the same.
 
@@ -60,9 +61,11 @@ def operation(
     to the library without a gradient, else through an autograd.Function of the same parts.
 
     name      of the operator
-    tensors   its tensors as a schema says them, the reset last; the first has the shape of y
+    tensors   its tensors as a schema says them, the reset last where there are `resets`; the first has
+              the shape of y
     options   its other arguments, said so
-    outputs   (tensors, options) -> y and the final state, empty
+    outputs   (tensors, options) -> y and the final state, empty; of an operation that has no state
+              this is a tensor of nothing
     kept      (tensors, options, keep) -> what backward needs, empty; of no elements without `keep`
     run       (y, final_state, tensors, options, kept or None): computes them
     grad      (gradients, tensors, options, kept, dy, dfinal_state): computes the gradient of every
@@ -70,6 +73,7 @@ def operation(
     """
     functorch = torch._C._are_functorch_transforms_active
     count = tensors.count("Tensor")  # an argument list is these, the options, and keep
+    differentiable = count - 1 if resets else count
 
     def fake(*args: Any) -> Tuple[Tensor, Tensor, Tensor]:
         given, chosen, keep = args[:count], args[count:-1], args[-1]
@@ -82,12 +86,12 @@ def operation(
 
     # Its arguments: the same without keep, then kept, dy and dfinal_state.
     def fake_grad(*args: Any) -> Tuple[Tensor, ...]:
-        return tuple([_empty_like(tensor, args[0]) for tensor in args[: count - 1]])
+        return tuple([_empty_like(tensor, args[0]) for tensor in args[:differentiable]])
 
     def grad_forward(*args: Any) -> Tuple[Tensor, ...]:
         made = fake_grad(*args)
         states, dy, dfinal_state = args[-3:]
-        grad(made, args[:count], args[count:-3], states, _readable(dy), dfinal_state)
+        grad(made, args[:count], args[count:-3], states, readable(dy), dfinal_state)
         return made
 
     def setup_context(ctx: Any, inputs: Tuple[Any, ...], output: Tuple[Tensor, ...]) -> None:
@@ -102,12 +106,20 @@ def operation(
         if dy is None:  # only the final state was used
             dy = torch.zeros_like(given[0])
         args = (*given, *ctx.options, states, dy, dfinal_state)
-        unseen = _is_plain((*given, dy)) and not functorch()
+        unseen = is_plain((*given, dy)) and not functorch()
         made = grad_forward(*args) if unseen else grad_op(*args)
         gradients = [None if x is None else dx for x, dx in zip(given, made)]
-        return (*gradients, *[None] * (2 + len(ctx.options)))
+        return (*gradients, *[None] * (count - differentiable + len(ctx.options) + 1))
 
-    three, many = ", ".join(["Tensor"] * 3), ", ".join(["Tensor"] * (count - 1))
+    # For transforms of functorch PyTorch asks for forward and setup_context apart, and takes some ten
+    # microseconds to put them together.
+    def forward_and_save(ctx: Any, *args: Any) -> Tuple[Tensor, Tensor, Tensor]:
+        made = forward(*args)
+        ctx.mark_non_differentiable(made[2])
+        setup_context(ctx, args, made)
+        return made
+
+    three, many = ", ".join(["Tensor"] * 3), ", ".join(["Tensor"] * differentiable)
     between = f", {options}" if options else ""
     op = torch.library.custom_op(
         f"mamba_cpp::{name}", forward, mutates_args=(),
@@ -120,23 +132,23 @@ def operation(
     )
     grad_op.register_fake(fake_grad)
     op.register_autograd(backward, setup_context=setup_context)
+    once = {"backward": staticmethod(torch.autograd.function.once_differentiable(backward))}
+    of_torch = (torch.autograd.Function,)
+    plain_function: Any = type(name, of_torch, {"forward": staticmethod(forward_and_save), **once})
     function: Any = type(
-        name,
-        (torch.autograd.Function,),
-        {
-            "forward": staticmethod(forward),
-            "setup_context": staticmethod(setup_context),
-            "backward": staticmethod(torch.autograd.function.once_differentiable(backward)),
-        },
+        name, of_torch,
+        {"forward": staticmethod(forward), "setup_context": staticmethod(setup_context), **once},
     )
 
     def call(*args: Any) -> Tuple[Tensor, Tensor]:
         given = args[:count]
-        keep = _wants_gradient(given)
-        if not _is_plain(given):
+        keep = wants_gradient(given)
+        if not is_plain(given):
             y, final_state, _ = op(*args, keep)
-        elif keep or functorch():  # which sees the Function, not the operator
+        elif functorch():  # which sees the Function, not the operator
             y, final_state, _ = function.apply(*args, True)
+        elif keep:
+            y, final_state, _ = plain_function.apply(*args, True)
         else:
             chosen = args[count:]
             y, final_state = outputs(given, chosen)

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import ops
+from . import _layer, ops
 from ._checks import error
 from .state import ABSENT, MambaInferenceState, StateOfLayer
+
 
 class Mamba(StateOfLayer, nn.Module):
     """A layer that takes mamba_ssm's checkpoints and arguments and has its state in the caller's hands.
@@ -109,6 +110,9 @@ class Mamba(StateOfLayer, nn.Module):
                before the first step
         """
         before, reset = self._given("Mamba", x, state, reset)
+        done = self._at_once(x, before, reset, state is not ABSENT)
+        if done is not None:
+            return done if state is not ABSENT else done[0]
 
         u, z = self.in_proj(x).chunk(2, dim=-1)
         u, conv_state = self._convolve(u, before, reset)
@@ -121,6 +125,23 @@ class Mamba(StateOfLayer, nn.Module):
         )
         y = self.out_proj(y)
         return y if state is ABSENT else (y, MambaInferenceState(conv_state, ssm_state))
+
+    # The library's weights in its order, see _layer.weights_of.
+    _parts = (
+        ("in_proj", nn.Linear), ("conv1d", nn.Conv1d), ("x_proj", nn.Linear), ("dt_proj", nn.Linear),
+        "A_log", "D", ("out_proj", nn.Linear),
+    )
+
+    def _settings(self) -> Any:
+        bias = self.in_proj.bias is not None
+        if bias != (self.out_proj.bias is not None):
+            return None
+        if self.x_proj.bias is not None or self.dt_proj.bias is None:
+            return None
+        return _layer.config(
+            mamba2=False, d_model=self.d_model, d_state=self.d_state, d_conv=self.d_conv,
+            d_inner=self.d_inner, dt_rank=self.dt_rank, bias=bias, conv_bias=self.conv1d.bias is not None,
+        )
 
 
 def initial_dt_bias(count: int, low: float, high: float, floor: float, like: Tensor) -> Tensor:

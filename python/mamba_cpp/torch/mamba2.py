@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import ops
+from . import _layer, ops
 from ._checks import error
 from .mamba1 import initial_dt_bias
 from .state import ABSENT, MambaInferenceState, StateOfLayer
@@ -24,13 +24,7 @@ class GatedRMSNorm(nn.Module):
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         """x, z [..., channels] -> the same shape, of x's dtype."""
-        v, gate = x.float(), F.silu(z.float())
-        if not self.norm_before_gate:
-            v = v * gate
-        v = v.unflatten(-1, (self.groups, -1))
-        v = v * torch.rsqrt(v.square().mean(-1, keepdim=True) + self.eps)
-        v = v.flatten(-2) * self.weight.float()
-        return (v * gate if self.norm_before_gate else v).to(x.dtype)
+        return ops.gated_rms_norm(x, z, self.weight.float(), self.groups, self.norm_before_gate, self.eps)
 
 
 class Mamba2(StateOfLayer, nn.Module):
@@ -134,6 +128,9 @@ class Mamba2(StateOfLayer, nn.Module):
                before the first step
         """
         before, reset = self._given("Mamba2", x, state, reset)
+        done = self._at_once(x, before, reset, state is not ABSENT)
+        if done is not None:
+            return done if state is not ABSENT else done[0]
 
         mlp_gate, mlp, z, xBC, dt = self.in_proj(x).split(
             [self.d_mlp, self.d_mlp, self.d_ssm, self.conv_channels, self.nheads], dim=-1
@@ -161,6 +158,30 @@ class Mamba2(StateOfLayer, nn.Module):
         if state is ABSENT:
             return y
         return y, MambaInferenceState(conv_state, ssm_state.flatten(1, 2))
+
+    # The library's weights in its order, see _layer.weights_of.
+    _parts = (
+        ("in_proj", nn.Linear), ("conv1d", nn.Conv1d), "dt_bias", "A_log", "D", ("norm", GatedRMSNorm),
+        ("out_proj", nn.Linear),
+    )
+
+    def _settings(self) -> Any:
+        bias = self.in_proj.bias is not None
+        if self.d_mlp > 0 or self.D_has_hdim or bias != (self.out_proj.bias is not None):
+            return None
+        low, high = self.dt_limit
+        if not 0 <= low <= high:
+            return None
+        norm: Any = {}
+        if self.norm is not None:
+            if self.norm.groups != self.ngroups:
+                return None
+            norm = {"norm_before_gate": self.norm.norm_before_gate, "epsilon": self.norm.eps}
+        return _layer.config(
+            mamba2=True, d_model=self.d_model, d_state=self.d_state, d_conv=self.d_conv, d_inner=self.d_ssm,
+            bias=bias, conv_bias=self.conv1d.bias is not None, head_dim=self.headdim, groups=self.ngroups,
+            rmsnorm=self.norm is not None, dt_low=low, dt_high=high, **norm,
+        )
 
     def _ssm_of_mamba_ssm(self, batch: int) -> Tuple[int, ...]:
         return (batch, self.nheads, self.headdim, self.d_state)

@@ -173,3 +173,30 @@ def ssd(
         *dt_limit,
     )
     return (y, final_state) if return_final_state else y
+
+
+def gated_rms_norm(
+    x: Tensor,
+    z: Tensor,
+    weight: Optional[Tensor] = None,
+    groups: int = 1,
+    norm_before_gate: bool = False,
+    epsilon: float = 1e-5,
+) -> Tensor:
+    """The norm of Mamba-2 with its gate (Dao & Gu 2024), over each of `groups` runs of as many channels.
+
+        v = x silu(z);  y = v rsqrt(mean(v^2) + epsilon) weight
+                        y = x rsqrt(mean(x^2) + epsilon) weight silu(z)      with `norm_before_gate`
+                        y = x silu(z)                                        without a weight
+
+    x, z    [..., channels] of one to three dimensions, f32, bf16 or f16, both of one dtype; any strides with
+            contiguous channels
+    weight  [channels] f32
+
+    Gives y, of x's shape and dtype; means and gates are computed in f32. Under torch.autocast x and z are
+    taken in its dtype, the weight in f32. A wrong operand is a ValueError.
+    """
+    dtype = autocast_dtype(x)
+    if dtype is not None:
+        x, z, weight = to(dtype, x), to(dtype, z), to(f32, weight)
+    return _kernels.gated_rms_norm(x, z, weight, groups, norm_before_gate, epsilon)[0]

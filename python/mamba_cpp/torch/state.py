@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from . import ops
+from . import _layer, ops
 from ._checks import check_rank, check_shape, error, resets
 
 ABSENT = object()  # a state that was not given: not None, which asks for a fresh one
@@ -104,6 +104,9 @@ class StateOfLayer:
     in_proj: torch.nn.Linear
     conv1d: torch.nn.Conv1d
 
+    _parts: _layer.Parts
+    _settings: Callable[[], Any]  # the layer's _layer.config; None where the library has no such layer
+
     def _shapes(self, batch: int) -> Tuple[Tuple[int, int, int], Tuple[int, int, int]]:
         return (batch, self.conv_channels, self.d_conv - 1), (batch, self.d_ssm, self.d_state)
 
@@ -138,6 +141,23 @@ class StateOfLayer:
             raise error(where, "state", "a MambaInferenceState or None", type(state).__name__)
         self._check_state(where, state, x.shape[0])
         return state, flags
+
+    def _at_once(
+        self, x: Tensor, before: Optional[MambaInferenceState], reset: Optional[Tensor], gives_state: bool
+    ) -> Optional[Tuple[Tensor, Any]]:
+        """y and the state after it by the library's own layer; None where it is not for this call."""
+        if torch.compiler.is_compiling():
+            return None
+        weights = _layer.weights_of(self, self._parts)
+        settings = None if weights is None else self._settings()
+        if settings is None:
+            return None
+        states = (None, None) if before is None else (before.conv_state, before.ssm_state)
+        sizes = (self.conv_channels, self.d_conv - 1, self.d_ssm, self.d_state)
+        done = _layer.run(settings, sizes, gives_state, x, states, reset, weights)
+        if done is None:
+            return None
+        return done[0], MambaInferenceState(done[1], done[2]) if gives_state else None
 
     def _convolve(
         self, x: Tensor, before: Optional[MambaInferenceState], reset: Optional[Tensor]
