@@ -14,8 +14,8 @@
 namespace MAMBA_EXPORT mamba {
 
 // When generate() ends, and which callbacks run meanwhile. On CUDA a step needs no answer from the
-// host: where there are no callbacks, the next step is queued before the last token is known. If
-// that token turns out to end the text, the superfluous step is undone.
+// host: where there are no callbacks, or callbacks_apart, the next step is queued before the last
+// token is known. If that token turns out to end the text, the superfluous step is undone.
 struct GenerateOptions {
   std::int64_t max_tokens = 128;
   bool ignore_eos = false;  // false: after one of config().eos_token_ids
@@ -31,6 +31,8 @@ struct GenerateOptions {
   // character that is not complete at the end of a call comes out in a later one (see
   // finish_text). The text of an end-of-text token is left out.
   std::function<bool(std::string_view text)> on_text;
+  // The callbacks use no generator and no state: these may be a step further than what they hear.
+  bool callbacks_apart = false;
 
   // The log-probability of every token, and those of this many likeliest tokens in its place, come
   // with the result. They are natural logarithms of the softmax of the model's logits as they are:

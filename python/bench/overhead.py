@@ -5,7 +5,8 @@
 One batch row, one step, one channel, one state: such a call from C++ takes half a microsecond (0.53 us of a
 scan, 0.49 us of ssd, where this was written), so that nearly all of the time is Python's. Prints microseconds of
 this thread, the least of many rounds. The two outputs are NumPy's and PyTorch's own to make and are taken
-off. Ends with 1 if a call that wants no gradient adds more than LIMIT to the one from C++.
+off. Then the time of a layer's single step, whole: an agent's, of 16 channels, as it is called and as one that
+is traced ("of operations"). Ends with 1 if a call that wants no gradient adds more than LIMIT to the one from C++.
 """
 
 import sys
@@ -58,6 +59,29 @@ def report(kind, each, outputs, limit):
     return fits
 
 
+def layers(torch, ops):
+    """us of one step of each layer: without a gradient, and with a backward."""
+    from mamba_cpp.torch.state import StateOfLayer
+
+    at_once = StateOfLayer._at_once
+    for kind, options in ((ops.Mamba, {}), (ops.Mamba2, {"headdim": 16})):
+        layer = kind(16, d_state=16, **options)
+        x, state = torch.randn(1, 1, 16), layer.make_state(1)
+
+        def forward():
+            with torch.no_grad():
+                layer(x, state)
+
+        def both():
+            y, _ = layer(x, state)
+            y.backward(y.detach())
+
+        for name, way in (("", at_once), (" of operations", lambda *_: None)):
+            StateOfLayer._at_once = way
+            print(f"{kind.__name__ + name:36s}{least(forward, 200):7.1f} us, with a backward {least(both, 200):7.1f}")
+        StateOfLayer._at_once = at_once
+
+
 def main():
     def array(*shape):
         return np.full(shape, 0.5, np.float32)
@@ -84,6 +108,7 @@ def main():
     with torch.no_grad():
         fits = report("torch", cases(tensor, ops), outputs, LIMIT) and fits
     report("torch, gradient wanted,", cases(wanting, ops), outputs, None)
+    layers(torch, ops)
     return fits
 
 

@@ -82,6 +82,8 @@ Writing::Writing(HeldGenerator& held, Keywords& given, std::int64_t max_tokens,
     options_.log_probs = count;
   }
   given.finish();
+  // Whoever calls a generator, or asks for its state, within a callback of its own is refused.
+  options_.callbacks_apart = true;
   options_.on_token = [this](std::int32_t token) { return after_token(token); };
   if (held.tokenizer || on_text_.is_valid()) {
     options_.on_text = [this](std::string_view text) { return after_text(text); };

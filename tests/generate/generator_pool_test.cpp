@@ -371,6 +371,57 @@ TEST_EACH(GeneratorPoolTest, AStepQueuedBeforeTheLastTokenIsKnownChangesNothing,
   }
 }
 
+// Callbacks that use no generator do not hold the next step up, hear of every token in its turn,
+// and end a text as they would have.
+TEST_EACH(GeneratorPoolTest, CallbacksApartHearTheSameWhileTheDeviceIsAhead, MixerKind mixer,
+          Device device) {
+  const LanguageModel model = bytes_model(mixer, device);
+  const Tokenizer bytes = Tokenizer::bytes();
+  struct Heard {
+    Ids tokens;
+    std::string text;
+    std::int64_t most_seen = 0;  // by the generator, when it was told of the third token
+    std::int64_t seen = 0;
+    Ids after;
+  };
+  const auto hear = [&](bool ahead, bool apart) {
+    GeneratorPool pool(model, 1);
+    GeneratorAccess::slots(pool).ahead = ahead;
+    Generator generator = pool.make(lively(3));
+    generator.read(prompts()[0]);
+    Heard heard;
+    GenerateOptions options = tokens(40);
+    options.tokenizer = &bytes;
+    options.callbacks_apart = apart;
+    options.on_token = [&](std::int32_t token) {
+      heard.tokens.push_back(token);
+      if (heard.tokens.size() == 3) heard.most_seen = generator.tokens_seen();
+      return heard.tokens.size() < 9;
+    };
+    options.on_text = [&](std::string_view text) {
+      heard.text += text;
+      return true;
+    };
+    const Generated generated = generator.generate(options);
+    EXPECT_EQ(generated.reason, StopReason::callback);
+    EXPECT_EQ(generated.tokens, heard.tokens);
+    generator.state();
+    heard.seen = generator.tokens_seen();
+    heard.after = generator.generate(tokens(12)).tokens;
+    return heard;
+  };
+  const Heard expected = hear(false, false);
+  EXPECT_EQ(expected.tokens.size(), 9U);
+  for (const bool apart : {false, true}) {
+    const Heard got = hear(true, apart);
+    EXPECT_EQ(got.tokens, expected.tokens);
+    EXPECT_EQ(got.text, expected.text);
+    EXPECT_EQ(got.seen, expected.seen);
+    EXPECT_EQ(got.after, expected.after);
+    EXPECT_EQ(got.most_seen, expected.most_seen + (apart ? 1 : 0)) << "whether it was ahead";
+  }
+}
+
 // Alone, nobody's company can round anything differently: the saved bytes are the same.
 TEST_EACH(GeneratorPoolTest, StoppedWhileRunningAheadIsSavedAsIfItHadNot, MixerKind mixer,
           Device device) {

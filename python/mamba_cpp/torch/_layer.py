@@ -16,6 +16,7 @@ from ._operation import is_plain, readable, wants_gradient
 
 _core: Any = _compiled  # a checker of types cannot count starred arguments
 
+Sizes = Tuple[int, int, int, int]  # conv channels, width of the conv state, inner channels, states of each
 Parts = Sequence[Union[str, Tuple[str, Any]]]  # see weights_of
 States = Tuple[Optional[Tensor], Optional[Tensor]]  # conv_state and ssm_state
 
@@ -70,21 +71,19 @@ def weights_of(layer: Any, parts: Parts) -> Optional[Weights]:
     return None if any([weight is None for weight in weights]) else Weights(tuple(weights), tuple(matrices))
 
 
-def _empty_states(x: Tensor, like: Any, wanted: bool) -> States:
-    if not wanted:
-        return None, None
-    channels, width, inner, states = like
+def _new_states(x: Tensor, sizes: Sizes) -> Tuple[Tensor, Tensor]:
+    channels, width, inner, states = sizes
     return x.new_empty(x.shape[0], channels, width), x.new_empty(x.shape[0], inner, states, dtype=torch.float32)
 
 
 def _forward(
-    settings: Any, sizes: Any, gives_state: bool, keep: bool, x: Tensor, states: States,
+    settings: Any, sizes: Sizes, gives_state: bool, keep: bool, x: Tensor, states: States,
     reset: Optional[Tensor], weights: Tuple[Tensor, ...],
 ) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor], Optional[Tensor]]:
     """y, the state after it, and what backward needs."""
     where = place(x)
     y = x.new_empty(x.shape)
-    conv, ssm = _empty_states(x, sizes, gives_state)
+    conv, ssm = _new_states(x, sizes) if gives_state else (None, None)
     kept = None
     if keep:
         kept = x.new_empty(_core.layer_kept(settings, x, *where), dtype=torch.float32)
@@ -99,7 +98,7 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, settings: Any, sizes: Any, gives_state: bool, x: Tensor, conv: Optional[Tensor],
+        ctx: Any, settings: Any, sizes: Sizes, gives_state: bool, x: Tensor, conv: Optional[Tensor],
         ssm: Optional[Tensor], reset: Optional[Tensor], *weights: Tensor,
     ) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
         y, final_conv, final_ssm, kept = _forward(
@@ -118,34 +117,34 @@ class _Layer(torch.autograd.Function):
         x, conv, reset, kept, *weights = ctx.saved_tensors
         _, _, _, wants_x, wants_conv, wants_ssm, _, *wanted = ctx.needs_input_grad
         dy = torch.zeros_like(x) if dy is None else readable(dy)
-        before_conv, before_ssm = None, None
+        dstates: States = (None, None)
         if dconv is not None or dssm is not None or wants_conv or wants_ssm:
             # The library writes where it reads; what autograd hands over may be someone else's too.
-            before_conv, before_ssm = _empty_states(x, ctx.sizes, True)
-            for mine, given in ((before_conv, dconv), (before_ssm, dssm)):
-                mine.zero_() if given is None else mine.copy_(given)
+            mine = _new_states(x, ctx.sizes)
+            for own, given in zip(mine, (dconv, dssm)):
+                own.zero_() if given is None else own.copy_(given)
+            dstates = mine
         dx = torch.empty_like(x) if wants_x else None
         gradients = tuple(
             [weight.new_empty(weight.shape) if wants else None for weight, wants in zip(weights, wanted)]
         )
         _core.layer_grad(
-            ctx.settings, x, conv, reset, tuple(weights), kept, dy, before_conv, before_ssm, dx, gradients,
+            ctx.settings, x, conv, reset, tuple(weights), kept, dy, *dstates, dx, gradients,
             *place(x),
         )
         return (
-            None, None, None, dx, before_conv if wants_conv else None, before_ssm if wants_ssm else None,
+            None, None, None, dx, dstates[0] if wants_conv else None, dstates[1] if wants_ssm else None,
             None, *gradients,
         )
 
 
 def run(
-    settings: Any, sizes: Tuple[int, int, int, int], gives_state: bool, x: Tensor, states: States,
+    settings: Any, sizes: Sizes, gives_state: bool, x: Tensor, states: States,
     reset: Optional[Tensor], weights: Weights,
 ) -> Optional[Tuple[Tensor, Optional[Tensor], Optional[Tensor]]]:
     """y and the two tensors of the state after it; None where this call is not for the library's layer.
 
     settings  of `config`
-    sizes     conv channels, width of the conv state, inner channels and states of each
     """
     if x.numel() == 0 or not is_plain((x, *states, reset, *weights.all)):
         return None

@@ -149,15 +149,18 @@ class StateOfLayer:
         if torch.compiler.is_compiling():
             return None
         weights = _layer.weights_of(self, self._parts)
-        settings = None if weights is None else self._settings()
+        if weights is None:
+            return None
+        settings = self._settings()
         if settings is None:
             return None
-        states = (None, None) if before is None else (before.conv_state, before.ssm_state)
+        states: _layer.States = (None, None) if before is None else (before.conv_state, before.ssm_state)
         sizes = (self.conv_channels, self.d_conv - 1, self.d_ssm, self.d_state)
         done = _layer.run(settings, sizes, gives_state, x, states, reset, weights)
         if done is None:
             return None
-        return done[0], MambaInferenceState(done[1], done[2]) if gives_state else None
+        y, conv, ssm = done
+        return y, None if conv is None or ssm is None else MambaInferenceState(conv, ssm)
 
     def _convolve(
         self, x: Tensor, before: Optional[MambaInferenceState], reset: Optional[Tensor]

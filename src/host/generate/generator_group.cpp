@@ -37,10 +37,10 @@ std::vector<Generated> Generator::generate(const Group& group,
   std::vector<std::size_t> active;
   bool watched = false;  // by somebody, who may do anything with a generator, or wants its logits
   for (std::size_t i = 0; i < group.size(); ++i) {
-    options_of(options, i).check();
-    watched = watched || options_of(options, i).on_token || options_of(options, i).on_text ||
-              options_of(options, i).log_probs;
-    if (options_of(options, i).max_tokens > 0) active.push_back(i);
+    const GenerateOptions& one = options_of(options, i);
+    one.check();
+    watched = watched || one.log_probs || ((one.on_token || one.on_text) && !one.callbacks_apart);
+    if (one.max_tokens > 0) active.push_back(i);
   }
   in_order(where, group);
   Group writing;
