@@ -4,7 +4,8 @@
                                                               [--mamba-ssm]
 
 bf16 weights and activations, random data, CUDA events around each call, medians of 30 with the caches
-flushed before. A layer as it is called is the library's own; "of operations" is what compilers and other
+flushed before: first with a device that waits for each call, as one that is called once does; then with one
+that is kept busy until the call is queued, as in a training loop. A layer as it is called is the library's own; "of operations" is what compilers and other
 tracers see, called without one; then that compiled. With --cpp the same layer in C++ by mamba_bench, which
 knows (8, 768, 2048) alone; with --mamba-ssm the layers of mamba_ssm, where it is installed.
 """
@@ -23,12 +24,17 @@ from mamba_cpp.torch import state as state_of_layers
 SIZES = (8, 768, 2048)  # those of mamba_bench
 
 
-def milliseconds(call, flush, rounds=30):
+BUSY = 4_000_000  # cycles of a device: about 2 ms, which any call here is queued within
+
+
+def milliseconds(call, flush, queued, rounds=30):
     for _ in range(5):
         call()
     times = []
     for _ in range(rounds):
         flush.zero_()
+        if queued:
+            torch.cuda._sleep(BUSY)
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         call()
@@ -38,8 +44,8 @@ def milliseconds(call, flush, rounds=30):
     return statistics.median(times)
 
 
-def row(name, forward, both):
-    print(f"| {name} | " + " | ".join("" if ms is None else f"{ms:.3f}" for ms in (forward, both)) + " |", flush=True)
+def row(name, *times):
+    print(f"| {name} | " + " | ".join("" if ms is None else f"{ms:.3f}" for ms in times) + " |", flush=True)
 
 
 def measure(name, layer, x, dy, flush, call=None):
@@ -54,7 +60,7 @@ def measure(name, layer, x, dy, flush, call=None):
         x.grad = None
         run(x).backward(dy)
 
-    row(name, milliseconds(forward, flush), milliseconds(both, flush))
+    row(name, *[milliseconds(work, flush, queued) for queued in (False, True) for work in (forward, both)])
 
 
 def of_operations(layer):
@@ -95,7 +101,8 @@ def main():
     dy = torch.randn_like(x)
     made = {"device": "cuda", "dtype": torch.bfloat16}
     print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, batch {batch}, d_model {d_model}, time {time}; ms\n")
-    print("| layer | forward | forward and backward |\n|---|---:|---:|")
+    print("| layer | forward | forward and backward | queued ahead: forward | forward and backward |")
+    print("|---|---:|---:|---:|---:|")
     for kind in (mamba_cpp.torch.Mamba, mamba_cpp.torch.Mamba2):
         layer = kind(d_model, **made)
         name = f"`{kind.__name__}`"
@@ -107,7 +114,7 @@ def main():
             sys.exit(f"--cpp: expected --sizes {SIZES}, which mamba_bench has, got {tuple(given.sizes)}")
         for name, ms in in_cpp(given.cpp):
             both = "backward" in name or "train" in name
-            row(f"C++ {name}", None if both else ms, ms if both else None)
+            row(f"C++ {name}", None, None, None if both else ms, ms if both else None)
     if given.mamba_ssm:
         try:
             import mamba_ssm

@@ -1,6 +1,7 @@
 """Nothing is copied on the way in or out, and nothing is kept after a call."""
 
 import gc
+import os
 import resource
 
 import numpy as np
@@ -61,6 +62,8 @@ def test_on_the_cpu_as_many_threads_as_pytorch_has(threads, monkeypatch):
 
 def growth(call, calls, device):
     """KiB by which the peak of memory grew, after calls enough to have all that is kept."""
+    if device == "cuda" and "PYTEST_XDIST_WORKER" in os.environ:
+        pytest.skip("a device's free memory is that of all workers: run this test without -n")
     for _ in range(calls // 4):
         call()
     gc.collect()
