@@ -1,4 +1,4 @@
-"""The Mamba-1 layer (Gu & Dao 2023, figure 3), of PyTorch's linear layers and the library's operations."""
+"""The Mamba-1 layer (Gu & Dao 2023, figure 3): the library's, or of PyTorch's linear layers and its operations."""
 
 from __future__ import annotations
 
@@ -36,12 +36,20 @@ class Mamba(StateOfLayer, nn.Module):
                    how dt begins: its bias log-uniform between dt_min and dt_max after softplus, its weight
                    "random" or "constant"
     conv_bias, bias    of the convolution, and of in_proj and out_proj
-    use_fast_path  taken as mamba_ssm takes it; there is one path
+    use_fast_path  taken as mamba_ssm takes it, without effect
     layer_idx      the key of the layer's state, see get_inference_state
 
     The parameters have mamba_ssm's names and begin with its distributions. A_log and D are f32 whatever
     the dtype; under torch.autocast projections run in its dtype and states stay f32 (ssm_state) and in
     the activations' dtype (conv_state). Anything that does not fit is a ValueError.
+
+    Where nobody looks inside, a call is the library's own layer, as one operation that is differentiable
+    once: nothing but tensors and parameters of exactly these classes, no compiler, mode of dispatch or
+    transform of torch.func, and in_proj, conv1d, x_proj, dt_proj and out_proj as they were made, without
+    another class (as parametrisations give them), hooks or a forward of their own, and without hooks on all
+    modules. Every other call is made of PyTorch's linear layers and the operations of mamba_cpp.torch, with
+    the same results up to rounding. What backward needs is PyTorch's memory and goes with the graph; a
+    parameter that is changed in place before backward is an error, as for PyTorch's own layers.
     """
 
     def __init__(

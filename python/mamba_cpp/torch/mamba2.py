@@ -1,4 +1,4 @@
-"""The Mamba-2 layer (Dao & Gu 2024, figure 6), of PyTorch's linear layers and the library's operations."""
+"""The Mamba-2 layer (Dao & Gu 2024, figure 6): the library's, or of PyTorch's linear layers and its operations."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ class Mamba2(StateOfLayer, nn.Module):
     chunk_size, use_mem_eff_path, sequence_parallel    taken as mamba_ssm takes them, without effect
     layer_idx      the key of the layer's state, see get_inference_state
 
-    A_log, D and dt_bias are f32 whatever the dtype. Parallelism over a `process_group` is a ValueError.
+    A_log, D and dt_bias are f32 whatever the dtype. A call is the library's own layer under the conditions that
+    `Mamba` says, here of in_proj, conv1d, norm and out_proj, unless D_has_hdim or d_ssm are given. Parallelism over a `process_group` is a ValueError.
     """
 
     def __init__(
