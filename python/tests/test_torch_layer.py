@@ -296,6 +296,16 @@ def test_gradients_come_from_each_output_alone(kind, device, monkeypatch):
         for got, expected in zip(gradients(of), of_operations(monkeypatch, lambda: gradients(of))):
             operands.check_close(got, expected.double(), 1e-5, of)
 
+    def of_a_fresh_state(of):
+        after = layer(leaf, None)[1]
+        out = {"conv": after.conv_state, "ssm": after.ssm_state}[of]
+        return torch.autograd.grad(out.square().sum(), [leaf, layer.in_proj.weight])
+
+    for of in ("conv", "ssm"):
+        for got, expected in zip(of_a_fresh_state(of), of_operations(monkeypatch, lambda: of_a_fresh_state(of))):
+            assert expected.abs().sum() > 0
+            operands.check_close(got, expected.double(), 1e-5, of)
+
 
 @every
 def test_twice_through_one_graph(kind, device):
