@@ -18,11 +18,11 @@ every = pytest.mark.parametrize("form", FORMS)
 def given(form, device, dtype=torch.float32, channels=24):
     new = lambda *shape: torch.randn(*shape, device=device)
     columns = new(2, 7, 3 * channels).to(dtype)  # x and z are slices of a projection
-    weight = None if form == "no norm" else new(channels)
-    return {"x": columns[..., :channels], "z": columns[..., channels: 2 * channels], "weight": weight}
+    operands_ = {"x": columns[..., :channels], "z": columns[..., channels: 2 * channels]}
+    return operands_ if form == "no norm" else {**operands_, "weight": new(channels)}
 
 
-def plain(x, z, weight, groups=1, norm_before_gate=False, epsilon=1e-5):
+def plain(x, z, weight=None, groups=1, norm_before_gate=False, epsilon=1e-5):
     if weight is None:
         return x * F.silu(z)
     v = x if norm_before_gate else x * F.silu(z)
@@ -31,18 +31,11 @@ def plain(x, z, weight, groups=1, norm_before_gate=False, epsilon=1e-5):
     return v * F.silu(z) if norm_before_gate else v
 
 
-def leaves(operands_, change=lambda value: value):
-    return {
-        key: None if value is None else change(value.detach().clone()).requires_grad_()
-        for key, value in operands_.items()
-    }
-
-
 @every
 @pytest.mark.parametrize("dtype, bound", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 2e-3)])
 def test_against_float64(form, dtype, bound, device):
     operands_ = given(form, device, dtype)
-    mine, exact = leaves(operands_), leaves(operands_, torch.Tensor.double)
+    mine, exact = operands.leaves(operands_), operands.doubles(operands_)
     y, y_exact = mt.gated_rms_norm(**mine, **FORMS[form]), plain(**exact, **FORMS[form])
     assert y.dtype == dtype
     operands.check_close(y, y_exact, bound)
@@ -50,15 +43,14 @@ def test_against_float64(form, dtype, bound, device):
     y.backward(dy)
     y_exact.backward(dy.double())
     for key, value in mine.items():
-        if value is not None:
-            assert value.grad.dtype == value.dtype
-            operands.check_close(value.grad, exact[key].grad, bound, "d" + key)
+        assert value.grad.dtype == value.dtype
+        operands.check_close(value.grad, exact[key].grad, bound, "d" + key)
 
 
 @every
 def test_slices_are_read_in_place(form, device):
     operands_ = given(form, device)
-    dense = {key: None if value is None else value.contiguous() for key, value in operands_.items()}
+    dense = {key: value.contiguous() for key, value in operands_.items()}
     assert torch.equal(mt.gated_rms_norm(**operands_, **FORMS[form]), mt.gated_rms_norm(**dense, **FORMS[form]))
 
 
@@ -66,8 +58,8 @@ def arguments(form, device, keep):
     operands_ = given(form, device)
     options = {"groups": 1, "norm_before_gate": False, "epsilon": 1e-5, **FORMS[form]}
     if keep:
-        operands_ = leaves(operands_)
-    return (*operands_.values(), *options.values(), keep)
+        operands_ = operands.leaves(operands_)
+    return (operands_["x"], operands_["z"], operands_.get("weight"), *options.values(), keep)
 
 
 @every
@@ -88,15 +80,14 @@ def test_opcheck_of_the_gradient(form, device):
 @every
 def test_compiled(form, device):
     operands_ = given(form, device)
-    mine, compiled = leaves(operands_), leaves(operands_)
+    mine, compiled = operands.leaves(operands_), operands.leaves(operands_)
     step = lambda operands_: mt.gated_rms_norm(**operands_, **FORMS[form]).square().sum()
     expected, got = step(mine), torch.compile(step, fullgraph=True)(compiled)
     operands.check_close(got, expected.double(), 1e-6)
     expected.backward()
     got.backward()
     for key, value in mine.items():
-        if value is not None:
-            operands.check_close(compiled[key].grad, value.grad.double(), 1e-6, "d" + key)
+        operands.check_close(compiled[key].grad, value.grad.double(), 1e-6, "d" + key)
 
 
 @every
@@ -110,8 +101,8 @@ def test_under_autocast(form, device):
 
 @every
 def test_gradients_by_torch_func(form, device):
-    operands_ = {key: value for key, value in given(form, device).items() if value is not None}
-    mine = leaves(operands_)
+    operands_ = given(form, device)
+    mine = operands.leaves(operands_)
     mt.gated_rms_norm(**mine, **FORMS[form]).sum().backward()
     found = torch.func.grad(lambda them: mt.gated_rms_norm(**them, **FORMS[form]).sum())(operands_)
     for key, value in mine.items():
