@@ -5,12 +5,14 @@
 
 bf16 weights and activations, random data, CUDA events around each call, medians of 30 with the caches
 flushed before: first with a device that waits for each call, as one that is called once does; then with one
-that is kept busy until the call is queued, as in a training loop. A layer as it is called is the library's own; "of operations" is what compilers and other
-tracers see, called without one; then that compiled. With --cpp the same layer in C++ by mamba_bench, which
-knows (8, 768, 2048) alone; with --mamba-ssm the layers of mamba_ssm, where it is installed.
+that is kept busy until the call is queued, as in a training loop. A layer as it is called is the library's
+own; "of operations" is what compilers and other tracers see, called without one; then that compiled. With
+--cpp the same layers in C++ by mamba_bench, which knows (8, 768, 2048) of these sizes; with --mamba-ssm the
+layers of mamba_ssm, where it is installed.
 """
 
 import argparse
+import contextlib
 import json
 import statistics
 import subprocess
@@ -19,11 +21,9 @@ import sys
 import torch
 
 import mamba_cpp.torch
-from mamba_cpp.torch import state as state_of_layers
+from mamba_cpp.torch.state import StateOfLayer
 
 SIZES = (8, 768, 2048)  # those of mamba_bench
-
-
 BUSY = 4_000_000  # cycles of a device: about 2 ms, which any call here is queued within
 
 
@@ -63,24 +63,22 @@ def measure(name, layer, x, dy, flush, call=None):
     row(name, *[milliseconds(work, flush, queued) for queued in (False, True) for work in (forward, both)])
 
 
-def of_operations(layer):
-    """Calls of `layer` as one that is traced."""
-
-    def call(x):
-        kept = state_of_layers.StateOfLayer._at_once
-        state_of_layers.StateOfLayer._at_once = lambda *_: None
-        try:
-            return layer(x)
-        finally:
-            state_of_layers.StateOfLayer._at_once = kept
-
-    return call
+@contextlib.contextmanager
+def of_operations():
+    """Layers run as they do where somebody traces them."""
+    at_once = StateOfLayer._at_once
+    StateOfLayer._at_once = lambda *_: None
+    try:
+        yield
+    finally:
+        StateOfLayer._at_once = at_once
 
 
 def in_cpp(mamba_bench):
-    """{"Mamba": (forward, both), ...} in ms, of what mamba_bench says."""
+    """(name, ms) of each bench of a layer of SIZES."""
+    sizes = "batch:{}/d_model:{}/time:{}/".format(*SIZES)
     out = subprocess.run(
-        [mamba_bench, "--benchmark_filter=cuda_layer.*_bf16", "--benchmark_format=json"],
+        [mamba_bench, f"--benchmark_filter=cuda_layer.*_bf16/{sizes}", "--benchmark_format=json"],
         check=True, stdout=subprocess.PIPE, text=True,
     ).stdout
     scale = {"ns": 1e-6, "us": 1e-3, "ms": 1.0, "s": 1e3}
@@ -100,20 +98,22 @@ def main():
     x = torch.randn(batch, time, d_model, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     dy = torch.randn_like(x)
     made = {"device": "cuda", "dtype": torch.bfloat16}
-    print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, batch {batch}, d_model {d_model}, time {time}; ms\n")
+    print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, "
+          f"batch {batch}, d_model {d_model}, time {time}; ms\n")
     print("| layer | forward | forward and backward | queued ahead: forward | forward and backward |")
     print("|---|---:|---:|---:|---:|")
     for kind in (mamba_cpp.torch.Mamba, mamba_cpp.torch.Mamba2):
         layer = kind(d_model, **made)
         name = f"`{kind.__name__}`"
         measure(name, layer, x, dy, flush)
-        measure(f"{name} of operations", layer, x, dy, flush, of_operations(layer))
+        with of_operations():
+            measure(f"{name} of operations", layer, x, dy, flush)
         measure(f"{name} compiled", layer, x, dy, flush, torch.compile(layer, fullgraph=True))
     if given.cpp:
         if tuple(given.sizes) != SIZES:
             sys.exit(f"--cpp: expected --sizes {SIZES}, which mamba_bench has, got {tuple(given.sizes)}")
         for name, ms in in_cpp(given.cpp):
-            both = "backward" in name or "train" in name
+            both = "backward" in name
             row(f"C++ {name}", None, None, None if both else ms, ms if both else None)
     if given.mamba_ssm:
         try:

@@ -9,6 +9,7 @@ off. Then the time of a layer's single step, whole: an agent's, of 16 channels, 
 is traced ("of operations"). Ends with 1 if a call that wants no gradient adds more than LIMIT to the one from C++.
 """
 
+import contextlib
 import sys
 import time
 
@@ -61,9 +62,8 @@ def report(kind, each, outputs, limit):
 
 def layers(torch, ops):
     """us of one step of each layer: without a gradient, and with a backward."""
-    from mamba_cpp.torch.state import StateOfLayer
+    from layer import of_operations
 
-    at_once = StateOfLayer._at_once
     for kind, options in ((ops.Mamba, {}), (ops.Mamba2, {"headdim": 16})):
         layer = kind(16, d_state=16, **options)
         x, state = torch.randn(1, 1, 16), layer.make_state(1)
@@ -76,10 +76,10 @@ def layers(torch, ops):
             y, _ = layer(x, state)
             y.backward(y.detach())
 
-        for name, way in (("", at_once), (" of operations", lambda *_: None)):
-            StateOfLayer._at_once = way
-            print(f"{kind.__name__ + name:36s}{least(forward, 200):7.1f} us, with a backward {least(both, 200):7.1f}")
-        StateOfLayer._at_once = at_once
+        for name, way in (("", contextlib.nullcontext), (" of operations", of_operations)):
+            with way():
+                times = least(forward, 200), least(both, 200)
+            print(f"{kind.__name__ + name:36s}{times[0]:7.1f} us, with a backward {times[1]:7.1f}")
 
 
 def main():

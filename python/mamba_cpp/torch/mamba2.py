@@ -49,7 +49,8 @@ class Mamba2(StateOfLayer, nn.Module):
     layer_idx      the key of the layer's state, see get_inference_state
 
     A_log, D and dt_bias are f32 whatever the dtype. A call is the library's own layer under the conditions that
-    `Mamba` says, here of in_proj, conv1d, norm and out_proj, unless D_has_hdim or d_ssm are given. Parallelism over a `process_group` is a ValueError.
+    `Mamba` says, here of in_proj, conv1d, norm and out_proj, unless D_has_hdim or d_ssm are given.
+    Parallelism over a `process_group` is a ValueError.
     """
 
     def __init__(
