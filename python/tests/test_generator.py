@@ -129,6 +129,16 @@ def test_a_callback_cannot_call_its_own_generator(make):
     generator.generate(5)  # and it goes on
 
 
+def test_a_callback_cannot_call_another_of_its_pool(model, tokenizer):
+    pool = mamba_cpp.GeneratorPool(model, 2, tokenizer)
+    one, other = pool.make(), pool.make()
+    for generator in (one, other):
+        generator.read("a")
+    for call in (other.next, other.state, lambda: pool.next([other])):
+        with pytest.raises(RuntimeError, match="expected one that is at rest"):
+            one.generate(5, on_token=lambda token: call())
+
+
 def test_half_a_character_is_kept(model, tokenizer):
     generator = mamba_cpp.Generator(model, tokenizer, allowed=[0xC3])
     generator.read("a")
